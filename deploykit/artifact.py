@@ -1,0 +1,277 @@
+"""Artifacts: immutable directories that the stages hand to each other, and their manifests.
+
+This is the only file that knows names on disk. A directory is written under a temporary name beside its
+place, its manifest last, and then renamed: a manifest that is present means that the stage finished.
+The layout stays that of Hugging Face, so that transformers and Optimum open what they are able to open.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploykit.errors import ArtifactError, storage_errors
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+GRAPH = "model.onnx"
+FLOAT_GRAPH = "float/model.onnx"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt")
+ARCHITECTURE = "deploykit_arch.json"
+PREDICTIONS = "predictions.npz"
+GOLDEN = "golden.json"
+MODEL_CARD = "README.md"
+SERVICE = "service.py"
+BENTOFILE = "bentofile.yaml"
+REQUIREMENTS = "requirements.txt"
+LIBRARY = "deploykit"
+GENERATED = ("__pycache__",)  # what running a package may leave beside its files
+
+Kind = Literal["checkpoint", "onnx", "package"]
+
+
+class Record(BaseModel):
+    """Base of what a manifest holds: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Record):
+    """One file of an artifact: its sha256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class Metric(Record):
+    """A measured value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Step(Record):
+    """What one stage of the chain did; `bytes` are those of the weights or of the graph."""
+
+    stage: str
+    method: str
+    key: str
+    seconds: float
+    parameters: int
+    bytes: int
+    metrics: dict[str, dict[str, Metric]]
+
+
+class ServeOptions(Record):
+    """How a package is served: the recipe's `serve` section, carried to the service by the manifest.
+
+    `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `timeout_s` is the
+    deadline of a request in seconds, `max_texts` and `max_body_bytes` bound one request, `threads` are
+    those of the engine (null: all cores that the cgroup allows).
+    """
+
+    max_batch_tokens: int = Field(default=4096, ge=1)
+    max_batch_items: int = Field(default=64, ge=1)
+    max_queue_tokens: int = Field(default=65536, ge=1)
+    timeout_s: float = Field(default=10.0, gt=0)
+    max_texts: int = Field(default=256, ge=1)
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class Manifest(Record):
+    """Everything that later stages, the service and the report need to know.
+
+    `pair` says whether an input is two texts; `engine` runs the graph; `history` lists the stages so far, this one last; `details`
+    holds what is particular to the stage (data summary, learning curve, candidates, parity).
+    """
+
+    format_version: int
+    kind: Kind
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    pair: bool
+    max_tokens: int
+    base_model: str
+    base_revision: str
+    stage: str
+    method: str
+    options: dict[str, Any]
+    key: str
+    parent_key: str
+    seed: int
+    files: dict[str, FileEntry]
+    history: tuple[Step, ...]
+    engine: str
+    serve: ServeOptions
+    details: dict[str, Any]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+    @property
+    def step(self) -> Step:
+        """The last step of the history: this artifact's own."""
+        return self.history[-1]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Artifact":
+        """Opens a directory that a stage has finished; file contents are not checked, see `verify`.
+
+        Raises:
+            ArtifactError: no manifest, one that cannot be read, or one of a newer format.
+        """
+        path = Path(path)
+        try:
+            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{path} is not an artifact: it has no {MANIFEST}. Give the directory that a stage has written."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path / MANIFEST} is damaged ({error}). Build the artifact again.") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format version {version}, and this deploykit reads up to {FORMAT_VERSION}."
+                " Upgrade deploykit to open it."
+            )
+        try:
+            return cls(path, Manifest.model_validate(content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ArtifactError(
+                f"{path / MANIFEST} is damaged: {where}: {first['msg']}. Build the artifact again."
+            ) from error
+
+    def file(self, name: str) -> Path:
+        """Returns the path of one of the names at the top of this module."""
+        return self.path / name
+
+    def verify(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            ArtifactError: names the first file that is missing, added or changed.
+        """
+        for name, entry in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise ArtifactError(f"{self.path} lacks the file {name}. Restore it, or build the artifact again.")
+            found = sha256_of(file)
+            if found != entry.sha256:
+                raise ArtifactError(
+                    f"{file} was changed after it was made: sha256 {found[:12]}…, expected {entry.sha256[:12]}…."
+                    " Restore it, or delete the directory and run the recipe again."
+                )
+        added = sorted(set(_contents(self.path)) - set(self.manifest.files))
+        if added:
+            raise ArtifactError(f"{self.path} holds a file that the manifest does not name: {added[0]}. Remove it.")
+
+
+@contextmanager
+def draft(target: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `target`; removes it unless `seal` has renamed it.
+
+    Raises:
+        StorageError: the disk is full or refuses to be written.
+    """
+    folder = target.parent / f".{target.name}.draft"
+    with storage_errors(target.parent):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
+    """Hashes the files of a draft, writes the manifest last and moves the draft to its place.
+
+    Args:
+        folder: what `draft` gave.
+        target: the artifact's final directory; an older one there is replaced.
+        facts: the manifest's fields, without `format_version` and `files`.
+    """
+    files = {
+        name: FileEntry(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)
+        for name in sorted(_contents(folder))
+    }
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
+        stream.write(manifest.model_dump_json(indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    return Artifact(target, manifest)
+
+
+def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], data: str, seed: int) -> str:
+    """Returns the content key that answers "already done?".
+
+    Args:
+        parent: key of the artifact that the stage starts from, or the base model's fingerprint.
+        data: fingerprint of the labelled data.
+    """
+    content = [parent, stage, method, dict(options), data, seed, FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """Returns a file's sha256 in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_predictions(folder: Path, rows: Mapping[str, list[npt.NDArray[np.float32]]]) -> None:
+    """Stores the scores of each split: `name` concatenated, `name.lengths` to cut it into rows.
+
+    Args:
+        folder: the draft.
+        rows: split to one array `(units, labels)` a row.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, scores in rows.items():
+        arrays[name] = np.concatenate(scores).astype(np.float32)
+        arrays[f"{name}.lengths"] = np.array([len(row) for row in scores], dtype=np.int64)
+    np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **arrays)
+
+
+def load_predictions(artifact: Artifact) -> dict[str, list[npt.NDArray[np.float32]]]:
+    """Reads what `save_predictions` wrote."""
+    with np.load(artifact.file(PREDICTIONS), allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if not name.endswith(".lengths")]
+        return {name: np.split(arrays[name], np.cumsum(arrays[f"{name}.lengths"])[:-1]) for name in names}
+
+
+def _contents(folder: Path) -> Iterator[str]:
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder)
+        if file.is_file() and str(name) != MANIFEST and not set(name.parts) & set(GENERATED):
+            yield name.as_posix()

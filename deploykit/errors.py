@@ -1,0 +1,95 @@
+"""Every error that deploykit raises on purpose, and the exit code each one stands for.
+
+    DeploykitError              3   something inside went wrong
+    ├── GateError               1   a promise about the result was broken
+    └── InputError              2   what was given is wrong; the message says what to do
+        ├── RecipeError             the recipe, with every mistake in it
+        ├── DataError               the labelled data, with line numbers
+        ├── ModelError              the base model
+        ├── ArtifactError           a damaged, foreign or newer artifact
+        ├── MethodError             a method that is not in its folder
+        ├── MissingExtraError       an extra that is not installed
+        ├── BusyError               a directory or a port that is taken
+        └── StorageError            no space or no permission
+
+A message says what was expected, what was found and what to do next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from pathlib import Path
+
+
+class DeploykitError(Exception):
+    """Root of the tree; `exit_code` is what the command line returns."""
+
+    exit_code = 3
+
+
+class GateError(DeploykitError):
+    """A result does not keep a promise of the recipe."""
+
+    exit_code = 1
+
+
+class InputError(DeploykitError):
+    """What the user gave cannot be used as it is."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """The recipe holds one or more mistakes; all of them are listed."""
+
+
+class DataError(InputError):
+    """The labelled data cannot be trained on as it is."""
+
+
+class ModelError(InputError):
+    """The base model cannot be loaded or is of a kind that is not supported."""
+
+
+class ArtifactError(InputError):
+    """A directory is no artifact, is damaged, or is newer than this version."""
+
+
+class MethodError(InputError):
+    """A method's name is not in its folder."""
+
+
+class MissingExtraError(InputError):
+    """A package of an optional extra is not installed."""
+
+
+class BusyError(InputError):
+    """Somebody else is using the directory or the port."""
+
+
+class StorageError(InputError):
+    """The disk is full or refuses to be written."""
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk and a refused write below `path` into a `StorageError`.
+
+    Raises:
+        StorageError: on ENOSPC, EDQUOT, EACCES, EPERM or EROFS.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (ENOSPC, EDQUOT):
+            raise StorageError(
+                f"no space left on the disk while writing {where}. Free some space and run the same"
+                " command again: finished stages are kept."
+            ) from error
+        if error.errno in (EACCES, EPERM, EROFS):
+            raise StorageError(
+                f"no permission to write {where}. Give this user write access, or choose another"
+                " directory with `output:` in the recipe."
+            ) from error
+        raise

@@ -1,0 +1,92 @@
+"""What this process may use: CPU features, cores and memory allowed by the cgroup, GPUs.
+
+Thread counts come from here and never from the host's core count, so that what was measured and what
+serves run under the same budget. Reads only files of the kernel: importing it costs nothing.
+"""
+
+import math
+import os
+import platform
+from pathlib import Path
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Lists those of `CPU_FEATURES` that the kernel reports."""
+    flags = _cpuinfo("flags").split()
+    return tuple(name for name in CPU_FEATURES if name in flags)
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as the kernel gives it."""
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def cpu_limit(cgroup: Path = CGROUP) -> int:
+    """Returns how many cores this process may use: affinity and cgroup quota, at least one.
+
+    Args:
+        cgroup: where the cgroup is mounted; version 2 (`cpu.max`) and version 1 are read.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def memory_limit(cgroup: Path = CGROUP) -> int:
+    """Returns the bytes of memory that this process may use."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _read(cgroup / name)
+        if text.isdigit():
+            return min(host, int(text))
+    return host
+
+
+def gpus() -> tuple[str, ...]:
+    """Names the NVIDIA GPUs that the driver shows; empty without one."""
+    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = [line.partition(":")[2].strip() for file in found for line in _read(file).splitlines() if "Model" in line]
+    return tuple(names)
+
+
+def has_bf16() -> bool:
+    """Says whether the CPU multiplies bfloat16 in hardware."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_features()))
+
+
+def describe() -> dict[str, str | int | list[str]]:
+    """Returns the facts that a manifest records about the machine."""
+    return {
+        "cpu": cpu_name(),
+        "cores": cpu_limit(),
+        "memory_bytes": memory_limit(),
+        "cpu_features": list(cpu_features()),
+        "gpus": list(gpus()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpuinfo(key: str) -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _quota(cgroup: Path) -> float | None:
+    quota, _, period = _read(cgroup / "cpu.max").partition(" ")
+    if not quota:  # version 1
+        quota, period = _read(cgroup / "cpu/cpu.cfs_quota_us"), _read(cgroup / "cpu/cpu.cfs_period_us")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(quota) > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

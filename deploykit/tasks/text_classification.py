@@ -1,0 +1,88 @@
+"""One text, or a pair of texts, gets one label of two or many."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploykit.tasks import Example, Float32, Int64, softmax
+from deploykit.tokenizer import Encoding
+
+AUTO_CLASS = "AutoModelForSequenceClassification"
+ORT_CLASS = "ORTModelForSequenceClassification"
+OPTIMUM_TASK = "text-classification"
+METRICS = ("accuracy", "macro_f1")
+
+
+class Answer(BaseModel):
+    """The prediction for one text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = Field(description="the most probable label")
+    score: float = Field(description="its probability, 0 to 1")
+    scores: dict[str, float] = Field(description="the probability of every label")
+    tokens: int = Field(description="tokens that the model read")
+    truncated: bool = Field(description="whether the end of the text was cut off")
+
+
+def read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
+    """Takes the columns `text`, `text_pair` (when named) and `label`."""
+    pair = columns.get("text_pair")
+    label = row[str(columns["label"])]
+    if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
+        raise ValueError(f"the label is {label!r}, expected a word or a whole number")
+    return Example(
+        text=_text(row, str(columns["text"])),
+        pair=_text(row, pair) if pair else None,
+        label=str(label).strip(),
+    )
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{column!r} is {text!r}, expected a text that is not empty")
+    return text
+
+
+def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Sorts the labels; numbers by value."""
+    names = {example.label for example in examples}
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def classes(example: Example) -> tuple[str, ...]:
+    """Returns the one label."""
+    return (example.label,)
+
+
+def targets(example: Example, labels: Sequence[str]) -> Int64:
+    """Returns the label's index, shape `(1,)`."""
+    return np.array([labels.index(example.label)], dtype=np.int64)
+
+
+def loss_targets(example: Example, encoding: Encoding, labels: Sequence[str]) -> Int64:
+    """Returns the label's index, shape `()`."""
+    return np.array(labels.index(example.label), dtype=np.int64)
+
+
+def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
+    """Makes the logits `(labels,)` a row, `(1, labels)`."""
+    return logits.reshape(1, -1)
+
+
+def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
+    """Returns the most probable label with all probabilities."""
+    probabilities = softmax(scores[0])
+    best = int(probabilities.argmax())
+    return Answer(
+        label=labels[best],
+        score=float(probabilities[best]),
+        scores={label: float(value) for label, value in zip(labels, probabilities, strict=True)},
+        tokens=len(encoding),
+        truncated=encoding.truncated,
+    )

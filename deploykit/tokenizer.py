@@ -1,0 +1,137 @@
+"""The one tokenization path: text to int64 arrays with the `tokenizers` library.
+
+Training, evaluation, parity checks and the service all come through here, so they cannot drift apart.
+Reads only the files `tokenizer.json` and `tokenizer_config.json`; needs neither torch nor transformers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG
+from deploykit.errors import ModelError
+
+Int64 = npt.NDArray[np.int64]
+Batch = dict[str, Int64]
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One tokenized input.
+
+    `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character
+    offsets into the text, (0, 0) for special tokens; `second` marks tokens of the second text of a pair.
+    """
+
+    ids: Int64
+    type_ids: Int64
+    offsets: Int64
+    second: npt.NDArray[np.bool_]
+    unknown: int
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A fast tokenizer with what batching needs to know."""
+
+    backend: tokenizers.Tokenizer
+    pad_id: int
+    padding_side: Side
+    unknown_id: int | None
+    max_tokens: int
+
+    @classmethod
+    def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
+        """Opens the tokenizer of a model directory.
+
+        Args:
+            folder: holds `tokenizer.json` and `tokenizer_config.json`.
+            max_tokens: longer inputs are cut to this many tokens, special tokens included.
+
+        Raises:
+            ModelError: a file is missing or names no padding token.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+            config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain Exception for a missing file
+            raise ModelError(
+                f"{folder} has no fast tokenizer that can be read ({error})."
+                f" Expected {TOKENIZER} and {TOKENIZER_CONFIG}."
+            ) from error
+        pad_id = _special(backend, config, "pad_token")
+        if pad_id is None:
+            raise ModelError(f"{folder / TOKENIZER_CONFIG} names no padding token. Add one, for example the end token.")
+        backend.no_padding()
+        backend.enable_truncation(max_tokens)
+        side: Side = "left" if config.get("padding_side") == "left" else "right"
+        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Encoding]:
+        """Tokenizes texts, or pairs of texts, without padding.
+
+        Args:
+            texts: the first (or only) text of each input.
+            pairs: the second texts, as many as `texts`.
+        """
+        if pairs is None:
+            pairs = [None] * len(texts)
+        inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        return [self._encoding(found) for found in self.backend.encode_batch(inputs)]
+
+    def _encoding(self, found: tokenizers.Encoding) -> Encoding:
+        ids = np.array(found.ids, dtype=np.int64)
+        return Encoding(
+            ids=ids,
+            type_ids=np.array(found.type_ids, dtype=np.int64),
+            offsets=np.array(found.offsets, dtype=np.int64).reshape(-1, 2),
+            second=np.array([part == 1 for part in found.sequence_ids], dtype=np.bool_),
+            unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
+            truncated=bool(found.overflowing),
+        )
+
+    def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None) -> Batch:
+        """Pads encodings to the longest of them.
+
+        Args:
+            encodings: at least one.
+            padding_side: overrides the tokenizer's own side; parity checks try both.
+
+        Returns:
+            `input_ids`, `attention_mask` and `token_type_ids`, each int64 of shape `(batch, tokens)`.
+        """
+        width = max(map(len, encodings))
+        batch = {
+            "input_ids": np.full((len(encodings), width), self.pad_id, dtype=np.int64),
+            "attention_mask": np.zeros((len(encodings), width), dtype=np.int64),
+            "token_type_ids": np.zeros((len(encodings), width), dtype=np.int64),
+        }
+        for row, encoding in enumerate(encodings):
+            place = self.place(len(encoding), width, padding_side)
+            batch["input_ids"][row, place] = encoding.ids
+            batch["attention_mask"][row, place] = 1
+            batch["token_type_ids"][row, place] = encoding.type_ids
+        return batch
+
+    def place(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
+        """Returns where in a padded row of `width` the `tokens` real ones stand."""
+        left = (padding_side or self.padding_side) == "left"
+        return slice(width - tokens, width) if left else slice(0, tokens)
+
+
+def _special(backend: tokenizers.Tokenizer, config: dict[str, object], role: str) -> int | None:
+    token = config.get(role)
+    if isinstance(token, dict):
+        token = token.get("content")
+    return backend.token_to_id(token) if isinstance(token, str) else None
