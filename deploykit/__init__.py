@@ -1,0 +1,60 @@
+"""deploykit: from labelled text to a verified, running transformer service.
+
+The public verbs are imported on first use, so that importing the package stays cheap and a serving
+process never loads what it does not need.
+
+Example:
+    >>> import deploykit
+    >>> artifacts = deploykit.run(deploykit.load_recipe("recipe.yaml"))  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact
+    from deploykit.golden import verify
+    from deploykit.methods import available
+    from deploykit.pipeline import export, package, prune, quantize, run, train
+    from deploykit.predictor import Predictor
+    from deploykit.recipe import Recipe
+    from deploykit.recipe import load as load_recipe
+
+_HOME = {
+    "Artifact": "artifact",
+    "Predictor": "predictor",
+    "Recipe": "recipe",
+    "available": "methods",
+    "export": "pipeline",
+    "load_recipe": "recipe:load",
+    "package": "pipeline",
+    "prune": "pipeline",
+    "quantize": "pipeline",
+    "run": "pipeline",
+    "train": "pipeline",
+    "verify": "golden",
+}
+
+__all__ = [
+    "Artifact",
+    "Predictor",
+    "Recipe",
+    "available",
+    "export",
+    "load_recipe",
+    "package",
+    "prune",
+    "quantize",
+    "run",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(import_module(f"deploykit.{module}"), attribute or name)

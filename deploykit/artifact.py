@@ -26,7 +26,6 @@ MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
-FLOAT_GRAPH = "float/model.onnx"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt")
@@ -38,7 +37,7 @@ SERVICE = "service.py"
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
 LIBRARY = "deploykit"
-GENERATED = ("__pycache__",)  # what running a package may leave beside its files
+GENERATED = ("__pycache__", "model.yaml")  # what running a package, or a model store, leaves beside its files
 
 Kind = Literal["checkpoint", "onnx", "package"]
 
@@ -96,8 +95,8 @@ class ServeOptions(Record):
 class Manifest(Record):
     """Everything that later stages, the service and the report need to know.
 
-    `pair` says whether an input is two texts; `engine` runs the graph; `history` lists the stages so far, this one last; `details`
-    holds what is particular to the stage (data summary, learning curve, candidates, parity).
+    `pair` says whether an input is two texts, `engine` runs the model, `history` lists the stages so far, this
+    one last, and `details` holds what is particular to the stage (data summary, learning curve, candidates, parity).
     """
 
     format_version: int
@@ -237,7 +236,11 @@ def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], 
 
     Args:
         parent: key of the artifact that the stage starts from, or the base model's fingerprint.
+        stage: name of the stage.
+        method: name of its method.
+        options: everything of the recipe that changes what the stage makes.
         data: fingerprint of the labelled data.
+        seed: of the run.
     """
     content = [parent, stage, method, dict(options), data, seed, FORMAT_VERSION]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deploykit import hardware
 from deploykit.artifact import GOLDEN, Artifact
 from deploykit.errors import ArtifactError
 from deploykit.predictor import Predictor
@@ -71,3 +72,20 @@ def moved(found: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
         float(np.abs(softmax(a) - softmax(b)).max(initial=0.0)) if a.shape == b.shape else float("inf")
         for a, b in zip(found, expected, strict=True)
     ]
+
+
+def verify(path: Path | str) -> Artifact:
+    """Checks that an artifact is what was made: every file, and the golden answers where it has them.
+
+    Raises:
+        ArtifactError: names the file that changed, or says how far answers moved.
+
+    Example:
+        >>> verify("runs/movie-reviews/package").manifest.kind  # doctest: +SKIP
+        'package'
+    """
+    artifact = Artifact.load(path)
+    artifact.verify()
+    if artifact.file(GOLDEN).is_file():
+        replay(load(artifact), Predictor.load(artifact, hardware.cpu_limit()))
+    return artifact

@@ -75,7 +75,8 @@ def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
         return error
     extra = EXTRA_OF.get(package, "train")
     return MissingExtraError(
-        f"{wanted_by} needs the package {package!r}, which is not installed. Add it with: pip install 'deploykit[{extra}]'"
+        f"{wanted_by} needs the package {package!r}, which is not installed."
+        f" Add it with: pip install 'deploykit[{extra}]'"
     )
 
 

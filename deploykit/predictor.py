@@ -4,7 +4,7 @@ Evaluation, the golden set and the service all predict through this object, on a
 nothing of metrics, queues or requests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deploykit import engines, tasks
@@ -69,19 +69,26 @@ class Predictor:
         return found
 
     def predict(
-        self, texts: Sequence[str], pairs: Sequence[str | None] | None = None, batch_tokens: int = BATCH_TOKENS
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        track: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
     ) -> list[Float32]:
         """Scores any number of inputs, sorted by length and cut into batches of few padding tokens.
 
         Args:
+            texts: the first text of each input.
+            pairs: the second texts, where the model takes pairs.
             batch_tokens: the most padded tokens of one batch; a longer input runs alone.
+            track: wraps the batches, for a progress bar.
 
         Returns:
             One array `(units, labels)` an input, in the order given.
         """
         encodings = self.tokenizer.encode(texts, pairs)
         found: dict[int, Float32] = {}
-        for rows in batches([len(encoding) for encoding in encodings], batch_tokens):
+        for rows in track(list(batches([len(encoding) for encoding in encodings], batch_tokens))):
             found.update(zip(rows, self.scores([texts[i] for i in rows], [encodings[i] for i in rows]), strict=True))
         return [found[index] for index in range(len(texts))]
 

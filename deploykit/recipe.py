@@ -141,6 +141,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     """Validates a recipe that is already in memory.
 
     Args:
+        content: what the YAML file would hold.
         folder: what its relative paths start from.
         source: named in the message.
 

@@ -51,7 +51,7 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Sorts the labels; numbers by value."""
     names = {example.label for example in examples}
     if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "01" and "1" always in one order
     return tuple(sorted(names))
 
 

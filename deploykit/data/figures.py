@@ -1,0 +1,145 @@
+"""The figures of a data set that the manifest keeps and the report shows.
+
+Everything returned here can be written as JSON. What is odd but no error becomes a sentence in `warnings`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from deploykit.data.checks import shared
+from deploykit.data.examples import Split, key_of, label_counts, short_name
+from deploykit.tasks import Example
+from deploykit.tokenizer import Tokenizer
+
+PERCENTILES = (50, 90, 95, 99)
+BINS = 20
+BATCH = 1024  # texts tokenized at a time
+SKEWED = 10.0  # imbalance from which a warning is given
+
+
+def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
+    """Describes checked splits.
+
+    Args:
+        splits: `train`, `validation` and `test`.
+        cut: the share of each split that was cut from `train`.
+
+    Returns:
+        `rows`, `sources`, `labels`, `duplicates`, `conflicts` (copies of a text with another label),
+        `leakage`, `imbalance` (most frequent label of `train` to least), `characters`, `without_spans`
+        (share of texts; empty where nothing has spans) and `warnings`.
+    """
+    labels = {
+        name: Counter(label for row in split.examples for label in label_counts(row)) for name, split in splits.items()
+    }
+    spans = any(example.spans for split in splits.values() for example in split.examples)
+    figures: dict[str, Any] = {
+        "rows": {name: len(split.examples) for name, split in splits.items()},
+        "sources": {name: _origin(split, cut) for name, split in splits.items()},
+        "labels": {name: dict(sorted(counts.items())) for name, counts in labels.items()},
+        "duplicates": {name: _duplicates(split.examples) for name, split in splits.items()},
+        "conflicts": {name: _conflicts(split.examples) for name, split in splits.items()},
+        "leakage": {f"{a.name}/{b.name}": len(shared(a, b)) for a, b in combinations(splits.values(), 2)},
+        "imbalance": round(max(labels["train"].values()) / min(labels["train"].values()), 3),
+        "characters": {
+            name: distribution([len(row.text) + len(row.pair or "") for row in split.examples])
+            for name, split in splits.items()
+        },
+        "without_spans": {name: _without_spans(split.examples) for name, split in splits.items()} if spans else {},
+    }
+    return {**figures, "warnings": list(_warnings(figures))}
+
+
+def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Describes the lengths in tokens, special tokens included, before anything is cut off.
+
+    Args:
+        examples: of one split.
+        tokenizer: stays as it is.
+
+    Returns:
+        What `distribution` gives, and `max_tokens`, `truncated` (how many texts are longer than that) and
+        `unknown_share` (of all tokens).
+    """
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.no_truncation()
+    lengths: list[int] = []
+    unknown = 0
+    for start in range(0, len(examples), BATCH):
+        batch = examples[start : start + BATCH]
+        for found in backend.encode_batch([row.text if row.pair is None else (row.text, row.pair) for row in batch]):
+            lengths.append(len(found.ids))
+            unknown += found.ids.count(tokenizer.unknown_id)
+    return {
+        **distribution(lengths),
+        "max_tokens": tokenizer.max_tokens,
+        "truncated": sum(length > tokenizer.max_tokens for length in lengths),
+        "unknown_share": round(unknown / max(1, sum(lengths)), 6),
+    }
+
+
+def distribution(values: Sequence[int]) -> dict[str, Any]:
+    """Returns `mean`, `p50` to `p99`, `max`, and a histogram of equal bins: `edges`, one more than `counts`."""
+    counts, edges = np.histogram(values, bins=min(BINS, max(values)), range=(0, max(values)))
+    return {
+        "mean": round(float(np.mean(values)), 2),
+        **{f"p{part}": round(float(np.percentile(values, part)), 1) for part in PERCENTILES},
+        "max": max(values),
+        "histogram": {"edges": [round(float(edge), 2) for edge in edges], "counts": [int(count) for count in counts]},
+    }
+
+
+def _origin(split: Split, cut: Mapping[str, float]) -> str:
+    name = short_name(split.source)
+    return f"{name}, share {cut[split.name]:g}" if split.name in cut else name
+
+
+def _duplicates(examples: Sequence[Example]) -> int:
+    return len(examples) - len({key_of(example) for example in examples})
+
+
+def _conflicts(examples: Sequence[Example]) -> int:
+    """Counts the rows whose text stood further up with other labels."""
+    first: dict[object, Example] = {}
+    earlier = [first.setdefault(key_of(example), example) for example in examples]
+    return sum(_meaning(one) != _meaning(other) for one, other in zip(earlier, examples, strict=True))
+
+
+def _meaning(example: Example) -> tuple[object, ...]:
+    """Returns the labels; spans by the words they cover, since white space may differ between copies."""
+    spans = (
+        (len(example.text[: span.start].split()), example.text[span.start : span.end].split(), span.label)
+        for span in example.spans
+    )
+    return (example.label, *spans)
+
+
+def _without_spans(examples: Sequence[Example]) -> float:
+    return round(sum(not example.spans for example in examples) / len(examples), 4)
+
+
+def _warnings(figures: Mapping[str, Any]) -> Iterator[str]:
+    for name, count in figures["duplicates"].items():
+        if count:
+            yield f"{count} of {figures['rows'][name]} rows of the {name} split repeat an earlier one."
+    for name, count in figures["conflicts"].items():
+        if count:
+            yield f"{count} of them in the {name} split have another label than the first; one of the two is wrong."
+    for names, count in figures["leakage"].items():
+        if count:
+            one, other = names.split("/")
+            yield f"{count} rows of the {other} split stand in the {one} split too; scores flatter the model."
+    for name, counts in figures["labels"].items():
+        absent = sorted(set(figures["labels"]["train"]) - set(counts))
+        if absent:
+            yield f"the {name} split has no row of: {', '.join(absent)}."
+    if figures["imbalance"] >= SKEWED:
+        yield (
+            f"the most frequent label of the training split is {figures['imbalance']:g} times as frequent as the"
+            " least; consider class weights, and look at macro-F1."
+        )

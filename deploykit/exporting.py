@@ -1,0 +1,74 @@
+"""The third stage: a checkpoint becomes an ONNX graph that computes the same.
+
+The graph is exported from the module in memory, so that layers of uneven size need no class of their own
+in transformers. Attention is exported in its eager form: the fusions of graph optimizers know that one.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from optimum.exporters.onnx import onnx_export_from_model
+
+from deploykit import checkpoint, engines, hardware
+from deploykit.artifact import GRAPH, Artifact, draft
+from deploykit.engines.torch import TorchModel
+from deploykit.errors import GateError
+from deploykit.evaluation import parity, splits
+from deploykit.job import Job
+from deploykit.predictor import Predictor
+
+ENGINE = "onnxruntime"
+
+
+def export(job: Job) -> Artifact:
+    """Exports the parent's model and compares the graph with it.
+
+    Args:
+        job: of the stage `export`.
+
+    Raises:
+        GateError: logits differ by more than the recipe's `export.tolerance`.
+    """
+    dataset, options, threads = job.dataset(), job.recipe.export, hardware.cpu_limit()
+    if options is None:
+        raise RuntimeError("the recipe skips the export")
+    model = checkpoint.load(job.source.path)
+    with draft(job.target) as folder:
+        write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
+        job.copy(folder)
+
+        reference = Predictor(job.task, job.source.manifest.labels, job.tokenizer(), TorchModel(model, threads))
+        engine = engines.load(ENGINE).load(folder / GRAPH, threads)
+        differences = parity.difference(reference, engine, dataset.validation)
+        worst = max(differences, key=lambda name: differences[name])
+        if not differences[worst] <= options.tolerance:
+            raise GateError(
+                f"the exported graph does not compute what torch computes: logits differ by {differences[worst]:.2e}"
+                f" ({worst}), allowed {options.tolerance:.0e}. Try another export.opset."
+            )
+        exported = Predictor(job.task, reference.labels, reference.tokenizer, engine)
+        return job.finish(
+            folder,
+            kind="onnx",
+            engine=ENGINE,
+            scores=splits.score_all(exported, dataset),
+            parameters=checkpoint.parameters(model),
+            details={"parity": differences, "tolerance": options.tolerance},
+        )
+
+
+def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
+    """Writes `model.onnx` with dynamic batch and sequence axes.
+
+    Args:
+        model: in memory, with eager attention.
+        folder: gets the graph.
+        task: the exporter's name of the task.
+        opset: of ONNX.
+    """
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # the tracer warns of what it cannot see; parity is measured instead
+        warnings.simplefilter("ignore")
+        onnx_export_from_model(model, folder, task=task, opset=opset, do_validation=False, device="cpu")

@@ -1,0 +1,273 @@
+"""One way to fit a torch module to labelled rows, on transformers' Trainer.
+
+Shared by the trainers and by the recovery after pruning, which is why it is a room of its own. It batches
+through the same tokenizer as the service, keeps the best epoch, and goes on from the last checkpoint of a
+run that was killed. It knows nothing of artifacts.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from deploykit import hardware
+from deploykit.evaluation import metrics
+from deploykit.methods import Options
+from deploykit.tasks import IGNORED, Example, Int64, Task
+from deploykit.tokenizer import Encoding, Tokenizer
+
+LOGGED_STEPS = 20  # points of the learning curve in an epoch
+log = logging.getLogger(__name__)
+
+
+class FitOptions(Options):
+    """How a module is fitted.
+
+    AdamW with linear warm-up (`warmup`, a share of the steps) and linear decay from `learning_rate`;
+    `batch_size` rows times `accumulate` make a step; gradients are clipped to the norm `max_grad_norm`.
+    `bf16` autocast is `auto`: on where the hardware multiplies it. `patience` epochs without a better
+    validation metric end the run early.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    bf16: Literal["auto", "on", "off"] = "auto"
+    patience: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenized input and what the loss compares: shape `()` or `(tokens,)`."""
+
+    encoding: Encoding
+    target: Int64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to learn: tokenized splits, and how predictions are judged."""
+
+    task: Task
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    seed: int
+
+
+Loss = Callable[..., torch.Tensor]
+
+
+def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
+    """Tokenizes examples and their targets."""
+    encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
+    return tuple(
+        Row(encoding, task.loss_targets(found, encoding, labels))
+        for found, encoding in zip(examples, encodings, strict=True)
+    )
+
+
+def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
+    """Fits a module in place and leaves it at its best epoch.
+
+    Args:
+        model: takes the arrays of a batch and `labels`; returns an output with `logits`.
+        problem: rows to learn from and rows to judge by.
+        options: see `FitOptions`.
+        loss: `loss(outputs, labels, num_items_in_batch) -> scalar`.
+        work: directory for checkpoints; the newest complete one there is continued.
+
+    Returns:
+        The history: one entry a logged step (`step`, `epoch`, `loss`) or epoch (`epoch` and the metrics).
+    """
+    set_seed(problem.seed)
+    torch.set_num_threads(hardware.cpu_limit())
+    trainer = Trainer(
+        model=model,
+        args=_arguments(problem, options, work),
+        train_dataset=_Rows(problem.train),
+        eval_dataset=_Rows(problem.validation),
+        data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
+        compute_loss_func=loss,
+        compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
+        callbacks=[_Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    newest = newest_checkpoint(work)
+    if newest:
+        log.info("continuing from %s", newest)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    model.to("cpu")
+    return [_entry(found) for found in trainer.state.log_history if "loss" in found or "eval_loss" in found]
+
+
+def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
+    steps = -(-len(problem.train) // (options.batch_size * options.accumulate))
+    cuda = torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        weight_decay=options.weight_decay,
+        warmup_steps=int(options.warmup * steps * options.epochs),
+        max_grad_norm=options.max_grad_norm,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        group_by_length=True,
+        bf16=options.bf16 == "on" or (options.bf16 == "auto" and fast),
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=problem.task.METRICS[0],
+        greater_is_better=True,
+        logging_strategy="steps",
+        logging_steps=max(1, steps // LOGGED_STEPS),
+        logging_first_step=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        seed=problem.seed,
+        data_seed=problem.seed,
+    )
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as the Trainer wants them; `input_ids` is what it groups by length."""
+
+    def __init__(self, found: Sequence[Row]) -> None:
+        self._rows = found
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self._rows[index].encoding.ids, "row": self._rows[index]}
+
+
+def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Pads rows and their targets; `IGNORED` where nothing is compared."""
+    batch = tokenizer.collate([row.encoding for row in found])
+    targets = [row.target for row in found]
+    if targets[0].ndim == 0:
+        batch["labels"] = np.stack(targets)
+    else:
+        width = batch["input_ids"].shape[1]
+        batch["labels"] = np.full((len(found), width), IGNORED, dtype=np.int64)
+        for row, target in enumerate(targets):
+            batch["labels"][row, tokenizer.place(len(target), width)] = target
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns what a model takes of a batch, targets left out; not all models have token types."""
+    names = signature(model.forward).parameters
+    return {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+
+
+def _batch(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**inputs(model, batch), "labels": batch["labels"]}
+
+
+def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
+    """Returns the loss of a classifier of texts or of tokens.
+
+    Args:
+        weights: of the classes, shape `(labels,)`; default: all the same.
+        smoothing: the share of probability spread over all labels (Szegedy et al., 2016, section 7).
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        summed = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]),
+            labels.reshape(-1),
+            weight=None if weights is None else weights.to(logits.device),
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
+        return summed / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """Finds the newest complete checkpoint and removes what a kill left half written.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one is incomplete.
+    """
+    complete = []
+    for folder in work.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append(folder)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+    return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
+
+
+def _judge(problem: Problem, logits: np.ndarray[Any, Any], targets: Int64) -> dict[str, float]:
+    found = logits[0] if isinstance(logits, tuple) else logits
+    targets = targets.reshape(len(targets), -1)
+    best = found.argmax(axis=-1).reshape(len(targets), -1)
+    shown = [row != IGNORED for row in targets]
+    gold = [row[mask] for row, mask in zip(targets, shown, strict=True)]
+    predicted = [row[mask] for row, mask in zip(best, shown, strict=True)]
+    return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)
+
+
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
+    """Strips the Trainer's prefix and what is a matter of timing."""
+    names = {name: name.removeprefix("eval_") for name in found}
+    timed = ("runtime", "samples_per_second", "steps_per_second")
+    entry = {short: found[name] for name, short in names.items() if short not in timed}
+    return {**entry, "split": "validation" if "eval_loss" in found else "train"}
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar with what is left; silent where nobody looks at a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Opens the bar at the step that a resumed run starts from."""
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fit", unit="step", disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves the bar."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        """Shows the metric that decides."""
+        name = f"eval_{args.metric_for_best_model}"
+        log.info("epoch %.0f: validation %s %.4f", state.epoch, args.metric_for_best_model, metrics[name])
+        self._bar.set_postfix({args.metric_for_best_model: f"{metrics[name]:.4f}"})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Closes the bar."""
+        self._bar.close()

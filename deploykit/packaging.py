@@ -1,0 +1,251 @@
+"""The fifth stage: a graph becomes a directory that serves by itself.
+
+The package holds the graph in the layout of Hugging Face, the golden set, a copy of exactly that part of
+deploykit which serves, pinned requirements without torch, a service file and a bentofile, and a model card.
+"""
+
+import hashlib
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import bentoml
+import numpy as np
+from packaging.requirements import Requirement
+
+import deploykit
+from deploykit import golden, hardware
+from deploykit.artifact import (
+    BENTOFILE,
+    GRAPH,
+    LIBRARY,
+    MODEL_CARD,
+    REQUIREMENTS,
+    SERVICE,
+    Artifact,
+    draft,
+    load_predictions,
+)
+from deploykit.evaluation.comparison import Comparison, compare
+from deploykit.job import REFERENCE, Job
+from deploykit.predictor import Predictor
+from deploykit.recipe import PackageSection
+
+ROOT = Path(__file__).parent
+SERVED = (
+    *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
+    *("predictor.py", "golden.py", "tasks/*.py", "engines/__init__.py", "engines/onnxruntime.py", "serving/*.py"),
+)
+SERVING_PACKAGES = (
+    *("bentoml", "httptools", "numpy", "onnxruntime", "prometheus-client", "pydantic", "tokenizers", "uvloop"),
+)
+SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
+
+from pathlib import Path
+
+from deploykit.serving.service import build
+
+service = build(Path(__file__).parent)
+'''
+BENTOFILE_TEXT = """service: "service:service"
+name: {name}
+description: "file:./README.md"
+labels:
+  task: {task}
+  key: "{key}"
+include: ["*"]
+python:
+  requirements_txt: "./requirements.txt"
+  lock_packages: false
+envs:
+  - {{name: BENTOML_DO_NOT_TRACK, value: "True"}}
+  - {{name: HF_HUB_OFFLINE, value: "1"}}
+"""
+CARD = """# {name}
+
+A model for {task}, made by deploykit {version} from `{base}`.
+
+| | |
+| --- | --- |
+| labels | {labels} |
+| precision and engine | {precision} on {engine} |
+| parameters | {parameters:,} |
+| graph | {bytes:,} bytes |
+| longest input | {max_tokens} tokens |
+| {metric} on the test split | {value:.4f} (95 % interval {low:.4f} to {high:.4f}) |
+| the same, as trained | {trained:.4f} |
+| loss against the trained model (validation) | {drop:.4f} (95 % interval {drop_low:.4f} to {drop_high:.4f}) |
+| predictions that changed (validation) | {flips:.1%} |
+
+## How it was made
+
+{steps}
+
+## Use
+
+`pip install -r requirements.txt`, then `deploykit serve .` or `bentoml serve .` in this directory.
+The service asks for a key: `deploykit keys add NAME`.
+
+## Limits
+
+The figures hold for texts like those of the test split. Inputs longer than {max_tokens} tokens are cut, and the
+answer says so.
+"""
+
+
+def package(job: Job) -> Artifact:
+    """Packages the parent's graph with everything that serving it needs.
+
+    Args:
+        job: of the stage `package`.
+    """
+    dataset, options, source = job.dataset(), job.recipe.package, job.source
+    if options is None:
+        raise RuntimeError("the recipe skips packaging")
+    scores = load_predictions(source)
+    trained = scores[f"{REFERENCE}validation"]
+    comparison = compare(
+        job.task, dataset.validation, source.manifest.labels, trained, scores["validation"], job.recipe.seed
+    )
+    with draft(job.target) as folder:
+        job.copy(folder, GRAPH)
+        golden.save(folder, _golden(job, options))
+        _write_texts(job, folder, comparison)
+        copy_library(folder / LIBRARY)
+        artifact = job.finish(
+            folder,
+            kind="package",
+            engine=source.manifest.engine,
+            scores={name: scores[name] for name in ("validation", "test")},
+            parameters=source.manifest.step.parameters,
+            details={
+                "comparison": comparison.model_dump(),
+                "flips": [dataset.validation[row].text for row in comparison.flipped],
+            },
+        )
+    if options.store:
+        store(artifact)
+    return artifact
+
+
+def _golden(job: Job, options: PackageSection) -> golden.Golden:
+    """Picks validation rows of all lengths and asks the graph that will be served."""
+    rows = sorted(job.dataset().validation, key=lambda row: len(row.text))
+    positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
+    chosen = [rows[position] for position in positions]
+    place = {id(row): index for index, row in enumerate(job.dataset().validation)}
+    reference = load_predictions(job.source)[f"{REFERENCE}validation"]
+    predictor = Predictor.load(job.source, hardware.cpu_limit())
+    texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
+    return golden.Golden(
+        texts=texts,
+        pairs=pairs,
+        scores=[scores.tolist() for scores in predictor.predict(texts, pairs)],
+        reference=[reference[place[id(row)]].tolist() for row in chosen],
+    )
+
+
+def _write_texts(job: Job, folder: Path, comparison: Comparison) -> None:
+    manifest = job.source.manifest
+    (folder / SERVICE).write_text(SERVICE_TEXT, encoding="utf-8")
+    (folder / BENTOFILE).write_text(
+        BENTOFILE_TEXT.format(name=job.recipe.name, task=job.recipe.task, key=job.key[:12]), encoding="utf-8"
+    )
+    (folder / REQUIREMENTS).write_text("\n".join(requirements(SERVING_PACKAGES)) + "\n", encoding="utf-8")
+    metric = manifest.step.metrics["test"][comparison.metric]
+    steps = "\n".join(
+        f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"
+        f" test {comparison.metric} {step.metrics['test'][comparison.metric].value:.4f}"
+        for step in manifest.history
+    )
+    kept = [found for found in manifest.details.get("candidates", []) if found["kept"]]
+    card = CARD.format(
+        name=job.recipe.name,
+        task=job.recipe.task,
+        version=deploykit.__version__,
+        base=manifest.base_model,
+        labels=", ".join(manifest.labels),
+        precision=kept[0]["precision"] if kept else "float32",
+        engine=manifest.engine,
+        parameters=manifest.step.parameters,
+        bytes=manifest.step.bytes,
+        max_tokens=manifest.max_tokens,
+        metric=comparison.metric,
+        value=metric.value,
+        low=metric.low,
+        high=metric.high,
+        trained=manifest.history[0].metrics["test"][comparison.metric].value,
+        drop=comparison.drop.value,
+        drop_low=comparison.drop.low,
+        drop_high=comparison.drop.high,
+        flips=comparison.flips,
+        steps=steps,
+    )
+    (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+
+
+def served_files() -> list[Path]:
+    """Lists the files of deploykit that a serving process imports."""
+    return sorted(file for pattern in SERVED for file in ROOT.glob(pattern))
+
+
+def library_hash() -> str:
+    """Returns a hash of the code that is copied into packages, so that new code makes a new package."""
+    names = [(file.relative_to(ROOT).as_posix(), file.read_bytes()) for file in served_files()]
+    digest = hashlib.sha256(repr([(name, hashlib.sha256(content).hexdigest()) for name, content in names]).encode())
+    return digest.hexdigest()
+
+
+def copy_library(folder: Path) -> None:
+    """Copies the serving part of deploykit."""
+    for file in served_files():
+        target = folder / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+
+
+def requirements(names: tuple[str, ...]) -> list[str]:
+    """Pins packages and all that they pull in to the versions installed here, `name==version` each.
+
+    Args:
+        names: of the registry. One that is not installed is left out: `onnxruntime-gpu` may stand in.
+    """
+    found: dict[str, str] = {}
+    queue = [(name, frozenset[str]()) for name in names]
+    while queue:
+        name, extras = queue.pop()
+        try:
+            pinned = version(name)
+        except PackageNotFoundError:
+            continue
+        known = f"{_canonical(name)}[{','.join(sorted(extras))}]"
+        if known in found:
+            continue
+        found[known] = f"{_canonical(name)}=={pinned}"
+        for line in requires(name) or []:
+            needed = Requirement(line)
+            marker = needed.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                queue.append((needed.name, frozenset(needed.extras)))
+    return sorted(set(found.values()))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def store(artifact: Artifact) -> str:
+    """Adds a package to BentoML's model store, unless it is there; returns its tag.
+
+    Args:
+        artifact: of kind `package`.
+    """
+    tag = f"{artifact.manifest.name}:{artifact.manifest.key[:12]}"
+    try:
+        bentoml.models.get(tag)
+    except bentoml.exceptions.NotFound:
+        labels = {"task": artifact.manifest.task, "made_by": "deploykit"}
+        with bentoml.models.create(tag, labels=labels, metadata={"key": artifact.manifest.key}) as model:
+            shutil.copytree(artifact.path, model.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return tag

@@ -1,0 +1,261 @@
+"""The loop over the stages: what is done is skipped, what is missing is made, in order.
+
+A run owns one directory. Each stage's artifact lies there under its name and the beginning of its content
+key, so that a changed recipe makes new artifacts and loses none; a link with the plain name of the stage
+points to the newest. Two runs cannot work in one directory at the same time.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from deploykit import checkpoint, data, exporting, packaging, pruning, quantization, tasks, training
+from deploykit.artifact import Artifact, key_of
+from deploykit.data import Dataset
+from deploykit.errors import BusyError, GateError, InputError, storage_errors
+from deploykit.evaluation.comparison import Comparison, broken
+from deploykit.job import Job
+from deploykit.recipe import STAGES, Recipe
+
+LOCK = ".lock"
+WORK = ".work"
+COMPUTE: dict[str, Callable[[Job], Artifact]] = {
+    "train": training.train,
+    "prune": pruning.prune,
+    "export": exporting.export,
+    "quantize": quantization.quantize,
+    "package": packaging.package,
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a run: where its artifact goes, and whether it is there already."""
+
+    stage: str
+    method: str
+    target: Path
+    key: str
+    parent_key: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage that was run or skipped; `seconds` are those that this run spent on it."""
+
+    artifact: Artifact
+    status: Literal["ran", "skipped"]
+    seconds: float
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """Says which stages a run has, and which are finished, without running any.
+
+    Raises:
+        InputError: the base model or the data is not there.
+    """
+    base = checkpoint.find(recipe.model, recipe.revision)
+    parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)
+    fingerprint = data.fingerprint(recipe.data, recipe.seed)
+    found = []
+    for stage in STAGES:
+        if stage != "train" and getattr(recipe, stage) is None:
+            continue
+        key = key_of(
+            parent=parent,
+            stage=stage,
+            method=recipe.method(stage),
+            options=_content(recipe, stage),
+            data=fingerprint,
+            seed=recipe.seed,
+        )
+        target = output(recipe) / f"{stage}-{key[:10]}"
+        found.append(Planned(stage, recipe.method(stage), target, key, parent, (target / "manifest.json").is_file()))
+        parent = key
+    return found
+
+
+def _content(recipe: Recipe, stage: str) -> dict[str, object]:
+    """Returns everything of the recipe that changes what a stage makes."""
+    sections: list[BaseModel] = [recipe.options(stage)]
+    if stage == "quantize":
+        sections.append(recipe.gates)
+    if stage == "package":
+        sections += [recipe.gates, recipe.serve]
+    content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
+    return {**content, **({"name": recipe.name, "library": packaging.library_hash()} if stage == "package" else {})}
+
+
+def output(recipe: Recipe) -> Path:
+    """Returns the run's directory."""
+    return Path(recipe.output or f"runs/{recipe.name}")
+
+
+def run(
+    recipe: Recipe,
+    *,
+    first: str | None = None,
+    until: str | None = None,
+    only: str | None = None,
+    report: Callable[[Planned, Outcome | None], None] | None = None,
+) -> list[Outcome]:
+    """Runs a recipe; stages whose artifact is finished and undamaged are skipped.
+
+    Args:
+        recipe: the whole statement of the run.
+        first: this stage and all after it are made again.
+        until: the last stage to run.
+        only: run this stage alone; those before it must be finished.
+        report: called with each stage before it starts (outcome None) and after it ended.
+
+    Returns:
+        One outcome a stage, in order.
+
+    Raises:
+        GateError: a promise of the recipe was broken; what was made is kept.
+        BusyError: another run is working in the same directory.
+        InputError: the recipe, the data or the model cannot be used.
+
+    Example:
+        >>> run(load(Path("recipe.yaml")))[-1].artifact.path  # doctest: +SKIP
+    """
+    for name in (first, until, only):
+        if name is not None and (name not in STAGES or (name != "train" and getattr(recipe, name) is None)):
+            raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
+    with locked(output(recipe)):
+        planned = plan(recipe)
+        stop = until or only
+        names = [found.stage for found in planned]
+        outcomes: list[Outcome] = []
+        dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task), recipe.seed))
+        for index, found in enumerate(planned):
+            again = first is not None and index >= names.index(first)
+            if only is not None and found.stage != only and not found.finished:
+                raise InputError(f"{only} starts from {found.stage}, which is not finished. Run deploykit run first.")
+            if report:
+                report(found, None)
+            outcomes.append(_stage(recipe, found, outcomes, dataset, again=again))
+            if report:
+                report(found, outcomes[-1])
+            _check_gates(recipe, outcomes[-1].artifact)
+            if found.stage == stop:
+                break
+        return outcomes
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    return [stage for stage in STAGES if stage == "train" or getattr(recipe, stage) is not None]
+
+
+def _stage(
+    recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset], *, again: bool
+) -> Outcome:
+    started = time.monotonic()
+    if planned.finished and not again:
+        artifact = Artifact.load(planned.target)
+        artifact.verify()
+        status: Literal["ran", "skipped"] = "skipped"
+    else:
+        parent = outcomes[-1].artifact if outcomes else None
+        work = output(recipe) / WORK / planned.target.name
+        job = Job(recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset)
+        with storage_errors(planned.target):
+            work.mkdir(parents=True, exist_ok=True)
+            artifact, status = COMPUTE[planned.stage](job), "ran"
+            shutil.rmtree(work, ignore_errors=True)
+    _link(output(recipe) / planned.stage, planned.target)
+    return Outcome(artifact, status, round(time.monotonic() - started, 1))
+
+
+def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
+    """Holds what a stage found against the gates; a quantized graph that breaks one was not kept."""
+    found = artifact.manifest.details.get("comparison")
+    if found is None:
+        return
+    failed = broken(recipe.gates, Comparison.model_validate(found))
+    if failed:
+        raise GateError(
+            f"{artifact.manifest.stage} broke a gate: {failed}, measured on the validation split."
+            f" What was made is kept in {artifact.path}. Make the stage gentler, or set gates.max_drop higher."
+        )
+
+
+def _link(link: Path, target: Path) -> None:
+    """Points a link at the newest artifact of a stage, in one step."""
+    temporary = link.with_name(f".{link.name}.link")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's directory; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("a+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                raise BusyError(
+                    f"another run{_holder(stream.read())} is working in {folder}."
+                    " Wait for it, or choose another directory with `output:` in the recipe."
+                ) from None
+            stream.truncate(0)
+            stream.write(json.dumps({"pid": os.getpid()}))
+            stream.flush()
+            yield
+
+
+def _holder(content: str) -> str:
+    try:
+        return f" (process {json.loads(content)['pid']})"
+    except (ValueError, KeyError):
+        return ""
+
+
+def train(recipe: Recipe) -> Artifact:
+    """Runs the stage `train` alone and returns its checkpoint."""
+    return _alone(recipe, "train")
+
+
+def prune(recipe: Recipe) -> Artifact:
+    """Runs the stage `prune` alone; the stages before it must be finished."""
+    return _alone(recipe, "prune")
+
+
+def export(recipe: Recipe) -> Artifact:
+    """Runs the stage `export` alone; the stages before it must be finished."""
+    return _alone(recipe, "export")
+
+
+def quantize(recipe: Recipe) -> Artifact:
+    """Runs the stage `quantize` alone; the stages before it must be finished."""
+    return _alone(recipe, "quantize")
+
+
+def package(recipe: Recipe) -> Artifact:
+    """Runs the stage `package` alone; the stages before it must be finished."""
+    return _alone(recipe, "package")
+
+
+def _alone(recipe: Recipe, stage: str) -> Artifact:
+    return run(recipe, only=stage)[-1].artifact

@@ -1,0 +1,101 @@
+"""The unpruned model teaches the pruned one.
+
+`loss = a T^2 KL(teacher || student, temperature T) + (1 - a) CE(labels) + b mean_l MSE(hidden_l)`
+(Hinton et al., 2015; hidden states as in Jiao et al., 2020, section 3.1, without a projection because
+width pruning keeps the hidden size). The hidden states' error is relative to their mean square.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from deploykit.fitting import FitOptions, Problem, cross_entropy, fit, inputs
+from deploykit.tasks import IGNORED
+
+
+class DistillOptions(FitOptions):
+    """How to distill: `soft` is the weight a of the teacher's logits, `hidden` the weight b."""
+
+    epochs: int = Field(default=1, ge=1)
+    temperature: float = Field(default=2.0, gt=0)
+    soft: float = Field(default=0.9, ge=0, le=1)
+    hidden: float = Field(default=1.0, ge=0)
+
+
+class Pupil(torch.nn.Module):
+    """A student that runs its teacher on the same batch; the teacher is no part of its state."""
+
+    def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = (teacher.eval(),)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor,
+    ) -> dict[str, Any]:
+        """Returns the student's logits and, while it learns, all that the loss compares."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        batch = inputs(self.student, given)
+        if not self.training:
+            return {"logits": self.student(**batch).logits}
+        with torch.no_grad():
+            taught = self._teacher[0](**batch, output_hidden_states=True)
+        found = self.student(**batch, output_hidden_states=True)
+        return {
+            "logits": found.logits,
+            "hidden": found.hidden_states,
+            "taught": taught.logits,
+            "taught_hidden": taught.hidden_states,
+            "real": attention_mask.bool(),
+        }
+
+
+def distill(
+    small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, options: DistillOptions, work: Path
+) -> list[dict[str, Any]]:
+    """Trains `small` in place, taught by `whole`; returns the learning curve."""
+    hard = cross_entropy()
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        labelled = hard(outputs, labels, num_items_in_batch)
+        if "taught" not in outputs:
+            return labelled
+        shown = labels != IGNORED
+        soft = divergence(outputs["logits"][shown], outputs["taught"][shown], options.temperature)
+        hidden = hidden_error(outputs["hidden"], outputs["taught_hidden"], outputs["real"])
+        count = shown.sum() if num_items_in_batch is None else num_items_in_batch
+        share = shown.sum() / count  # of this batch in a step of several
+        soft_and_hard = options.soft * soft * share + (1 - options.soft) * labelled
+        return soft_and_hard + options.hidden * hidden * share
+
+    return fit(Pupil(small, whole), problem, options, loss, work)
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns `T^2 KL(teacher || student)` of logits `(rows, labels)`, averaged over rows."""
+    soft = functional.log_softmax(student.float() / temperature, dim=-1)
+    taught = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    return functional.kl_div(soft, taught, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_error(
+    student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], real: torch.Tensor
+) -> torch.Tensor:
+    """Returns the squared error of the layers' outputs, relative to the teacher's mean square.
+
+    Args:
+        student: embeddings and layers' outputs, each `(batch, tokens, hidden)`.
+        teacher: the same.
+        real: which tokens are no padding, `(batch, tokens)`.
+    """
+    errors = [
+        functional.mse_loss(a[real].float(), b[real].float()) / b[real].float().square().mean()
+        for a, b in zip(student[1:], teacher[1:], strict=True)
+    ]
+    return torch.stack(errors).mean()

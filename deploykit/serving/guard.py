@@ -1,0 +1,203 @@
+"""The door: a plain ASGI application around BentoML's, through which every request passes.
+
+It stands outside BentoML's own middleware, because that would count, log and parse requests before anyone
+had asked whether they are allowed. What is not in the table of routes does not exist; the body is read
+here, up to its cap, and checked against the schema; errors from inside leave as problem details; and when
+anything in here fails, the request is refused at once and not let through.
+"""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from time import perf_counter
+
+from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploykit.serving import calls
+from deploykit.serving.keys import Client, Refusal
+from deploykit.serving.logs import request_line
+from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
+from deploykit.serving.replies import Reply
+from deploykit.serving.routes import Route, match
+from deploykit.serving.runtime import Runtime
+from deploykit.serving.schemas import faults
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MOST_IN_FLIGHT = 512  # each may hold a body; more are refused before it is read
+BODY_S = 20.0  # a client that sends its body slower than this is not waited for
+
+logger = logging.getLogger("deploykit.serving")
+
+
+class Guard:
+    """Wraps an ASGI application.
+
+    Args:
+        app: BentoML's.
+        routes: what exists.
+        runtime: keys, limits, metrics and settings.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route], runtime: Runtime) -> None:
+        self._app = app
+        self._routes = tuple(routes)
+        self._runtime = runtime
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection event: the life of the process, or a request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:  # websockets: nothing here speaks them
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens, counts it and logs it."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        asked = headers.get("x-request-id", "")
+        call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex, Client("none"))
+        route, problem = match(self._routes, scope["method"], scope["path"])
+        reply = Reply(send, call)
+        metrics, start = self._runtime.metrics, perf_counter()
+        self._in_flight += 1
+        with metrics.answering(route.label):
+            try:
+                if problem is not None:
+                    raise problem
+                await self._admit(route, headers, call)
+                await self._handle(route, scope, receive, reply, headers, call)
+            except Problem as found:
+                await self._refuse(reply, found)
+            except Exception:
+                logger.exception("request %s failed in the guard", call.id)
+                detail = "the service could not check this request and refused it; the log has the request id"
+                await self._refuse(reply, Problem(503, "failed", detail, headers=retry_after(1)))
+            finally:
+                self._in_flight -= 1
+                metrics.status(route.label, reply.status or CLIENT_GONE)
+                if reply.problem is not None:
+                    metrics.rejected.labels(reply.problem.reason).inc()
+                request_line(call, route.label, reply.status or CLIENT_GONE, reply.sent, perf_counter() - start)
+
+    async def _admit(self, route: Route, headers: Mapping[str, str], call: calls.Call) -> None:
+        """Asks who it is, whether they may, and whether there is room; raises a problem if not."""
+        runtime = self._runtime
+        public = route.scope is None or (route.scope == "metrics" and runtime.settings.metrics_public)
+        if not public and runtime.keys is not None:
+            assert route.scope is not None  # noqa: S101
+            found = runtime.keys.check(_key(headers), route.scope)
+            if isinstance(found, Refusal):
+                challenge = {"www-authenticate": 'Bearer realm="deploykit"'} if found.status == 401 else {}
+                raise Problem(found.status, found.reason, found.detail, headers=challenge)
+            call.client = found
+            if wait := runtime.limits.wait(found):
+                detail = f"this key may send {found.requests_per_minute} requests a minute; wait {wait:.1f} s"
+                raise Problem(429, "rate", detail, headers=retry_after(wait))
+        if route.scope is not None and self._in_flight > MOST_IN_FLIGHT:
+            raise Problem(503, "busy", f"{MOST_IN_FLIGHT} requests are in progress", headers=retry_after(1))
+
+    async def _handle(
+        self, route: Route, scope: Scope, receive: Receive, reply: Reply, headers: Mapping[str, str], call: calls.Call
+    ) -> None:
+        """Lets an admitted request in, its body checked, and watches whether the client stays."""
+        if route.page is not None:
+            await reply.whole(200, {"content-type": METRICS_TYPE}, await asyncio.to_thread(route.page))
+            return
+        body = b""
+        if route.body is not None:
+            _require_json(headers)
+            body = await self._body(receive, headers)
+            _validate(route, body)
+        call.gone = asyncio.get_running_loop().create_future()
+        calls.current.set(call)
+        watch = asyncio.create_task(_watch(receive, call))
+        try:
+            await self._app(scope, _once(body, call.gone), reply)
+        finally:
+            watch.cancel()
+        await reply.finish()
+
+    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+        """Reads a body up to its cap; what the client announces is believed only if it is too much."""
+        most = self._runtime.settings.max_body_bytes
+        announced = headers.get("content-length", "")
+        too_large = Problem(413, "too_large", f"a body may have {most} bytes; send fewer texts at once")
+        if announced.isdecimal() and int(announced) > most:
+            raise too_large
+        try:
+            async with asyncio.timeout(BODY_S):
+                found = await _read(receive, most)
+        except TimeoutError:
+            raise Problem(408, "slow", f"the body did not arrive within {BODY_S:g} s") from None
+        if found is None:
+            raise too_large
+        return found
+
+    async def _refuse(self, reply: Reply, problem: Problem) -> None:
+        with suppress(Exception):  # the connection may be gone; there is nobody left to tell
+            await reply.refuse(problem)
+
+
+def _key(headers: Mapping[str, str]) -> str | None:
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+async def _read(receive: Receive, most: int) -> bytes | None:
+    """Reads a body; None as soon as it is longer than `most` bytes."""
+    found, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(CLIENT_GONE, "client_gone", "the client left before its request was complete")
+        found += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(found) > most:
+            return None
+    return bytes(found)
+
+
+def _require_json(headers: Mapping[str, str]) -> None:
+    given = headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "application/json":
+        raise Problem(415, "media_type", "send JSON, with the header `Content-Type: application/json`")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "media_type", "send the body as it is, without a content encoding")
+
+
+def _validate(route: Route, body: bytes) -> None:
+    assert route.body is not None  # noqa: S101
+    try:
+        route.body.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        if errors[0]["type"] == "json_invalid":
+            raise Problem(400, "malformed", f"the body is not JSON: {errors[0]['msg']}") from None
+        detail = f"the body does not fit: {len(errors)} mistake{'s' * (len(errors) > 1)}, see errors"
+        raise Problem(422, "invalid", detail, errors=faults(errors)) from None
+
+
+def _once(body: bytes, gone: "asyncio.Future[None]") -> Receive:
+    """Gives the application its body, and after that only the news that the client has left."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.shield(gone)
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+async def _watch(receive: Receive, call: calls.Call) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.leave()

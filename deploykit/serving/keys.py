@@ -1,0 +1,262 @@
+"""API keys: a small JSON file of hashes, and the check that every request passes.
+
+A key reads `dk_<id>_<secret>`: the id finds its record, the secret is 256 random bits, of which the file
+holds the sha256 only; a fast hash is right for a secret that nobody can guess. Files are replaced as a
+whole, so that a reader never sees half of one, and a running service notices a change by itself.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from deploykit.errors import InputError, storage_errors
+from deploykit.methods import did_you_mean
+
+Scope = Literal["predict", "metrics", "docs"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+KEY = re.compile(r"dk_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
+POLL_S = 1.0  # how often a running service looks whether the file has changed
+NOBODY = hashlib.sha256(b"").hexdigest()  # compared with when the id is unknown, so that it takes as long
+
+logger = logging.getLogger("deploykit.serving")
+
+
+class Key(BaseModel):
+    """What is kept of a key: never the secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[0-9a-f]{8}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
+    client: str = Field(min_length=1, max_length=64)
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    created: AwareDatetime
+    expires: AwareDatetime | None = None
+    requests_per_minute: int | None = Field(default=None, ge=1)
+
+
+class KeyFile(BaseModel):
+    """The file as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks, as the key file knows them; the name is safe to log and to count by."""
+
+    name: str
+    key: str = ""
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not let in: its status, the reason that is counted, and what the client reads."""
+
+    status: Literal[401, 403]
+    reason: str
+    detail: str
+
+
+def default_path() -> Path:
+    """Returns where keys are kept when nobody says otherwise."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "deploykit" / "keys.json"
+
+
+def add(
+    path: Path,
+    client: str,
+    scopes: Sequence[str] = ("predict", "metrics"),
+    *,
+    expires: datetime | None = None,
+    requests_per_minute: int | None = None,
+) -> str:
+    """Makes a key and stores its hash.
+
+    Args:
+        path: the key file; made if it is not there.
+        client: the name to log and count by; one client may hold several keys.
+        scopes: what the key opens, some of `SCOPES`.
+        expires: from when on it is refused; needs a time zone.
+        requests_per_minute: the rate limit; none by default.
+
+    Returns:
+        The key. It cannot be shown again.
+
+    Raises:
+        InputError: an unknown scope, an empty name, a file that is damaged.
+        StorageError: the file cannot be written.
+
+    Example:
+        >>> add(Path("keys.json"), "alice", ["predict"])  # doctest: +SKIP
+        'dk_1f0c22ab_Yk…'
+    """
+    identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown:
+        near = did_you_mean(unknown[0], SCOPES)
+        raise InputError(f"no scope is called {unknown[0]!r}{near}. There are: {', '.join(SCOPES)}.")
+    try:
+        key = Key(
+            id=identity,
+            sha256=hashlib.sha256(secret.encode()).hexdigest(),
+            client=client,
+            scopes=tuple(scope for scope in SCOPES if scope in scopes),
+            created=datetime.now(UTC).replace(microsecond=0),
+            expires=expires,
+            requests_per_minute=requests_per_minute,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))} of the key: {first['msg']}") from error
+    with _changing(path):
+        _write(path, [*(listing(path) if path.exists() else ()), key])
+    return f"dk_{identity}_{secret}"
+
+
+def listing(path: Path) -> tuple[Key, ...]:
+    """Reads the keys of a file, the oldest first.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    try:
+        return KeyFile.model_validate_json(path.read_bytes()).keys
+    except FileNotFoundError:
+        raise InputError(f"there is no key file {path}. Make one with: deploykit keys add NAME") from None
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise InputError(
+            f"the key file {path} cannot be read: {reason}. Restore it, or delete it and add the keys anew."
+        ) from error
+
+
+def revoke(path: Path, id_or_client: str) -> tuple[Key, ...]:
+    """Removes one key by its id, or all keys of a client; running services follow within a second.
+
+    Returns:
+        The keys that were removed.
+
+    Raises:
+        InputError: nobody has that id or name, or the file cannot be read.
+        StorageError: the file cannot be written.
+    """
+    with _changing(path):
+        keys = listing(path)
+        gone = tuple(key for key in keys if id_or_client in (key.id, key.client))
+        if not gone:
+            names = sorted({name for key in keys for name in (key.id, key.client)})
+            raise InputError(f"no key has the id or the client {id_or_client!r}{did_you_mean(id_or_client, names)}.")
+        _write(path, [key for key in keys if key not in gone])
+    return gone
+
+
+class Keys:
+    """The keys of a running service, which follow their file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys = {key.id: key for key in listing(path)}
+        self._seen = self._stamp()
+        self._looked = time.monotonic()
+        self.failures = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def check(self, text: str | None, scope: Scope) -> Client | Refusal:
+        """Decides whether a key opens a scope.
+
+        Args:
+            text: the key as the client sent it; None when it sent none.
+            scope: what the route needs.
+        """
+        self._follow()
+        if not text:
+            return Refusal(401, "auth_missing", "this route needs a key: send it as `Authorization: Bearer dk_...`")
+        match = KEY.fullmatch(text)
+        identity, secret = match.groups() if match else ("", "")
+        key = self._keys.get(identity)
+        found = hashlib.sha256(secret.encode()).hexdigest()
+        same = hmac.compare_digest(found, key.sha256 if key else NOBODY)
+        if key is None or not same:
+            return Refusal(401, "auth_invalid", "the key is not one of this service's keys")
+        if key.expires is not None and key.expires <= datetime.now(UTC):
+            return Refusal(
+                401, "auth_expired", f"the key expired on {key.expires:%Y-%m-%d %H:%M %Z}; ask for a new one"
+            )
+        if scope not in key.scopes:
+            opens = ", ".join(key.scopes)
+            return Refusal(
+                403, "auth_scope", f"the key lacks the scope {scope!r} that this route needs; it has {opens}"
+            )
+        return Client(key.client, key.id, key.requests_per_minute)
+
+    def _follow(self) -> None:
+        """Reads the file again when it has changed; a broken one leaves the keys as they are."""
+        now = time.monotonic()
+        if now - self._looked < POLL_S:
+            return
+        self._looked = now
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._keys = {key.id: key for key in listing(self._path)}
+        except InputError as error:
+            self.failures += 1
+            logger.error("keys stay as they were: %s", error)
+        else:
+            logger.info("keys read again: %d", len(self._keys))
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    """Holds off others who change the same file, on this machine."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _write(path: Path, keys: Iterable[Key]) -> None:
+    content = KeyFile(keys=tuple(keys)).model_dump(mode="json", exclude_none=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=2) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

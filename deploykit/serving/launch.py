@@ -1,0 +1,179 @@
+"""Starts a service process: `bentoml serve` with the options that a service behind a load balancer needs.
+
+Everything that can be wrong is said before the process starts, because a supervisor's log is a poor place
+for it. Each port gets its own BentoML home: two servers in one would wipe each other's metrics.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit.errors import ArtifactError, BusyError, DeploykitError
+from deploykit.serving.runtime import NEVER_READY
+from deploykit.serving.settings import KEYS, PACKAGE, load, require_keys
+
+HOST, PORT = "127.0.0.1", 3000
+KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
+DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
+READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process that is ready to start: its command, its whole environment and where it will answer."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    url: str
+
+
+def plan(
+    package: Path,
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    keys: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Launch:
+    """Checks a package, its keys and its port, and says how to start the service.
+
+    Args:
+        package: its directory.
+        host: the address to listen on; the default is reachable from this machine only.
+        port: to listen on.
+        keys: the key file; default: what the environment says.
+        environ: the environment to start from.
+
+    Raises:
+        ArtifactError: the directory is no package.
+        InputError: there is no key, or a setting makes no sense.
+        BusyError: somebody listens on the port.
+
+    Example:
+        >>> launch = plan(Path("runs/movies/package"))  # doctest: +SKIP
+        >>> os.execve(launch.argv[0], launch.argv, launch.env)  # doctest: +SKIP
+    """
+    env = {name: value for name, value in environ.items() if name != PACKAGE}
+    if keys is not None:
+        env[KEYS] = str(keys.resolve())
+    settings, _ = load(package, env)
+    require_keys(settings)
+    _require_free(host, port)
+    env.setdefault("BENTOML_HOME", str(_home(env, port)))
+    env["PYTHONUNBUFFERED"] = "1"
+    env |= dict.fromkeys(("BENTOML_DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "True")
+    options = {
+        "--host": host,
+        "--port": port,
+        "--timeout-keep-alive": KEEP_ALIVE_S,
+        "--timeout-graceful-shutdown": DRAIN_S,
+    }
+    flags = [str(part) for option in options.items() for part in option]
+    argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)
+    return Launch(argv, env, f"http://{host}:{port}")
+
+
+@contextlib.contextmanager
+def running(
+    package: Path, keys: Path | None, port: int = 0, environ: Mapping[str, str] = os.environ, log: Path | None = None
+) -> Iterator[str]:
+    """Runs a service for as long as the block lasts.
+
+    Args:
+        package: its directory.
+        keys: the key file; None for what the environment says.
+        port: to listen on; 0 takes a free one.
+        environ: the environment to start from.
+        log: gets what the process prints; default: a temporary file.
+
+    Yields:
+        The base url, once the service is ready.
+
+    Raises:
+        ArtifactError: the package does not pass its checks.
+        DeploykitError: the process ended, or was not ready within a minute; with the end of its log.
+    """
+    launch = plan(package, port=port or free_port(), keys=keys, environ=environ)
+    with tempfile.TemporaryDirectory() as folder:
+        log = log or Path(folder) / "serve.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                launch.argv, env=launch.env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
+            )
+        try:
+            wait_ready(launch.url, process, log)
+            yield launch.url
+        finally:
+            stop(process)
+
+
+def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits until a service is ready.
+
+    Raises:
+        ArtifactError: the package does not pass its checks.
+        DeploykitError: the process ended, or time is up.
+    """
+    end = time.monotonic() + READY_S
+    while not _answers(f"{url}/readyz"):
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        if NEVER_READY in tail:
+            raise ArtifactError(f"the service will not be ready, its package failed the checks:\n{tail}")
+        if process.poll() is not None:
+            raise DeploykitError(f"the service ended with exit code {process.returncode}:\n{tail}")
+        if time.monotonic() > end:
+            raise DeploykitError(f"the service was not ready within {READY_S:g} s:\n{tail}")
+        time.sleep(0.1)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a service that `running` started: politely, and by force when it does not listen."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(DRAIN_S + 10)
+    with contextlib.suppress(ProcessLookupError):  # a worker that outlived its supervisor
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port(host: str = HOST) -> int:
+    """Finds a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BusyError(
+                f"cannot listen on {host}:{port}: {error.strerror}."
+                " Stop what listens there, or choose another port with --port."
+            ) from error
+
+
+def _home(environ: Mapping[str, str], port: int) -> Path:
+    cache = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "deploykit" / f"serve-{port}"
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:  # refused, no answer yet, or an error status
+        return False

@@ -1,0 +1,122 @@
+"""Every metric of the service: its name, its type and its labels.
+
+Labels come from closed sets (routes, statuses, reasons, the model's own labels), so that nobody can make
+the page grow by asking for odd things. All series exist from the first scrape. BentoML runs workers in
+prometheus_client's multiprocess mode; gauges therefore say how to join the processes, and a page is
+collected from their files. Without that mode, in tests, the registry itself is the page.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from deploykit.serving.problems import REASONS
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+MOST_LABELS = 50
+OTHER = "other"
+STATUSES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+class Metrics:
+    """The metrics of one process.
+
+    Args:
+        routes: the route labels that requests are counted by.
+        labels: what the model may predict; beyond the first 50 they are counted as `other`.
+        model: what describes the model, as labels of one series that is always 1.
+    """
+
+    def __init__(self, routes: Sequence[str], labels: Sequence[str], model: Mapping[str, str]) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
+        self.request_seconds = self._histogram("request_seconds", "Seconds from request to response.", SECONDS, "route")
+        self.in_flight = self._gauge("requests_in_flight", "Requests that wait for their response.")
+        self.rejected = self._counter("rejected", "Requests that got no answer, by reason.", "reason")
+        self.queue_items = self._gauge("queue_items", "Texts that wait for the engine.")
+        self.queue_tokens = self._gauge("queue_tokens", "Tokens that wait for the engine.")
+        self.queue_seconds = self._histogram("queue_seconds", "Seconds that a text waited for the engine.", SECONDS)
+        self.batch_items = self._histogram("batch_items", "Texts in a batch.", ITEMS)
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch, padding included.", TOKENS)
+        self.batch_padding = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", SHARES)
+        self.batch_retries = self._counter("batch_retries", "Batches that failed and were run again text by text.")
+        self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
+        self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", TOKENS)
+        self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
+        self.inference_seconds = self._histogram(
+            "inference_seconds", "Seconds that the engine took for a batch.", SECONDS
+        )
+        self.tokenize_seconds = self._histogram(
+            "tokenize_seconds", "Seconds to tokenize the texts of a request.", SECONDS
+        )
+        self.predictions = self._counter("predictions", "Predictions by label.", "label")
+        self.confidence = self._histogram("confidence", "Probability of what was predicted.", CONFIDENCES)
+        self.model_info = self._gauge("model_info", "What is served; always 1.", *model)
+        self.ready = self._gauge("ready", "1 when the service answers, else 0.")
+        self.golden_passed = self._gauge("golden_passed", "1 when the golden set gave its answers again, else 0.")
+        self.load_seconds = self._gauge("model_load_seconds", "Seconds to verify, load and replay the model.")
+        self.keys = self._gauge("keys", "Keys that are known.")
+        self.key_failures = self._gauge("key_file_failures", "Times that a changed key file could not be read.")
+        self._known = frozenset(labels[:MOST_LABELS])
+        self._fill(routes, model)
+
+    def predicted(self, label: str, confidence: float) -> None:
+        """Counts one prediction."""
+        self.predictions.labels(label if label in self._known else OTHER).inc()
+        self.confidence.observe(confidence)
+
+    def status(self, route: str, status: int) -> None:
+        """Counts one response; a status that nobody foresaw counts as its class's first."""
+        text = str(status) if str(status) in STATUSES else f"{status // 100}00"
+        self.requests.labels(route, text).inc()
+
+    @contextmanager
+    def answering(self, route: str) -> Iterator[None]:
+        """Times one request, and counts it as in flight meanwhile."""
+        start = perf_counter()
+        self.in_flight.inc()
+        try:
+            yield
+        finally:
+            self.in_flight.dec()
+            self.request_seconds.labels(route).observe(perf_counter() - start)
+
+    def page(self) -> bytes:
+        """Renders what a scrape gets."""
+        registry = self._registry
+        if MULTIPROCESS in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def _fill(self, routes: Sequence[str], model: Mapping[str, str]) -> None:
+        """Makes the series appear before anything has happened."""
+        for route in routes:
+            self.request_seconds.labels(route)
+            for status in STATUSES:
+                self.requests.labels(route, status)
+        for reason in REASONS:
+            self.rejected.labels(reason)
+        for label in (*sorted(self._known), OTHER):
+            self.predictions.labels(label)
+        self.model_info.labels(*model.values()).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"deploykit_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        mode: Any = "livemin" if name in ("ready", "golden_passed") else "livemax" if labels else "livesum"
+        return Gauge(f"deploykit_{name}", text, labels, multiprocess_mode=mode, registry=self._registry)

@@ -1,0 +1,80 @@
+"""The table of what exists. A path that is not in it is refused before anybody else sees it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from deploykit.serving.keys import Scope
+from deploykit.serving.problems import Problem
+
+PREDICT = "/v1/predict"
+METRICS = "/metrics"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path, or everything below it when it ends with a slash and a star.
+
+    Args:
+        path: as the client writes it; also the label in the metrics.
+        method: GET (HEAD too) or POST.
+        scope: what a key must open; None for everybody.
+        body: the type of the JSON body; None where there is none.
+        page: renders the response here, instead of letting the request in.
+    """
+
+    path: str
+    method: str = "GET"
+    scope: Scope | None = None
+    body: type[BaseModel] | None = None
+    page: Callable[[], bytes] | None = None
+
+    @property
+    def label(self) -> str:
+        """How the metrics and the log call this route."""
+        return self.path
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that are answered."""
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+    def holds(self, path: str) -> bool:
+        """Says whether a path is this route's."""
+        return path.startswith(self.path[:-1]) if self.path.endswith("/*") else path == self.path
+
+
+UNKNOWN = Route("unknown")
+
+
+def table(body: type[BaseModel], page: Callable[[], bytes]) -> tuple[Route, ...]:
+    """Lists the routes of a service.
+
+    Args:
+        body: what `POST /v1/predict` takes.
+        page: renders the metrics.
+    """
+    return (
+        Route(PREDICT, "POST", "predict", body),
+        Route("/livez"),
+        Route("/healthz"),
+        Route("/readyz"),
+        Route(METRICS, scope="metrics", page=page),
+        Route("/", scope="docs"),
+        Route("/docs.json", scope="docs"),
+        Route("/schema.json", scope="docs"),
+        Route("/static_content/*", scope="docs"),
+    )
+
+
+def match(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Problem | None]:
+    """Finds a request's route; beside it the problem, if there is one."""
+    for route in routes:
+        if route.holds(path):
+            if method in route.methods:
+                return route, None
+            allowed = ", ".join(route.methods)
+            problem = Problem(405, "method", f"{route.path} takes {allowed} only", headers={"allow": allowed})
+            return route, problem
+    return UNKNOWN, Problem(404, "not_found", f"there is no such path; predictions are at POST {PREDICT}")

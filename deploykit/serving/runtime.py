@@ -1,0 +1,140 @@
+"""What a service process serves with: the verified package, its predictor, the batcher, metrics and keys.
+
+Knows nothing of HTTP or of BentoML, so that it can be tried without either. A package that fails its
+checks (a file that was changed, golden answers that moved) does not end the process: it stays alive and
+never becomes ready, so that an orchestrator keeps the replicas that work, and an operator finds the
+reason in the log and in the metrics instead of a process that restarts for ever.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+from pydantic import BaseModel
+
+from deploykit import golden
+from deploykit.artifact import Artifact
+from deploykit.errors import DeploykitError
+from deploykit.predictor import Predictor
+from deploykit.serving.batcher import Batcher, Bounds
+from deploykit.serving.calls import Call
+from deploykit.serving.keys import Keys
+from deploykit.serving.limits import Limits
+from deploykit.serving.metrics import Metrics
+from deploykit.serving.problems import Problem, retry_after
+from deploykit.serving.settings import Settings
+from deploykit.tasks import Float32, softmax
+from deploykit.tokenizer import Encoding
+
+INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
+NEVER_READY = "this service will not become ready"
+STUCK_S = 60.0  # a batch that takes longer will not come back
+
+logger = logging.getLogger("deploykit.serving")
+
+
+class Runtime:
+    """One process's model and everything around it.
+
+    Args:
+        settings: what the process is told.
+        artifact: the package.
+        routes: the route labels for the metrics.
+    """
+
+    def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
+        manifest = artifact.manifest
+        model = {"name": manifest.name, "version": manifest.key[:12], "task": manifest.task, "engine": manifest.engine}
+        self.settings = settings
+        self.keys = None if settings.keys is None else Keys(settings.keys)
+        self.limits = Limits()
+        self.metrics = Metrics(routes, manifest.labels, model)
+        self.fault = "the model is not loaded yet"
+        self._artifact = artifact
+        self._predictor: Predictor | None = None
+        self._batcher: Batcher | None = None
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    def start(self) -> None:
+        """Verifies the files, loads the model and replays the golden set; `fault` says what failed."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
+        start = perf_counter()
+        try:
+            self._artifact.verify()
+            predictor = Predictor.load(self._artifact, self.settings.threads)
+            golden.replay(golden.load(self._artifact), predictor)
+        except (DeploykitError, OSError) as error:
+            self.fault = str(error)
+            logger.error("%s: %s", NEVER_READY, error)
+            return
+        settings = self.settings
+        bounds = Bounds(settings.max_batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
+        self._batcher = Batcher(predictor.scores, bounds, self.metrics)
+        self._predictor = predictor
+        self.fault = ""
+        self.metrics.golden_passed.set(1)
+        self.metrics.ready.set(1)
+        self.metrics.load_seconds.set(perf_counter() - start)
+        logger.info("ready after %.2f s with %d threads", perf_counter() - start, settings.threads)
+
+    def close(self) -> None:
+        """Lets the batch that runs finish and ends the threads."""
+        self.metrics.ready.set(0)
+        self.fault = "the service is stopping"
+        if self._batcher is not None:
+            self._batcher.close()
+        self._tokenizing.shutdown()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still comes back with its batches."""
+        return self._batcher is None or self._batcher.busy_s < STUCK_S
+
+    async def predict(self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call) -> list[BaseModel]:
+        """Answers a request.
+
+        Args:
+            texts: the first, or only, text of each input.
+            pairs: the second texts, for a model that reads pairs.
+            call: the request; gains its figures for the log.
+
+        Raises:
+            Problem: 503 not ready or too busy, 504 too late, 499 the client left, 500 the model failed.
+        """
+        predictor, batcher = self._predictor, self._batcher
+        if self.fault or predictor is None or batcher is None:
+            raise Problem(503, "not_ready", "the model is not ready; the log says why", headers=retry_after(10))
+        start = perf_counter()
+        encodings = await self._encode(predictor, texts, pairs)
+        self.metrics.tokenize_seconds.observe(perf_counter() - start)
+        call.items, call.tokens = len(texts), sum(map(len, encodings))
+        left = self.settings.timeout_s - (perf_counter() - start)
+        found, call.queue_s = await batcher.submit(texts, encodings, left, call.gone)
+        self._count(predictor, found, encodings)
+        rows = zip(found, texts, encodings, strict=True)
+        return [predictor.task.answer(scores, text, encoding, predictor.labels) for scores, text, encoding in rows]
+
+    async def _encode(self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
+        if sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
+            return predictor.tokenizer.encode(texts, pairs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizing, predictor.tokenizer.encode, texts, pairs)
+
+    def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
+        for scores, encoding in zip(found, encodings, strict=True):
+            self.metrics.tokens.inc(len(encoding))
+            self.metrics.input_tokens.observe(len(encoding))
+            self.metrics.truncated.inc(encoding.truncated)
+            for row in softmax(scores) if len(scores) else ():
+                best = int(row.argmax())
+                self.metrics.predicted(predictor.labels[best], float(row[best]))
+
+    def page(self) -> bytes:
+        """Renders the metrics."""
+        if self.keys is not None:
+            self.metrics.keys.set(len(self.keys))
+            self.metrics.key_failures.set(self.keys.failures)
+        return self.metrics.page()

@@ -1,0 +1,127 @@
+"""What one service process is told: the package's manifest and a few environment variables.
+
+How a model is served belongs to the recipe and travels in the manifest; where its keys are and who may
+read the metrics belongs to the machine, and comes from the environment:
+
+    DEPLOYKIT_PACKAGE         the package's directory; default: the one of the service.py that is served
+    DEPLOYKIT_KEYS            the key file; default: keys.json below ~/.config/deploykit
+    DEPLOYKIT_AUTH            `off` lets everybody in; default `on`
+    DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
+    DEPLOYKIT_THREADS         threads of the engine; default: those of the manifest, else the cores allowed
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from deploykit.artifact import Artifact
+from deploykit.errors import ArtifactError, InputError
+from deploykit.hardware import cpu_limit
+from deploykit.methods import did_you_mean
+from deploykit.serving.keys import default_path, listing
+
+PREFIX = "DEPLOYKIT_"
+PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
+METRICS_PUBLIC, THREADS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS"
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS)
+
+logger = logging.getLogger("deploykit.serving")
+
+
+class Settings(BaseModel):
+    """Everything that a service process is told, in one frozen value.
+
+    `keys` is None when access control is off; the fields from `max_batch_tokens` on are those of the
+    manifest's `serve` section, in tokens, items, seconds and bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    package: Path
+    keys: Path | None
+    metrics_public: bool
+    threads: int
+    max_batch_tokens: int
+    max_batch_items: int
+    max_queue_tokens: int
+    timeout_s: float
+    max_texts: int
+    max_body_bytes: int
+
+
+def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:
+    """Reads the manifest and the environment.
+
+    Args:
+        package: the package's directory, unless the environment names another one.
+        environ: the environment.
+
+    Raises:
+        ArtifactError: the directory is no package.
+        InputError: a variable has a value that makes no sense.
+    """
+    _warn_of_unknown(environ)
+    package = Path(environ.get(PACKAGE) or package).resolve()
+    artifact = Artifact.load(package)
+    if artifact.manifest.kind != "package":
+        raise ArtifactError(
+            f"{package} is an artifact of kind {artifact.manifest.kind!r}, expected a package."
+            " Make one of it with: deploykit package"
+        )
+    serve = artifact.manifest.serve.model_dump(exclude={"threads"})
+    guarded = _switch(environ, AUTH, default=True)
+    settings = Settings(
+        package=package,
+        keys=Path(environ.get(KEYS) or default_path()) if guarded else None,
+        metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
+        threads=_threads(environ) or artifact.manifest.serve.threads or cpu_limit(),
+        **serve,
+    )
+    return settings, artifact
+
+
+def require_keys(settings: Settings) -> None:
+    """Makes sure that somebody can get in before a service starts.
+
+    Raises:
+        InputError: access control is on, and there is no key file, or it cannot be read or is empty.
+    """
+    if settings.keys is None:
+        logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH)
+        return
+    try:
+        found = listing(settings.keys)
+    except InputError as error:
+        raise InputError(f"access control is on, and {error} To serve without keys, set {AUTH}=off.") from error
+    if not found:
+        raise InputError(
+            f"access control is on, and the key file {settings.keys} holds no key."
+            f" Make one with: deploykit keys add NAME. To serve without keys, set {AUTH}=off."
+        )
+
+
+def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    value = environ.get(name, "").strip().lower()
+    if value in ("", "on", "off", "true", "false", "1", "0"):
+        return value in ("on", "true", "1") if value else default
+    raise InputError(f"{name} must be on or off, got {environ[name]!r}.")
+
+
+def _threads(environ: Mapping[str, str]) -> int | None:
+    value = environ.get(THREADS, "").strip()
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"{THREADS} must be a whole number of at least 1, got {value!r}.")
+    return int(value)
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    """A warning and no error: Kubernetes adds variables of this prefix for a service called deploykit."""
+    for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in NAMES):
+        near = did_you_mean(name, NAMES)
+        if near:
+            logger.warning("the environment variable %s has no meaning%s", name, near)

@@ -1,0 +1,23 @@
+"""The service of a package that lies in BentoML's model store, for `bentoml build` from a repository.
+
+The build file gives the package the alias `package`; BentoML puts that model into the Bento, and here it
+is found again wherever the Bento runs. `DEPLOYKIT_PACKAGE` names a directory instead.
+"""
+
+import os
+from pathlib import Path
+
+import bentoml
+
+from deploykit.serving.service import build
+from deploykit.serving.settings import PACKAGE
+
+ALIAS = "package"
+
+
+def stored() -> Path:
+    """Returns the directory of the package."""
+    return Path(os.environ.get(PACKAGE) or bentoml.models.get(ALIAS).path)
+
+
+service = build(stored())
