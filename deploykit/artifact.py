@@ -64,7 +64,11 @@ class Metric(Record):
 
 
 class Step(Record):
-    """What one stage of the chain did; `bytes` are those of the weights or of the graph."""
+    """What one stage of the chain did.
+
+    `bytes` are those of the weights or of the graph; `p50_ms` is the median time in milliseconds of one input
+    of median length on the artifact's engine.
+    """
 
     stage: str
     method: str
@@ -72,6 +76,7 @@ class Step(Record):
     seconds: float
     parameters: int
     bytes: int
+    p50_ms: float
     metrics: dict[str, dict[str, Metric]]
 
 
@@ -229,6 +234,11 @@ def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
     return Artifact(target, manifest)
+
+
+def is_finished(path: Path) -> bool:
+    """Says whether a stage has finished this directory."""
+    return (path / MANIFEST).is_file()
 
 
 def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], data: str, seed: int) -> str:

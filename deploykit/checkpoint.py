@@ -106,6 +106,7 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
     Raises:
         ModelError: the model is of another kind, or has no such head.
     """
+    transformers.logging.set_verbosity_error()  # a new head is what was asked for
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     try:
         config = AutoConfig.from_pretrained(base.folder)

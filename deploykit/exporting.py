@@ -52,7 +52,7 @@ def export(job: Job) -> Artifact:
         return job.finish(
             folder,
             kind="onnx",
-            engine=ENGINE,
+            predictor=exported,
             scores=splits.score_all(exported, dataset),
             parameters=checkpoint.parameters(model),
             details={"parity": differences, "tolerance": options.tolerance},

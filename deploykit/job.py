@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from deploykit import __version__, hardware, tasks
+from deploykit import __version__, hardware, selection, tasks
 from deploykit.artifact import (
     ARCHITECTURE,
     CONFIG,
@@ -25,6 +25,7 @@ from deploykit.artifact import (
 )
 from deploykit.data import Dataset
 from deploykit.evaluation import splits
+from deploykit.predictor import Predictor
 from deploykit.recipe import Recipe
 from deploykit.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ class Job:
         folder: Path,
         *,
         kind: Kind,
-        engine: str,
+        predictor: Predictor,
         scores: splits.Scores,
         parameters: int,
         details: dict[str, Any],
@@ -91,7 +92,7 @@ class Job:
         Args:
             folder: the draft, complete but for the predictions.
             kind: of the artifact.
-            engine: that runs it.
+            predictor: what was evaluated; it is timed.
             scores: of the validation and test splits.
             parameters: of the model.
             details: what the manifest keeps of this stage.
@@ -109,6 +110,7 @@ class Job:
             seconds=round(time.monotonic() - self.started, 1),
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
+            p50_ms=selection.typical(predictor, self.dataset().validation),
             metrics=splits.judge(self.task, self.dataset(), labels, scores, self.recipe.seed),
         )
         return seal(
@@ -125,7 +127,7 @@ class Job:
             parent_key=self.parent_key,
             seed=self.recipe.seed,
             history=(*(self.parent.manifest.history if self.parent else ()), step),
-            engine=engine,
+            engine=predictor.engine.name,
             serve=self.recipe.serve,
             details=details,
             hardware=hardware.describe(),

@@ -81,6 +81,6 @@ def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
 
 
 def did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the nearest known name, or nothing."""
+    """Returns `" (did you mean 'x'?)"` for the nearest known name, or nothing."""
     nearest = get_close_matches(name, names, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

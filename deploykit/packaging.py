@@ -27,7 +27,8 @@ from deploykit.artifact import (
     draft,
     load_predictions,
 )
-from deploykit.evaluation.comparison import Comparison, compare
+from deploykit.evaluation import metrics
+from deploykit.evaluation.comparison import Comparison, compare, flips
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor
 from deploykit.recipe import PackageSection
@@ -108,20 +109,26 @@ def package(job: Job) -> Artifact:
     comparison = compare(
         job.task, dataset.validation, source.manifest.labels, trained, scores["validation"], job.recipe.seed
     )
+    predictor = Predictor.load(source, hardware.cpu_limit())
+    gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
+    table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)
     with draft(job.target) as folder:
         job.copy(folder, GRAPH)
-        golden.save(folder, _golden(job, options))
+        golden.save(folder, _golden(job, options, predictor))
         _write_texts(job, folder, comparison)
         copy_library(folder / LIBRARY)
         artifact = job.finish(
             folder,
             kind="package",
-            engine=source.manifest.engine,
+            predictor=predictor,
             scores={name: scores[name] for name in ("validation", "test")},
             parameters=source.manifest.step.parameters,
             details={
                 "comparison": comparison.model_dump(),
-                "flips": [dataset.validation[row].text for row in comparison.flipped],
+                "flips": flips(
+                    job.task, dataset.validation, predictor.labels, trained, scores["validation"], comparison.flipped
+                ),
+                "test": table,
             },
         )
     if options.store:
@@ -129,14 +136,13 @@ def package(job: Job) -> Artifact:
     return artifact
 
 
-def _golden(job: Job, options: PackageSection) -> golden.Golden:
+def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.Golden:
     """Picks validation rows of all lengths and asks the graph that will be served."""
     rows = sorted(job.dataset().validation, key=lambda row: len(row.text))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
     chosen = [rows[position] for position in positions]
     place = {id(row): index for index, row in enumerate(job.dataset().validation)}
     reference = load_predictions(job.source)[f"{REFERENCE}validation"]
-    predictor = Predictor.load(job.source, hardware.cpu_limit())
     texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
     return golden.Golden(
         texts=texts,

@@ -20,8 +20,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from deploykit import checkpoint, data, exporting, packaging, pruning, quantization, tasks, training
-from deploykit.artifact import Artifact, key_of
+from deploykit import checkpoint, data, exporting, packaging, pruning, quantization, report, tasks, training
+from deploykit.artifact import Artifact, is_finished, key_of
 from deploykit.data import Dataset
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
 from deploykit.evaluation.comparison import Comparison, broken
@@ -49,7 +49,12 @@ class Planned:
     target: Path
     key: str
     parent_key: str
-    finished: bool
+    would: Literal["run", "be skipped"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the artifact is there already and is not to be made again."""
+        return self.would == "be skipped"
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,27 @@ class Outcome:
     seconds: float
 
 
-def plan(recipe: Recipe) -> list[Planned]:
+def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) -> list[Planned]:
     """Says which stages a run has, and which are finished, without running any.
 
+    Args:
+        recipe: the whole statement of the run.
+        first: this stage and all after it are made again.
+        until: the last stage.
+
     Raises:
-        InputError: the base model or the data is not there.
+        InputError: the base model or the data is not there, or the recipe has no such stage.
     """
+    for name in (first, until):
+        if name is not None and name not in _stages(recipe):
+            raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
     base = checkpoint.find(recipe.model, recipe.revision)
     parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)
     fingerprint = data.fingerprint(recipe.data, recipe.seed)
     found = []
-    for stage in STAGES:
-        if stage != "train" and getattr(recipe, stage) is None:
-            continue
+    again = False
+    for stage in _stages(recipe):
+        again = again or stage == first
         key = key_of(
             parent=parent,
             stage=stage,
@@ -83,7 +96,10 @@ def plan(recipe: Recipe) -> list[Planned]:
             seed=recipe.seed,
         )
         target = output(recipe) / f"{stage}-{key[:10]}"
-        found.append(Planned(stage, recipe.method(stage), target, key, parent, (target / "manifest.json").is_file()))
+        would: Literal["run", "be skipped"] = "be skipped" if is_finished(target) and not again else "run"
+        found.append(Planned(stage, recipe.method(stage), target, key, parent, would))
+        if stage == until:
+            break
         parent = key
     return found
 
@@ -110,7 +126,7 @@ def run(
     first: str | None = None,
     until: str | None = None,
     only: str | None = None,
-    report: Callable[[Planned, Outcome | None], None] | None = None,
+    notify: Callable[[Planned, Outcome | None], None] | None = None,
 ) -> list[Outcome]:
     """Runs a recipe; stages whose artifact is finished and undamaged are skipped.
 
@@ -119,7 +135,7 @@ def run(
         first: this stage and all after it are made again.
         until: the last stage to run.
         only: run this stage alone; those before it must be finished.
-        report: called with each stage before it starts (outcome None) and after it ended.
+        notify: called with each stage before it starts (outcome None) and after it ended.
 
     Returns:
         One outcome a stage, in order.
@@ -132,27 +148,19 @@ def run(
     Example:
         >>> run(load(Path("recipe.yaml")))[-1].artifact.path  # doctest: +SKIP
     """
-    for name in (first, until, only):
-        if name is not None and (name not in STAGES or (name != "train" and getattr(recipe, name) is None)):
-            raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
     with locked(output(recipe)):
-        planned = plan(recipe)
-        stop = until or only
-        names = [found.stage for found in planned]
         outcomes: list[Outcome] = []
         dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task), recipe.seed))
-        for index, found in enumerate(planned):
-            again = first is not None and index >= names.index(first)
+        for found in plan(recipe, first=first, until=until or only):
             if only is not None and found.stage != only and not found.finished:
                 raise InputError(f"{only} starts from {found.stage}, which is not finished. Run deploykit run first.")
-            if report:
-                report(found, None)
-            outcomes.append(_stage(recipe, found, outcomes, dataset, again=again))
-            if report:
-                report(found, outcomes[-1])
+            if notify:
+                notify(found, None)
+            outcomes.append(_stage(recipe, found, outcomes, dataset))
+            if notify:
+                notify(found, outcomes[-1])
+            report.write(output(recipe), [outcome.artifact for outcome in outcomes])
             _check_gates(recipe, outcomes[-1].artifact)
-            if found.stage == stop:
-                break
         return outcomes
 
 
@@ -160,11 +168,9 @@ def _stages(recipe: Recipe) -> list[str]:
     return [stage for stage in STAGES if stage == "train" or getattr(recipe, stage) is not None]
 
 
-def _stage(
-    recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset], *, again: bool
-) -> Outcome:
+def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset]) -> Outcome:
     started = time.monotonic()
-    if planned.finished and not again:
+    if planned.finished:
         artifact = Artifact.load(planned.target)
         artifact.verify()
         status: Literal["ran", "skipped"] = "skipped"

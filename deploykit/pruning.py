@@ -35,7 +35,7 @@ def prune(job: Job) -> Artifact:
         return job.finish(
             folder,
             kind="checkpoint",
-            engine="torch",
+            predictor=predictor,
             scores=scores,
             parameters=checkpoint.parameters(small),
             details={**facts, "comparison": comparison.model_dump()},

@@ -11,7 +11,7 @@ from pathlib import Path
 from deploykit import engines, hardware, quantizers, selection
 from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
 from deploykit.evaluation import splits
-from deploykit.evaluation.comparison import broken, compare
+from deploykit.evaluation.comparison import broken, compare, flips
 from deploykit.job import Job
 from deploykit.predictor import Predictor
 from deploykit.selection import Candidate
@@ -54,13 +54,20 @@ def quantize(job: Job) -> Artifact:
         return job.finish(
             folder,
             kind="onnx",
-            engine=kept.engine,
+            predictor=predictors[kept.name],
             scores={"validation": scores[kept.name], "test": test},
             parameters=job.source.manifest.step.parameters,
             details={
                 **facts,
                 "candidates": [found.model_dump() for found in candidates],
-                "flips": [dataset.validation[row].text for row in kept.comparison.flipped],
+                "flips": flips(
+                    job.task,
+                    dataset.validation,
+                    base.labels,
+                    scores[FLOAT],
+                    scores[kept.name],
+                    kept.comparison.flipped,
+                ),
             },
         )
 
@@ -69,7 +76,11 @@ def _candidates(
     job: Job, predictors: dict[str, Predictor], graphs: dict[str, Path], scores: dict[str, list[Float32]]
 ) -> list[Candidate]:
     """Measures and compares every candidate, the float graph first."""
-    rows = job.dataset().validation
+    rows, first = job.dataset().validation, job.task.METRICS[0]
+    judged = {
+        name: splits.judge(job.task, job.dataset(), predictors[name].labels, {"validation": found}, job.recipe.seed)
+        for name, found in scores.items()
+    }
     latencies = selection.measure(predictors, rows, selection.probes(rows, predictors[FLOAT]))
     return [
         Candidate(
@@ -78,6 +89,7 @@ def _candidates(
             engine=job.source.manifest.engine,
             threads=predictor.engine.threads,
             bytes=graphs[name].stat().st_size,
+            metric=judged[name]["validation"][first],
             latency=latencies[name],
             comparison=compare(job.task, rows, predictor.labels, scores[FLOAT], scores[name], job.recipe.seed),
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.artifact import Record
+from deploykit.artifact import Metric, Record
 from deploykit.evaluation.comparison import Comparison
 from deploykit.predictor import Predictor
 from deploykit.tasks import Example
@@ -31,7 +31,8 @@ class Latency(Record):
 class Candidate(Record):
     """One measured combination, and why it was kept or not.
 
-    `latency` maps a kind of batch to its milliseconds; `comparison` is against the float graph.
+    `metric` is the task's first on the validation split, `latency` maps a kind of batch to its milliseconds,
+    and `comparison` is against the float graph.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate(Record):
     engine: str
     threads: int
     bytes: int
+    metric: Metric
     latency: dict[str, Latency]
     comparison: Comparison
     kept: bool = False
@@ -91,6 +93,13 @@ def measure(
                 calls[name]()
                 samples[name][batch].append((time.perf_counter() - start) * 1000)
     return {name: {batch: _latency(times) for batch, times in found.items()} for name, found in samples.items()}
+
+
+def typical(predictor: Predictor, examples: Sequence[Example]) -> float:
+    """Returns the median milliseconds of one input of median length."""
+    batches = probes(examples, predictor)
+    name, rows = list(batches.items())[QUANTILES.index(0.5)]
+    return measure({"it": predictor}, examples, {name: rows})["it"][name].p50
 
 
 def choose(candidates: Sequence[Candidate], gates_broken: Mapping[str, str]) -> list[Candidate]:

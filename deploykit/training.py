@@ -37,7 +37,7 @@ def train(job: Job) -> Artifact:
         return job.finish(
             folder,
             kind="checkpoint",
-            engine="torch",
+            predictor=predictor,
             scores=scores,
             parameters=checkpoint.parameters(model),
             details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},

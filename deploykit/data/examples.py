@@ -100,10 +100,10 @@ def _missing_columns(table: Table, task: Task, columns: Mapping[str, str | None]
 def _no_column(table: Table, column: str, columns: Mapping[str, str | None]) -> str:
     folded = {name.strip().casefold(): name for name in table.columns}
     nearest = get_close_matches(column.casefold(), folded, n=1)
-    hint = f"; did you mean {folded[nearest[0]]!r}?" if nearest else "."
+    hint = f" (did you mean {folded[nearest[0]]!r}?)" if nearest else ""
     role = next(role for role, name in columns.items() if name == column)
     return (
-        f"{table.name} has no column {column!r}{hint} It has: {', '.join(table.columns)}."
+        f"{table.name} has no column {column!r}{hint}. It has: {', '.join(table.columns)}."
         f" Name the right one with data.{role}."
     )
 

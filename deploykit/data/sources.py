@@ -82,7 +82,7 @@ def require(source: str) -> Path:
         raise DataError(f"{path} is a directory, expected a file ({FORMATS}).")
     beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, beside)
-    raise DataError(f"there is no file {path}{hint or '.'} Paths in a recipe start from the recipe's directory.")
+    raise DataError(f"there is no file {path}{hint}. Paths in a recipe start from the recipe's directory.")
 
 
 def _read_file(path: Path) -> Table:

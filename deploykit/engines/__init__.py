@@ -16,6 +16,7 @@ from deploykit import methods
 class Engine(Protocol):
     """A loaded graph."""
 
+    name: str
     threads: int
 
     def run(self, batch: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:

@@ -17,6 +17,8 @@ KIND = "onnx"
 class Session:
     """An inference session and the names of its inputs."""
 
+    name = "onnxruntime"
+
     def __init__(self, graph: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

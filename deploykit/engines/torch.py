@@ -17,6 +17,8 @@ KIND = "checkpoint"
 class TorchModel:
     """A module in evaluation mode and the names of its inputs."""
 
+    name = "torch"
+
     def __init__(self, model: torch.nn.Module, threads: int) -> None:
         torch.set_num_threads(threads)
         self.threads = threads

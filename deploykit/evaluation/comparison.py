@@ -72,6 +72,35 @@ def compare(
     )
 
 
+def flips(
+    task: Task,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    reference: Sequence[Float32],
+    scores: Sequence[Float32],
+    rows: Sequence[int],
+) -> list[dict[str, str]]:
+    """Shows the units whose prediction changed: their text, true label, and the label before and after.
+
+    Args:
+        task: finds the units.
+        examples: the labelled rows.
+        labels: names of the label indices.
+        reference: the reference's scores.
+        scores: the model's.
+        rows: which rows to look at; see `Comparison.flipped`.
+    """
+    found = []
+    for row in rows:
+        text, true = examples[row].text, task.targets(examples[row], labels)
+        before, after = reference[row].argmax(axis=-1), scores[row].argmax(axis=-1)
+        for unit in np.flatnonzero(before != after):
+            start, end = task.units(text)[unit]
+            names = {"true": true[unit], "before": before[unit], "after": after[unit]}
+            found.append({"text": text[start:end], **{name: labels[index] for name, index in names.items()}})
+    return found
+
+
 def verdicts(gates: GateSection, comparison: Comparison) -> tuple[Verdict, ...]:
     """Holds a comparison against the gates that the recipe sets."""
     found = [("max_drop", gates.max_drop, comparison.drop.value), ("max_flips", gates.max_flips, comparison.flips)]

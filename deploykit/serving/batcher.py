@@ -171,7 +171,7 @@ class Batcher:
             async with asyncio.timeout(timeout_s):
                 await job.done
         except TimeoutError:
-            detail = f"no answer within {timeout_s:g} s: the service is busy. Send fewer texts at once, or try again"
+            detail = f"no answer within {timeout_s:.2g} s: the service is busy. Send fewer texts at once, or try again"
             raise Problem(504, "deadline", detail) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell

@@ -5,6 +5,7 @@ for it. Each port gets its own BentoML home: two servers in one would wipe each 
 """
 
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit.errors import ArtifactError, BusyError, DeploykitError
+from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError
 from deploykit.serving.runtime import NEVER_READY
 from deploykit.serving.settings import KEYS, PACKAGE, load, require_keys
 
@@ -62,6 +63,7 @@ def plan(
         >>> launch = plan(Path("runs/movies/package"))  # doctest: +SKIP
         >>> os.execve(launch.argv[0], launch.argv, launch.env)  # doctest: +SKIP
     """
+    host = _address(host)
     env = {name: value for name, value in environ.items() if name != PACKAGE}
     if keys is not None:
         env[KEYS] = str(keys.resolve())
@@ -79,7 +81,8 @@ def plan(
     }
     flags = [str(part) for option in options.items() for part in option]
     argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)
-    return Launch(argv, env, f"http://{host}:{port}")
+    shown = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
+    return Launch(argv, env, f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
 
 
 @contextlib.contextmanager
@@ -151,6 +154,16 @@ def free_port(host: str = HOST) -> int:
     with socket.socket() as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
+
+
+def _address(host: str) -> str:
+    """Returns an IP address, because BentoML takes no names."""
+    try:
+        return str(ipaddress.ip_address(HOST if host == "localhost" else host))
+    except ValueError:
+        raise InputError(
+            f"--host must be an IP address, got {host!r}. Use {HOST} for this machine only, or 0.0.0.0 for everybody."
+        ) from None
 
 
 def _require_free(host: str, port: int) -> None:

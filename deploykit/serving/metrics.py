@@ -32,7 +32,7 @@ class Metrics:
     """The metrics of one process.
 
     Args:
-        routes: the route labels that requests are counted by.
+        routes: the route labels that requests are counted by: the one that predicts first, unknown ones last.
         labels: what the model may predict; beyond the first 50 they are counted as `other`.
         model: what describes the model, as labels of one series that is always 1.
     """
@@ -103,8 +103,10 @@ class Metrics:
         """Makes the series appear before anything has happened."""
         for route in routes:
             self.request_seconds.labels(route)
-            for status in STATUSES:
-                self.requests.labels(route, status)
+            self.requests.labels(route, "200")
+        for status in STATUSES:
+            self.requests.labels(routes[0], status)
+        self.requests.labels(routes[-1], "404")
         for reason in REASONS:
             self.rejected.labels(reason)
         for label in (*sorted(self._known), OTHER):

@@ -68,6 +68,9 @@ def response_model(task: Task) -> type[BaseModel]:
 def faults(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:
     """Says where a body does not fit and why, without quoting it; ten at most."""
     return [
-        {"where": ".".join(map(str, error["loc"])) or "body", "message": error["msg"]}
+        {
+            "where": ".".join(map(str, error["loc"]))[:CHARACTERS_SHOWN] or "body",
+            "message": error["msg"].removeprefix("Value error, "),
+        }
         for error in errors[:ERRORS_SHOWN]
     ]

@@ -5,6 +5,7 @@ rest: its access log, metrics and tracing stand outside any access control and c
 One worker a container: replicas scale, restart and are watched from outside.
 """
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from deploykit import tasks
+from deploykit.artifact import MODEL_CARD
 from deploykit.errors import DeploykitError
 from deploykit.serving import calls, logs, routes, schemas
 from deploykit.serving.guard import Guard
@@ -31,6 +33,12 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
     """BentoML's service with the guard around its application; `open` makes what the process serves with."""
 
     open: Any
+    card: Path
+
+    @property
+    def doc(self) -> str:
+        """What the description of the API begins with: the model card."""
+        return self.card.read_text(encoding="utf-8") if self.card.is_file() else self.name
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Returns the guarded application; BentoML calls this in the worker only."""
@@ -110,12 +118,13 @@ def build(package: Path) -> Service[Any]:
         name=_service_name(name),
         service_class=GuardedService,
         workers=1,
+        http={"host": "0.0.0.0" if os.environ.get("BENTOML_CONTAINERIZED") else "127.0.0.1"},  # noqa: S104
         traffic={"timeout": settings.timeout_s + BACKSTOP_S},
         logging={"access": {"enabled": False}},
         metrics={"enabled": False},
         tracing={"excluded_urls": ".*"},
     )(Predictions)
-    service.open = open_
+    service.open, service.card = open_, artifact.file(MODEL_CARD)
     return service
 
 

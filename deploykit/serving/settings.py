@@ -95,7 +95,9 @@ def require_keys(settings: Settings) -> None:
     try:
         found = listing(settings.keys)
     except InputError as error:
-        raise InputError(f"access control is on, and {error} To serve without keys, set {AUTH}=off.") from error
+        raise InputError(
+            f"access control is on, and {str(error).rstrip('.')}. To serve without keys, set {AUTH}=off."
+        ) from error
     if not found:
         raise InputError(
             f"access control is on, and the key file {settings.keys} holds no key."
@@ -121,7 +123,8 @@ def _threads(environ: Mapping[str, str]) -> int | None:
 
 def _warn_of_unknown(environ: Mapping[str, str]) -> None:
     """A warning and no error: Kubernetes adds variables of this prefix for a service called deploykit."""
+    known = [name.removeprefix(PREFIX) for name in NAMES]
     for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in NAMES):
-        near = did_you_mean(name, NAMES)
+        near = did_you_mean(name.removeprefix(PREFIX), known)
         if near:
-            logger.warning("the environment variable %s has no meaning%s", name, near)
+            logger.warning("the environment variable %s has no meaning%s, after %s", name, near, PREFIX)

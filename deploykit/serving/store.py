@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import bentoml
+from bentoml.exceptions import BentoMLConfigException, NotFound
 
 from deploykit.serving.service import build
 from deploykit.serving.settings import PACKAGE
@@ -16,8 +17,18 @@ ALIAS = "package"
 
 
 def stored() -> Path:
-    """Returns the directory of the package."""
-    return Path(os.environ.get(PACKAGE) or bentoml.models.get(ALIAS).path)
+    """Returns the directory of the package.
+
+    Raises:
+        BentoMLConfigException: the model store has no such package.
+    """
+    try:
+        return Path(os.environ.get(PACKAGE) or bentoml.models.get(ALIAS).path)
+    except NotFound as error:
+        raise BentoMLConfigException(
+            f"{error} Expected a package under the alias {ALIAS!r} in the `models` of bentofile.yaml."
+            f" Run the recipe first, which stores its package, or set {PACKAGE} to a package's directory."
+        ) from error
 
 
 service = build(stored())

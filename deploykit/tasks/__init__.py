@@ -63,6 +63,9 @@ class Task(Protocol):
     def classes(self, example: Example) -> tuple[str, ...]:
         """Lists the labels, as the data names them, that stand in an example."""
 
+    def units(self, text: str) -> Int64:
+        """Returns the character offsets of the units of a text, `(units, 2)`."""
+
     def targets(self, example: Example, labels: Sequence[str]) -> Int64:
         """Returns the true label of each unit, shape `(units,)`."""
 

@@ -60,6 +60,11 @@ def classes(example: Example) -> tuple[str, ...]:
     return (example.label,)
 
 
+def units(text: str) -> Int64:
+    """Returns the whole text as the one unit, `(1, 2)`."""
+    return np.array([[0, len(text)]], dtype=np.int64)
+
+
 def targets(example: Example, labels: Sequence[str]) -> Int64:
     """Returns the label's index, shape `(1,)`."""
     return np.array([labels.index(example.label)], dtype=np.int64)

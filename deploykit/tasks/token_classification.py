@@ -66,13 +66,15 @@ def _from_spans(text: Any, spans: Any) -> Example:
         start, end, label = span.get("start"), span.get("end"), span.get("label")
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
             raise ValueError(f"the span {dict(span)!r} does not lie in a text of {len(text)} characters")
+        if not UNIT.search(text, start, end):
+            raise ValueError(f"the span {dict(span)!r} covers no word of the text, expected at least one")
         if not isinstance(label, str) or not label:
             raise ValueError(f"the span {dict(span)!r} has no label")
         found.append(Span(start, end, label))
     found.sort(key=lambda span: span.start)
     for before, after in pairwise(found):
-        if after.start < before.end:
-            raise ValueError(f"the spans {before} and {after} overlap, expected one label a word")
+        if after.start < before.end or re.fullmatch(r"\w+", text[before.end - 1 : after.start + 1]):
+            raise ValueError(f"the spans {before} and {after} overlap or share a word, expected one label a word")
     return Example(text=text, spans=tuple(found))
 
 

@@ -1,0 +1,334 @@
+"""The command line: parse, call, print. No logic of its own.
+
+Exit codes: 0 done, 1 a gate was broken, 2 the input is wrong, 3 an internal error. A traceback appears only
+with `--debug`.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploykit import __version__, methods
+from deploykit.errors import DeploykitError, GateError
+
+if TYPE_CHECKING:
+    from deploykit.pipeline import Outcome, Planned
+    from deploykit.recipe import Recipe
+
+app = typer.Typer(
+    name="deploykit",
+    help="From labelled text to a verified, running transformer service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+keys_app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+
+RIGHT = {"seconds", "parameters", "bytes", "p50, batch 1"}  # columns of numbers
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+ArtifactDir = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that a stage has written.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.epochs=1.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
+]
+
+
+def main() -> None:
+    """Runs the command line and turns errors into messages and exit codes."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped. Finished stages are kept: the same command goes on from them.", 130)
+    except Exception as error:
+        if debug:
+            err.print_exception()
+        if isinstance(error, ModuleNotFoundError):
+            error = methods.missing_extra(error, "this command")
+        if isinstance(error, DeploykitError):
+            _fail(str(error), error.exit_code, "gate broken" if isinstance(error, GateError) else "error")
+        if hasattr(error, "format_message"):  # a mistake on the command line itself
+            _fail(f"{error.format_message()} See --help.", 2)
+        _fail(f"internal: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 3)
+
+
+def _fail(message: str, code: int, kind: str = "error") -> None:
+    err.print(f"{kind}: {message}", markup=False)
+    sys.exit(code)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of the log.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("deploykit").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Make this and later stages again.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and what would run.")] = False,
+) -> None:
+    """Run a recipe: train, prune, export, quantize, package; what is finished is skipped."""
+    if dry_run:
+        _show_plan(_recipe(recipe, overrides), first, until)
+    else:
+        _run(_recipe(recipe, overrides), first=first, until=until)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Fine-tune: the base model becomes a checkpoint."""
+    _run(_recipe(recipe, overrides), only="train")
+
+
+@app.command()
+def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Prune: the checkpoint becomes a smaller one."""
+    _run(_recipe(recipe, overrides), only="prune")
+
+
+@app.command()
+def export(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Export: the checkpoint becomes an ONNX graph that is compared with it."""
+    _run(_recipe(recipe, overrides), only="export")
+
+
+@app.command()
+def quantize(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Quantize: measure the graph and its int8 copy, keep the faster that is as good."""
+    _run(_recipe(recipe, overrides), only="quantize")
+
+
+@app.command()
+def package(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Package: the graph becomes a directory that serves by itself."""
+    _run(_recipe(recipe, overrides), only="package")
+
+
+@app.command()
+def serve(
+    package: ArtifactDir,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    keys: KeyFile = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in.")] = False,
+) -> None:
+    """Serve a package until it is stopped."""
+    import os
+
+    from deploykit.serving import launch, settings
+
+    environ = {**os.environ, **({settings.AUTH: "off"} if no_auth else {})}
+    started = launch.plan(package, host=host, port=port, keys=keys, environ=environ)
+    out.print(f"serving {package} on {started.url}; stop with Ctrl-C", markup=False)
+    os.execve(started.argv[0], started.argv, started.env)  # noqa: S606  the command was made here
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")] = Path("recipe.yaml"),
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the model does; see deploykit methods.")] = None,
+    model: Annotated[str | None, typer.Option(help="A directory, package://… or a hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented recipe; asks for what is not given."""
+    from deploykit import scaffold
+
+    answers = {"name": name, "task": task, "model": model, "data": data}
+    for question in scaffold.QUESTIONS:
+        if answers[question.key] is None:
+            answers[question.key] = typer.prompt(question.text, default=question.default)
+    scaffold.write(path, {key: str(value) for key, value in answers.items()}, force=force)
+    out.print(f"{path} is written. Next: deploykit run {path} --dry-run", markup=False)
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """List the methods of each kind; a recipe names them."""
+    _print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
+
+
+@app.command()
+def show(
+    artifact: ArtifactDir, as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest.")] = False
+) -> None:
+    """Show what an artifact is and how it was made."""
+    from deploykit.artifact import Artifact
+    from deploykit.summary import header, rows
+
+    manifest = Artifact.load(artifact).manifest
+    if as_json:
+        sys.stdout.write(manifest.model_dump_json(indent=2) + "\n")
+        return
+    out.print(f"{manifest.name}: {manifest.kind} for {manifest.task}, key {manifest.key[:12]}", markup=False)
+    out.print(f"labels: {', '.join(manifest.labels)}; made {manifest.created}", markup=False)
+    _print_table(header(manifest.history), rows(manifest.history))
+
+
+@app.command()
+def verify(artifact: ArtifactDir) -> None:
+    """Check every file of an artifact, and ask a package its golden questions again."""
+    import deploykit
+
+    found = deploykit.verify(artifact)
+    out.print(f"{artifact} is as it was made: {len(found.manifest.files)} files checked.", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine offers and what is missing."""
+    from deploykit import diagnosis
+
+    _print_table(("what", "found", "advice"), diagnosis.rows())
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
+    """Run the whole path on movie reviews, serve the result and ask it three questions."""
+    from deploykit import demo as movie_reviews
+
+    outcomes = _run(_recipe(movie_reviews.prepare(folder), None))
+    keys = folder / "keys.json"
+    for line in movie_reviews.ask(outcomes[-1].artifact.path, keys):
+        out.print(line, markup=False)
+    _summarize(outcomes)
+    out.print(f"keys:    deploykit keys add NAME --keys {keys}, and --keys {keys} when you serve", markup=False)
+
+
+@keys_app.command("add")
+def add_key(
+    client: Annotated[str, typer.Argument(help="Who the key is for.")],
+    keys: KeyFile = None,
+    scopes: Annotated[
+        list[str] | None, typer.Option("--scope", help="predict, metrics, docs; may be repeated.")
+    ] = None,
+    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
+) -> None:
+    """Make a key and print it; only its hash is stored, so this is the only time that it can be seen."""
+    from deploykit.serving import keys as store
+
+    path = keys or store.default_path()
+    expires = datetime.now(UTC) + timedelta(days=days) if days else None
+    text = store.add(path, client, scopes or ("predict", "metrics"), expires=expires, requests_per_minute=per_minute)
+    err.print(f"stored in {path}; the key is shown only now:", markup=False)
+    sys.stdout.write(text + "\n")
+
+
+@keys_app.command("list")
+def list_keys(keys: KeyFile = None) -> None:
+    """List the keys: who has them and what they allow, never the keys themselves."""
+    from deploykit.serving import keys as store
+
+    found = store.listing(keys or store.default_path())
+    shown = [
+        (
+            key.id,
+            key.client,
+            ", ".join(key.scopes),
+            f"{key.created:%Y-%m-%d}",
+            f"{key.expires:%Y-%m-%d}" if key.expires else "never",
+            str(key.requests_per_minute or "no limit"),
+        )
+        for key in found
+    ]
+    _print_table(("id", "client", "scopes", "created", "expires", "requests per minute"), shown)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    keys: KeyFile = None,
+) -> None:
+    """Revoke keys; a running service notices within seconds."""
+    from deploykit.serving import keys as store
+
+    gone = store.revoke(keys or store.default_path(), key)
+    out.print(f"revoked: {', '.join(f'{found.id} ({found.client})' for found in gone)}", markup=False)
+
+
+def _recipe(path: Path, overrides: list[str] | None) -> "Recipe":
+    from deploykit import recipe
+
+    return recipe.load(path, overrides or ())
+
+
+def _run(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+    from deploykit import pipeline
+
+    def notify(planned: "Planned", outcome: "Outcome | None") -> None:
+        if outcome is not None:
+            err.print(f"{planned.stage}: {outcome.status}, {outcome.seconds:.0f} s", markup=False)
+        elif not planned.finished:
+            err.print(f"{planned.stage} ({planned.method}) …", markup=False)
+
+    outcomes = pipeline.run(recipe, notify=notify, **stages)
+    _summarize(outcomes)
+    return outcomes
+
+
+def _summarize(outcomes: "list[Outcome]") -> None:
+    from deploykit.summary import header, rows
+
+    last = outcomes[-1].artifact
+    skipped = {found.artifact.manifest.stage: "skipped" for found in outcomes if found.status == "skipped"}
+    _print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
+    out.print(f"{last.manifest.kind}: {_short(last.path)}", markup=False)
+    out.print(f"report:  {_short(last.path.parent / 'report.html')}", markup=False)
+    if last.manifest.kind == "package":
+        out.print(f"serve:   deploykit serve {_short(last.path.parent / 'package')}", markup=False)
+
+
+def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
+    import yaml
+
+    from deploykit import pipeline
+
+    out.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False)
+    planned = pipeline.plan(recipe, first=first, until=until)
+    _print_table(
+        ("stage", "method", "would", "artifact"), [(p.stage, p.method, p.would, _short(p.target)) for p in planned]
+    )
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title in RIGHT else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=None if out.is_terminal else 200).print(table)
+
+
+def _short(path: Path) -> str:
+    """Shows a path from here where it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

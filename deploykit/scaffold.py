@@ -1,0 +1,84 @@
+"""Writes a first recipe, with a comment on each line that a user may want to change."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit import methods, recipe
+from deploykit.errors import InputError, storage_errors
+
+COLUMNS = {
+    "text-classification": "text: text, label: label",
+    "token-classification": "tokens: tokens, tags: tags",
+}
+TEMPLATE = """# Try it with: deploykit run {path} --dry-run
+name: {name}
+task: {task}
+
+# A directory, package://MODULE/PATH inside an installed package, or an id of the model hub.
+model: {model}
+
+# csv, tsv, jsonl or parquet; paths are relative to this file. Add `validation:` and `test:` where you have
+# them, otherwise a tenth of the rows each is cut from `train`, stratified and seeded.
+data: {{train: {data}, {columns}}}
+seed: 0
+
+# Fine-tunes every weight. Already fine-tuned? Set train: null.
+train: {{method: full, epochs: 3, learning_rate: 5e-5, batch_size: 32}}
+
+# Removes attention heads and feed-forward neurons, then lets the whole model teach the smaller one.
+# prune: null keeps the model as it is.
+prune: {{method: width, keep: 0.75, distill: {{epochs: 1, learning_rate: 5e-5}}}}
+
+export: {{opset: 18}}
+
+# int8; the float graph stays if it is faster or better on this machine.
+quantize: {{method: dynamic}}
+
+# The run fails if the first metric falls by more than this on the validation split.
+gates: {{max_drop: 0.01}}
+
+serve: {{max_batch_tokens: 4096, timeout_s: 10}}
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `deploykit init` asks when an answer is not given."""
+
+    key: str
+    text: str
+    default: str | None = None
+
+
+QUESTIONS = (
+    Question("name", "Name of the run", "my-model"),
+    Question("task", f"Task ({', '.join(methods.available('task'))})", "text-classification"),
+    Question("model", "Base model (directory, package://… or hub id)"),
+    Question("data", "Training file", "train.jsonl"),
+)
+
+
+def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
+    """Writes a recipe and checks that it is one.
+
+    Args:
+        path: the file.
+        answers: one for each key of `QUESTIONS`.
+        force: overwrite a file that is there.
+
+    Raises:
+        InputError: the file exists, or an answer makes no valid recipe.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
+    methods.load("task", answers["task"])
+    text = TEMPLATE.format(path=path.name, columns=COLUMNS.get(answers["task"], ""), **answers)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.draft")
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            recipe.load(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
