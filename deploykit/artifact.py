@@ -205,13 +205,13 @@ def draft(target: Path) -> Iterator[Path]:
         StorageError: the disk is full or refuses to be written.
     """
     folder = target.parent / f".{target.name}.draft"
-    with storage_errors(target.parent):
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-        folder.mkdir(parents=True)
-        try:
+    try:
+        with storage_errors(target.parent):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+            folder.mkdir(parents=True)
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def seal(folder: Path, target: Path, **facts: Any) -> Artifact:

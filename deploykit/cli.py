@@ -73,7 +73,7 @@ def _fail(message: str, code: int, kind: str = "error") -> None:
     sys.exit(code)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of the log.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,

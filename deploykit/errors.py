@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from shutil import disk_usage
+
+FULL = 65536  # a disk with fewer free bytes than this is taken to be full
 
 
 class DeploykitError(Exception):
@@ -73,23 +76,34 @@ class StorageError(InputError):
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and a refused write below `path` into a `StorageError`.
+    """Turns a full disk and a refused access below `path` into a `StorageError`.
+
+    Libraries that write in other languages raise errors of their own, without a number: there the message,
+    or a disk without free space, tells.
 
     Raises:
         StorageError: on ENOSPC, EDQUOT, EACCES, EPERM or EROFS.
     """
     try:
         yield
-    except OSError as error:
-        where = error.filename or path
-        if error.errno in (ENOSPC, EDQUOT):
+    except DeploykitError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        where = (error.filename if isinstance(error, OSError) else None) or path
+        if number in (ENOSPC, EDQUOT) or "No space left on device" in str(error) or _is_full(path):
             raise StorageError(
                 f"no space left on the disk while writing {where}. Free some space and run the same"
                 " command again: finished stages are kept."
             ) from error
-        if error.errno in (EACCES, EPERM, EROFS):
+        if number in (EACCES, EPERM, EROFS):
             raise StorageError(
-                f"no permission to write {where}. Give this user write access, or choose another"
-                " directory with `output:` in the recipe."
+                f"no permission for {where}. Give this user access to it, or choose another directory with"
+                " `output:` in the recipe."
             ) from error
         raise
+
+
+def _is_full(path: Path) -> bool:
+    there = next(found for found in (path, *path.absolute().parents) if found.exists())
+    return disk_usage(there).free < FULL

@@ -18,6 +18,7 @@ from deploykit.errors import DeploykitError, RecipeError
 from deploykit.methods import Options, did_you_mean
 
 KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
+DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that a recipe leaves out
 STAGES = ("train", "prune", "export", "quantize", "package")
 
 
@@ -81,10 +82,10 @@ class Recipe(Options):
     data: DataSection
     seed: int = 0
     output: str | None = None
-    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": "full"})
+    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
     prune: dict[str, Any] | None = None
     export: ExportSection | None = ExportSection()
-    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": "dynamic"})
+    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
     gates: GateSection = GateSection()
     package: PackageSection | None = PackageSection()
     serve: ServeOptions = ServeOptions()
@@ -214,7 +215,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for name in parents:
         if not isinstance(content.get(name), dict):
-            content[name] = {}
+            content[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
         content = content[name]
     try:
         content[last] = yaml.safe_load(text)

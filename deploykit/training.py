@@ -1,5 +1,8 @@
 """The first stage: a base model becomes a fine-tuned checkpoint."""
 
+import logging
+from typing import Any
+
 from deploykit import checkpoint, data, hardware, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.engines.torch import TorchModel
@@ -8,6 +11,8 @@ from deploykit.fitting import Problem, rows
 from deploykit.job import Job
 from deploykit.predictor import Predictor
 from deploykit.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def train(job: Job) -> Artifact:
@@ -23,6 +28,7 @@ def train(job: Job) -> Artifact:
         checkpoint.save_tokenizer(base, folder)
         tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
         lengths = data.lengths(dataset, tokenizer)
+        _tell(dataset, lengths)
 
         learned, judged = (rows(task, tokenizer, part, dataset.labels) for part in (dataset.train, dataset.validation))
         problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
@@ -49,3 +55,14 @@ def train(job: Job) -> Artifact:
                 "base_revision": base.revision,
             },
         )
+
+
+def _tell(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
+    """Logs what the data is, and how many texts are longer than the model reads."""
+    for name, count in dataset.summary["rows"].items():
+        labels = ", ".join(f"{label} {number}" for label, number in dataset.summary["labels"][name].items())
+        log.info("%s: %d rows (%s), %.0f tokens on average", name, count, labels, lengths[name]["mean"])
+        if lengths[name]["truncated"]:
+            limit = lengths[name]["max_tokens"]
+            cut = lengths[name]["truncated"]
+            log.warning("%d of %d %s texts are longer than %d tokens and are cut", cut, count, name, limit)

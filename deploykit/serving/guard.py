@@ -29,6 +29,7 @@ from deploykit.serving.schemas import faults
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MOST_IN_FLIGHT = 512  # each may hold a body; more are refused before it is read
+BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
 BODY_S = 20.0  # a client that sends its body slower than this is not waited for
 
 logger = logging.getLogger("deploykit.serving")
@@ -119,7 +120,10 @@ class Guard:
         calls.current.set(call)
         watch = asyncio.create_task(_watch(receive, call))
         try:
-            await self._app(scope, _once(body, call.gone), reply)
+            async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
+                await self._app(scope, _once(body, call.gone), reply)
+        except TimeoutError:
+            raise Problem(504, "deadline", "no answer in time: the service is busy") from None
         finally:
             watch.cancel()
         await reply.finish()

@@ -25,7 +25,6 @@ from deploykit.serving.problems import Problem
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings, load, require_keys
 
-BACKSTOP_S = 5.0  # BentoML's own timeout comes this much after ours, and should never be seen
 VERSION_LETTERS = 12
 
 
@@ -41,9 +40,15 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         return self.card.read_text(encoding="utf-8") if self.card.is_file() else self.name
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        """Returns the guarded application; BentoML calls this in the worker only."""
+        """Returns the guarded application; BentoML calls this in the worker only.
+
+        BentoML's timeout is taken out: it keeps every request in memory until its time is up, long after the
+        answer. The guard has a timeout of its own.
+        """
         runtime, table = self.open()
-        return Guard(cast(ASGIApp, super().to_asgi(is_main)), table, runtime)
+        app = super().to_asgi(is_main)
+        app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ != "TimeoutMiddleware"]
+        return Guard(cast(ASGIApp, app), table, runtime)
 
 
 def build(package: Path) -> Service[Any]:
@@ -119,7 +124,6 @@ def build(package: Path) -> Service[Any]:
         service_class=GuardedService,
         workers=1,
         http={"host": "0.0.0.0" if os.environ.get("BENTOML_CONTAINERIZED") else "127.0.0.1"},  # noqa: S104
-        traffic={"timeout": settings.timeout_s + BACKSTOP_S},
         logging={"access": {"enabled": False}},
         metrics={"enabled": False},
         tracing={"excluded_urls": ".*"},

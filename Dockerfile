@@ -1,0 +1,42 @@
+# An image that serves one package: no torch, no compiler, not root, and only the package's own files.
+#
+#   docker build --build-arg PACKAGE=runs/movie-reviews/package -t movie-reviews .
+#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:3000:3000 \
+#     -v "$PWD/keys.json:/run/secrets/deploykit-keys.json:ro" movie-reviews
+#
+# The key file must be readable by user 10001. Keys are added and revoked on the host with `deploykit keys`;
+# mount the directory instead of the file, so that a replaced file is seen while the container runs.
+
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+ARG PACKAGE
+COPY ${PACKAGE}/requirements.txt /tmp/requirements.txt
+RUN python -m venv /opt/venv \
+ && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
+ && /opt/venv/bin/pip uninstall -y pip setuptools
+
+FROM ${BASE}
+ARG PACKAGE
+RUN groupadd --gid 10001 deploykit \
+ && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin deploykit
+COPY --from=build /opt/venv /opt/venv
+COPY ${PACKAGE} /opt/package
+# The BentoML home holds the files of the metrics: one for each container, and in memory.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    BENTOML_HOME=/tmp/bentoml \
+    BENTOML_CONTAINERIZED=true \
+    BENTOML_DO_NOT_TRACK=True \
+    HF_HUB_OFFLINE=1 \
+    DEPLOYKIT_KEYS=/run/secrets/deploykit-keys.json
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 3000
+# A worker that dies is not started again in a container: the process ends, and the orchestrator restarts it.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
+# Keep-alive outlasts that of proxies; the orchestrator must wait longer than the graceful shutdown takes.
+CMD ["bentoml", "serve", "/opt/package", "--host", "0.0.0.0", "--port", "3000", \
+     "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "25"]

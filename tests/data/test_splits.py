@@ -1,0 +1,87 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from deploykit import tasks
+from deploykit.data import splits
+from deploykit.data.examples import Split, key_of
+from deploykit.tasks import Example, Span
+
+TEXT = tasks.load("text-classification")
+TOKEN = tasks.load("token-classification")
+
+
+def split(examples):
+    return Split("train", "a.csv", "line", tuple(examples), tuple(range(2, len(examples) + 2)))
+
+
+def labelled(**counts):
+    return [Example(f"{label} {number}", label=label) for label, count in counts.items() for number in range(count)]
+
+
+def counts(part):
+    return Counter(example.label for example in part.examples)
+
+
+def test_a_label_of_one_text_stays_in_training():
+    rest, part = splits.cut(split(labelled(common=98, rare=1, other=1)), "test", 0.3, TEXT, 0)
+    assert {"rare", "other"} <= set(counts(rest))
+    assert counts(part) == {"common": 30}
+
+
+def test_copies_of_a_text_are_kept_together_even_with_other_labels():
+    rows = [Example(f"text {number % 40}", label="ab"[number % 3 == 0]) for number in range(400)]
+    rest, part = splits.cut(split(rows), "test", 0.25, TEXT, 0)
+    assert not {key_of(row) for row in rest.examples} & {key_of(row) for row in part.examples}
+    assert len(rest.examples) + len(part.examples) == 400
+    assert len({key_of(row) for row in part.examples}) == 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_label_keeps_a_text_in_training_where_texts_have_several(seed):
+    pairs = [("P", "X"), ("Q", "X"), ("P", "R"), ("Q", "S"), ("R", "S")]
+    rows = [
+        Example(f"a b {number}", spans=tuple(Span(2 * index, 2 * index + 1, label) for index, label in enumerate(pair)))
+        for number, pair in enumerate(pairs)
+    ]
+    rest, _ = splits.cut(split(rows), "test", 0.49, TOKEN, seed)
+    assert {label for row in rest.examples for label in TOKEN.classes(row)} == set("PQRSX")
+
+
+def test_shares_are_exact_and_proportional():
+    rest, part = splits.cut(split(labelled(a=700, b=250, c=50)), "test", 0.1, TEXT, 7)
+    assert counts(part) == {"a": 70, "b": 25, "c": 5}
+    assert counts(rest) == {"a": 630, "b": 225, "c": 45}
+    assert part.name == "test"
+    assert rest.name == "train"
+
+
+def test_rows_keep_their_order_and_lines():
+    whole = split(labelled(a=50, b=50))
+    for part in splits.cut(whole, "test", 0.2, TEXT, 3):
+        assert list(part.lines) == sorted(part.lines)
+        assert all(whole.examples[line - 2] is row for line, row in zip(part.lines, part.examples, strict=True))
+
+
+def test_the_seed_decides():
+    whole = split(labelled(a=50, b=50))
+    lines = [splits.cut(whole, "test", 0.2, TEXT, seed)[1].lines for seed in (0, 0, 1)]
+    assert lines[0] == lines[1]
+    assert lines[0] != lines[2]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_example_with_several_labels_counts_for_its_rarest(seed):
+    both = [Example(f"a b {n}", spans=(Span(0, 1, "COMMON"), Span(2, 3, "RARE"))) for n in range(20)]
+    common = [Example(f"c d {n}", spans=(Span(0, 1, "COMMON"),)) for n in range(80)]
+    _, part = splits.cut(split([*both, *common]), "test", 0.1, TOKEN, seed)
+    assert Counter(len(row.spans) for row in part.examples) == {2: 2, 1: 8}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "expected"),
+    [((1, 1, 1), 0.4, [0, 0, 0]), ((7, 2, 1), 0.3, [2, 1, 0]), ((2, 2), 0.49, [1, 1]), ((10, 10), 0.25, [3, 2])],
+)
+def test_the_largest_remainder_never_takes_a_whole_stratum(sizes, share, expected):
+    assert splits.largest_remainder(np.array(sizes), share) == expected

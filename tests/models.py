@@ -1,0 +1,175 @@
+"""Fixtures of the rooms that need torch: encoders of every architecture, something to learn, a stage's job.
+
+A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; nothing is downloaded.
+"""
+
+import json
+import shutil
+from copy import deepcopy
+from functools import cache
+
+import pytest
+
+TASKS = ("text-classification", "token-classification")
+LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
+TEXTS = (
+    "the film is great",
+    "awful !",
+    "i saw it with my friends , and the script was really clever .",
+    "anna lives in london",
+    "this story was so boring that we told all of our friends about it",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tokenizer):
+    """`tiny_encoder(kind="bert", task=..., seed=0, **config) -> model` in memory, in evaluation mode.
+
+    Weights are large enough that every head and neuron moves the logits.
+    """
+
+    def build(kind="bert", task="text-classification", seed=0, **config):
+        import torch
+        import transformers
+
+        labels = LABELS[task]
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "embedding_size": 32}
+        sizes["hidden_dim" if kind == "distilbert" else "intermediate_size"] = 128
+        settings = transformers.AutoConfig.for_model(
+            kind,
+            **{**sizes, "max_position_embeddings": 65, "initializer_range": 0.15, **config},
+            vocab_size=tokenizer.backend.get_vocab_size(),
+            pad_token_id=0,
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+        )
+        auto = {"text-classification": "Sequence", "token-classification": "Token"}[task]
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"AutoModelFor{auto}Classification").from_config(
+            settings, attn_implementation="eager"
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):  # zero when new, which would hide one that is lost
+                    parameter.normal_(std=0.1)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    """The tokenizer of `tokenizer_folder`, cutting at 64 tokens."""
+    from deploykit.tokenizer import Tokenizer
+
+    return Tokenizer.load(tokenizer_folder, 64)
+
+
+@pytest.fixture(scope="session")
+def logits_of(tokenizer):
+    """`logits_of(model) -> list of arrays`: what a model in memory says of each of `TEXTS`, each alone."""
+
+    def run(model):
+        from deploykit.engines.torch import TorchModel
+
+        found = TorchModel(model, 1)
+        return [found.run(tokenizer.collate([encoding]))[0] for encoding in tokenizer.encode(TEXTS)]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dataset_of(review_files, tagged_files):
+    """`dataset_of(task) -> Dataset`, loaded from the files."""
+    from deploykit import data, tasks
+    from deploykit.recipe import DataSection
+
+    @cache
+    def build(task="text-classification"):
+        files = review_files if task == "text-classification" else tagged_files
+        names = {name: str(files / f"{name}.jsonl") for name in ("train", "validation", "test")}
+        return data.load(DataSection(**names), tasks.load(task), seed=0)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def problem_of(dataset_of, tokenizer):
+    """`problem_of(task, rows=None, seed=0) -> Problem`: `rows` limits the training split."""
+    from deploykit import tasks
+    from deploykit.fitting import Problem, rows
+
+    def build(task="text-classification", count=None, seed=0):
+        found, module = dataset_of(task), tasks.load(task)
+        learned = rows(module, tokenizer, found.train[:count], found.labels)
+        return Problem(
+            module, found.labels, tokenizer, learned, rows(module, tokenizer, found.validation, found.labels), seed
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def fitted(tiny_encoder, problem_of, tmp_path_factory):
+    """`fitted(task) -> (model, learning curve)`: a BERT that has learned its task; the model is a copy."""
+    from deploykit.fitting import FitOptions, cross_entropy, fit
+
+    @cache
+    def learn(task):
+        model = tiny_encoder(task=task, seed=1)
+        options = FitOptions(epochs=6, learning_rate=3e-3, batch_size=16, bf16="off")
+        curve = fit(model, problem_of(task), options, cross_entropy(), tmp_path_factory.mktemp("fitted"))
+        return model.eval(), curve
+
+    def build(task="text-classification"):
+        model, curve = learn(task)
+        return deepcopy(model), curve
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
+    """`sealed_checkpoint(target, model, task=...) -> Artifact`: a model in memory as the stage train seals it."""
+    from deploykit import artifact, checkpoint, tasks
+    from deploykit.engines.torch import TorchModel
+    from deploykit.evaluation import splits
+    from deploykit.predictor import Predictor
+
+    def build(target, model, task="text-classification"):
+        found, problem = dataset_of(task), problem_of(task)
+        scores = splits.score_all(
+            Predictor(tasks.load(task), found.labels, problem.tokenizer, TorchModel(model, 1)), found
+        )
+        metrics = splits.judge(problem.task, found, found.labels, scores, 0)
+        facts = manifest_facts(
+            kind="checkpoint", task=task, labels=found.labels, stage="train", method="full", engine="torch"
+        )
+        facts["history"] = (
+            facts["history"][0].model_copy(update={"stage": "train", "method": "full", "metrics": metrics}),
+        )
+        with artifact.draft(target) as folder:
+            shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+            checkpoint.save(model, folder)
+            artifact.save_predictions(
+                folder, {**scores, **{f"reference.{name}": rows for name, rows in scores.items()}}
+            )
+            return artifact.seal(folder, target, **facts)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def job_of(tmp_path_factory, review_files, tagged_files, dataset_of):
+    """`job_of(stage, parent, **sections) -> Job` in a folder of its own, for a recipe with these sections."""
+    from deploykit import recipe
+    from deploykit.job import Job
+
+    def build(stage, parent, task="text-classification", **sections):
+        files = review_files if task == "text-classification" else tagged_files
+        folder = tmp_path_factory.mktemp(stage)
+        content = {"name": "tiny", "task": task, "model": str(folder), "data": {"train": str(files / "train.jsonl")}}
+        found = recipe.parse(json.loads(json.dumps({**content, **sections})))
+        return Job(found, stage, parent, folder / stage, folder / "work", "k" * 64, "p" * 64, lambda: dataset_of(task))
+
+    return build

@@ -1,0 +1,213 @@
+"""What shares a batch, what is dropped before it is computed, and who fails when a batch does."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from deploykit.serving.batcher import Batcher, Bounds, Cost, choose
+from deploykit.serving.metrics import Metrics
+from deploykit.serving.problems import Problem
+from deploykit.tokenizer import Encoding
+
+BOUNDS = Bounds(batch_tokens=4096, batch_items=64, queue_tokens=1000)
+WIDE = Cost(fixed=1.0, per_token=1e-9)  # padding costs nothing
+
+
+def encoding(tokens):
+    ids = np.arange(tokens)
+    return Encoding(ids, ids, np.zeros((tokens, 2), np.int64), ids > tokens, 0, False)
+
+
+class Engine:
+    """Notes its batches; waits for `go` with the first one, and fails where a text says so."""
+
+    def __init__(self, held=False):
+        self.batches = []
+        self.started, self.go = threading.Event(), threading.Event()
+        if not held:
+            self.go.set()
+
+    def __call__(self, texts, encodings):
+        self.batches.append(list(texts))
+        self.started.set()
+        assert self.go.wait(10)
+        if "bad" in texts:
+            raise RuntimeError("boom")
+        return [np.full((1, 2), len(found), np.float32) for found in encodings]
+
+
+def run(scenario, engine, bounds=BOUNDS, cost=WIDE):
+    """Runs `scenario(submit, batcher)`; `submit(*texts, tokens=4, ...)` starts one request as a task."""
+    metrics = Metrics(["/v1/predict"], ["a", "b"], {"name": "tiny"})
+
+    async def body():
+        batcher = Batcher(engine, bounds, metrics, cost)
+
+        def submit(*texts, tokens=4, timeout_s=10, gone=None):
+            found = batcher.submit(texts, [encoding(tokens) for _ in texts], timeout_s, gone)
+            return asyncio.get_running_loop().create_task(found)
+
+        try:
+            return await scenario(submit, batcher)
+        finally:
+            engine.go.set()
+            batcher.close()
+
+    return asyncio.run(body()), metrics
+
+
+async def busy(submit, engine, **options):
+    """Occupies the engine with one text."""
+    task = submit("first", **options)
+    await asyncio.to_thread(engine.started.wait, 10)
+    return task
+
+
+def refused(task):
+    error = task.exception()
+    assert isinstance(error, Problem)
+    return error.status, error.reason
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        waiting, refusals = submit("b", tokens=990), submit("c", tokens=11)
+        await asyncio.sleep(0)
+        await asyncio.wait([refusals])
+        assert refused(refusals) == (503, "queue_full")
+        assert int(refusals.exception().headers["retry-after"]) >= 1
+        engine.go.set()
+        await asyncio.gather(first, waiting)
+
+    run(scenario, engine)
+    assert engine.batches == [["first"], ["b"]]
+
+
+def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        late = submit("late", timeout_s=0.05)
+        await asyncio.wait([late])
+        assert refused(late) == (504, "deadline")
+        engine.go.set()
+        await first
+
+    _, metrics = run(scenario, engine)
+    assert engine.batches == [["first"]]
+    assert b"deploykit_queue_tokens 0.0" in metrics.page()
+
+
+def test_a_client_that_left_is_dropped_before_it_is_computed():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        gone = asyncio.get_running_loop().create_future()
+        left, stays = submit("left", gone=gone), submit("stays")
+        await asyncio.sleep(0)
+        gone.set_result(None)
+        await asyncio.wait([left])
+        assert refused(left) == (499, "client_gone")
+        engine.go.set()
+        await asyncio.gather(first, stays)
+
+    run(scenario, engine)
+    assert engine.batches == [["first"], ["stays"]]
+
+
+def test_a_bad_text_fails_alone():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        good, bad, fine = submit("good", "good"), submit("bad"), submit("fine")
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.wait([first, good, bad, fine])
+        assert refused(bad) == (500, "failed")
+        return [len(task.result()[0]) for task in (first, good, fine)]
+
+    answers, metrics = run(scenario, engine)
+    assert answers == [1, 2, 1]
+    assert engine.batches[1] == ["good", "good", "bad", "fine"]
+    assert sorted(engine.batches[2:]) == [["bad"], ["fine"], ["good"], ["good"]]
+    assert b"deploykit_batch_retries_total 1.0" in metrics.page()
+
+
+def test_requests_that_wait_together_run_as_one_batch():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        tasks = [await busy(submit, engine), submit("b"), submit("c", "d")]
+        await asyncio.sleep(0)
+        engine.go.set()
+        return await asyncio.gather(*tasks)
+
+    answers, metrics = run(scenario, engine)
+    assert engine.batches == [["first"], ["b", "c", "d"]]
+    assert [len(scores) for scores, _ in answers] == [1, 1, 2]
+    assert b'deploykit_batch_items_bucket{le="2.0"} 1.0' in metrics.page()
+
+
+def test_an_idle_engine_starts_at_once():
+    engine = Engine()
+
+    async def scenario(submit, batcher):
+        for _ in range(3):
+            await submit("a")
+        return batcher.busy_s
+
+    assert run(scenario, engine)[0] == 0.0
+    assert engine.batches == [["a"]] * 3
+
+
+def test_answers_come_in_the_order_asked_whatever_the_lengths():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        tasks = [submit("x", tokens=length) for length in (9, 3, 7, 3)]
+        await asyncio.sleep(0)
+        engine.go.set()
+        await first
+        return [float(scores[0][0, 0]) for scores, _ in await asyncio.gather(*tasks)]
+
+    assert run(scenario, engine)[0] == [9, 3, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "bounds", "expected"),
+    [
+        ([10, 500, 12, 11], Cost(), BOUNDS, [0, 2, 3]),  # a long text is not worth padding three short ones
+        ([500, 10, 12], Cost(), BOUNDS, [0]),
+        ([10, 500, 12, 11], WIDE, BOUNDS, [0, 1, 2, 3]),
+        ([10, 10, 10], Cost(fixed=0.0), BOUNDS, [0, 1, 2]),  # equal lengths cost nothing
+        ([10, 11], Cost(fixed=0.0), BOUNDS, [0]),
+        ([10] * 9, WIDE, Bounds(50, 64, 99), [0, 1, 2, 3, 4]),
+        ([10] * 9, WIDE, Bounds(999, 3, 99), [0, 1, 2]),
+        ([100, 1], WIDE, Bounds(50, 64, 99), [0]),  # too long for any batch: runs alone
+    ],
+)
+def test_choosing(lengths, cost, bounds, expected):
+    assert sorted(choose(lengths, cost, bounds)) == expected
+
+
+def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
+    random = np.random.default_rng(0)
+    bounds = Bounds(256, 8, 0)
+    for _ in range(200):
+        lengths = random.integers(1, 200, size=random.integers(1, 40)).tolist()
+        chosen = choose(lengths, Cost(), bounds)
+        assert chosen[0] == 0
+        assert len(set(chosen)) == len(chosen) <= 8
+        assert len(chosen) * max(lengths[index] for index in chosen) <= 256
+        alone = sum(Cost().fixed + Cost().per_token * lengths[index] for index in chosen)
+        together = Cost().fixed + Cost().per_token * len(chosen) * max(lengths[index] for index in chosen)
+        assert together <= alone + 1e-9

@@ -1,0 +1,125 @@
+"""The key file and the check: refusals first."""
+
+import json
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from deploykit.errors import InputError
+from deploykit.serving import keys
+from deploykit.serving.keys import Client, Keys, Refusal
+
+
+def test_a_missing_file_says_how_to_make_one(key_file):
+    with pytest.raises(InputError, match=r"keys\.json.*deploykit keys add NAME"):
+        Keys(key_file)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"keys": [{"id": "x"}]}', '{"version": 2, "keys": []}'])
+def test_a_damaged_file_is_named(key_file, content):
+    key_file.write_text(content)
+    with pytest.raises(InputError, match=r"keys\.json cannot be read"):
+        keys.listing(key_file)
+
+
+def test_an_unknown_scope_is_refused_with_the_nearest(key_file):
+    with pytest.raises(InputError, match="did you mean 'predict'"):
+        keys.add(key_file, "alice", ["predcit"])
+    assert not key_file.exists()
+
+
+def test_revoking_nobody_names_the_nearest(key_file, alice):
+    with pytest.raises(InputError, match="did you mean 'alice'"):
+        keys.revoke(key_file, "alcie")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "dk_",
+        "alice",
+        "dk_00000000_" + "a" * 43,
+        "dk_00000000_" + "a" * 42,
+        "Dk_00000000_" + "a" * 43,
+        "dk_é_" + "a" * 43,
+    ],
+)
+def test_texts_that_are_no_keys(key_file, alice, text):
+    refusal = Keys(key_file).check(text, "predict")
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 401
+
+
+def test_the_right_id_with_a_wrong_secret(key_file, alice):
+    wrong = alice[:-1] + ("a" if alice[-1] != "a" else "b")
+    assert Keys(key_file).check(wrong, "predict").reason == "auth_invalid"
+
+
+def test_an_expired_key_is_refused_and_one_that_will_expire_is_not(key_file):
+    now = datetime.now(UTC)
+    old = keys.add(key_file, "old", expires=now - timedelta(seconds=1))
+    new = keys.add(key_file, "new", expires=now + timedelta(hours=1))
+    found = Keys(key_file)
+    assert found.check(old, "predict").reason == "auth_expired"
+    assert isinstance(found.check(new, "predict"), Client)
+
+
+def test_a_scope_that_the_key_lacks_is_403(key_file):
+    key = keys.add(key_file, "alice", ["predict"])
+    refusal = Keys(key_file).check(key, "metrics")
+    assert (refusal.status, refusal.reason) == (403, "auth_scope")
+
+
+def test_a_key_opens_its_scopes_and_names_its_client(key_file):
+    key = keys.add(key_file, "alice", ["predict", "docs"], requests_per_minute=7)
+    client = Keys(key_file).check(key, "docs")
+    assert (client.name, client.requests_per_minute) == ("alice", 7)
+
+
+def test_an_unknown_id_costs_a_hash_and_a_comparison_too(key_file, alice, monkeypatch):
+    compared = []
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    found = Keys(key_file)
+    found.check("dk_00000000_" + "a" * 43, "predict")
+    found.check(alice, "predict")
+    assert [len(part) for pair in compared for part in pair] == [64] * 4
+
+
+def test_only_hashes_are_stored_and_only_the_owner_reads_them(key_file, alice):
+    secret = alice.split("_", 2)[2]
+    assert secret not in key_file.read_text()
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert secret not in repr(keys.listing(key_file))
+    assert set(json.loads(key_file.read_text())["keys"][0]) == {"id", "sha256", "client", "scopes", "created"}
+
+
+def test_revoking_by_id_and_by_client(key_file):
+    first, second, third = (keys.add(key_file, name) for name in ("alice", "alice", "bob"))
+    (gone,) = keys.revoke(key_file, first.split("_")[1])
+    assert gone.client == "alice"
+    assert len(keys.revoke(key_file, "alice")) == 1
+    assert [key.id for key in keys.listing(key_file)] == [third.split("_")[1]]
+    assert second != third
+
+
+def test_a_running_service_follows_the_file_and_outlives_a_broken_one(key_file, alice, monkeypatch):
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    found = Keys(key_file)
+    bob = keys.add(key_file, "bob")
+    assert isinstance(found.check(bob, "predict"), Client)
+
+    good = key_file.read_text()
+    key_file.write_text("{ broken")
+    assert isinstance(found.check(bob, "predict"), Client)
+    assert found.failures == 1
+    key_file.unlink()
+    assert isinstance(found.check(bob, "predict"), Client)
+
+    key_file.write_text(good)
+    os.utime(key_file, (1, 1))
+    keys.revoke(key_file, "bob")
+    assert found.check(bob, "predict").reason == "auth_invalid"
+    assert isinstance(found.check(alice, "predict"), Client)

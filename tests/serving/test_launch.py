@@ -1,0 +1,199 @@
+"""Real processes: what they refuse to start with, what they import, and how they end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deploykit.artifact import GRAPH, MANIFEST, sha256_of
+from deploykit.errors import ArtifactError, BusyError, InputError
+from deploykit.serving import keys, launch
+
+FORBIDDEN = ("torch", "transformers", "datasets", "optimum", "sklearn", "accelerate", "peft", "pandas")
+TELL_MODULES = """
+import json, os, sys, threading, time
+
+def tell():  # a worker ends by a signal, so it is too late to tell at exit
+    while True:
+        time.sleep(0.1)
+        draft = os.path.join(os.environ["TOLD"], f".{os.getpid()}")
+        with open(draft, "w") as stream:
+            json.dump([sys.orig_argv, sorted(sys.modules)], stream)
+        os.replace(draft, os.path.join(os.environ["TOLD"], f"{os.getpid()}.json"))
+
+threading.Thread(target=tell, daemon=True).start()
+"""
+
+
+def environ(tmp_path, **changes):
+    return {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml"), **changes}
+
+
+def ask(url, key=None, body=None, timeout=20):
+    """Returns (status, text) of a GET, or of a POST when there is a body."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    data = None
+    if body is not None:
+        data, headers["content-type"] = json.dumps(body).encode(), "application/json"
+    request = urllib.request.Request(url, data=data, headers=headers)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_port_in_use(package, key_file, alice):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BusyError, match=rf"cannot listen on 127\.0\.0\.1:{port}.*--port"):
+            launch.plan(package, port=port, keys=key_file)
+
+
+def test_no_keys_no_package_no_address(package, key_file, alice, tmp_path):
+    with pytest.raises(InputError, match="deploykit keys add NAME"):
+        launch.plan(package, keys=tmp_path / "none.json")
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
+        launch.plan(tmp_path, keys=key_file)
+    with pytest.raises(InputError, match=r"must be an IP address, got 'example.org'"):
+        launch.plan(package, keys=key_file, host="example.org")
+
+
+def test_the_plan(package, key_file, alice):
+    found = launch.plan(package, port=launch.free_port(), keys=key_file, host="localhost", environ={"HOME": "/home/me"})
+    argv = " ".join(found.argv)
+    assert f"bentoml serve {package.resolve()} --host 127.0.0.1" in argv
+    assert "--timeout-keep-alive 75 --timeout-graceful-shutdown 25" in argv
+    assert found.env["BENTOML_DO_NOT_TRACK"] == "True"
+    assert found.env["HF_HUB_OFFLINE"] == "True"
+    assert found.env["DEPLOYKIT_KEYS"] == str(key_file)
+    other = launch.plan(package, port=launch.free_port(), keys=key_file, environ={"HOME": "/home/me"})
+    assert found.env["BENTOML_HOME"] != other.env["BENTOML_HOME"]
+
+
+def test_bentoml_does_not_serve_without_keys(package, tmp_path):
+    env = environ(tmp_path, DEPLOYKIT_KEYS=str(tmp_path / "none.json"))
+    argv = [sys.executable, "-m", "bentoml", "serve", str(package), "--port", str(launch.free_port())]
+    ended = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "access control is on" in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
+def test_a_tampered_package_is_reported_at_once(copied, key_file, alice, tmp_path):
+    content = bytearray((copied / GRAPH).read_bytes())
+    content[-1] ^= 1
+    (copied / GRAPH).write_bytes(content)
+    with (
+        pytest.raises(ArtifactError, match=r"model\.onnx was changed"),
+        launch.running(copied, key_file, environ=environ(tmp_path)),
+    ):
+        pytest.fail("it became ready")
+
+
+@pytest.fixture(scope="module")
+def told(package, tmp_path_factory):
+    """Serves once, and returns the answers and what the processes had imported when they ended."""
+    folder = tmp_path_factory.mktemp("told")
+    (folder / "site").mkdir()
+    (folder / "modules").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(TELL_MODULES)
+    changes = {"PYTHONPATH": str(folder / "site"), "TOLD": str(folder / "modules")}
+    key_file = folder / "keys.json"
+    key = keys.add(key_file, "alice")
+    body = {"texts": ["a great film"]}
+    with launch.running(package, key_file, environ=environ(folder, **changes), log=folder / "log") as url:
+        answers = {
+            "with": ask(f"{url}/v1/predict", key, body),
+            "without": ask(f"{url}/v1/predict", None, body),
+            "metrics": ask(f"{url}/metrics", key),
+        }
+        time.sleep(0.3)
+    told = [json.loads(file.read_text()) for file in (folder / "modules").glob("*.json")]
+    modules = {"worker" if "_bentoml_impl.worker.service" in argv else "supervisor": set(found) for argv, found in told}
+    return answers, modules, (folder / "log").read_text()
+
+
+def test_a_real_process_answers_who_has_a_key(told):
+    answers, _, _ = told
+    assert answers["without"][0] == 401
+    status, text = answers["with"]
+    assert status == 200
+    assert json.loads(text)["predictions"][0]["label"] in ("negative", "positive")
+
+
+def test_the_metrics_of_a_real_process_are_joined(told):
+    status, page = told[0]["metrics"]
+    assert status == 200
+    assert 'deploykit_requests_total{route="/v1/predict",status="401"} 1.0' in page
+    assert "deploykit_ready 1.0" in page
+    assert "deploykit_queue_items 0.0" in page
+    assert "pid=" not in page
+
+
+def test_a_serving_process_imports_nothing_of_training(told):
+    _, modules, _ = told
+    assert set(modules) == {"worker", "supervisor"}
+    worker = modules["worker"]
+    assert {"onnxruntime", "tokenizers", "deploykit.serving.guard"} <= worker
+    for process, found in modules.items():
+        assert not {name.partition(".")[0] for name in found} & set(FORBIDDEN), process
+    ours = {name for name in worker if name.startswith("deploykit.")}
+    assert {name.split(".")[1] for name in ours} <= {
+        *(
+            "errors",
+            "artifact",
+            "methods",
+            "hardware",
+            "tokenizer",
+            "predictor",
+            "golden",
+            "tasks",
+            "engines",
+            "serving",
+        )
+    }
+
+
+def test_a_real_process_logs_no_traceback(told):
+    assert "Traceback" not in told[2]
+
+
+def slowed(package):
+    """Makes the engine of a package take a second for a batch, and seals it anew."""
+    name = "deploykit/engines/onnxruntime.py"
+    engine, manifest = package / name, json.loads((package / MANIFEST).read_text())
+    engine.write_text(engine.read_text().replace("(logits, *_)", "__import__('time').sleep(1)\n        (logits, *_)"))
+    manifest["files"][name] = {"sha256": sha256_of(engine), "bytes": engine.stat().st_size}
+    (package / MANIFEST).write_text(json.dumps(manifest))
+    return package
+
+
+def test_requests_in_flight_finish_after_sigterm(copied, key_file, alice, tmp_path):
+    plan = launch.plan(slowed(copied), port=launch.free_port(), keys=key_file, environ=environ(tmp_path))
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        launch.wait_ready(plan.url, process, log)
+        with ThreadPoolExecutor(2) as pool:
+            answers = [pool.submit(ask, f"{plan.url}/v1/predict", alice, {"texts": ["a film"]}) for _ in range(2)]
+            time.sleep(0.5)
+            assert not any(answer.done() for answer in answers)
+            process.send_signal(signal.SIGTERM)
+            assert [answer.result(20)[0] for answer in answers] == [200, 200]
+        assert process.wait(20) == 0
+    finally:
+        launch.stop(process)

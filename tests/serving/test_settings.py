@@ -1,0 +1,64 @@
+"""What a service process is told, and what it refuses to be told."""
+
+import logging
+
+import pytest
+
+from deploykit.artifact import ServeOptions
+from deploykit.errors import ArtifactError, InputError
+from deploykit.serving import keys, settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DEPLOYKIT_AUTH", "maybe", "DEPLOYKIT_AUTH must be on or off, got 'maybe'"),
+        ("DEPLOYKIT_METRICS_PUBLIC", "2", "DEPLOYKIT_METRICS_PUBLIC must be on or off, got '2'"),
+        ("DEPLOYKIT_THREADS", "0", "DEPLOYKIT_THREADS must be a whole number of at least 1, got '0'"),
+        ("DEPLOYKIT_THREADS", "many", "DEPLOYKIT_THREADS must be a whole number of at least 1, got 'many'"),
+    ],
+)
+def test_values_that_make_no_sense(package, name, value, message):
+    with pytest.raises(InputError, match=message):
+        settings.load(package, {name: value})
+
+
+def test_a_directory_that_is_no_package(tmp_path, tiny_artifact):
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
+        settings.load(tmp_path, {})
+    graph = tiny_artifact(tmp_path / "onnx")
+    with pytest.raises(ArtifactError, match="kind 'onnx', expected a package"):
+        settings.load(graph.path, {})
+
+
+def test_access_control_needs_a_key_file_with_a_key(package, key_file, alice):
+    found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file.with_name("none.json"))})
+    with pytest.raises(InputError, match=r"none\.json.*deploykit keys add NAME.*DEPLOYKIT_AUTH=off"):
+        settings.require_keys(found)
+    found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file)})
+    settings.require_keys(found)
+    keys.revoke(key_file, "alice")
+    with pytest.raises(InputError, match="holds no key"):
+        settings.require_keys(found)
+
+
+def test_access_control_is_on_unless_switched_off(package):
+    assert settings.load(package, {})[0].keys == keys.default_path()
+    assert settings.load(package, {"DEPLOYKIT_AUTH": "off"})[0].keys is None
+
+
+def test_a_misspelt_variable_is_pointed_out(package, caplog):
+    with caplog.at_level(logging.WARNING):
+        settings.load(package, {"DEPLOYKIT_KEY": "x", "DEPLOYKIT_SERVICE_HOST": "10.0.0.1"})
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("the environment variable DEPLOYKIT_KEY has no meaning")
+    assert "did you mean 'KEYS'" in message
+
+
+def test_the_manifest_the_environment_and_the_defaults(make_package, tmp_path):
+    made = make_package(tmp_path / "p", serve=ServeOptions(max_texts=3, threads=5, timeout_s=2.5))
+    found, artifact = settings.load(made.path, {})
+    assert (found.max_texts, found.threads, found.timeout_s) == (3, 5, 2.5)
+    assert artifact.manifest.name == "tiny"
+    elsewhere, _ = settings.load(tmp_path, {"DEPLOYKIT_PACKAGE": str(made.path), "DEPLOYKIT_THREADS": "2"})
+    assert (elsewhere.package, elsewhere.threads) == (made.path.resolve(), 2)

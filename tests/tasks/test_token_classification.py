@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+
+from deploykit.tasks import IGNORED, Example, Span
+from deploykit.tasks import token_classification as task
+from deploykit.tokenizer import Tokenizer
+
+TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
+SPANS = {**TAGS, "spans": "spans"}
+LABELS = ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
+TEXT = "Anna Lee lives in London."
+EXAMPLE = Example(TEXT, spans=(Span(0, 8, "NAME"), Span(18, 24, "PLACE")))
+
+
+@pytest.fixture
+def tokenizer(tokenizer_folder):
+    return Tokenizer.load(tokenizer_folder, 32)
+
+
+def logits_for(targets, labels=LABELS, certainty=10.0):
+    return (np.eye(len(labels), dtype=np.float32) * certainty)[targets]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tags", "message"),
+    [
+        ("a b", ["O", "O"], "tokens and tags must be lists, and not empty"),
+        (["a"], "O", "tokens and tags must be lists"),
+        ([], [], "and not empty"),
+        (["a", "b"], ["O"], r"^2 tokens and 1 tags, expected as many of each$"),
+        (["a", " "], ["O", "O"], "a token is empty or no text"),
+        (["a", 1], ["O", "O"], "a token is empty or no text"),
+        (["a", "b"], ["O", ""], "a tag is empty or no text"),
+        (["a", "b"], ["O", 1], "a tag is empty or no text"),
+    ],
+)
+def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
+    with pytest.raises(ValueError, match=message):
+        task.read({"tokens": tokens, "tags": tags}, TAGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans", "message"),
+    [
+        ("", [], "the text is '', expected one that is not empty"),
+        (None, [], "the text is None"),
+        ("abc", "0-1", "spans is '0-1', expected a list of objects with start, end and label"),
+        ("abc", [[0, 1, "X"]], "expected a list of objects"),
+        ("abc", [{"start": 0, "end": 4, "label": "X"}], r"'end': 4, .* does not lie in a text of 3 characters"),
+        ("abc", [{"start": 1, "end": 1, "label": "X"}], "does not lie in a text of 3"),
+        ("abc", [{"start": -1, "end": 1, "label": "X"}], "does not lie in a text of 3"),
+        ("abc", [{"start": "0", "end": 1, "label": "X"}], "does not lie in a text of 3"),
+        ("abc", [{"start": 0, "end": 1}], "has no label"),
+        (
+            "abc",
+            [{"start": 1, "end": 3, "label": "X"}, {"start": 0, "end": 2, "label": "Y"}],
+            "overlap or share a word",
+        ),
+    ],
+)
+def test_broken_spans_are_refused(text, spans, message):
+    with pytest.raises(ValueError, match=message):
+        task.read({"text": text, "spans": spans}, SPANS)
+
+
+@pytest.mark.parametrize("column", ["tokens", "tags"])
+def test_a_missing_column_is_a_key_error(column):
+    with pytest.raises(KeyError, match=column):
+        task.read({name: ["a"] for name in ("tokens", "tags") if name != column}, TAGS)
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        ("O O O", []),
+        ("B-X I-X O", [(0, 4, "X")]),
+        ("B-X B-X O", [(0, 1, "X"), (2, 4, "X")]),
+        ("B-X I-Y O", [(0, 1, "X"), (2, 4, "Y")]),
+        ("O I-X I-X", [(2, 8, "X")]),
+        ("NOUN NOUN VERB", [(0, 1, "NOUN"), (2, 4, "NOUN"), (5, 8, "VERB")]),
+        ("B-X O I-X", [(0, 1, "X"), (5, 8, "X")]),
+    ],
+)
+def test_tags_become_spans(tags, spans):
+    found = task.read({"tokens": ["a", "bb", "ccc"], "tags": tags.split()}, TAGS)
+    assert found == Example("a bb ccc", spans=tuple(Span(*span) for span in spans))
+
+
+def test_spans_are_sorted():
+    spans = [{"start": 18, "end": 24, "label": "PLACE"}, {"start": 0, "end": 8, "label": "NAME"}]
+    assert task.read({"text": TEXT, "spans": spans}, SPANS) == EXAMPLE
+
+
+def test_labels_are_outside_and_both_prefixes_of_each():
+    assert task.label_names([EXAMPLE, Example("a")]) == LABELS
+    assert task.label_names([Example("a")]) == ("O",)
+    assert task.classes(EXAMPLE) == ("NAME", "PLACE")
+    assert task.classes(Example("a")) == ("O",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", []), ("d'água, 3.5!", ["d", "'", "água", ",", "3", ".", "5", "!"]), (" a\u00a0b\n", ["a", "b"])],
+)
+def test_units_are_words_and_marks(text, words):
+    assert [text[start:end] for start, end in task.units(text)] == words
+    assert task.units(text).shape == (len(words), 2)
+
+
+def test_targets_are_bio_of_each_unit():
+    assert [LABELS[index] for index in task.targets(EXAMPLE, LABELS)] == ["B-NAME", "I-NAME", "O", "O", "B-PLACE", "O"]
+
+
+def test_the_loss_sees_the_first_token_of_each_unit(tokenizer):
+    (encoding,) = tokenizer.encode([TEXT])
+    pieces = tokenizer.backend.encode(TEXT).tokens
+    targets = task.loss_targets(EXAMPLE, encoding, LABELS)
+    seen = {piece: LABELS[label] for piece, label in zip(pieces, targets, strict=True) if label != IGNORED}
+    assert seen == {"anna": "B-NAME", "l": "I-NAME", "lives": "O", "in": "O", "london": "B-PLACE", ".": "O"}
+    assert pieces[2:5] == ["l", "##e", "##e"]
+    assert targets.shape == (len(encoding),)
+    assert targets[3:5].tolist() == [IGNORED] * 2
+
+
+def test_two_units_in_one_token_take_the_label_of_the_first(tokenizer):
+    (encoding,) = tokenizer.encode(["a b"])
+    merged = np.array([[0, 0], [0, 3], [0, 0]])
+    encoding = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], merged, encoding.second[:3], 0, False)
+    example = Example("a b", spans=(Span(0, 1, "NAME"), Span(2, 3, "PLACE")))
+    assert task.loss_targets(example, encoding, LABELS).tolist() == [IGNORED, 1, IGNORED]
+    assert task.first_tokens("a b", encoding).tolist() == [1, 1]
+
+
+def test_units_that_were_cut_off_are_certainly_outside(tokenizer_folder):
+    text = "anna " * 20
+    (encoding,) = Tokenizer.load(tokenizer_folder, 8).encode([text])
+    logits = logits_for([1] * 8)
+    scores = task.scores(logits, text, encoding)
+    assert scores.shape == (20, 5)
+    np.testing.assert_array_equal(scores[:6], logits[1:7])
+    np.testing.assert_array_equal(scores[6:], [[task.UNSEEN_LOGIT, 0, 0, 0, 0]] * 14)
+    answer = task.answer(scores, text, encoding, LABELS)
+    assert (len(answer.entities), answer.tokens, answer.truncated) == (6, 8, True)
+
+
+def test_answers_are_spans_with_true_offsets(tokenizer):
+    (encoding,) = tokenizer.encode([TEXT])
+    answer = task.answer(logits_for(task.targets(EXAMPLE, LABELS)), TEXT, encoding, LABELS)
+    assert [(found.label, found.text, found.start, found.end) for found in answer.entities] == [
+        ("NAME", "Anna Lee", 0, 8),
+        ("PLACE", "London", 18, 24),
+    ]
+    assert all(found.text == TEXT[found.start : found.end] for found in answer.entities)
+
+
+@pytest.mark.parametrize(
+    ("tags", "entities"),
+    [
+        ("I-NAME I-NAME O", ["a b"]),
+        ("B-NAME B-NAME O", ["a", "b"]),
+        ("B-NAME I-PLACE I-PLACE", ["a", "b c"]),
+        ("B-NAME O I-NAME", ["a", "c"]),
+        ("O O O", []),
+    ],
+)
+def test_an_inside_label_continues_or_begins(tokenizer, tags, entities):
+    (encoding,) = tokenizer.encode(["a b c"])
+    scores = logits_for([LABELS.index(tag) for tag in tags.split()])
+    assert [found.text for found in task.answer(scores, "a b c", encoding, LABELS).entities] == entities
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.6, 0.9), (0.9, 0.6)])
+def test_the_score_of_an_entity_is_that_of_its_least_certain_word(tokenizer, first, second):
+    (encoding,) = tokenizer.encode(["a b"])
+    probabilities = np.array([[1 - first, first, 0, 0, 0], [1 - second, 0, second, 0, 0]], dtype=np.float32)
+    (entity,) = task.answer(np.log(probabilities + 1e-9), "a b", encoding, LABELS).entities
+    assert entity.score == pytest.approx(0.6, abs=1e-4)
+
+
+def test_a_text_without_units_has_no_entities(tokenizer):
+    (encoding,) = tokenizer.encode(["  "])
+    scores = task.scores(logits_for([0, 0]), "  ", encoding)
+    assert scores.shape == (0, 5)
+    assert task.answer(scores, "  ", encoding, LABELS).entities == []
+
+
+def test_what_was_read_comes_back_from_perfect_scores(tokenizer, tagged_sentences):
+    for tokens, tags in tagged_sentences:
+        example = task.read({"tokens": tokens, "tags": tags}, TAGS)
+        (encoding,) = tokenizer.encode([example.text])
+        answer = task.answer(logits_for(task.targets(example, LABELS)), example.text, encoding, LABELS)
+        assert tuple(Span(found.start, found.end, found.label) for found in answer.entities) == example.spans

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from deploykit import golden
+from deploykit.errors import ArtifactError
+from deploykit.golden import Golden
+from deploykit.predictor import Predictor
+
+TEXTS = ["the film is great", "the plot was awful", "a fine cast !"]
+
+
+@pytest.fixture
+def found(tmp_path, tiny_artifact):
+    return tiny_artifact(tmp_path / "package")
+
+
+@pytest.fixture
+def predictor(found):
+    return Predictor.load(found, threads=1)
+
+
+@pytest.fixture
+def answers(predictor):
+    scores = [row.tolist() for row in predictor.predict(TEXTS)]
+    return Golden(texts=TEXTS, pairs=[None] * 3, scores=scores, reference=scores)
+
+
+def shifted(answers, index, amount):
+    scores = [[list(unit) for unit in row] for row in answers.scores]
+    scores[index][0][0] += amount
+    return answers.model_copy(update={"scores": scores})
+
+
+def test_an_artifact_without_a_golden_set_is_refused(found):
+    with pytest.raises(ArtifactError, match=r"package/golden\.json cannot be read \(.*\)\. Package the model again\."):
+        golden.load(found)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"texts": [], "pairs": [], "scores": [], "reference": [], "more": 1}'])
+def test_a_damaged_golden_set_is_refused(found, content):
+    found.file("golden.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"golden\.json cannot be read"):
+        golden.load(found)
+
+
+def test_answers_that_moved_are_counted_and_the_first_is_shown(answers, predictor):
+    moved = shifted(shifted(answers, 1, 3.0), 2, 8.0)
+    message = (
+        r"^2 of 3 golden answers moved: a probability shifted by up to 0\.\d{3}, expected at most 0\.02\."
+        r" First: 'the plot was awful'\. This machine computes the model differently, or a file is not the one"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        golden.replay(moved, predictor)
+
+
+def test_answers_that_are_not_numbers_moved(answers, predictor):
+    with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved"):
+        golden.replay(shifted(answers, 0, float("nan")), predictor)
+
+
+def test_answers_of_another_shape_moved(answers, predictor):
+    other = answers.model_copy(update={"scores": [[[1.0, 2.0, 3.0]], *answers.scores[1:]]})
+    with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved: a probability shifted by up to inf"):
+        golden.replay(other, predictor)
+
+
+def test_the_same_answers_pass_after_a_round_trip(found, answers, predictor):
+    golden.save(found.path, answers)
+    loaded = golden.load(found)
+    assert loaded == answers
+    golden.replay(loaded, predictor)
+
+
+def test_a_shift_within_the_tolerance_passes(answers, predictor):
+    golden.replay(shifted(answers, 0, 0.01), predictor)
+
+
+def test_a_shift_is_the_largest_of_a_probability():
+    one = [np.array([[0.0, 0.0], [0.0, 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
+    other = [np.array([[5.0, 5.0], [np.log(3), 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
+    assert golden.moved(one, other) == pytest.approx([0.25, 0.0])

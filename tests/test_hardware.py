@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from deploykit import hardware
+
+
+@pytest.fixture
+def cgroup(tmp_path):
+    def write(**files):
+        for name, content in files.items():
+            path = tmp_path / name.replace("__", "/").replace("_DOT_", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content + "\n")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("max 100000", 8), ("9900000 100000", 8)],
+)
+def test_cores_of_cgroup_version_2(cgroup, quota, cores):
+    assert hardware.cpu_limit(cgroup(cpu_DOT_max=quota)) == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(("quota", "cores"), [("300000", 3), ("-1", 8), ("0", 8)])
+def test_cores_of_cgroup_version_1(cgroup, quota, cores):
+    folder = cgroup(cpu__cpu_DOT_cfs_quota_us=quota, cpu__cpu_DOT_cfs_period_us="100000")
+    assert hardware.cpu_limit(folder) == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_without_a_cgroup_the_affinity_counts(tmp_path):
+    assert hardware.cpu_limit(tmp_path) == 8
+
+
+@pytest.mark.parametrize("name", ["memory_DOT_max", "memory__memory_DOT_limit_in_bytes"])
+def test_memory_of_both_versions(cgroup, name):
+    assert hardware.memory_limit(cgroup(**{name: "1073741824"})) == 2**30
+
+
+@pytest.mark.parametrize("text", ["max", "9223372036854771712"])
+def test_memory_without_a_limit_is_that_of_the_host(cgroup, tmp_path, text):
+    assert hardware.memory_limit(cgroup(memory_DOT_max=text)) == hardware.memory_limit(tmp_path / "nothing") > 2**27
+
+
+def test_features_are_those_that_the_kernel_lists(monkeypatch):
+    text = "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni amx_bf16 avx512fake\n"
+    monkeypatch.setattr(hardware, "_read", lambda path: text if path.name == "cpuinfo" else "")
+    assert hardware.cpu_features() == ("avx2", "avx512_vnni", "amx_bf16")
+    assert hardware.cpu_name() == "Some CPU: 3 GHz"
+    assert hardware.has_bf16()
+
+
+def test_a_machine_without_cpuinfo_has_no_features(monkeypatch):
+    monkeypatch.setattr(hardware, "_read", lambda _: "")
+    assert hardware.cpu_features() == ()
+    assert hardware.cpu_name() != ""
+    assert not hardware.has_bf16()
+
+
+def test_the_description_can_be_written_as_json():
+    found = hardware.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert found["cores"] == hardware.cpu_limit() >= 1

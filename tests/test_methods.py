@@ -1,0 +1,71 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from deploykit import methods
+from deploykit.errors import MethodError, MissingExtraError
+
+
+@pytest.mark.parametrize("name", ["text_classification", "../artifact", "os", "__init__", "", "text-classification.py"])
+def test_a_name_that_the_folder_does_not_list_is_never_imported(name, monkeypatch):
+    monkeypatch.setattr(methods, "import_module", lambda _: pytest.fail("imported"))
+    with pytest.raises(
+        MethodError, match=rf"^no task is called {re.escape(repr(name))}.*\. There are: text-classification, "
+    ):
+        methods.load("task", name)
+
+
+def test_the_nearest_name_is_offered():
+    with pytest.raises(
+        MethodError, match=r"'text-clasification' \(did you mean 'text-classification'\?\)\. There are:"
+    ):
+        methods.load("task", "text-clasification")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnxruntime", "cpu"), ("torch", "train"), ("optimum.onnxruntime", "train")]
+)
+def test_a_missing_package_becomes_the_command_that_adds_it(monkeypatch, package, extra):
+    def refuse(_):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(methods, "import_module", refuse)
+    top = package.partition(".")[0]
+    message = rf"the task 'text-classification' needs the package '{top}', .* pip install 'deploykit\[{extra}\]'$"
+    with pytest.raises(MissingExtraError, match=message):
+        methods.load("task", "text-classification")
+
+
+@pytest.mark.parametrize("name", ["deploykit.nothing", None])
+def test_a_missing_module_of_our_own_stays_a_defect(name):
+    error = ModuleNotFoundError("No module", name=name)
+    assert methods.missing_extra(error, "anything") is error
+
+
+def test_options_are_frozen_and_refuse_unknown_keys():
+    class Options(methods.Options):
+        keep: float = 0.5
+
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Options(kep=1)
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        Options().keep = 1
+
+
+@pytest.mark.parametrize("kind", methods.FOLDERS)
+def test_each_file_of_a_folder_is_a_method_and_helpers_are_none(kind):
+    folder = Path(methods.__file__).parent / methods.FOLDERS[kind]
+    names = methods.available(kind)
+    assert list(names) == sorted(names) != []
+    assert {name.replace("-", "_") for name in names} == {file.stem for file in folder.glob("[!_]*.py")}
+
+
+def test_load_gives_the_module():
+    assert methods.load("task", "token-classification").__name__ == "deploykit.tasks.token_classification"
+
+
+def test_did_you_mean_is_silent_where_nothing_is_near():
+    assert methods.did_you_mean("zzz", ("train", "test")) == ""
+    assert methods.did_you_mean("tain", ["train", "test"]) == " (did you mean 'train'?)"

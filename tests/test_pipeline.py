@@ -1,0 +1,190 @@
+"""The loop over the stages: what is done is skipped, what was killed goes on, what breaks a gate fails."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit import pipeline, recipe
+from deploykit.artifact import PREDICTIONS, Artifact
+from deploykit.errors import ArtifactError, BusyError, GateError, InputError
+from deploykit.recipe import STAGES
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
+]
+
+
+def predictions(outcomes):
+    """Returns the bytes of every stage's predictions: equal means equal to the last bit."""
+    return {outcome.artifact.manifest.stage: outcome.artifact.file(PREDICTIONS).read_bytes() for outcome in outcomes}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_recipe):
+    """A whole run of the tiny recipe: its folder, its recipe and the outcomes."""
+    folder = tmp_path_factory.mktemp("finished")
+    loaded = deploykit.load_recipe(tiny_recipe(folder))
+    return folder, loaded, deploykit.run(loaded)
+
+
+def test_refuses_a_stage_that_the_recipe_skips(tmp_path, tiny_recipe):
+    loaded = recipe.load(tiny_recipe(tmp_path), ["prune=null"])
+    with pytest.raises(InputError, match=r"no stage 'prune'. There are: train, export, quantize, package"):
+        pipeline.run(loaded, first="prune")
+
+
+def test_refuses_a_stage_whose_parents_are_missing(tmp_path, tiny_recipe):
+    with pytest.raises(InputError, match=r"export starts from train, which is not finished. Run deploykit run first"):
+        deploykit.export(recipe.load(tiny_recipe(tmp_path)))
+
+
+def test_refuses_a_directory_in_which_another_run_works(tmp_path, tiny_recipe):
+    loaded = recipe.load(tiny_recipe(tmp_path))
+    folder = pipeline.output(loaded)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=rf"another run \(process {holder.pid}\) is working in .*Wait for it, or"):
+            pipeline.run(loaded)
+    finally:
+        holder.communicate("")
+    with pipeline.locked(folder):  # and it is free again once that process has ended
+        pass
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from deploykit.pipeline import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_keeps_what_broke_a_gate_and_names_it(tmp_path, tiny_recipe):
+    sections = {
+        "prune": {"method": "width", "keep": 0.3, "refit_tokens": 0},
+        "gates": {"max_drop": 0.0, "max_flips": 0},
+    }
+    loaded = recipe.load(tiny_recipe(tmp_path, **sections), ["train.epochs=4"])
+    for _ in range(2):  # the second time it is there already, and still breaks the gate
+        with pytest.raises(GateError, match=r"prune broke a gate: .*max_flips is 0\.\d+, allowed 0\.0000") as caught:
+            pipeline.run(loaded)
+        assert caught.value.exit_code == 1
+    kept = Artifact.load(pipeline.output(loaded) / "prune")
+    kept.verify()
+    assert str(kept.path.resolve()) in str(caught.value)
+    assert not (pipeline.output(loaded) / "export").exists()
+    assert (pipeline.output(loaded) / "report.html").is_file()
+
+
+def test_learns_and_loses_little(finished):
+    _, _, outcomes = finished
+    assert [outcome.artifact.manifest.stage for outcome in outcomes] == list(STAGES)
+    values = [outcome.artifact.manifest.step.metrics["test"]["accuracy"].value for outcome in outcomes]
+    assert values[0] > 0.9
+    assert min(values) > values[0] - 0.1
+    sizes = [outcome.artifact.manifest.step.parameters for outcome in outcomes]
+    assert sizes[1] < sizes[0]
+
+
+def test_history_and_reference_travel_to_the_package(finished):
+    _, _, outcomes = finished
+    package = outcomes[-1].artifact
+    assert [step.stage for step in package.manifest.history] == list(STAGES)
+    with np.load(outcomes[0].artifact.file(PREDICTIONS)) as trained, np.load(package.file(PREDICTIONS)) as packaged:
+        assert np.array_equal(trained["test"], packaged["reference.test"])
+
+
+def test_second_run_skips_everything(finished):
+    _, loaded, outcomes = finished
+    again = deploykit.run(loaded)
+    assert [outcome.status for outcome in again] == ["skipped"] * len(STAGES)
+    assert [a.artifact.path for a in again] == [b.artifact.path for b in outcomes]
+
+
+def test_a_changed_section_reruns_from_its_stage_and_keeps_the_old(finished):
+    _, loaded, outcomes = finished
+    changed = recipe.parse({**loaded.model_dump(), "export": {"opset": 17}})
+    states = {found.stage: found.would for found in pipeline.plan(changed)}
+    assert states == dict(zip(STAGES, ["be skipped", "be skipped", "run", "run", "run"], strict=True))
+    deploykit.run(changed, until="export")
+    assert outcomes[2].artifact.path.is_dir()
+    assert (pipeline.output(loaded) / "export").resolve() != outcomes[2].artifact.path.resolve()
+
+
+def test_from_makes_again_with_the_same_result(finished):
+    _, loaded, outcomes = finished
+    again = pipeline.run(loaded, first="quantize", until="quantize")
+    assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["ran"]
+    assert predictions(again)["quantize"] == predictions(outcomes)["quantize"]
+
+
+def test_refuses_a_damaged_artifact_and_names_the_file(tmp_path, tiny_recipe):
+    loaded = recipe.load(tiny_recipe(tmp_path), ["train.epochs=1"])
+    (outcome,) = pipeline.run(loaded, until="train")
+    weights = outcome.artifact.file("model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors was changed after it was made"):
+        pipeline.run(loaded, until="train")
+
+
+def test_token_classification_runs_the_same_path(tmp_path, tiny_recipe):
+    path = tiny_recipe(tmp_path, task="token-classification", prune=None)
+    outcomes = deploykit.run(recipe.load(path, ["train.epochs=20"]))
+    values = [outcome.artifact.manifest.step.metrics["test"]["entity_f1"].value for outcome in outcomes]
+    assert values[0] > 0.8
+    assert min(values) > values[0] - 0.1
+
+
+def test_trained_elsewhere_is_taken_as_it_is(tmp_path, tiny_recipe, finished):
+    trained = finished[2][0].artifact
+    loaded = recipe.load(tiny_recipe(tmp_path, train=None, prune=None, model=str(trained.path)))
+    outcomes = pipeline.run(loaded, until="export")
+    assert outcomes[0].artifact.manifest.method == "none"
+    with np.load(trained.file(PREDICTIONS)) as before, np.load(outcomes[0].artifact.file(PREDICTIONS)) as after:
+        assert np.array_equal(before["test"], after["test"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, tiny_recipe, finished):
+    path = tiny_recipe(tmp_path)
+    planned = {found.stage: found for found in pipeline.plan(recipe.load(path))}
+    before = finished[2][: STAGES.index(stage)]
+    folder = pipeline.output(recipe.load(path))
+    folder.mkdir(parents=True)
+    for outcome in before:  # what the other run finished before this stage is as good here
+        subprocess.run(["cp", "-r", outcome.artifact.path, folder], check=True)
+
+    command = [sys.executable, "-m", "deploykit", "run", str(path), "--until", stage]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert any(line.startswith(f"{stage} (") for line in process.stderr)
+        time.sleep({"train": 2.0, "prune": 1.0}.get(stage, 0.1))
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (planned[stage].target / "manifest.json").exists(), "the kill came too late to test anything"
+
+    outcomes = deploykit.run(recipe.load(path))
+    assert [outcome.status for outcome in outcomes][: len(before)] == ["skipped"] * len(before)
+    assert predictions(outcomes) == predictions(finished[2])
+    assert not [found for found in folder.iterdir() if found.name.endswith(".draft")]
+
+
+def test_lock_survives_a_kill(tmp_path):
+    """The system lets go of the lock, so a file that is left behind locks nothing."""
+    (tmp_path / pipeline.LOCK).write_text(json.dumps({"pid": 1}))
+    with pipeline.locked(tmp_path), (tmp_path / pipeline.LOCK).open() as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from deploykit.errors import MethodError, ModelError
+from deploykit.predictor import Predictor, batches
+
+LABELS = ("O", "B-NAME", "I-NAME")
+
+
+@pytest.fixture
+def found(tmp_path, tiny_artifact):
+    return tiny_artifact(tmp_path / "text")
+
+
+@pytest.fixture
+def predictor(found):
+    return Predictor.load(found, threads=1)
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_graph):
+    return tiny_graph(tmp_path / "again.onnx")
+
+
+@pytest.fixture
+def tagger(tmp_path, tiny_artifact):
+    return Predictor.load(tiny_artifact(tmp_path / "tags", task="token-classification", labels=LABELS), threads=1)
+
+
+class Spy:
+    """An engine that remembers the shapes of its batches."""
+
+    threads = 1
+
+    def __init__(self, engine):
+        self.engine, self.shapes = engine, []
+
+    def run(self, batch):
+        self.shapes.append(batch["input_ids"].shape)
+        return self.engine.run(batch)
+
+
+def test_an_unknown_engine_is_refused(found):
+    with pytest.raises(MethodError, match=r"no engine is called 'onnxruntme' \(did you mean 'onnxruntime'\?\)"):
+        Predictor.load(found, 1, "onnxruntme")
+
+
+def test_an_artifact_without_a_tokenizer_is_refused(found):
+    found.file("tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no fast tokenizer"):
+        Predictor.load(found, 1)
+
+
+def test_as_many_pairs_as_texts(predictor):
+    with pytest.raises(ValueError, match="shorter"):
+        predictor.predict(["a", "b"], ["c"])
+
+
+def test_it_carries_what_the_manifest_says(found, tiny_artifact, tmp_path):
+    other = tiny_artifact(tmp_path / "other", labels=("x", "y", "z"), max_tokens=9)
+    predictor = Predictor.load(other, threads=2)
+    assert (predictor.labels, predictor.tokenizer.max_tokens, predictor.engine.threads) == (("x", "y", "z"), 9, 2)
+
+
+def test_scores_are_those_of_the_graph_in_the_order_given(predictor, weights, sentences):
+    texts = [text for text, _ in sentences[:100]]
+    expected = [weights[encoding.ids].sum(axis=0) for encoding in predictor.tokenizer.encode(texts)]
+    for batch_tokens in (1, 64, 4096):
+        scores = predictor.predict(texts, batch_tokens=batch_tokens)
+        assert {row.shape for row in scores} == {(1, 2)}
+        np.testing.assert_allclose(np.concatenate(scores), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pairs_reach_the_graph(predictor, weights):
+    (scores,) = predictor.predict(["the film"], ["is great"])
+    (encoding,) = predictor.tokenizer.encode(["the film"], ["is great"])
+    assert len(encoding) == 7
+    np.testing.assert_allclose(scores[0], weights[encoding.ids].sum(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_units_of_padded_rows_are_found_on_either_side(tagger, tiny_graph, tmp_path, side):
+    weights = tiny_graph(tmp_path / "again.onnx", "token-classification", 3)
+    texts = ["peter !", "the friends of Anna told me about it"]
+    encodings = tagger.tokenizer.encode(texts)
+    short, long = tagger.scores(texts, encodings, side)
+    assert (short.shape, long.shape) == ((2, 3), (8, 3))
+    pieces = tagger.tokenizer.backend.encode(texts[0]).tokens
+    assert pieces[1:4] == ["p", "##e", "##t"]
+    np.testing.assert_array_equal(short, weights[encodings[0].ids[[1, -2]]])
+    np.testing.assert_array_equal(long, weights[encodings[1].ids[1:-1]])
+
+
+def test_nothing_to_predict(predictor):
+    assert predictor.predict([]) == []
+
+
+def test_no_padded_batch_is_larger_than_allowed_and_short_texts_do_not_wait_for_long_ones(predictor, sentences):
+    spy = Spy(predictor.engine)
+    texts = [text for text, _ in sentences] + ["film " * 60]
+    Predictor(predictor.task, predictor.labels, predictor.tokenizer, spy).predict(texts, batch_tokens=60)
+    sizes = [rows * tokens for rows, tokens in spy.shapes]
+    assert sum(rows for rows, _ in spy.shapes) == len(texts)
+    assert [tokens for _, tokens in spy.shapes] == sorted(tokens for _, tokens in spy.shapes)
+    assert max(sizes[:-1]) <= 60
+    assert spy.shapes[-1] == (1, 62)
+
+
+def test_a_progress_bar_sees_every_batch(predictor):
+    seen = []
+
+    def track(parts):
+        seen.extend(parts)
+        return parts
+
+    predictor.predict(["film", "the film", "the film is great"], batch_tokens=8, track=track)
+    assert seen == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [([], []), ([5], [[0]]), ([50, 3, 3], [[1, 2], [0]]), ([4, 4, 4], [[0, 1], [2]]), ([2, 6, 2, 2], [[0, 2, 3], [1]])],
+)
+def test_batches(lengths, expected):
+    assert list(batches(lengths, 8)) == expected

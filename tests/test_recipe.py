@@ -1,0 +1,213 @@
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from deploykit import recipe
+from deploykit.errors import RecipeError
+
+MINIMAL = {"name": "reviews", "task": "text-classification", "model": "owner/model", "data": {"train": "owner/data"}}
+
+
+def mistakes(content):
+    with pytest.raises(RecipeError) as caught:
+        recipe.parse(content)
+    return str(caught.value).split("\n  - ")
+
+
+def write(folder, content=None, text=None):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content or MINIMAL) if text is None else text, encoding="utf-8")
+    return path
+
+
+def test_a_missing_recipe_says_how_to_write_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"^there is no recipe .*/recipe\.yaml\. Write one with: deploykit init$"):
+        recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_directory_is_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"cannot be read: Is a directory\."):
+        recipe.load(tmp_path)
+
+
+def test_a_recipe_that_is_not_utf8_or_not_yaml(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"name: caf\xe9")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is not UTF-8 \(byte 9\)\. Save it as UTF-8"):
+        recipe.load(path)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is not YAML: (?s:.*)line 1, column 7"):
+        recipe.load(write(tmp_path, text="name: [unclosed"))
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("- a\n- b", "list"), ("words", "str")])
+def test_a_recipe_must_hold_keys(tmp_path, text, found):
+    with pytest.raises(RecipeError, match=rf"must hold keys and values, found {found}\."):
+        recipe.load(write(tmp_path, text=text))
+
+
+def test_yaml_that_would_make_python_objects_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="is not YAML: could not determine a constructor"):
+        recipe.load(write(tmp_path, text="name: !!python/object/apply:os.system ['true']"))
+
+
+def test_all_mistakes_are_listed_at_once():
+    content = {
+        **MINIMAL,
+        "name": "Bad Name",
+        "task": "text-clasification",
+        "sede": 1,
+        "data": {"train": "a.csv", "lable": "y", "test_share": 0.7},
+        "export": {"opset": 99},
+        "gates": {"max_drop": -1},
+        "quantize": {"bits": 8},
+    }
+    head, *found = mistakes(content)
+    assert head == "the recipe has 8 mistakes:"
+    assert found == [
+        "name: String should match pattern '^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$', got 'Bad Name'",
+        "data.test_share: Input should be less than 0.5, got 0.7",
+        "data.lable: unknown key (did you mean 'label'?). Known: train, validation, test, validation_share, test_share,"
+        " text, text_pair, label, tokens, tags, spans, max_tokens, allow_leakage.",
+        "export.opset: Input should be less than or equal to 20, got 99",
+        "quantize: needs `method:`, the name of one of its methods, got {'bits': 8}",
+        "gates.max_drop: Input should be greater than or equal to 0, got -1",
+        "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, seed, output, train,"
+        " prune, export, quantize, gates, package, serve.",
+        "task: no task is called 'text-clasification' (did you mean 'text-classification'?). There are:"
+        " text-classification, token-classification.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["name", "task", "model", "data"])
+def test_what_has_no_default_must_be_there(name):
+    assert mistakes({key: value for key, value in MINIMAL.items() if key != name}) == [
+        "the recipe has 1 mistake:",
+        f"{name}: is missing",
+    ]
+
+
+def test_options_of_a_method_are_checked_with_its_own_names():
+    _, unknown, method = mistakes({**MINIMAL, "train": {"method": "full", "epoch": 1}, "prune": {"method": "widht"}})
+    assert unknown.startswith("train.epoch: unknown key (did you mean 'epochs'?). Known: method, ")
+    assert re.match(r"prune: no pruner is called 'widht' \(did you mean 'width'\?\)\. There are: ", method)
+
+
+def test_options_of_a_method_out_of_range_are_listed():
+    assert mistakes({**MINIMAL, "train": {"method": "full", "epochs": "many"}})[1].startswith(
+        "train.epochs: Input should"
+    )
+
+
+def test_a_method_can_not_be_a_path():
+    (_, found) = mistakes({**MINIMAL, "train": {"method": "../../cli"}})
+    assert found.startswith("train: no trainer is called '../../cli'")
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "a b=1", "data..train=x", "1a=2"])
+def test_an_override_must_be_key_and_value(tmp_path, override):
+    with pytest.raises(RecipeError, match=rf"^--set takes key=value .* got {re.escape(repr(override))}\.$"):
+        recipe.load(write(tmp_path), [override])
+
+
+def test_an_override_must_be_yaml(tmp_path):
+    with pytest.raises(RecipeError, match=r"the value of --set 'seed=\[1' is not YAML"):
+        recipe.load(write(tmp_path), ["seed=[1"])
+
+
+def test_an_override_with_an_unknown_key_is_a_mistake_of_the_recipe(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml has 1 mistake:\n  - gates\.max_dorp: unknown key \(did you mean"
+    ):
+        recipe.load(write(tmp_path), ["gates.max_dorp=0.1"])
+
+
+def test_overrides_come_on_top_and_are_yaml(tmp_path):
+    overrides = ["seed=7", "gates.max_drop=0.02", "export=null", "data.text_pair=b", "gates.max_flips=0.1"]
+    found = recipe.load(write(tmp_path), overrides)
+    assert (found.seed, found.export, found.data.text_pair) == (7, None, "b")
+    assert (found.gates.max_drop, found.gates.max_flips) == (0.02, 0.1)
+
+
+def test_defaults(tmp_path):
+    found = recipe.parse(MINIMAL, tmp_path)
+    assert found.train == {"method": "full"}
+    assert found.prune is None
+    assert found.quantize == {"method": "dynamic"}
+    assert (found.seed, found.gates.max_drop, found.export.opset) == (0, 0.01, 18)
+    assert found.output == str(tmp_path / "runs" / "reviews")
+    assert (found.method("train"), found.method("export")) == ("full", "export")
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        recipe.parse(MINIMAL).seed = 1
+
+
+def test_what_came_in_is_as_it_was():
+    before = json.dumps(MINIMAL)
+    recipe.parse(MINIMAL)
+    assert json.dumps(MINIMAL) == before
+
+
+def test_paths_start_from_the_directory_of_the_recipe(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "train.csv").write_text("")
+    content = {**MINIMAL, "model": "model", "data": {"train": "train.csv", "test": "absent.jsonl"}, "output": "out"}
+    found = recipe.load(write(tmp_path, content))
+    assert found.model == str(tmp_path / "model")
+    assert found.data.train == str(tmp_path / "train.csv")
+    assert found.data.test == str(tmp_path / "absent.jsonl")
+    assert found.data.validation is None
+    assert found.output == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("model", ["owner/model", "package://module/model"])
+def test_what_is_no_path_stays_as_it_is(tmp_path, model):
+    found = recipe.load(write(tmp_path, {**MINIMAL, "model": model, "data": {"train": "owner/data", "test": "dev"}}))
+    assert (found.model, found.data.train, found.data.test) == (model, "owner/data", "dev")
+
+
+def test_options_are_those_of_the_method_with_defaults_filled_in():
+    found = recipe.parse({**MINIMAL, "train": {"method": "full", "epochs": 2}, "package": None})
+    assert found.options("train").epochs == 2
+    assert found.options("export") == recipe.ExportSection()
+    assert found.options("package").model_dump() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a.csv", True),
+        ("a.tsv", True),
+        ("b/a.jsonl", True),
+        ("a.json", True),
+        ("a.parquet", True),
+        ("owner/name", False),
+    ],
+)
+def test_files_are_told_from_ids_of_the_hub(source, expected):
+    assert recipe.is_file(source) is expected
+
+
+def test_the_json_schema_knows_every_key_and_refuses_others():
+    schema = recipe.json_schema()
+    assert set(schema["properties"]) == set(recipe.Recipe.model_fields)
+    assert schema["additionalProperties"] is False
+    assert json.loads(json.dumps(schema)) == schema
+
+
+SHIPPED = sorted(Path(str(resources.files("deploykit"))).glob("recipes/*.yaml"))
+
+
+def test_recipes_are_shipped():
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_recipes_that_are_shipped_are_valid(path):
+    assert recipe.load(path).name == path.stem
