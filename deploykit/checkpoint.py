@@ -7,6 +7,7 @@ uneven size are described in a file of their own, because a configuration has on
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
@@ -64,7 +66,8 @@ def find(reference: str, revision: str | None = None) -> Base:
             f" {', '.join(sorted(file.name for file in folder.iterdir())[:8]) or 'nothing'}."
             " Pickled weights (pytorch_model.bin) are not read: save the model with safe_serialization=True."
         )
-    hashes = [f"{file.name} {sha256_of(file)}" for file in [folder / CONFIG, *weights, *folder.glob("tokenizer*.json")]]
+    tokenizer = sorted(folder.glob("tokenizer*.json"))
+    hashes = [f"{file.name} {sha256_of(file)}" for file in [folder / CONFIG, *weights, *tokenizer]]
     return Base(folder, reference, found, hashlib.sha256("\n".join(hashes).encode()).hexdigest())
 
 
@@ -121,7 +124,7 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
             ignore_mismatched_sizes=not fine_tuned,
             dtype=torch.float32,
         )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{base.name} cannot be loaded as {auto_class}: {str(error).splitlines()[0][:200]}"
             " Check that `task:` and `model:` of the recipe fit together."
@@ -167,7 +170,7 @@ def save_tokenizer(base: Base, folder: Path) -> None:
     """Writes the base model's tokenizer in its fast form."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, use_fast=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError) as error:  # the last where files that it needs are missing
         raise ModelError(f"{base.name} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{base.name} has no fast tokenizer (tokenizer.json); deploykit needs one.")
@@ -176,7 +179,8 @@ def save_tokenizer(base: Base, folder: Path) -> None:
 
 def save(model: torch.nn.Module, folder: Path) -> None:
     """Writes configuration, weights and, where layers differ in size from it, the layers' sizes."""
-    config: Any = model.config
+    config: Any = deepcopy(model.config)
+    config.architectures = [type(model).__name__]  # what `load` opens; a base model's names the class it came from
     config.save_pretrained(folder)
     save_file({name: tensor.contiguous() for name, tensor in _untied(model).items()}, folder / WEIGHTS)
     if config.model_type in architectures.ARCHITECTURES:
@@ -198,12 +202,15 @@ def _untied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def load(folder: Path, attention: str = "eager") -> transformers.PreTrainedModel:
+def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrainedModel:
     """Loads a checkpoint, uneven layers included; its logits are those that it was saved with.
 
     Args:
         folder: the artifact's directory.
-        attention: `eager` for export and reference, `sdpa` for training.
+        attention: `eager` for export and reference; None, for training, is the fastest that the model has.
+
+    Raises:
+        ModelError: the weights do not have the sizes that stand beside them.
     """
     config = AutoConfig.from_pretrained(folder)
     auto_class = getattr(transformers, config.architectures[0])
@@ -212,8 +219,11 @@ def load(folder: Path, attention: str = "eager") -> transformers.PreTrainedModel
     content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
     model = auto_class._from_config(config, attn_implementation=attention)
     model = architectures.resized(model, [Shape(**layer) for layer in content["layers"]])
-    missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     tied = set(model.state_dict()) - set(_untied(model))
+    try:
+        missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    except RuntimeError:  # another size
+        missing, unexpected = [WEIGHTS], []
     if set(missing) - tied or unexpected:
         raise ModelError(f"{folder / WEIGHTS} does not fit {ARCHITECTURE}: build the artifact again.")
     return model.eval()

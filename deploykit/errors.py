@@ -91,15 +91,15 @@ def storage_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         where = (error.filename if isinstance(error, OSError) else None) or path
-        if number in (ENOSPC, EDQUOT) or "No space left on device" in str(error) or _is_full(path):
-            raise StorageError(
-                f"no space left on the disk while writing {where}. Free some space and run the same"
-                " command again: finished stages are kept."
-            ) from error
         if number in (EACCES, EPERM, EROFS):
             raise StorageError(
                 f"no permission for {where}. Give this user access to it, or choose another directory with"
                 " `output:` in the recipe."
+            ) from error
+        if number in (ENOSPC, EDQUOT) or "No space left on device" in str(error) or _is_full(path):
+            raise StorageError(
+                f"no space left on the disk while writing {where}. Free some space and run the same"
+                " command again: finished stages are kept."
             ) from error
         raise
 

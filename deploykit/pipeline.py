@@ -146,7 +146,7 @@ def run(
         InputError: the recipe, the data or the model cannot be used.
 
     Example:
-        >>> run(load(Path("recipe.yaml")))[-1].artifact.path  # doctest: +SKIP
+        >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
     with locked(output(recipe)):
         outcomes: list[Outcome] = []

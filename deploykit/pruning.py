@@ -17,7 +17,7 @@ def prune(job: Job) -> Artifact:
         job: of the stage `prune`.
     """
     task, dataset, labels, seed = job.task, job.dataset(), job.source.manifest.labels, job.recipe.seed
-    model, tokenizer = checkpoint.load(job.source.path, attention="sdpa"), job.tokenizer()
+    model, tokenizer = checkpoint.load(job.source.path, attention=None), job.tokenizer()
 
     learned, judged = (rows(task, tokenizer, part, labels) for part in (dataset.train, dataset.validation))
     problem = Problem(task, labels, tokenizer, learned, judged, seed)

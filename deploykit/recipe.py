@@ -111,7 +111,7 @@ class Recipe(Options):
         return chosen.model_validate({key: value for key, value in section.items() if key != "method"})
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
     Args:
@@ -121,6 +121,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: lists every mistake.
     """
+    path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -143,7 +143,7 @@ def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str
         value = found["metric"]
         error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
         color = ORANGE if found["kept"] else GREY
-        axes.errorbar(latency["p50"], value["value"], yerror=error, fmt="o", color=color, capsize=3)
+        axes.errorbar(latency["p50"], value["value"], yerr=error, fmt="o", color=color, capsize=3)
         name = f"  {found['name']}" + (" (kept)" if found["kept"] else "")
         axes.annotate(name, (latency["p50"], value["value"]), color=color)
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")

@@ -5,6 +5,7 @@ A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; noth
 
 import json
 import shutil
+import warnings
 from copy import deepcopy
 from functools import cache
 
@@ -37,7 +38,7 @@ def tiny_encoder(tokenizer):
         sizes["hidden_dim" if kind == "distilbert" else "intermediate_size"] = 128
         settings = transformers.AutoConfig.for_model(
             kind,
-            **{**sizes, "max_position_embeddings": 65, "initializer_range": 0.15, **config},
+            **{**sizes, "max_position_embeddings": 65, "initializer_range": 0.1, **config},
             vocab_size=tokenizer.backend.get_vocab_size(),
             pad_token_id=0,
             id2label=dict(enumerate(labels)),
@@ -55,6 +56,14 @@ def tiny_encoder(tokenizer):
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Tiny products are slower on several threads, by far where other processes use the same cores."""
+    from deploykit import hardware
+
+    monkeypatch.setattr(hardware, "cpu_limit", lambda: 1)
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +121,16 @@ def problem_of(dataset_of, tokenizer):
 @pytest.fixture(scope="session")
 def fitted(tiny_encoder, problem_of, tmp_path_factory):
     """`fitted(task) -> (model, learning curve)`: a BERT that has learned its task; the model is a copy."""
+    from deploykit import hardware
     from deploykit.fitting import FitOptions, cross_entropy, fit
 
     @cache
     def learn(task):
         model = tiny_encoder(task=task, seed=1)
-        options = FitOptions(epochs=6, learning_rate=3e-3, batch_size=16, bf16="off")
-        curve = fit(model, problem_of(task), options, cross_entropy(), tmp_path_factory.mktemp("fitted"))
+        options = FitOptions(epochs=8, learning_rate=5e-3, batch_size=8, bf16="off")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hardware, "cpu_limit", lambda: 1)
+            curve = fit(model, problem_of(task), options, cross_entropy(), tmp_path_factory.mktemp("fitted"))
         return model.eval(), curve
 
     def build(task="text-classification"):
@@ -171,5 +183,20 @@ def job_of(tmp_path_factory, review_files, tagged_files, dataset_of):
         content = {"name": "tiny", "task": task, "model": str(folder), "data": {"train": str(files / "train.jsonl")}}
         found = recipe.parse(json.loads(json.dumps({**content, **sections})))
         return Job(found, stage, parent, folder / stage, folder / "work", "k" * 64, "p" * 64, lambda: dataset_of(task))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def exported_of(tiny_encoder, tmp_path_factory):
+    """`exported_of(kind="bert", task=...) -> folder` with the graph and the configuration of `tiny_encoder`."""
+    from deploykit import exporting
+
+    @cache
+    def build(kind="bert", task="text-classification"):
+        folder = tmp_path_factory.mktemp(f"{kind}-{task}")
+        with warnings.catch_warnings():  # of the exporter's own imports
+            exporting.write_graph(tiny_encoder(kind, task), folder, task, 18)
+        return folder
 
     return build

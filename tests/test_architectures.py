@@ -85,11 +85,9 @@ def test_keeping_everything_changes_nothing(tiny_encoder, logits_of):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_a_shrunk_model_learns_in_every_attention(kind, attention, tiny_encoder, tokenizer):
+def test_every_part_of_a_shrunk_model_can_learn(kind, tiny_encoder, tokenizer):
     small = architectures.shrunk(tiny_encoder(kind), KEPT)
-    small.set_attn_implementation(attention)
     batch = {name: torch.from_numpy(array) for name, array in tokenizer.collate(tokenizer.encode(["the film"])).items()}
     small(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.sum().backward()
     for layer in architectures.layers(small):

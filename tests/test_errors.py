@@ -25,7 +25,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path, code):
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS], ids=errno.errorcode.get)
 def test_a_refused_write_is_a_storage_error(tmp_path, code):
-    message = rf"^no permission to write {re.escape(str(tmp_path))}\. Give this user write access, or .*`output:`"
+    message = rf"^no permission for {re.escape(str(tmp_path))}\. Give this user access to it, or .*`output:`"
     with pytest.raises(StorageError, match=message) as caught, storage_errors(tmp_path):
         raise OSError(code, "no")
     assert caught.value.__cause__.errno == code

@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.engines import Engine
 from deploykit.predictor import Predictor
-from deploykit.tasks import Example
+from deploykit.tasks import Example, Float32
 from deploykit.tokenizer import Side
 
 SIDES: tuple[Side, ...] = ("right", "left")
@@ -22,7 +22,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
         examples: real texts; see `probes`.
 
     Returns:
-        For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`.
+        For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite where a logit is no number.
     """
     exported = replace(reference, engine=engine)
     found: dict[str, float] = {}
@@ -31,10 +31,15 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
         encodings = reference.tokenizer.encode(texts, [example.pair for example in rows])
         for side in SIDES:
             pairs = zip(reference.scores(texts, encodings, side), exported.scores(texts, encodings, side), strict=True)
-            largest = max(float(np.abs(a - b).max(initial=0.0)) for a, b in pairs)
+            largest = max(_largest(a - b) for a, b in pairs)
             name = f"batch {len(rows)}" + (f", {side} padding" if len(rows) > 1 else "")
             found[name] = max(found.get(name, 0.0), largest)
     return found
+
+
+def _largest(differences: Float32) -> float:
+    """NaN counts as infinite: every comparison with it is false, so that a maximum would leave it out."""
+    return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def probes(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:

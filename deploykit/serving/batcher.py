@@ -171,7 +171,9 @@ class Batcher:
             async with asyncio.timeout(timeout_s):
                 await job.done
         except TimeoutError:
-            detail = f"no answer within {timeout_s:.2g} s: the service is busy. Send fewer texts at once, or try again"
+            detail = (
+                "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
+            )
             raise Problem(504, "deadline", detail) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
@@ -179,8 +181,8 @@ class Batcher:
         return [scores for scores in job.scores if scores is not None], job.queue_s
 
     def close(self) -> None:
-        """Ends the engine's thread once it is done."""
-        self._pool.shutdown(wait=True)
+        """Ends the engine's thread once it is done; does not wait, because an engine may be stuck."""
+        self._pool.shutdown(wait=False)
 
     def _admit(self, tokens: int) -> None:
         if self._waiting and self._tokens + tokens > self._bounds.queue_tokens:

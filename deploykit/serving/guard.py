@@ -15,7 +15,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving import calls
@@ -90,10 +90,9 @@ class Guard:
     async def _admit(self, route: Route, headers: Mapping[str, str], call: calls.Call) -> None:
         """Asks who it is, whether they may, and whether there is room; raises a problem if not."""
         runtime = self._runtime
-        public = route.scope is None or (route.scope == "metrics" and runtime.settings.metrics_public)
-        if not public and runtime.keys is not None:
-            assert route.scope is not None  # noqa: S101
-            found = runtime.keys.check(_key(headers), route.scope)
+        needed = None if route.scope == "metrics" and runtime.settings.metrics_public else route.scope
+        if needed is not None and runtime.keys is not None:
+            found = runtime.keys.check(_key(headers), needed)
             if isinstance(found, Refusal):
                 challenge = {"www-authenticate": 'Bearer realm="deploykit"'} if found.status == 401 else {}
                 raise Problem(found.status, found.reason, found.detail, headers=challenge)
@@ -115,7 +114,7 @@ class Guard:
         if route.body is not None:
             _require_json(headers)
             body = await self._body(receive, headers)
-            _validate(route, body)
+            _validate(route.body, body)
         call.gone = asyncio.get_running_loop().create_future()
         calls.current.set(call)
         watch = asyncio.create_task(_watch(receive, call))
@@ -123,7 +122,7 @@ class Guard:
             async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
                 await self._app(scope, _once(body, call.gone), reply)
         except TimeoutError:
-            raise Problem(504, "deadline", "no answer in time: the service is busy") from None
+            raise Problem(504, "deadline", "no answer in the time that this service allows") from None
         finally:
             watch.cancel()
         await reply.finish()
@@ -176,10 +175,9 @@ def _require_json(headers: Mapping[str, str]) -> None:
         raise Problem(415, "media_type", "send the body as it is, without a content encoding")
 
 
-def _validate(route: Route, body: bytes) -> None:
-    assert route.body is not None  # noqa: S101
+def _validate(model: type[BaseModel], body: bytes) -> None:
     try:
-        route.body.model_validate_json(body)
+        model.model_validate_json(body)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
         if errors[0]["type"] == "json_invalid":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError
-from deploykit.serving.runtime import NEVER_READY
+from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.settings import KEYS, PACKAGE, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
@@ -105,8 +105,9 @@ def running(
         ArtifactError: the package does not pass its checks.
         DeploykitError: the process ended, or was not ready within a minute; with the end of its log.
     """
-    launch = plan(package, port=port or free_port(), keys=keys, environ=environ)
     with tempfile.TemporaryDirectory() as folder:
+        environ = {"BENTOML_HOME": str(Path(folder) / "bentoml"), **environ}
+        launch = plan(package, port=port or free_port(), keys=keys, environ=environ)
         log = log or Path(folder) / "serve.log"
         with log.open("w") as stream:
             process = subprocess.Popen(

@@ -11,6 +11,8 @@ from typing import Any
 
 from deploykit.serving.calls import Call
 
+NEVER_READY = "this service will not become ready"  # what `launch` looks for
+
 access = logging.getLogger("deploykit.access")
 
 

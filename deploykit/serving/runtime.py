@@ -23,6 +23,7 @@ from deploykit.serving.batcher import Batcher, Bounds
 from deploykit.serving.calls import Call
 from deploykit.serving.keys import Keys
 from deploykit.serving.limits import Limits
+from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import Problem, retry_after
 from deploykit.serving.settings import Settings
@@ -30,7 +31,6 @@ from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding
 
 INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
-NEVER_READY = "this service will not become ready"
 STUCK_S = 60.0  # a batch that takes longer will not come back
 
 logger = logging.getLogger("deploykit.serving")
@@ -66,9 +66,9 @@ class Runtime:
             self._artifact.verify()
             predictor = Predictor.load(self._artifact, self.settings.threads)
             golden.replay(golden.load(self._artifact), predictor)
-        except (DeploykitError, OSError) as error:
-            self.fault = str(error)
-            logger.error("%s: %s", NEVER_READY, error)
+        except Exception as error:
+            self.fault = str(error) or type(error).__name__
+            logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
             return
         settings = self.settings
         bounds = Bounds(settings.max_batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
@@ -81,12 +81,12 @@ class Runtime:
         logger.info("ready after %.2f s with %d threads", perf_counter() - start, settings.threads)
 
     def close(self) -> None:
-        """Lets the batch that runs finish and ends the threads."""
+        """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self._batcher is not None:
             self._batcher.close()
-        self._tokenizing.shutdown()
+        self._tokenizing.shutdown(wait=False)
 
     @property
     def alive(self) -> bool:

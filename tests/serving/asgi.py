@@ -7,6 +7,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 TIMEOUT_S = 20
+PREDICT = "/v1/predict"
+TEXTS = ["a great film", "the plot is weak"]
+BODY = {"texts": TEXTS}
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,19 @@ class Client:
         await self._app(scope, receive, send)
         headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
         return Response(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+def metrics(client):
+    """The page of the metrics as `{name{labels}: value}`."""
+    page = client.get("/metrics").text
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
+
+
+def assert_problem(answer, status, detail):
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    content = answer.json()
+    assert content["status"] == status
+    assert content["instance"] == answer.headers["x-request-id"]
+    assert content["title"]
+    assert detail in content["detail"]

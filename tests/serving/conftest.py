@@ -5,10 +5,13 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from asgi import Client
 
 import deploykit
 from deploykit import artifact, golden
@@ -26,7 +29,7 @@ BENTOML_WARNS = ("GitWildMatchPattern", "The `__get_pydantic_core_schema__` meth
 with warnings.catch_warnings():
     for start in BENTOML_WARNS:
         warnings.filterwarnings("ignore", start, DeprecationWarning)
-    import _bentoml_sdk  # noqa: F401
+    from deploykit.serving import service
 
 LIBRARY = Path(deploykit.__file__).parent
 SERVED = (
@@ -123,3 +126,41 @@ def alice(key_file):
 def log_lines():
     """`log_lines(text) -> list`: the JSON lines of a log."""
     return lambda text: [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def serve(key_file, alice, monkeypatch):
+    """`serve(package) -> Client`: a service that runs until the test ends, and a client with alice's key."""
+    monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
+    running = []
+
+    def start(package):
+        running.append(Client(service.build(package).to_asgi(), headers={"x-api-key": alice}).__enter__())
+        return running[-1]
+
+    yield start
+    for client in running:
+        client.__exit__()
+
+
+@pytest.fixture
+def client(serve, package):
+    return serve(package)
+
+
+@pytest.fixture
+def engine(client):
+    """Holds the engine: `started` once it has a batch, goes on with `go`; `batches` lists their sizes."""
+    runtime = client._app._runtime
+    found = SimpleNamespace(started=threading.Event(), go=threading.Event(), batches=[])
+    compute = runtime._batcher._compute
+
+    def held(texts, encodings):
+        found.batches.append(len(texts))
+        found.started.set()
+        assert found.go.wait(10)
+        return compute(texts, encodings)
+
+    runtime._batcher._compute = held
+    yield found
+    found.go.set()

@@ -96,12 +96,30 @@ def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
         late = submit("late", timeout_s=0.05)
         await asyncio.wait([late])
         assert refused(late) == (504, "deadline")
+        waiting = len(batcher._waiting), batcher._tokens
         engine.go.set()
         await first
+        return waiting
 
-    _, metrics = run(scenario, engine)
+    waiting, metrics = run(scenario, engine)
+    assert waiting == (0, 0)  # it makes room at once, and not only when the engine is free
     assert engine.batches == [["first"]]
     assert b"deploykit_queue_tokens 0.0" in metrics.page()
+
+
+def test_the_other_texts_of_a_failed_request_are_not_computed():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        failing = submit("bad", "good")
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.wait([first, failing])
+        assert refused(failing) == (500, "failed")
+
+    run(scenario, engine, Bounds(batch_tokens=4096, batch_items=1, queue_tokens=1000))
+    assert engine.batches == [["first"], ["bad"]]
 
 
 def test_a_client_that_left_is_dropped_before_it_is_computed():

@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from deploykit.engines import onnxruntime as engine
+from deploykit.evaluation import parity
+from deploykit.predictor import Predictor
+from deploykit.tasks import Example
+
+BATCHES = {
+    "batch 1",
+    "batch 3, right padding",
+    "batch 3, left padding",
+    "batch 8, right padding",
+    "batch 8, left padding",
+}
+LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
+
+
+@pytest.fixture(params=LABELS)
+def artifact(request, tmp_path, tiny_artifact):
+    return tiny_artifact(tmp_path / "export", task=request.param, labels=LABELS[request.param])
+
+
+@pytest.fixture
+def reference(artifact):
+    return Predictor.load(artifact, threads=1)
+
+
+@pytest.fixture
+def rows(sentences):
+    return [Example(text) for text, _ in sentences]
+
+
+def planted(artifact, change):
+    """Opens the artifact's graph with other weights."""
+    model = onnx.load(artifact.file("model.onnx"))
+    (weights,) = (found for found in model.graph.initializer if found.name == "weights")
+    weights.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weights).copy()), "weights"))
+    file = artifact.path.parent / "planted.onnx"
+    onnx.save(model, file)
+    return engine.load(file, 1)
+
+
+class OnlyPadded:
+    """An engine that is wrong where a row is padded on one side."""
+
+    name, threads = "onnxruntime", 1
+
+    def __init__(self, whole, column, amount):
+        self.whole, self.column, self.amount = whole, column, amount
+
+    def run(self, batch):
+        logits = self.whole.run(batch).copy()
+        logits[batch["attention_mask"][:, self.column] == 0] += self.amount
+        return logits
+
+
+def test_a_scaled_weight_is_noticed_in_every_batch(artifact, reference, rows):
+    differences = parity.difference(reference, planted(artifact, lambda weights: weights * 1.01), rows)
+    assert set(differences) == BATCHES
+    assert min(differences.values()) > 1e-3
+
+
+def test_one_changed_token_is_noticed_by_as_much_as_it_changed(artifact, reference, rows):
+    token = reference.tokenizer.backend.token_to_id("the")
+
+    def change(weights):
+        weights[token] += 0.5
+        return weights
+
+    differences = parity.difference(reference, planted(artifact, change), [Example("the film")])
+    assert list(differences.values()) == pytest.approx([0.5] * len(differences), rel=1e-4)
+
+
+@pytest.mark.parametrize("amount", [1.0, float("nan")])
+@pytest.mark.parametrize(("side", "column"), [("left", 0), ("right", -1)])
+def test_a_graph_that_is_wrong_on_one_padding_is_noticed_there(reference, rows, side, column, amount):
+    differences = parity.difference(reference, OnlyPadded(reference.engine, column, amount), rows)
+    wrong = {name for name, value in differences.items() if not value < 1e-3}
+    assert wrong == {name for name in BATCHES if f"{side} padding" in name}
+
+
+def test_logits_that_are_no_numbers_are_no_small_difference(artifact, reference, rows):
+    differences = parity.difference(reference, planted(artifact, lambda weights: weights * np.nan), rows)
+    assert differences == dict.fromkeys(BATCHES, float("inf"))
+
+
+def test_a_graph_equals_itself(reference, rows):
+    again = replace(reference).engine
+    assert parity.difference(reference, again, rows) == dict.fromkeys(BATCHES, 0.0)
+
+
+def test_probes_go_from_the_shortest_to_the_longest(rows):
+    batches = list(parity.probes(rows))
+    lengths = sorted(len(row.text) for row in rows)
+    assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8]
+    assert (len(batches[0][0].text), len(batches[4][0].text)) == (lengths[0], lengths[-1])
+    assert len({len(row.text) for row in batches[-1]}) > 4
+
+
+def test_one_text_is_enough(reference):
+    assert parity.difference(reference, reference.engine, [Example("a film")])
