@@ -27,8 +27,9 @@ from deploykit.artifact import (
     draft,
     load_predictions,
 )
+from deploykit.errors import GateError
 from deploykit.evaluation import metrics
-from deploykit.evaluation.comparison import Comparison, compare, flips
+from deploykit.evaluation.comparison import Comparison, broken, compare, flips
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor
 from deploykit.recipe import PackageSection
@@ -109,6 +110,13 @@ def package(job: Job) -> Artifact:
     comparison = compare(
         job.task, dataset.validation, source.manifest.labels, trained, scores["validation"], job.recipe.seed
     )
+    failed = broken(job.recipe.gates, comparison)
+    if failed:
+        raise GateError(
+            f"the model is not packaged, it breaks a gate: {failed}, against the trained model on the validation"
+            f" split. What was made is kept in {source.path}. Make the stages before gentler, or set gates.max_drop"
+            " higher."
+        )
     predictor = Predictor.load(source, hardware.cpu_limit())
     gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
     table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)

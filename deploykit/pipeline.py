@@ -2,7 +2,7 @@
 
 A run owns one directory. Each stage's artifact lies there under its name and the beginning of its content
 key, so that a changed recipe makes new artifacts and loses none; a link with the plain name of the stage
-points to the newest. Two runs cannot work in one directory at the same time.
+points to the newest that kept its gates. Two runs cannot work in one directory at the same time.
 """
 
 import fcntl
@@ -149,6 +149,8 @@ def run(
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
     with locked(output(recipe)):
+        for left in output(recipe).glob(".*.draft"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         outcomes: list[Outcome] = []
         dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task), recipe.seed))
         for found in plan(recipe, first=first, until=until or only):
@@ -161,6 +163,7 @@ def run(
                 notify(found, outcomes[-1])
             report.write(output(recipe), [outcome.artifact for outcome in outcomes])
             _check_gates(recipe, outcomes[-1].artifact)
+            _link(output(recipe) / found.stage, found.target)
         return outcomes
 
 
@@ -182,7 +185,6 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
             work.mkdir(parents=True, exist_ok=True)
             artifact, status = COMPUTE[planned.stage](job), "ran"
             shutil.rmtree(work, ignore_errors=True)
-    _link(output(recipe) / planned.stage, planned.target)
     return Outcome(artifact, status, round(time.monotonic() - started, 1))
 
 

@@ -98,8 +98,10 @@ class Recipe(Options):
         return section
 
     def method(self, stage: str) -> str:
-        """Returns the name of a stage's method; fixed stages have one of their own name."""
+        """Returns the name of a stage's method; fixed stages have one of their own name, `train: null` is `none`."""
         section = getattr(self, stage)
+        if stage == "train" and section is None:
+            return "none"
         return str(section["method"]) if isinstance(section, dict) else stage
 
     def options(self, stage: str) -> BaseModel:

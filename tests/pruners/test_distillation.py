@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from models import TASKS
+
+from deploykit.fitting import cross_entropy
+from deploykit.pruners import _distillation, _fisher
+from deploykit.pruners._distillation import DistillOptions
+from deploykit.tasks import IGNORED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_the_divergence_is_the_formula(temperature):
+    student, teacher = np.random.default_rng(0).normal(size=(2, 7, 3)) * 3
+    soft, taught = log_softmax(student / temperature), log_softmax(teacher / temperature)
+    expected = temperature**2 * (np.exp(taught) * (taught - soft)).sum(axis=-1).mean()
+    found = _distillation.divergence(torch.from_numpy(student), torch.from_numpy(teacher), temperature)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_hidden_error_is_relative_and_leaves_padding_and_embeddings_out():
+    rng = np.random.default_rng(0)
+    student, teacher = ([rng.normal(size=(2, 5, 4)) for _ in range(3)] for _ in range(2))
+    real = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=bool)
+    pairs = list(zip(student, teacher, strict=True))[1:]
+    expected = np.mean([((a - b)[real] ** 2).mean() / (b[real] ** 2).mean() for a, b in pairs])
+    given = [tuple(torch.from_numpy(layer) for layer in found) for found in (student, teacher)]
+    assert float(_distillation.hidden_error(*given, torch.from_numpy(real))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, monkeypatch):
+    captured = []
+    monkeypatch.setattr(_distillation, "fit", lambda *arguments: captured.append(arguments) or [])
+    student, teacher, problem = tiny_encoder(task=task, seed=1), tiny_encoder(task=task, seed=2), problem_of(task)
+    options = DistillOptions(soft=0.7, hidden=0.3, temperature=3.0)
+    assert _distillation.distill(student, teacher, problem, options, tmp_path) == []
+    ((pupil, _, _, loss, _),) = captured
+    (batch,) = _fisher.padded(problem.train[:6], problem.tokenizer)
+    labels, given = batch.pop("labels"), batch
+    pupil.train()
+    torch.manual_seed(0)
+    found = pupil(**given)
+    assert not teacher.training
+    torch.testing.assert_close(found["taught"], teacher(**given).logits)
+    assert not found["taught"].requires_grad
+    shown = labels != IGNORED
+    soft = _distillation.divergence(found["logits"][shown], found["taught"][shown], 3.0)
+    near = _distillation.hidden_error(found["hidden"], found["taught_hidden"], given["attention_mask"].bool())
+    expected = 0.7 * soft + 0.3 * cross_entropy()(found, labels) + 0.3 * near
+    torch.testing.assert_close(loss(found, labels), expected)
+    units = shown.sum()  # half a step's units: half its loss, so that the halves add up
+    torch.testing.assert_close(loss(found, labels, units * 2), expected / 2)
+
+
+def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
+    pupil = _distillation.Pupil(tiny_encoder(), tiny_encoder(seed=2).train())
+    count = sum(parameter.numel() for parameter in tiny_encoder().parameters())
+    assert sum(parameter.numel() for parameter in pupil.parameters()) == count
+    assert all(name.startswith("student.") for name in pupil.state_dict())
+    assert not pupil.train()._teacher[0].training
+
+
+def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
+    pupil = _distillation.Pupil(tiny_encoder("distilbert"), tiny_encoder("distilbert", seed=1)).eval()
+    (batch,) = _fisher.padded(problem_of().train[:2], problem_of().tokenizer)
+    del batch["labels"]
+    assert set(pupil(**batch)) == {"logits"}
+    assert "taught" in pupil.train()(**batch)

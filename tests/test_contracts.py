@@ -1,0 +1,218 @@
+"""What every method must keep, found by listing the folders: adding a file enrols it."""
+
+import inspect
+from typing import get_type_hints
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import TASKS
+from pydantic import BaseModel, ValidationError
+
+from deploykit import checkpoint, engines, exporting, methods, pruners, quantizers, scaffold, tasks, trainers
+from deploykit.engines.torch import TorchModel
+from deploykit.evaluation import metrics
+from deploykit.fitting import FitOptions
+from deploykit.tasks import IGNORED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROTOCOLS = {
+    "task": tasks.Task,
+    "trainer": trainers.Trainer,
+    "pruner": pruners.Pruner,
+    "quantizer": quantizers.Quantizer,
+    "engine": engines.EngineModule,
+}
+WITH_OPTIONS = ("trainer", "pruner", "quantizer")
+METHODS = [(kind, name) for kind in methods.FOLDERS for name in methods.available(kind)]
+SMALL = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "bf16": "off"}
+RAW = {
+    "text-classification": [{"text": "a fine film", "label": "good"}, {"text": "a poor film", "label": "bad"}],
+    "token-classification": [
+        {"tokens": ["anna", "smith", "lives", "here"], "tags": ["B-NAME", "I-NAME", "O", "O"]},
+        {"tokens": ["we", "saw", "peter"], "tags": ["O", "O", "B-NAME"]},
+    ],
+}
+COLUMNS = {name: name for name in ("text", "label", "tokens", "tags")}
+
+
+def per_method(*kinds):
+    return pytest.mark.parametrize(
+        ("kind", "name"), [found for found in METHODS if found[0] in kinds], ids=lambda value: value
+    )
+
+
+def quick(options):
+    """The smallest amount of work that a method's options allow."""
+    return options(**SMALL) if issubclass(options, FitOptions) else options()
+
+
+def test_every_kind_has_a_protocol_and_at_least_one_method():
+    assert set(PROTOCOLS) == set(methods.FOLDERS) == {kind for kind, _ in METHODS}
+
+
+# names, options, documentation
+
+
+@per_method(*WITH_OPTIONS)
+def test_unknown_options_are_refused(kind, name):
+    options = methods.load(kind, name).Options
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        options(no_such_option=1)
+
+
+@per_method(*WITH_OPTIONS)
+def test_options_have_defaults_are_frozen_and_come_back_from_json(kind, name):
+    options = methods.load(kind, name).Options
+    found = options()
+    assert options.model_validate_json(found.model_dump_json()) == found
+    for field in options.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(found, field, getattr(found, field))
+
+
+@per_method(*methods.FOLDERS)
+def test_a_method_provides_every_name_of_its_protocol(kind, name):
+    module, protocol = methods.load(kind, name), PROTOCOLS[kind]
+    names = {*get_type_hints(protocol), *(found for found in vars(protocol) if not found.startswith("_"))}
+    assert names
+    for found in names:
+        assert hasattr(module, found), f"{module.__name__} has no {found}"
+        wanted = getattr(protocol, found, None)
+        if inspect.isfunction(wanted):
+            expected = [parameter for parameter in inspect.signature(wanted).parameters if parameter != "self"]
+            assert list(inspect.signature(getattr(module, found)).parameters) == expected
+
+
+@per_method(*methods.FOLDERS)
+def test_a_method_is_documented(kind, name):
+    module = methods.load(kind, name)
+    assert module.__doc__
+    for found in vars(module).values():
+        if getattr(found, "__module__", None) == module.__name__ and (
+            inspect.isfunction(found) or inspect.isclass(found)
+        ):
+            assert found.__name__.startswith("_") or inspect.getdoc(found), f"{found.__qualname__} has no docstring"
+
+
+# tasks
+
+
+@per_method("task")
+def test_a_task_reads_targets_and_answers(kind, name, tokenizer):
+    task = tasks.load(name)
+    rows = [task.read(row, COLUMNS) for row in RAW[name]]
+    labels = task.label_names(rows)
+    assert set(task.METRICS) <= set(metrics.METRICS)
+    assert issubclass(task.Answer, BaseModel)
+    for row in rows:
+        assert task.classes(row)
+        (encoding,) = tokenizer.encode([row.text])
+        units, targets = task.units(row.text), task.targets(row, labels)
+        assert units.shape == (len(targets), 2)
+        assert units.dtype == targets.dtype == np.int64
+        wanted = task.loss_targets(row, encoding, labels)
+        assert wanted.shape in ((), (len(encoding),))
+        # logits that say the loss's targets are answered with the units' targets
+        logits = np.eye(len(labels), dtype=np.float32)[np.where(wanted == IGNORED, 0, wanted)] * 9
+        scores = task.scores(logits, row.text, encoding)
+        assert scores.shape == (len(targets), len(labels))
+        np.testing.assert_array_equal(scores.argmax(-1), targets)
+        answer = task.answer(scores, row.text, encoding, labels)
+        assert isinstance(answer, task.Answer)
+        assert answer.tokens == len(encoding)
+
+
+@per_method("task")
+def test_a_task_can_be_opened_by_transformers_and_optimum_and_scaffolded(kind, name):
+    import optimum.onnxruntime
+    import transformers
+
+    task = tasks.load(name)
+    assert hasattr(transformers, task.AUTO_CLASS)
+    assert hasattr(optimum.onnxruntime, task.ORT_CLASS)
+    assert name in scaffold.COLUMNS
+
+
+# methods of the stages, on a tiny model
+
+
+@pytest.mark.parametrize("task", TASKS)
+@per_method("trainer")
+def test_a_trainer_leaves_a_model_that_can_be_saved_and_predicts_the_same_again(
+    kind, name, task, tiny_encoder, problem_of, tmp_path
+):
+    method, problem, model = trainers.load(name), problem_of(task), tiny_encoder(task=task)
+    curve = method.train(model, problem, quick(method.Options), tmp_path)
+    judged = [point for point in curve if point["split"] == "validation"]
+    assert len(judged) == (0 if method.FINE_TUNED else 2)
+    assert all(np.isfinite(point["loss"]) for point in curve)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    checkpoint.save(model, tmp_path / "saved")
+    again = TorchModel(checkpoint.load(tmp_path / "saved"), 1)
+    batch = problem.tokenizer.collate([row.encoding for row in problem.validation])
+    np.testing.assert_array_equal(again.run(batch), TorchModel(model, 1).run(batch))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@per_method("pruner")
+def test_a_pruner_gives_a_smaller_model_that_exports_with_parity(kind, name, task, tiny_encoder, problem_of, tmp_path):
+    method, problem, whole = pruners.load(name), problem_of(task, 40), tiny_encoder(task=task)
+    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    small, facts = method.prune(whole, problem, quick(method.Options), tmp_path / "work")
+    assert checkpoint.parameters(small) < checkpoint.parameters(whole)
+    assert {"layers", "curve"} <= set(facts)
+    assert all(torch.equal(before[name], tensor) for name, tensor in whole.state_dict().items())
+    checkpoint.save(small, tmp_path / "saved")
+    loaded = checkpoint.load(tmp_path / "saved")
+    exporting.write_graph(loaded, tmp_path, tasks.load(task).OPTIMUM_TASK, 18)
+    batch = problem.tokenizer.collate([row.encoding for row in problem.validation])
+    real = batch["attention_mask"].astype(bool) if task == "token-classification" else slice(None)
+    exported = engines.load("onnxruntime").load(tmp_path / "model.onnx", 1).run(batch)
+    for model in (small, loaded):
+        assert np.abs(TorchModel(model, 1).run(batch) - exported)[real].max() < 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+@per_method("quantizer")
+def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
+    kind, name, task, exported_of, problem_of, tmp_path
+):
+    method, source, target = quantizers.load(name), exported_of("bert", task) / "model.onnx", tmp_path / "model.onnx"
+    before = source.read_bytes()
+    facts = method.quantize(source, quick(method.Options), target)
+    assert facts
+    assert method.PRECISION
+    assert source.read_bytes() == before
+    assert target.stat().st_size < len(before)
+    onnx.checker.check_model(onnx.load(target))
+    tokenizer = problem_of(task).tokenizer
+    batch = tokenizer.collate([row.encoding for row in problem_of(task).validation[:8]])
+    one, other = (engines.load("onnxruntime").load(graph, 1).run(batch) for graph in (source, target))
+    assert one.shape == other.shape
+    assert np.isfinite(other).all()
+    assert 0 < np.abs(one - other).mean() < 0.1 * np.abs(one).mean() + 0.05
+
+
+@pytest.mark.parametrize("task", TASKS)
+@per_method("engine")
+def test_an_engine_computes_what_torch_computes(kind, name, task, tiny_encoder, exported_of, problem_of, tmp_path):
+    module, model = engines.load(name), tiny_encoder("bert", task)
+    if module.KIND == "checkpoint":
+        checkpoint.save(model, tmp_path)
+    engine = module.load(tmp_path if module.KIND == "checkpoint" else exported_of("bert", task) / "model.onnx", 1)
+    assert (engine.name, engine.threads) == (name, 1)
+    assert all(isinstance(value, str) and value for value in module.versions().values())
+    assert module.versions()
+    tokenizer = problem_of(task).tokenizer
+    encodings = [row.encoding for row in problem_of(task).validation[:8]]
+    for side in ("right", "left"):
+        batch = tokenizer.collate(encodings, side)
+        with torch.inference_mode():
+            expected = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
+        logits = engine.run(batch)
+        assert (logits.shape, logits.dtype) == (expected.shape, np.float32)
+        real = batch["attention_mask"].astype(bool) if logits.ndim == 3 else slice(None)
+        assert np.abs(logits - expected)[real].max() < 1e-3

@@ -1,0 +1,108 @@
+from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from deploykit import diagnosis, hardware, methods
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def look():
+    """`look() -> {what: (state, advice)}`."""
+    return lambda: {what: (state, advice) for what, state, advice in diagnosis.rows()}
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """`without(name)`: as if a distribution were not installed."""
+    real = diagnosis.version
+
+    def hide(*names):
+        def version(name):
+            if name in names:
+                raise PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(diagnosis, "version", version)
+
+    return hide
+
+
+@pytest.mark.parametrize(("extra", "name"), [("train", "torch"), ("train", "optimum-onnx"), ("cpu", "onnxruntime")])
+def test_a_missing_package_is_named_with_the_command_that_adds_it(extra, name, look, without):
+    without(name)
+    state, advice = look()[f"extra {extra}"]
+    assert state == f"1 packages missing: {name}"
+    assert advice == f"{diagnosis.EXTRAS[extra]}: pip install 'deploykit[{extra}]'"
+
+
+def test_an_engine_that_cannot_be_loaded_is_a_finding_and_no_crash(look, monkeypatch):
+    load = methods.load
+
+    def broken(kind, name):
+        if name == "torch":
+            raise OSError("libtorch.so: cannot open shared object file")
+        return load(kind, name)
+
+    monkeypatch.setattr(methods, "load", broken)
+    found = look()
+    assert found["engine torch"] == ("not usable", "libtorch.so: cannot open shared object file")
+    assert found["engine onnxruntime"][1] == ""
+
+
+def test_both_packages_of_onnxruntime_at_once_are_told_apart(monkeypatch):
+    monkeypatch.setattr(diagnosis, "version", lambda name: "1.0")
+    assert ("engine onnxruntime", "installed twice") in [row[:2] for row in diagnosis.rows()]
+    advice = [row[2] for row in diagnosis.rows() if row[1] == "installed twice"]
+    assert advice == ["they are one module: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"]
+
+
+def test_little_space_is_told(look, monkeypatch):
+    monkeypatch.setattr(diagnosis, "disk_usage", lambda _: Usage(1, 1, 2**30))
+    assert look()["free disk"] == ("1.0 GiB", "a run with torch needs about 5 GiB")
+
+
+@pytest.mark.parametrize(
+    ("features", "state", "slow"),
+    [((), "none", True), (("avx2",), "avx2", True), (("avx2", "avx512_vnni"), "avx2, avx512_vnni", False)],
+)
+def test_a_processor_without_int8_instructions_is_told(features, state, slow, look, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    found = look()["cpu features"]
+    assert found[0] == state
+    assert bool(found[1]) == slow
+
+
+def test_a_graphics_card_asks_for_its_extra(look, without, monkeypatch):
+    without("onnxruntime-gpu")
+    monkeypatch.setattr(hardware, "gpus", lambda: ())
+    assert look()["gpus"] == ("none", "")
+    assert look()["extra gpu"][1] == ""
+    monkeypatch.setattr(hardware, "gpus", lambda: ("a card",))
+    assert look()["gpus"] == ("a card", "")
+    assert look()["extra gpu"][1] == "serves on a GPU: pip install 'deploykit[gpu]'"
+
+
+def test_what_may_be_used_is_what_the_cgroup_allows(look, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_limit", lambda: 3)
+    monkeypatch.setattr(hardware, "memory_limit", lambda: 3 * 2**29)
+    found = look()
+    assert (found["cores allowed"], found["memory allowed"]) == (("3", ""), ("1.5 GiB", ""))
+
+
+def test_where_all_is_well_there_is_no_advice(look):
+    found = look()
+    assert {f"engine {name}" for name in methods.available("engine")} <= set(found)
+    assert {f"extra {name}" for name in diagnosis.EXTRAS} <= set(found)
+    assert found["engine onnxruntime"] == (f"onnxruntime {onnxruntime.__version__}", "")
+    assert found["extra train"] == ("complete", "")
+    assert all(isinstance(text, str) and text for what, (state, _) in found.items() for text in (what, state))
+
+
+def test_every_extra_of_a_method_is_known():
+    assert {*methods.EXTRA_OF.values(), "train"} <= set(diagnosis.EXTRAS)
+    assert Path(diagnosis.__file__).is_file()

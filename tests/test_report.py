@@ -1,0 +1,214 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from deploykit import data, report
+from deploykit.artifact import Metric
+from deploykit.errors import StorageError
+from deploykit.evaluation import metrics
+from deploykit.evaluation.comparison import Comparison
+from deploykit.selection import Candidate, Latency
+
+LABELS = ("negative", "positive")
+EVIL = "<script>alert('x')</script> | a & b"
+VOID = {"meta", "path", "use", "rect", "br", "img", "link", "input", "hr", "stop", "circle", "line"}
+
+
+def comparison(drop, flips):
+    return Comparison(
+        metric="accuracy", drop=Metric(value=drop, low=drop - 0.01, high=drop + 0.01), flips=flips, rows=60, flipped=()
+    )
+
+
+def candidate(name, milliseconds, kept, reason):
+    batches = ("batch 1, 7 tokens", "batch 8, 15 tokens")
+    return Candidate(
+        name=name,
+        precision=name,
+        engine="onnxruntime",
+        threads=2,
+        bytes=123_456,
+        metric=Metric(value=0.9, low=0.85, high=0.95),
+        latency={batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds) for batch in batches},
+        comparison=comparison(0.0, 0.05),
+        kept=kept,
+        reason=reason,
+    ).model_dump()
+
+
+@pytest.fixture(scope="module")
+def details(dataset_of, tokenizer):
+    """What each stage keeps in its manifest."""
+    dataset = dataset_of("text-classification")
+    gold = [np.array([index % 2]) for index in range(60)]
+    table = metrics.per_label(("accuracy",), gold, gold[:50] + gold[1:11], LABELS)
+    judged = {"split": "validation", "loss": 0.4, "accuracy": 0.9, "macro_f1": 0.9}
+    curve = [
+        *({"split": "train", "step": step, "epoch": step / 4, "loss": 1 / step} for step in range(1, 5)),
+        {**judged, "epoch": 1.0},
+    ]
+    summary = {**dataset.summary, "warnings": [f"{EVIL} is odd"]}
+    return {
+        "train": {"data": summary, "lengths": data.lengths(dataset, tokenizer), "curve": curve, "test": table},
+        "prune": {"layers": [], "curve": [], "comparison": comparison(0.0123, 0.045).model_dump()},
+        "export": {"parity": {"batch 1": 2.5e-6, "batch 8, left padding": 3.5e-6}, "tolerance": 1e-3},
+        "quantize": {
+            "candidates": [
+                candidate("float32", 2.0, kept=False, reason="2.00 times slower than int8"),
+                candidate("int8", 1.0, kept=True, reason="the fastest that keeps every gate"),
+            ],
+            "flips": [{"text": EVIL, "true": "positive", "before": "positive", "after": "negative"}],
+        },
+        "package": {"comparison": comparison(-0.0077, 0.031).model_dump(), "flips": [], "test": table},
+    }
+
+
+@pytest.fixture
+def chain(tmp_path, tiny_artifact, manifest_facts, details):
+    """`chain(until) -> artifacts` of a run."""
+
+    def build(until):
+        stages = list(details)[: list(details).index(until) + 1]
+        (template,) = manifest_facts()["history"]
+        both = {name: Metric(value=0.9, low=0.8, high=1.0) for name in ("accuracy", "macro_f1")}
+        steps = tuple(
+            template.model_copy(
+                update={
+                    "stage": stage,
+                    "method": stage,
+                    "metrics": {"validation": both, "test": both},
+                    "bytes": 4000 + n,
+                }
+            )
+            for n, stage in enumerate(stages)
+        )
+        return [
+            tiny_artifact(
+                tmp_path / "run" / stage,
+                stage=stage,
+                method=stage,
+                history=steps[: n + 1],
+                details=details[stage],
+                hardware={"cpu": "a processor", "cores": 2, "cpu_features": ["avx2"]},
+                versions={"torch": "2.0", "onnxruntime": "1.25"},
+            )
+            for n, stage in enumerate(stages)
+        ]
+
+    return build
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and texts, and sees that every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+
+def written(folder, artifacts):
+    path = report.write(folder, artifacts)
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8"), (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(chain, tmp_path, monkeypatch):
+    artifacts = chain("train")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(type(tmp_path), "write_text", refuse)
+    with pytest.raises(StorageError, match=r"no permission .*report\.html"):
+        report.write(tmp_path, artifacts)
+
+
+def test_what_stands_in_the_data_is_shown_and_never_run(chain, tmp_path):
+    html, markdown = written(tmp_path, chain("quantize"))
+    page = Page(html)
+    assert "script" not in page.tags
+    assert EVIL in page.texts
+    assert "<script>" not in html
+    (line,) = (line for line in markdown.splitlines() if line.startswith("| <script>"))
+    assert re.split(r"(?<!\\)\|", line)[1:-1] == [
+        " <script>alert('x')</script> \\| a & b ", " positive ", " positive ", " negative "
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("until", ["train", "prune", "export", "quantize", "package"])
+def test_every_part_of_a_run_has_a_report_that_stands_alone(until, chain, tmp_path):
+    artifacts = chain(until)
+    html, markdown = written(tmp_path, artifacts)
+    page = Page(html)
+    assert page.open == []
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "data", "action")]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert {"link", "img", "iframe", "object"} & set(page.tags) == set()
+    for artifact in artifacts:
+        assert str(artifact.path) in html
+        assert str(artifact.path) in markdown
+    figures = {"train": 2, "prune": 2, "export": 2, "quantize": 3, "package": 3}
+    assert page.tags.count("svg") == figures[until]
+
+
+def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
+    facts = (
+        *("0.0123", "0.0023", "0.0223", "4.5 %", "-0.0077", "3.1 %"),  # losses with intervals, and flips
+        *("2.5e-06", "3.5e-06", "batch 8, left padding"),
+        *("2.00 times slower than int8", "kept: the fastest that keeps every gate", "123,456", "batch 8, 15 tokens"),
+        *("torch 2.0", "onnxruntime 1.25", "a processor", "tiny-bert", "4,004"),
+        *(f"{row['precision']:.3f}" for row in details["train"]["test"]["labels"].values()),
+        *(f"{label} {count}" for label, count in details["train"]["data"]["labels"]["train"].items()),
+        *("280", "test accuracy", "the packaged model", "2025-01-01T00:00:00+00:00"),
+    )
+    html, markdown = written(tmp_path, chain("package"))
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert [fact for fact in facts if fact not in text] == []
+    assert [fact for fact in facts if fact not in markdown] == []
+
+
+def test_tables_of_the_markdown_are_whole(chain, tmp_path):
+    _, markdown = written(tmp_path, chain("package"))
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
+    assert len(tables) == 5
+    for table in tables:
+        assert re.fullmatch(r"\|( --- \|)+", table[1])
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
+
+
+def test_the_table_of_labels_is_that_of_the_packaged_model_once_there_is_one(chain, tmp_path):
+    for until, model in (("quantize", "the trained model"), ("package", "the packaged model")):
+        _, markdown = written(tmp_path, chain(until))
+        assert f"## Labels on the test split ({model})" in markdown
+
+
+def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details):
+    html, _ = written(tmp_path, chain("train"))
+    (table,) = re.findall(r"<caption>Confusion.*?</table>", html, flags=re.DOTALL)
+    rows = [[int(count) for count in re.findall(r">(\d+)</td>", row)] for row in table.split("<tr>")[2:]]
+    assert rows == details["train"]["test"]["confusion"]
+
+
+def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):
+    artifacts = chain("package")
+    assert written(tmp_path, artifacts) == written(tmp_path, artifacts)
