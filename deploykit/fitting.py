@@ -112,6 +112,7 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     if newest:
         log.info("continuing from %s", newest)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or it would predict in bfloat16
     model.to("cpu")
     return [_entry(found) for found in trainer.state.log_history if "loss" in found or "eval_loss" in found]
 

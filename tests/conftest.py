@@ -285,7 +285,7 @@ def tiny_recipe(tiny_model, tmp_path_factory, review_files, tagged_files):
             "task": task,
             "model": str(bases[task]),
             "data": {name: str(files / f"{name}.jsonl") for name in ("train", "validation", "test")},
-            "train": {"method": "full", "epochs": 8, "learning_rate": 2e-3},
+            "train": {"method": "full", "epochs": 6, "learning_rate": 1e-3},
             "prune": {"method": "width", "keep": 0.75, "distill": {"epochs": 2, "learning_rate": 1e-3}},
             "gates": {"max_drop": 0.1},
         }

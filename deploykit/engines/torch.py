@@ -40,7 +40,7 @@ def load(model: Path, threads: int) -> TorchModel:
         model: the artifact's directory.
         threads: of the whole process: torch has one setting.
     """
-    return TorchModel(checkpoint.load(model), threads)
+    return TorchModel(checkpoint.load(model, attention=None), threads)
 
 
 def versions() -> dict[str, Any]:
