@@ -23,12 +23,14 @@ def call(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["deploykit", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
+        code = 0
+        try:
             cli.main()
-            sys.exit(0)
+        except SystemExit as leaving:
+            code = leaving.code or 0
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err + captured.out
-        return leaving.value.code or 0, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 
