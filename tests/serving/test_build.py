@@ -14,14 +14,8 @@ import deploykit
 from deploykit.artifact import Artifact
 from deploykit.serving import launch
 
-REPOSITORY_BENTOFILE = """service: "deploykit.serving.store:service"
-models:
-  - {tag: "tiny:latest", alias: package}
-include: ["/deploykit/"]
-python:
-  requirements_txt: "./requirements.txt"
-  lock_packages: false
-"""
+ROOT = Path(deploykit.__file__).parent.parent
+REPOSITORY_BENTOFILE = (ROOT / "bentofile.yaml").read_text().replace("movie-reviews:latest", "tiny:latest")
 PUT_INTO_STORE = """
 import shutil, sys
 import bentoml
@@ -80,7 +74,7 @@ def test_building_needs_no_keys_and_no_store_says_what_is_missing(tmp_path, pack
     assert (model["tag"], model["alias"]) == ("tiny:v1", "package")
 
     export = "import bentoml, sys; bentoml.export_bento(sys.argv[1], sys.argv[2], output_format='folder')"
-    bentoml("-c", export, f"tiny:{bento.name}", str(tmp_path / "exported"), cwd=tmp_path, home=home)
+    bentoml("-c", export, f"deploykit:{bento.name}", str(tmp_path / "exported"), cwd=tmp_path, home=home)
     assert (
         json.loads((tmp_path / "exported" / "models" / "tiny" / "v1" / "manifest.json").read_text())["name"] == "tiny"
     )
