@@ -6,17 +6,14 @@ with `--debug`.
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from deploykit import __version__, methods
+from deploykit import __version__, cli_keys, methods
+from deploykit.cli_keys import KeyFile
+from deploykit.cli_print import err, out, print_table
 from deploykit.errors import DeploykitError, GateError
 
 if TYPE_CHECKING:
@@ -31,19 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-keys_app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
-out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-
-RIGHT = {"seconds", "parameters", "bytes", "p50, batch 1"}  # columns of numbers
+app.add_typer(cli_keys.app, name="keys")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 ArtifactDir = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that a stage has written.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.epochs=1.")
-]
-KeyFile = Annotated[
-    Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
 ]
 
 
@@ -174,7 +164,7 @@ def init(
 @app.command(name="methods")
 def list_methods() -> None:
     """List the methods of each kind; a recipe names them."""
-    _print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
+    print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
 
 
 @app.command()
@@ -191,7 +181,7 @@ def show(
         return
     out.print(f"{manifest.name}: {manifest.kind} for {manifest.task}, key {manifest.key[:12]}", markup=False)
     out.print(f"labels: {', '.join(manifest.labels)}; made {manifest.created}", markup=False)
-    _print_table(header(manifest.history), rows(manifest.history))
+    print_table(header(manifest.history), rows(manifest.history))
 
 
 @app.command()
@@ -208,7 +198,7 @@ def doctor() -> None:
     """Show what this machine offers and what is missing."""
     from deploykit import diagnosis
 
-    _print_table(("what", "found", "advice"), diagnosis.rows())
+    print_table(("what", "found", "advice"), diagnosis.rows())
 
 
 @app.command()
@@ -222,58 +212,6 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("
         out.print(line, markup=False)
     _summarize(outcomes)
     out.print(f"keys:    deploykit keys add NAME --keys {keys}, and --keys {keys} when you serve", markup=False)
-
-
-@keys_app.command("add")
-def add_key(
-    client: Annotated[str, typer.Argument(help="Who the key is for.")],
-    keys: KeyFile = None,
-    scopes: Annotated[
-        list[str] | None, typer.Option("--scope", help="predict, metrics, docs; may be repeated.")
-    ] = None,
-    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
-    per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
-) -> None:
-    """Make a key and print it; only its hash is stored, so this is the only time that it can be seen."""
-    from deploykit.serving import keys as store
-
-    path = keys or store.default_path()
-    expires = datetime.now(UTC) + timedelta(days=days) if days else None
-    text = store.add(path, client, scopes or ("predict", "metrics"), expires=expires, requests_per_minute=per_minute)
-    err.print(f"stored in {path}; the key is shown only now:", markup=False)
-    sys.stdout.write(text + "\n")
-
-
-@keys_app.command("list")
-def list_keys(keys: KeyFile = None) -> None:
-    """List the keys: who has them and what they allow, never the keys themselves."""
-    from deploykit.serving import keys as store
-
-    found = store.listing(keys or store.default_path())
-    shown = [
-        (
-            key.id,
-            key.client,
-            ", ".join(key.scopes),
-            f"{key.created:%Y-%m-%d}",
-            f"{key.expires:%Y-%m-%d}" if key.expires else "never",
-            str(key.requests_per_minute or "no limit"),
-        )
-        for key in found
-    ]
-    _print_table(("id", "client", "scopes", "created", "expires", "requests per minute"), shown)
-
-
-@keys_app.command("revoke")
-def revoke_key(
-    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
-    keys: KeyFile = None,
-) -> None:
-    """Revoke keys; a running service notices within seconds."""
-    from deploykit.serving import keys as store
-
-    gone = store.revoke(keys or store.default_path(), key)
-    out.print(f"revoked: {', '.join(f'{found.id} ({found.client})' for found in gone)}", markup=False)
 
 
 def _recipe(path: Path, overrides: list[str] | None) -> "Recipe":
@@ -301,7 +239,7 @@ def _summarize(outcomes: "list[Outcome]") -> None:
 
     last = outcomes[-1].artifact
     skipped = {found.artifact.manifest.stage: "skipped" for found in outcomes if found.status == "skipped"}
-    _print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
+    print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
     out.print(f"{last.manifest.kind}: {_short(last.path)}", markup=False)
     out.print(f"report:  {_short(last.path.parent / 'report.html')}", markup=False)
     if last.manifest.kind == "package":
@@ -315,18 +253,9 @@ def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
 
     out.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False)
     planned = pipeline.plan(recipe, first=first, until=until)
-    _print_table(
+    print_table(
         ("stage", "method", "would", "artifact"), [(p.stage, p.method, p.would, _short(p.target)) for p in planned]
     )
-
-
-def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, justify="right" if title in RIGHT else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, width=None if out.is_terminal else 200).print(table)
 
 
 def _short(path: Path) -> str:

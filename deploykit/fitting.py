@@ -7,7 +7,6 @@ run that was killed. It knows nothing of artifacts.
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from deploykit import hardware
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
+from deploykit.optimizer import adamw
 from deploykit.tasks import IGNORED, Example, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
-LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")  # as transformers' models number their layers
 LOGGED_STEPS = 20  # points of the learning curve in an epoch
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
         compute_loss_func=loss,
         compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
-        optimizers=(_optimizer(model, options), None),
+        optimizers=(adamw(model, options.learning_rate, options.weight_decay, options.layer_decay), None),
         callbacks=[_Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
@@ -122,36 +121,6 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     return [_entry(found) for found in trainer.state.log_history if "loss" in found or "eval_loss" in found]
 
 
-def _optimizer(model: torch.nn.Module, options: FitOptions) -> torch.optim.Optimizer:
-    """Makes AdamW in its fused form, with one group of weights for each depth and kind."""
-    groups: dict[tuple[int, float], list[torch.nn.Parameter]] = {}
-    for (_, parameter), depth in zip(model.named_parameters(), depths(model), strict=True):
-        decay = options.weight_decay if parameter.ndim > 1 else 0.0  # biases and norms are not pulled to zero
-        groups.setdefault((depth, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": options.learning_rate * options.layer_decay**depth,
-                "weight_decay": decay,
-            }
-            for (depth, decay), parameters in groups.items()
-        ],
-        fused=True,
-    )
-
-
-def depths(model: torch.nn.Module) -> list[int]:
-    """Returns how many layers below the head each parameter lies: 0 the head, 1 the last layer, embeddings last."""
-    names = [name for name, _ in model.named_parameters()]
-    layers = [int(found[1]) if (found := LAYER.search(name)) else None for name in names]
-    top = max((layer for layer in layers if layer is not None), default=-1) + 1
-    return [
-        top - layer if layer is not None else top + 1 if "embeddings" in name else 0
-        for name, layer in zip(names, layers, strict=True)
-    ]
-
-
 def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
     steps = -(-len(problem.train) // (options.batch_size * options.accumulate))
     cuda = torch.cuda.is_available()
@@ -159,7 +128,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=options.epochs,
-        learning_rate=options.learning_rate,  # of the head; see `_optimizer`
+        learning_rate=options.learning_rate,  # of the head; see `optimizer`
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulate,

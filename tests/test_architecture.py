@@ -23,7 +23,8 @@ LEVELS = (
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "fitting"),  # the engine of reference reads checkpoints
+    ("engines.torch", "optimizer"),
+    ("fitting",),  # the engine of reference reads checkpoints
     ("trainers", "pruners", "quantizers"),
     ("selection",),
     ("job",),
@@ -35,6 +36,8 @@ LEVELS = (
     ("",),  # the package itself, which exports the verbs
     ("fleet", "benchmarking"),
     ("demo",),
+    ("cli_print",),
+    ("cli_keys",),
     ("cli",),
     ("__main__",),
 )

@@ -244,22 +244,3 @@ def test_a_problem_is_not_changed_by_learning_it(tmp_path, tiny_encoder, problem
     for (ids, target), row in zip(before, problem.train, strict=True):
         np.testing.assert_array_equal(ids, row.encoding.ids)
         np.testing.assert_array_equal(target, row.target)
-
-
-def test_layers_near_the_input_move_least():
-    model = torch.nn.ModuleDict(
-        {
-            "embeddings": torch.nn.Embedding(4, 2),
-            "encoder": torch.nn.ModuleDict({"layer": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])}),
-            "classifier": torch.nn.Linear(2, 2),
-        }
-    )
-    found = dict(zip((name for name, _ in model.named_parameters()), fitting.depths(model), strict=True))
-    assert found["embeddings.weight"] == 4
-    assert [found[f"encoder.layer.{index}.bias"] for index in range(3)] == [3, 2, 1]
-    assert found["classifier.weight"] == 0
-    optimizer = fitting._optimizer(model, FitOptions(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1))
-    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
-    assert rates[id(model["embeddings"].weight)] == (0.0625, 0.1)
-    assert rates[id(model["classifier"].bias)] == (1.0, 0.0)
-    assert len(rates) == len(found)

@@ -1,0 +1,20 @@
+"""How the command line prints: results to the standard output, what happens meanwhile to the other."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+RIGHT = {"seconds", "parameters", "bytes", "p50, batch 1"}  # columns of numbers
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints rows under titles; wide enough for whole paths where nobody looks at a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title in RIGHT else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=None if out.is_terminal else 200).print(table)
