@@ -101,7 +101,8 @@ class Manifest(Record):
     """Everything that later stages, the service and the report need to know.
 
     `pair` says whether an input is two texts, `engine` runs the model, `history` lists the stages so far, this
-    one last, and `details` holds what is particular to the stage (data summary, learning curve, candidates, parity).
+    one last, and `details` maps each of them to what is particular to it (data summary, learning curve, parity,
+    candidates, flips), so that the last artifact tells the whole story.
     """
 
     format_version: int
@@ -123,10 +124,15 @@ class Manifest(Record):
     history: tuple[Step, ...]
     engine: str
     serve: ServeOptions
-    details: dict[str, Any]
+    details: dict[str, dict[str, Any]]
     hardware: dict[str, Any]
     versions: dict[str, str]
     created: str
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The details of this artifact's own stage."""
+        return self.details[self.stage]
 
     @property
     def step(self) -> Step:

@@ -129,7 +129,7 @@ class Job:
             history=(*(self.parent.manifest.history if self.parent else ()), step),
             engine=predictor.engine.name,
             serve=self.recipe.serve,
-            details=details,
+            details={**(self.parent.manifest.details if self.parent else {}), self.stage: details},
             hardware=hardware.describe(),
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

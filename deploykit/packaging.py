@@ -173,7 +173,7 @@ def _write_texts(job: Job, folder: Path, comparison: Comparison) -> None:
         f" test {comparison.metric} {step.metrics['test'][comparison.metric].value:.4f}"
         for step in manifest.history
     )
-    kept = [found for found in manifest.details.get("candidates", []) if found["kept"]]
+    kept = [found for found in manifest.details.get("quantize", {}).get("candidates", []) if found["kept"]]
     card = CARD.format(
         name=job.recipe.name,
         task=job.recipe.task,

@@ -190,7 +190,7 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
     """Holds what a stage found against the gates; a quantized graph that breaks one was not kept."""
-    found = artifact.manifest.details.get("comparison")
+    found = artifact.manifest.own.get("comparison")
     if found is None:
         return
     failed = broken(recipe.gates, Comparison.model_validate(found))

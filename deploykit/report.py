@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deploykit.artifact import Artifact, Manifest
+from deploykit.artifact import Artifact
 from deploykit.errors import storage_errors
 from deploykit.summary import header, rows
 
@@ -54,28 +54,29 @@ def write(folder: Path, artifacts: Sequence[Artifact]) -> Path:
 
 def facts(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """Gathers what the templates show."""
-    manifests = {artifact.manifest.stage: artifact.manifest for artifact in artifacts}
-    last = artifacts[-1]
-    first = manifests["train"]
-    metric = next(iter(first.step.metrics["test"]))
-    details = {stage: manifest.details for stage, manifest in manifests.items()}
-    compared = [manifest for manifest in manifests.values() if "comparison" in manifest.details]
+    run = artifacts[-1].manifest
+    details, metric = run.details, next(iter(run.step.metrics["test"]))
+    judged = "package" if "package" in details else "train"
+    candidates = details.get("quantize", {}).get("candidates", [])
     return {
-        "run": last.manifest,
+        "run": run,
         "paths": {artifact.manifest.stage: artifact.path for artifact in artifacts},
         "metric": metric,
-        "steps": last.manifest.history,
-        "data": first.details["data"],
-        "lengths": first.details["lengths"],
-        "curves": {stage: detail["curve"] for stage, detail in details.items() if detail.get("curve")},
-        "table": (last.manifest if "test" in last.manifest.details else first).details["test"],
-        "table_of": last.manifest.stage if "test" in last.manifest.details else "train",
-        "candidates": details.get("quantize", {}).get("candidates", []),
+        "steps": run.history,
+        "data": details["train"]["data"],
+        "lengths": details["train"]["lengths"],
+        "curves": {
+            stage: [point for point in found["curve"] if point["split"] == "validation"]
+            for stage, found in details.items()
+            if found.get("curve")
+        },
+        "table": details[judged]["test"],
+        "judged": judged,
+        "candidates": candidates,
         "parity": details.get("export", {}),
-        "compared": compared,
-        "flips": next((detail["flips"] for detail in reversed(details.values()) if "flips" in detail), []),
-        "manifests": manifests,
-        "figures": _figures(manifests, metric),
+        "compared": {stage: found["comparison"] for stage, found in details.items() if "comparison" in found},
+        "flips": next((found["flips"] for found in reversed(details.values()) if "flips" in found), []),
+        "figures": _figures(details["train"], candidates, metric),
     }
 
 
@@ -96,12 +97,10 @@ def _environment(*, html: bool) -> jinja2.Environment:
     return environment
 
 
-def _figures(manifests: Mapping[str, Manifest], metric: str) -> dict[str, Markup]:
-    found = {"lengths": _draw(_lengths, manifests["train"].details["lengths"])}
-    curve = manifests["train"].details["curve"]
-    if curve:
-        found["curve"] = _draw(_curve, curve, metric)
-    candidates = manifests["quantize"].details["candidates"] if "quantize" in manifests else []
+def _figures(trained: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Markup]:
+    found = {"lengths": _draw(_lengths, trained["lengths"])}
+    if trained["curve"]:
+        found["curve"] = _draw(_curve, trained["curve"], metric)
     if candidates:
         found["candidates"] = _draw(_candidates, candidates, metric)
     return found

@@ -203,6 +203,6 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
 
 def test_packaging_is_compared_with_the_trained_model(packaged):
     _, package = packaged()
-    assert package.manifest.details["comparison"]["drop"]["value"] == 0
-    assert package.manifest.details["flips"] == []
-    assert set(package.manifest.details["test"]) == {"confusion", "labels"}
+    assert package.manifest.own["comparison"]["drop"]["value"] == 0
+    assert package.manifest.own["flips"] == []
+    assert set(package.manifest.own["test"]) == {"confusion", "labels"}

@@ -80,7 +80,7 @@ def test_keeps_what_broke_a_gate_and_names_it(tmp_path, tiny_recipe, finished):
         shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
     pruned = folder / finished[2][1].artifact.path.name
     content = json.loads((pruned / "manifest.json").read_text())
-    content["details"]["comparison"]["drop"]["value"] = 0.3333
+    content["details"]["prune"]["comparison"]["drop"]["value"] = 0.3333
     (pruned / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(GateError, match=r"prune broke a gate: max_drop is 0\.3333, allowed 0\.1000") as caught:
         pipeline.run(loaded)

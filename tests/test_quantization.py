@@ -50,14 +50,14 @@ def clock(monkeypatch):
 
 def kept(artifact):
     """The name that was kept, and the reasons."""
-    candidates = artifact.manifest.details["candidates"]
+    candidates = artifact.manifest.own["candidates"]
     (name,) = (found["name"] for found in candidates if found["kept"])
     return name, {found["name"]: found["reason"] for found in candidates}
 
 
 def assert_is_the_float_graph(made, graph):
     assert made.file("model.onnx").read_bytes() == graph.file("model.onnx").read_bytes()
-    assert made.manifest.details["flips"] == []
+    assert made.manifest.own["flips"] == []
     before, after = load_predictions(graph), load_predictions(made)
     for split in ("validation", "test"):
         for one, other in zip(before[split], after[split], strict=True):
@@ -102,10 +102,10 @@ def test_a_copy_that_is_faster_and_as_good_is_kept(graph, job, clock):
     name, reasons = kept(found)
     assert (name, reasons["float32"]) == ("int8", "2.00 times slower than int8")
     assert found.manifest.step.bytes < graph.manifest.step.bytes
-    assert found.manifest.details["quantized"] == 12
+    assert found.manifest.own["quantized"] == 12
     assert sum(node.op_type == "MatMulInteger" for node in onnx.load(found.file("model.onnx")).graph.node) == 12
-    comparison = next(entry["comparison"] for entry in found.manifest.details["candidates"] if entry["kept"])
-    assert len(found.manifest.details["flips"]) >= len(comparison["flipped"])
+    comparison = next(entry["comparison"] for entry in found.manifest.own["candidates"] if entry["kept"])
+    assert len(found.manifest.own["flips"]) >= len(comparison["flipped"])
     stored, rows = load_predictions(found), job().dataset().test
     again = Predictor.load(found, 1).predict([row.text for row in rows])
     for one, other in zip(stored["test"], again, strict=True):

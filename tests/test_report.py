@@ -90,7 +90,7 @@ def chain(tmp_path, tiny_artifact, manifest_facts, details):
                 stage=stage,
                 method=stage,
                 history=steps[: n + 1],
-                details=details[stage],
+                details={name: details[name] for name in stages[: n + 1]},
                 hardware={"cpu": "a processor", "cores": 2, "cpu_features": ["avx2"]},
                 versions={"torch": "2.0", "onnxruntime": "1.25"},
             )
@@ -190,7 +190,7 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
 def test_tables_of_the_markdown_are_whole(chain, tmp_path):
     _, markdown = written(tmp_path, chain("package"))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 5
+    assert len(tables) == 8
     for table in tables:
         assert re.fullmatch(r"\|( --- \|)+", table[1])
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
