@@ -1,11 +1,11 @@
 # An image that serves one package: no torch, no compiler, not root, and only the package's own files.
 #
 #   docker build --build-arg PACKAGE=runs/movie-reviews/package -t movie-reviews .
-#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:3000:3000 \
-#     -v "$PWD/keys.json:/run/secrets/deploykit-keys.json:ro" movie-reviews
+#   deploykit keys add NAME --keys keys/keys.json && chmod 755 keys && chmod 644 keys/keys.json
+#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:3000:3000 -v "$PWD/keys:/run/keys:ro" movie-reviews
 #
-# The key file must be readable by user 10001. Keys are added and revoked on the host with `deploykit keys`;
-# mount the directory instead of the file, so that a replaced file is seen while the container runs.
+# The key file holds hashes only and must be readable by user 10001; later changes keep its permissions. It is the
+# directory that is mounted: a file that is replaced would not be seen, and a revoked key would go on working.
 
 ARG BASE=python:3.11-slim
 
@@ -30,7 +30,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     BENTOML_CONTAINERIZED=true \
     BENTOML_DO_NOT_TRACK=True \
     HF_HUB_OFFLINE=1 \
-    DEPLOYKIT_KEYS=/run/secrets/deploykit-keys.json
+    DEPLOYKIT_KEYS=/run/keys/keys.json
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 3000

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deploykit.predictor import Predictor
     from deploykit.recipe import Recipe
     from deploykit.recipe import load as load_recipe
+    from deploykit.serving.launch import serve
 
 _HOME = {
     "Artifact": "artifact",
@@ -33,6 +34,7 @@ _HOME = {
     "prune": "pipeline",
     "quantize": "pipeline",
     "run": "pipeline",
+    "serve": "serving.launch",
     "train": "pipeline",
     "verify": "golden",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "prune",
     "quantize",
     "run",
+    "serve",
     "train",
     "verify",
 ]

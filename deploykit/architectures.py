@@ -109,19 +109,27 @@ class Layer:
         return self.query.out_features // self.shape.heads
 
 
+def names_of(kind: str) -> Names:
+    """Returns where a type of model, as its configuration names it, keeps its parts.
+
+    Raises:
+        ModelError: the type is not in the table.
+    """
+    if kind not in ARCHITECTURES:
+        raise ModelError(
+            f"models of type {kind!r} cannot be pruned: known are {', '.join(ARCHITECTURES)}."
+            " To keep the model as it is, set prune: null."
+        )
+    return ARCHITECTURES[kind]
+
+
 def layers(model: nn.Module) -> list[Layer]:
     """Finds the encoder layers of a model of transformers.
 
     Raises:
         ModelError: the architecture is not in the table.
     """
-    kind = cast(Any, model).config.model_type
-    if kind not in ARCHITECTURES:
-        raise ModelError(
-            f"models of type {kind!r} cannot be pruned: known are {', '.join(ARCHITECTURES)}."
-            " To keep the model as it is, set prune: null."
-        )
-    names = ARCHITECTURES[kind]
+    names = names_of(cast(Any, model).config.model_type)
     stack = cast(Any, model).base_model.get_submodule(names.layers)
     parts = ("attention", "query", "key", "value", "projection", "up", "down")
     return [

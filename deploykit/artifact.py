@@ -119,6 +119,7 @@ class Manifest(Record):
     options: dict[str, Any]
     key: str
     parent_key: str
+    parent_digest: str
     seed: int
     files: dict[str, FileEntry]
     history: tuple[Step, ...]
@@ -161,8 +162,8 @@ class Artifact:
             raise ArtifactError(
                 f"{path} is not an artifact: it has no {MANIFEST}. Give the directory that a stage has written."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path / MANIFEST} is damaged ({error}). Build the artifact again.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}). Build the artifact again.") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ArtifactError(
@@ -177,6 +178,12 @@ class Artifact:
             raise ArtifactError(
                 f"{path / MANIFEST} is damaged: {where}: {first['msg']}. Build the artifact again."
             ) from error
+
+    @property
+    def digest(self) -> str:
+        """A hash of the contents: of every file's hash."""
+        content = {name: entry.sha256 for name, entry in self.manifest.files.items()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def file(self, name: str) -> Path:
         """Returns the path of one of the names at the top of this module."""
@@ -237,8 +244,10 @@ def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
         stream.write(manifest.model_dump_json(indent=2) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():  # set aside whole, so that a kill leaves the old one or the new one, or none
+        target.rename(folder.with_name(f"{folder.name}.old.draft"))
     folder.rename(target)
+    shutil.rmtree(folder.with_name(f"{folder.name}.old.draft"), ignore_errors=True)
     return Artifact(target, manifest)
 
 

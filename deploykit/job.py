@@ -125,6 +125,7 @@ class Job:
             options=self.recipe.options(self.stage).model_dump(mode="json"),
             key=self.key,
             parent_key=self.parent_key,
+            parent_digest=self.parent.digest if self.parent else "",
             seed=self.recipe.seed,
             history=(*(self.parent.manifest.history if self.parent else ()), step),
             engine=predictor.engine.name,

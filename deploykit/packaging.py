@@ -5,8 +5,10 @@ deploykit which serves, pinned requirements without torch, a service file and a 
 """
 
 import hashlib
+import os
 import re
 import shutil
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from deploykit.artifact import (
     draft,
     load_predictions,
 )
-from deploykit.errors import GateError
+from deploykit.errors import ArtifactError, GateError, MissingExtraError
 from deploykit.evaluation import metrics
 from deploykit.evaluation.comparison import Comparison, broken, compare, flips
 from deploykit.job import REFERENCE, Job
@@ -40,7 +42,17 @@ SERVED = (
     *("predictor.py", "golden.py", "tasks/*.py", "engines/__init__.py", "engines/onnxruntime.py", "serving/*.py"),
 )
 SERVING_PACKAGES = (
-    *("bentoml", "httptools", "numpy", "onnxruntime", "prometheus-client", "pydantic", "tokenizers", "uvloop"),
+    *(
+        "bentoml",
+        "httptools",
+        "numpy",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "prometheus-client",
+        "pydantic",
+        "tokenizers",
+        "uvloop",
+    ),
 )
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 
@@ -51,7 +63,7 @@ from deploykit.serving.service import build
 service = build(Path(__file__).parent)
 '''
 BENTOFILE_TEXT = """service: "service:service"
-name: {name}
+name: "{name}"
 description: "file:./README.md"
 labels:
   task: {task}
@@ -86,8 +98,8 @@ A model for {task}, made by deploykit {version} from `{base}`.
 
 ## Use
 
-`pip install -r requirements.txt`, then `deploykit serve .` or `bentoml serve .` in this directory.
-The service asks for a key: `deploykit keys add NAME`.
+In this directory: `pip install -r requirements.txt`, `python -m deploykit.serving.keys NAME` for a key (it is shown
+once), and `bentoml serve .`; where deploykit is installed, `deploykit serve .` does the same.
 
 ## Limits
 
@@ -114,7 +126,7 @@ def package(job: Job) -> Artifact:
     if failed:
         raise GateError(
             f"the model is not packaged, it breaks a gate: {failed}, against the trained model on the validation"
-            f" split. What was made is kept in {source.path}. Make the stages before gentler, or set gates.max_drop"
+            f" split. What was made is kept in {source.path}. Make the stages before gentler, or set that gate"
             " higher."
         )
     predictor = Predictor.load(source, hardware.cpu_limit())
@@ -125,7 +137,7 @@ def package(job: Job) -> Artifact:
         golden.save(folder, _golden(job, options, predictor))
         _write_texts(job, folder, comparison)
         copy_library(folder / LIBRARY)
-        artifact = job.finish(
+        return job.finish(
             folder,
             kind="package",
             predictor=predictor,
@@ -139,9 +151,6 @@ def package(job: Job) -> Artifact:
                 "test": table,
             },
         )
-    if options.store:
-        store(artifact)
-    return artifact
 
 
 def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.Golden:
@@ -230,19 +239,22 @@ def requirements(names: tuple[str, ...]) -> list[str]:
     while queue:
         name, extras = queue.pop()
         try:
-            pinned = version(name)
+            release = version(name)
         except PackageNotFoundError:
             continue
         known = f"{_canonical(name)}[{','.join(sorted(extras))}]"
         if known in found:
             continue
-        found[known] = f"{_canonical(name)}=={pinned}"
+        found[known] = f"{_canonical(name)}=={release}"
         for line in requires(name) or []:
             needed = Requirement(line)
             marker = needed.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
                 queue.append((needed.name, frozenset(needed.extras)))
-    return sorted(set(found.values()))
+    pinned = sorted(set(found.values()))
+    if not any(line.startswith("onnxruntime") for line in pinned):
+        raise MissingExtraError("no ONNX Runtime is installed to pin. Add it with: pip install 'deploykit[cpu]'")
+    return pinned
 
 
 def _canonical(name: str) -> str:
@@ -250,15 +262,18 @@ def _canonical(name: str) -> str:
 
 
 def store(artifact: Artifact) -> str:
-    """Adds a package to BentoML's model store, unless it is there; returns its tag.
+    """Adds a package to BentoML's model store, unless it is there whole; returns its tag.
 
     Args:
         artifact: of kind `package`.
     """
-    tag = f"{artifact.manifest.name}:{artifact.manifest.key[:12]}"
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    tag = f"{artifact.manifest.name}:{artifact.digest[:12]}"
     try:
-        bentoml.models.get(tag)
-    except bentoml.exceptions.NotFound:
+        Artifact.load(bentoml.models.get(tag).path).verify()
+    except (bentoml.exceptions.BentoMLException, ArtifactError):  # none, or half of one, left by a kill
+        with suppress(bentoml.exceptions.BentoMLException):
+            bentoml.models.delete(tag)
         labels = {"task": artifact.manifest.task, "made_by": "deploykit"}
         with bentoml.models.create(tag, labels=labels, metadata={"key": artifact.manifest.key}) as model:
             shutil.copytree(artifact.path, model.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel
 
-from deploykit import checkpoint, data, exporting, packaging, pruning, quantization, report, tasks, training
+from deploykit import checkpoint, data, exporting, hardware, packaging, pruning, quantization, report, tasks, training
 from deploykit.artifact import Artifact, is_finished, key_of
 from deploykit.data import Dataset
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
@@ -81,6 +82,8 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         if name is not None and name not in _stages(recipe):
             raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
     base = checkpoint.find(recipe.model, recipe.revision)
+    if recipe.prune is not None:
+        checkpoint.require_prunable(base)
     parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)
     fingerprint = data.fingerprint(recipe.data, recipe.seed)
     found = []
@@ -148,6 +151,7 @@ def run(
     Example:
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
+    torch.set_num_threads(hardware.cpu_limit())  # every stage computes under the same budget
     with locked(output(recipe)):
         for left in output(recipe).glob(".*.draft"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -173,19 +177,30 @@ def _stages(recipe: Recipe) -> list[str]:
 
 def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset]) -> Outcome:
     started = time.monotonic()
-    if planned.finished:
-        artifact = Artifact.load(planned.target)
-        artifact.verify()
-        status: Literal["ran", "skipped"] = "skipped"
-    else:
-        parent = outcomes[-1].artifact if outcomes else None
+    parent = outcomes[-1].artifact if outcomes else None
+    artifact = _finished(planned, parent)
+    status: Literal["ran", "skipped"] = "skipped"
+    if artifact is None:
         work = output(recipe) / WORK / planned.target.name
+        if is_finished(planned.target):  # made again, from the beginning
+            shutil.rmtree(work, ignore_errors=True)
         job = Job(recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset)
         with storage_errors(planned.target):
             work.mkdir(parents=True, exist_ok=True)
             artifact, status = COMPUTE[planned.stage](job), "ran"
             shutil.rmtree(work, ignore_errors=True)
+    if planned.stage == "package" and recipe.package and recipe.package.store:
+        packaging.store(artifact)
     return Outcome(artifact, status, round(time.monotonic() - started, 1))
+
+
+def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
+    """Returns the artifact that is there already, if it is undamaged and was made from this parent."""
+    if not planned.finished:
+        return None
+    artifact = Artifact.load(planned.target)
+    artifact.verify()
+    return artifact if artifact.manifest.parent_digest == (parent.digest if parent else "") else None
 
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
@@ -197,7 +212,7 @@ def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
     if failed:
         raise GateError(
             f"{artifact.manifest.stage} broke a gate: {failed}, measured on the validation split."
-            f" What was made is kept in {artifact.path}. Make the stage gentler, or set gates.max_drop higher."
+            f" What was made is kept in {artifact.path}. Make the stage gentler, or set that gate higher."
         )
 
 

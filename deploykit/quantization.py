@@ -58,7 +58,7 @@ def quantize(job: Job) -> Artifact:
             scores={"validation": scores[kept.name], "test": test},
             parameters=job.source.manifest.step.parameters,
             details={
-                **facts,
+                **(facts if kept.name != FLOAT else {}),
                 "candidates": [found.model_dump() for found in candidates],
                 "flips": flips(
                     job.task,

@@ -80,7 +80,7 @@ class Recipe(Options):
     model: str
     revision: str | None = None
     data: DataSection
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     output: str | None = None
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
     prune: dict[str, Any] | None = None
@@ -103,6 +103,14 @@ class Recipe(Options):
         if stage == "train" and section is None:
             return "none"
         return str(section["method"]) if isinstance(section, dict) else stage
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the whole recipe with every default filled in, as plain values."""
+        content = self.model_dump(mode="json")
+        for stage in KIND_OF_STAGE:
+            if content[stage] is not None:
+                content[stage] = {"method": self.method(stage), **self.options(stage).model_dump(mode="json")}
+        return content
 
     def options(self, stage: str) -> BaseModel:
         """Returns a stage's validated options; defaults are filled in."""

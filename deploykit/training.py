@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import transformers
+
 from deploykit import checkpoint, data, hardware, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.engines.torch import TorchModel
@@ -23,6 +25,7 @@ def train(job: Job) -> Artifact:
     """
     recipe, task, dataset, method = job.recipe, job.task, job.dataset(), trainers.load(job.recipe.method("train"))
     base = checkpoint.find(recipe.model, recipe.revision)
+    transformers.set_seed(recipe.seed)  # the new head is drawn when the model is opened
     model = checkpoint.open_base(base, task.AUTO_CLASS, dataset.labels, fine_tuned=method.FINE_TUNED)
     with draft(job.target) as folder:
         checkpoint.save_tokenizer(base, folder)
@@ -49,7 +52,7 @@ def train(job: Job) -> Artifact:
             details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},
             facts={
                 "labels": dataset.labels,
-                "pair": recipe.data.text_pair is not None,
+                "pair": dataset.train[0].pair is not None,
                 "max_tokens": tokenizer.max_tokens,
                 "base_model": base.name,
                 "base_revision": base.revision,
@@ -61,7 +64,8 @@ def _tell(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
     """Logs what the data is, and how many texts are longer than the model reads."""
     for name, count in dataset.summary["rows"].items():
         labels = ", ".join(f"{label} {number}" for label, number in dataset.summary["labels"][name].items())
-        log.info("%s: %d rows (%s), %.0f tokens on average", name, count, labels, lengths[name]["mean"])
+        spread = ", ".join(f"{part} {lengths[name][part]:.0f}" for part in ("mean", "p50", "p95", "max"))
+        log.info("%s: %d rows (%s), tokens: %s", name, count, labels, spread)
         if lengths[name]["truncated"]:
             limit = lengths[name]["max_tokens"]
             cut = lengths[name]["truncated"]

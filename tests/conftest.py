@@ -235,6 +235,7 @@ def manifest_facts():
             "options": {"opset": 18},
             "key": "k" * 64,
             "parent_key": "p" * 64,
+            "parent_digest": "d" * 64,
             "seed": 0,
             "history": (step,),
             "engine": "onnxruntime",

@@ -21,6 +21,7 @@ from deploykit.tasks import Float32, Int64
 
 Rows = Sequence[Int64]
 RESAMPLES = 1000
+CHUNK = 50  # resamples at a time, so that a million rows fit into memory
 
 
 def accuracy(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
@@ -114,8 +115,12 @@ def resampled(per_row: npt.NDArray[np.float64], seed: int, resamples: int = RESA
         resamples: how many samples.
     """
     rows = len(per_row)
-    draws = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)
-    return np.tensordot(draws.astype(np.float64), per_row, axes=1)
+    random, chances = np.random.default_rng(seed), np.full(rows, 1 / rows)
+    sums = [
+        np.tensordot(random.multinomial(rows, chances, size=min(CHUNK, resamples - start)), per_row, axes=1)
+        for start in range(0, resamples, CHUNK)
+    ]
+    return np.concatenate(sums)
 
 
 def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import logging
 import os
 import re
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,8 +177,8 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._seen = self._stamp()  # before the file is read: what changes in between is seen next time
         self._keys = {key.id: key for key in listing(path)}
-        self._seen = self._stamp()
         self._looked = time.monotonic()
         self.failures = 0
 
@@ -221,13 +222,13 @@ class Keys:
         stamp = self._stamp()
         if stamp == self._seen:
             return
-        self._seen = stamp
         try:
             self._keys = {key.id: key for key in listing(self._path)}
-        except InputError as error:
+        except InputError as error:  # tried again until it can be read: new permissions change no stamp
             self.failures += 1
             logger.error("keys stay as they were: %s", error)
         else:
+            self._seen = stamp
             logger.info("keys read again: %d", len(self._keys))
 
     def _stamp(self) -> tuple[int, int, int] | None:
@@ -257,6 +258,23 @@ def _write(path: Path, keys: Iterable[Key]) -> None:
             stream.write(json.dumps(content, indent=2) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+        if path.exists():  # who may read it stays as it was: a container's user is not the one who adds keys
+            before = path.stat()
+            draft.chmod(before.st_mode & 0o777)
+            with suppress(PermissionError):
+                os.chown(draft, before.st_uid, before.st_gid)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] = sys.argv[1:]) -> None:
+    """Adds a key where only the serving part is installed: `python -m deploykit.serving.keys NAME [FILE]`."""
+    if not 1 <= len(arguments) <= 2:
+        sys.exit("usage: python -m deploykit.serving.keys NAME [FILE]")
+    path = Path(arguments[1]) if len(arguments) == 2 else Path(os.environ.get("DEPLOYKIT_KEYS") or default_path())
+    sys.stdout.write(add(path, arguments[0]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

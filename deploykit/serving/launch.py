@@ -20,7 +20,7 @@ from pathlib import Path
 
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.settings import KEYS, PACKAGE, load, require_keys
+from deploykit.serving.settings import AUTH, KEYS, PACKAGE, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
@@ -83,6 +83,32 @@ def plan(
     argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)
     shown = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
     return Launch(argv, env, f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
+
+
+def serve(
+    package: Path | str, *, host: str = HOST, port: int = PORT, keys: Path | None = None, auth: bool = True
+) -> None:
+    """Serves a package until it is stopped: this process becomes the service.
+
+    Args:
+        package: its directory.
+        host: the address to listen on; the default is reachable from this machine only.
+        port: to listen on.
+        keys: the key file; default: what the environment says.
+        auth: False lets everybody in.
+
+    Raises:
+        ArtifactError: the directory is no package.
+        InputError: there is no key, or a setting makes no sense.
+        BusyError: somebody listens on the port.
+
+    Example:
+        >>> serve("runs/movies/package", port=3000)  # doctest: +SKIP
+    """
+    environ = {**os.environ, **({} if auth else {AUTH: "off"})}
+    launch = plan(Path(package), host=host, port=port, keys=keys, environ=environ)
+    sys.stdout.flush()
+    os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606  the command was made here
 
 
 @contextlib.contextmanager

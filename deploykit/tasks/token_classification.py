@@ -135,12 +135,13 @@ def targets(example: Example, labels: Sequence[str]) -> Int64:
 
 def first_tokens(text: str, encoding: Encoding) -> Int64:
     """Returns, for each unit, the first token that overlaps it, or -1 where it was cut off."""
-    starts, ends = encoding.offsets[:, 0], encoding.offsets[:, 1]
-    found = np.full(len(places := units(text)), -1, dtype=np.int64)
-    for index, (start, end) in enumerate(places):
-        overlapping = np.flatnonzero((starts < end) & (ends > start))
-        if len(overlapping):
-            found[index] = overlapping[0]
+    places, real = units(text), np.flatnonzero(encoding.offsets[:, 1] > encoding.offsets[:, 0])
+    starts, ends = encoding.offsets[real, 0], encoding.offsets[real, 1]
+    first = np.searchsorted(ends, places[:, 0], side="right")  # the first token that ends after the unit begins
+    found = np.full(len(places), -1, dtype=np.int64)
+    inside = first < len(real)
+    inside[inside] = starts[first[inside]] < places[inside, 1]
+    found[inside] = real[first[inside]]
     return found
 
 
@@ -167,8 +168,9 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
     """Joins units into entities: an I- label continues an entity of the same name, or begins one."""
     entities: list[Entity] = []
     before = OUTSIDE
-    probabilities = softmax(scores) if len(scores) else scores
-    for (start, end), row in zip(units(text).tolist(), probabilities, strict=True):
+    read = units(text[: encoding.offsets[:, 1].max(initial=0)])  # what was cut off has no entity
+    probabilities = softmax(scores[: len(read)]) if len(read) else scores[:0]
+    for (start, end), row in zip(read.tolist(), probabilities, strict=True):
         tag = labels[int(row.argmax())]
         prefix, label = split_tag(tag)
         if tag != OUTSIDE:
