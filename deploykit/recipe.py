@@ -56,8 +56,8 @@ class ExportSection(Options):
 class GateSection(Options):
     """What the result must keep, measured on the validation split.
 
-    `max_drop` bounds the loss of the task's first metric and `max_flips` the share of predictions that
-    change, both against the model before the stage and, at packaging, against the trained model.
+    `max_drop` bounds the loss of the task's first metric and `max_flips` the share of rows in which a
+    prediction changes, both against the model before the stage and, at packaging, against the trained model.
     `max_flips: null` sets no bound.
     """
 

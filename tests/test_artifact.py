@@ -33,7 +33,7 @@ def test_a_directory_without_a_manifest_is_no_artifact(tmp_path, name):
 @pytest.mark.parametrize("content", [b'{"kind": ', b"\xff\xfe"])
 def test_a_manifest_that_cannot_be_parsed_is_damaged(sealed, content):
     sealed.file("manifest.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"export/manifest\.json is damaged \(.*\)\. Build the artifact again\.$"):
+    with pytest.raises(ArtifactError, match=r"/manifest\.json cannot be read \(.*\)\. Build the artifact again\.$"):
         Artifact.load(sealed.path)
 
 

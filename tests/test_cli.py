@@ -181,7 +181,7 @@ def test_model_of_another_kind(call, tmp_path, tiny_recipe, tokenizer_folder):
         transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "model")
-    code, _, message = call("run", tiny_recipe(tmp_path, model="model"))
+    code, _, message = call("run", tiny_recipe(tmp_path, model="model", prune=None))
     assert code == 2
     assert "cannot be loaded as AutoModelForSequenceClassification" in message
     assert "Check that `task:` and `model:` of the recipe fit together" in message

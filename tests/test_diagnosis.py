@@ -78,13 +78,13 @@ def test_a_processor_without_int8_instructions_is_told(features, state, slow, lo
 
 
 def test_a_graphics_card_asks_for_its_extra(look, without, monkeypatch):
-    without("onnxruntime-gpu")
+    without("onnxruntime-gpu", "onnxruntime")
     monkeypatch.setattr(hardware, "gpus", lambda: ())
     assert look()["gpus"] == ("none", "")
     assert look()["extra gpu"][1] == ""
     monkeypatch.setattr(hardware, "gpus", lambda: ("a card",))
     assert look()["gpus"] == ("a card", "")
-    assert look()["extra gpu"][1] == "serves on a GPU: pip install 'deploykit[gpu]'"
+    assert look()["extra gpu"][1] == "runs graphs where the driver of a GPU is: pip install 'deploykit[gpu]'"
 
 
 def test_what_may_be_used_is_what_the_cgroup_allows(look, monkeypatch):

@@ -144,6 +144,17 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path, tiny_encoder, problem
     assert max(point["epoch"] for point in curve) == 3
 
 
+def test_a_run_that_patience_had_ended_is_not_gone_on_with(tmp_path, tiny_encoder, problem_of, monkeypatch):
+    """Killed after the last epoch was saved, it takes the best epoch and learns nothing more."""
+    options = FitOptions(epochs=6, patience=2, **{**QUICK, "learning_rate": 1e-12})
+    model = tiny_encoder()
+    curve = fit(model, problem_of(count=48), options, cross_entropy(), tmp_path)
+    monkeypatch.setattr(fitting.Trainer, "train", lambda *_, **__: pytest.fail("it went on"))
+    again = tiny_encoder(seed=5)
+    assert fit(again, problem_of(count=48), options, cross_entropy(), tmp_path) == curve
+    assert same(state(again), state(model))
+
+
 def test_the_history_says_what_it_measured(tmp_path, tiny_encoder, problem_of):
     curve = fit(tiny_encoder(), problem_of(count=48), FitOptions(epochs=1, **QUICK), cross_entropy(), tmp_path)
     *learned, judged = curve
@@ -176,8 +187,9 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_enc
         options = FitOptions(epochs=1, accumulate=accumulate, **{**QUICK, "batch_size": size, "learning_rate": 1e-3})
         fit(model, problem_of("text-classification", 16), options, cross_entropy(), tmp_path / f"{size}")
         found.append(state(model))
-    for name in found[0]:  # Adam's first step hides the size of a gradient, but not its sign
-        torch.testing.assert_close(found[0][name], found[1][name], atol=2e-4, rtol=0)
+    for name in found[0]:  # Adam's first step hides the size of a gradient, not its sign: zeros may go either way
+        near = torch.isclose(found[0][name], found[1][name], atol=2e-4, rtol=0)
+        assert near.float().mean() > 0.99, name
 
 
 # batches

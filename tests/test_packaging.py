@@ -14,6 +14,7 @@ import deploykit
 from deploykit import architectures, engines, exporting, golden, packaging, tasks
 from deploykit.architectures import Kept
 from deploykit.artifact import Artifact, load_predictions
+from deploykit.errors import MissingExtraError
 from deploykit.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,14 +71,20 @@ def test_everything_is_pinned_once_to_what_is_installed_here():
     names = [line.partition("==")[0] for line in lines]
     assert lines == sorted(lines)
     assert len(names) == len(set(names))
-    assert set(packaging.SERVING_PACKAGES) <= set(names)
+    assert set(packaging.SERVING_PACKAGES) - set(names) == {"onnxruntime-gpu"}  # stands in where it is installed
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+", line) for line in lines)
     assert all(line == f"{name}=={version(name)}" for line, name in zip(lines, names, strict=True))
     assert {"starlette", "protobuf"} <= set(names)  # what is only pulled in is pinned too
 
 
+def test_nothing_is_pinned_without_a_runtime():
+    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[cpu\]'"):
+        packaging.requirements(("numpy",))
+
+
 def test_a_package_that_is_not_installed_is_left_out():
-    assert packaging.requirements(("no-such-package-at-all",)) == []
+    found = packaging.requirements(("no-such-package-at-all", "onnxruntime"))
+    assert found == packaging.requirements(("onnxruntime",))
 
 
 # the library inside a package

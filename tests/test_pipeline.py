@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,44 @@ def test_token_classification_runs_the_same_path(tmp_path, tiny_recipe):
     values = [outcome.artifact.manifest.step.metrics["test"]["entity_f1"].value for outcome in outcomes]
     assert values[0] > 0.8
     assert min(values) > values[0] - 0.1
+
+
+def test_a_new_head_is_that_of_the_seed(tmp_path, tiny_recipe, tiny_model):
+    """Whatever was drawn before in the same process; another seed draws another head."""
+    import torch
+    import transformers
+
+    tiny_model(tmp_path / "whole")
+    headless = transformers.BertModel.from_pretrained(tmp_path / "whole", add_pooling_layer=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "base")
+    headless.save_pretrained(tmp_path / "base")
+    found = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        path = tiny_recipe(tmp_path / folder, model=str(tmp_path / "base"), seed=seed)
+        found.append(predictions(pipeline.run(recipe.load(path, ["train.epochs=1"]), until="train")))
+        torch.rand(3)
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_what_was_made_from_another_parent_is_made_again(finished):
+    """The same key, but the graph before it is not the one that it was made from."""
+    _, loaded, outcomes = finished
+    manifest = outcomes[4].artifact.path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "parent_digest": "another"}))
+    assert [outcome.status for outcome in deploykit.run(loaded)] == ["skipped"] * 4 + ["ran"]
+
+
+def test_the_package_is_in_the_store_even_when_the_stage_is_skipped(finished):
+    import bentoml
+
+    _, loaded, _ = finished
+    tag = f"tiny:{deploykit.run(loaded)[-1].artifact.digest[:12]}"
+    stored = bentoml.models.get(tag)
+    (Path(stored.path) / "model.onnx").write_bytes(b"half")
+    deploykit.run(loaded)
+    Artifact.load(bentoml.models.get(tag).path).verify()
 
 
 def test_trained_elsewhere_is_taken_as_it_is(tmp_path, tiny_recipe, finished):

@@ -177,7 +177,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()  # before the file is read: what changes in between is seen next time
+        self._seen = self._broken = self._stamp()  # before the file is read: what changes in between is seen next time
         self._keys = {key.id: key for key in listing(path)}
         self._looked = time.monotonic()
         self.failures = 0
@@ -226,9 +226,11 @@ class Keys:
             self._keys = {key.id: key for key in listing(self._path)}
         except InputError as error:  # tried again until it can be read: new permissions change no stamp
             self.failures += 1
-            logger.error("keys stay as they were: %s", error)
+            if stamp != self._broken:
+                logger.error("keys stay as they were: %s", error)
+            self._broken = stamp
         else:
-            self._seen = stamp
+            self._seen = self._broken = stamp
             logger.info("keys read again: %d", len(self._keys))
 
     def _stamp(self) -> tuple[int, int, int] | None:

@@ -123,3 +123,30 @@ def test_a_running_service_follows_the_file_and_outlives_a_broken_one(key_file, 
     keys.revoke(key_file, "bob")
     assert found.check(bob, "predict").reason == "auth_invalid"
     assert isinstance(found.check(alice, "predict"), Client)
+
+
+def test_whoever_could_read_the_file_still_can_after_a_change(key_file, alice):
+    """A container's user is not the one who revokes."""
+    key_file.chmod(0o644)
+    keys.revoke(key_file, "alice")
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o644
+
+
+def test_a_file_that_becomes_readable_again_is_read(key_file, alice, monkeypatch, caplog):
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    found = Keys(key_file)
+    keys.revoke(key_file, "alice")
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "listing", lambda path: (_ for _ in ()).throw(InputError("no permission")))
+        for _ in range(3):
+            assert isinstance(found.check(alice, "predict"), Client)
+    assert found.failures == 3
+    assert caplog.text.count("keys stay as they were") == 1
+    assert found.check(alice, "predict").reason == "auth_invalid"
+
+
+def test_a_key_is_made_without_the_command_line(key_file, capsys):
+    with pytest.raises(SystemExit, match="usage: python -m deploykit"):
+        keys.main([])
+    keys.main(["carol", str(key_file)])
+    assert isinstance(Keys(key_file).check(capsys.readouterr().out.strip(), "predict"), Client)
