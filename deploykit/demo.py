@@ -137,7 +137,8 @@ def ask(package: Path, keys: Path) -> Iterator[str]:
         status, body = _post(f"{url}/v1/predict", {"texts": [QUESTIONS[0]]}, None)
         yield f"  {status} without a key: {body['detail']}"
         lines = _get(f"{url}/metrics", key).splitlines()
-        shown = [line for line in lines if line.startswith(("deploykit_requests_total", "deploykit_predictions_total"))]
+        names = ("deploykit_requests_total", "deploykit_predictions_total")
+        shown = [line for line in lines if line.startswith(names) and not line.endswith(" 0.0")]
         yield f"metrics: {len(lines)} lines, among them"
         yield from (f"  {line}" for line in shown)
     yield "service: stopped"
