@@ -162,7 +162,7 @@ def _check_weights(base: Base, model: Any, info: dict[str, Any], fine_tuned: boo
     prefix = f"{model.base_model_prefix}."
     missing = [name for name in info["missing_keys"] if fine_tuned or name.startswith(prefix)]
     missing = [name for name in missing if ".pooler." not in name]
-    missing += [name for name, *_ in info["mismatched_keys"] if name.startswith(prefix)]
+    missing += [name for name in info["mismatched_keys"] if name.startswith(prefix)]
     if missing:
         raise ModelError(
             f"{base.name} lacks {len(missing)} weights of a {model.config.model_type} model, or has them in another"

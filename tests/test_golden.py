@@ -47,7 +47,7 @@ def test_answers_that_moved_are_counted_and_the_first_is_shown(answers, predicto
     moved = shifted(shifted(answers, 1, 3.0), 2, 8.0)
     message = (
         r"^2 of 3 golden answers moved: a probability shifted by up to 0\.\d{3}, expected at most 0\.02\."
-        r" The first is number 0 of the set\. This machine computes the model differently, or a file is not the one"
+        r" The first is number 1 of the set\. This machine computes the model differently, or a file is not the one"
     )
     with pytest.raises(ArtifactError, match=message):
         golden.replay(moved, predictor)
