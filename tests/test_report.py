@@ -165,8 +165,9 @@ def test_every_part_of_a_run_has_a_report_that_stands_alone(until, chain, tmp_pa
     assert not re.search(r"url\((?!#)|@import", html)
     assert {"link", "img", "iframe", "object"} & set(page.tags) == set()
     for artifact in artifacts:
-        assert str(artifact.path) in html
-        assert str(artifact.path) in markdown
+        assert artifact.path.name in html
+        assert str(tmp_path) not in html  # a report travels, and paths of a machine tell more than it should
+        assert artifact.path.name in markdown
     figures = {"train": 2, "prune": 2, "export": 2, "quantize": 3, "package": 3}
     assert page.tags.count("svg") == figures[until]
 
