@@ -7,10 +7,11 @@ serves run under the same budget. Reads only files of the kernel: importing it c
 import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, SELF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -31,18 +32,16 @@ def cpu_limit(cgroup: Path = CGROUP) -> int:
         cgroup: where the cgroup is mounted; version 2 (`cpu.max`) and version 1 are read.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+    quotas = [math.ceil(quota) for group in _groups(cgroup) if (quota := _quota(group))]
+    return max(1, min([cores, *quotas]))
 
 
 def memory_limit(cgroup: Path = CGROUP) -> int:
     """Returns the bytes of memory that this process may use."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _read(cgroup / name)
-        if text.isdigit():
-            return min(host, int(text))
-    return host
+    names = ("memory.max", "memory/memory.limit_in_bytes")
+    found = [_read(group / name) for group in _groups(cgroup) for name in names]
+    return min([host, *(int(text) for text in found if text.isdigit())])
 
 
 def gpus() -> tuple[str, ...]:
@@ -76,6 +75,16 @@ def _cpuinfo(key: str) -> str:
         if name.strip() == key:
             return value.strip()
     return ""
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Yields the root of the cgroups and those below it down to this process's own: each may set a limit."""
+    yield root
+    lines = _read(SELF).splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    for name in Path(own).parts:
+        root = root / name
+        yield root
 
 
 def _quota(cgroup: Path) -> float | None:

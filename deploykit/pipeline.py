@@ -185,10 +185,9 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
         if is_finished(planned.target):  # made again, from the beginning
             shutil.rmtree(work, ignore_errors=True)
         job = Job(recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset)
-        with storage_errors(planned.target):
-            work.mkdir(parents=True, exist_ok=True)
-            artifact, status = COMPUTE[planned.stage](job), "ran"
-            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        artifact, status = COMPUTE[planned.stage](job), "ran"
+        shutil.rmtree(work, ignore_errors=True)
     if planned.stage == "package" and recipe.package and recipe.package.store:
         packaging.store(artifact)
     return Outcome(artifact, status, round(time.monotonic() - started, 1))

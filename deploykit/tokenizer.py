@@ -27,13 +27,12 @@ class Encoding:
     """One tokenized input.
 
     `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character
-    offsets into the text, (0, 0) for special tokens; `second` marks tokens of the second text of a pair.
+    offsets into the text, (0, 0) for special tokens.
     """
 
     ids: Int64
     type_ids: Int64
     offsets: Int64
-    second: npt.NDArray[np.bool_]
     unknown: int
     truncated: bool
 
@@ -96,7 +95,6 @@ class Tokenizer:
             ids=ids,
             type_ids=np.array(found.type_ids, dtype=np.int64),
             offsets=np.array(found.offsets, dtype=np.int64).reshape(-1, 2),
-            second=np.array([part == 1 for part in found.sequence_ids], dtype=np.bool_),
             unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
             truncated=bool(found.overflowing),
         )

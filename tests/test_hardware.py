@@ -72,3 +72,17 @@ def test_the_description_can_be_written_as_json():
     found = hardware.describe()
     assert json.loads(json.dumps(found)) == found
     assert found["cores"] == hardware.cpu_limit() >= 1
+
+
+def test_the_limit_of_the_own_group_and_of_those_above_it_holds(tmp_path, monkeypatch):
+    inner = tmp_path / "system.slice" / "train.service"
+    inner.mkdir(parents=True)
+    (tmp_path / "self").write_text("0::/system.slice/train.service\n")
+    monkeypatch.setattr(hardware, "SELF", tmp_path / "self")
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: set(range(16)))
+    assert hardware.cpu_limit(tmp_path) == 16
+    (inner.parent / "cpu.max").write_text("600000 100000")
+    assert hardware.cpu_limit(tmp_path) == 6
+    (inner / "cpu.max").write_text("250000 100000")
+    (inner / "memory.max").write_text("4096")
+    assert (hardware.cpu_limit(tmp_path), hardware.memory_limit(tmp_path)) == (3, 4096)

@@ -125,7 +125,7 @@ def test_the_loss_sees_the_first_token_of_each_unit(tokenizer):
 def test_two_units_in_one_token_take_the_label_of_the_first(tokenizer):
     (encoding,) = tokenizer.encode(["a b"])
     merged = np.array([[0, 0], [0, 3], [0, 0]])
-    encoding = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], merged, encoding.second[:3], 0, False)
+    encoding = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], merged, 0, False)
     example = Example("a b", spans=(Span(0, 1, "NAME"), Span(2, 3, "PLACE")))
     assert task.loss_targets(example, encoding, LABELS).tolist() == [IGNORED, 1, IGNORED]
     assert task.first_tokens("a b", encoding).tolist() == [1, 1]
