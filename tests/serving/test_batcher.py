@@ -17,7 +17,7 @@ WIDE = Cost(fixed=1.0, per_token=1e-9)  # padding costs nothing
 
 def encoding(tokens):
     ids = np.arange(tokens)
-    return Encoding(ids, ids, np.zeros((tokens, 2), np.int64), ids > tokens, 0, False)
+    return Encoding(ids, ids, np.zeros((tokens, 2), np.int64), 0, False)
 
 
 class Engine:
