@@ -91,6 +91,9 @@ def test_what_running_a_package_leaves_beside_it_is_no_added_file(sealed):
     (sealed.path / "deploykit" / "__pycache__").mkdir(parents=True)
     (sealed.path / "deploykit" / "__pycache__" / "errors.pyc").write_bytes(b"")
     sealed.verify()
+    (sealed.path / "deploykit" / "errors.py").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"a file that the manifest does not name: deploykit/errors\.py"):
+        sealed.verify()
 
 
 def test_a_sealed_artifact_loads_as_it_was_made(sealed):
