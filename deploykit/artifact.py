@@ -19,13 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deploykit.cost import Cost
 from deploykit.errors import ArtifactError, storage_errors
+from deploykit.execution import Execution
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
+FLOAT_GRAPH = "model_float32.onnx"  # beside a chosen graph that is another one
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt")
@@ -100,7 +103,8 @@ class ServeOptions(Record):
 class Manifest(Record):
     """Everything that later stages, the service and the report need to know.
 
-    `pair` says whether an input is two texts, `engine` runs the model, `history` lists the stages so far, this
+    `pair` says whether an input is two texts, `execution` how the model is run, `cost` what its batches take
+    where it was measured (null: it was not), `history` lists the stages so far, this
     one last, and `details` maps each of them to what is particular to it (data summary, learning curve, parity,
     candidates, flips), so that the last artifact tells the whole story.
     """
@@ -123,7 +127,8 @@ class Manifest(Record):
     seed: int
     files: dict[str, FileEntry]
     history: tuple[Step, ...]
-    engine: str
+    execution: Execution
+    cost: Cost | None
     serve: ServeOptions
     details: dict[str, dict[str, Any]]
     hardware: dict[str, Any]
@@ -167,8 +172,13 @@ class Artifact:
         version = content.get("format_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ArtifactError(
-                f"{path} has format version {version}, and this deploykit reads up to {FORMAT_VERSION}."
+                f"{path} has format version {version}, and this deploykit reads {FORMAT_VERSION}."
                 " Upgrade deploykit to open it."
+            )
+        if isinstance(version, int) and version < FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format version {version}, from an older deploykit; this one reads {FORMAT_VERSION}."
+                " Run the recipe again."
             )
         try:
             return cls(path, Manifest.model_validate(content))

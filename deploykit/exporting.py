@@ -16,6 +16,7 @@ from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError, ModelError
 from deploykit.evaluation import parity, splits
+from deploykit.execution import Execution
 from deploykit.job import Job
 from deploykit.predictor import Predictor
 
@@ -41,8 +42,13 @@ def export(job: Job) -> Artifact:
             raise ModelError("graphs of 2 GB and more are not supported yet: choose a smaller model.")
         job.copy(folder)
 
-        reference = Predictor(job.task, job.source.manifest.labels, job.tokenizer(), TorchModel(model, threads))
-        engine = engines.load(ENGINE).load(folder / GRAPH, threads)
+        reference = Predictor(
+            job.task,
+            job.source.manifest.labels,
+            job.tokenizer(),
+            TorchModel(model, Execution(engine="torch", threads=threads)),
+        )
+        engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE, threads=threads))
         differences = parity.difference(reference, engine, dataset.validation)
         worst = max(differences, key=lambda name: differences[name])
         if not differences[worst] <= options.tolerance:

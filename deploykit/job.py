@@ -23,6 +23,7 @@ from deploykit.artifact import (
     save_predictions,
     seal,
 )
+from deploykit.cost import Cost
 from deploykit.data import Dataset
 from deploykit.evaluation import splits
 from deploykit.predictor import Predictor
@@ -86,6 +87,7 @@ class Job:
         parameters: int,
         details: dict[str, Any],
         facts: Mapping[str, Any] | None = None,
+        cost: Cost | None = None,
     ) -> Artifact:
         """Judges the scores, stores them and seals the draft.
 
@@ -97,6 +99,7 @@ class Job:
             parameters: of the model.
             details: what the manifest keeps of this stage.
             facts: manifest fields that differ from the parent's; the first stage gives all.
+            cost: what batches take, where that was measured.
         """
         inherited = self.parent.manifest.model_dump(include=INHERITED) if self.parent else {}
         fields = {**inherited, **(facts or {})}
@@ -128,7 +131,8 @@ class Job:
             parent_digest=self.parent.digest if self.parent else "",
             seed=self.recipe.seed,
             history=(*(self.parent.manifest.history if self.parent else ()), step),
-            engine=predictor.engine.name,
+            execution=predictor.engine.execution,
+            cost=cost,
             serve=self.recipe.serve,
             details={**(self.parent.manifest.details if self.parent else {}), self.stage: details},
             hardware=hardware.describe(),

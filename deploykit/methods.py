@@ -21,7 +21,7 @@ FOLDERS = {
     "quantizer": "quantizers",
     "engine": "engines",
 }
-EXTRA_OF = {"onnxruntime": "cpu"}  # every other package of the path comes with `train`
+EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # every other package of the path comes with `train`
 
 
 class Options(BaseModel):

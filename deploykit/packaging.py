@@ -39,7 +39,17 @@ from deploykit.recipe import PackageSection
 ROOT = Path(__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
-    *("predictor.py", "golden.py", "tasks/*.py", "engines/__init__.py", "engines/onnxruntime.py", "serving/*.py"),
+    *(
+        "predictor.py",
+        "golden.py",
+        "execution.py",
+        "cost.py",
+        "tasks/*.py",
+        "engines/__init__.py",
+        "engines/onnxruntime.py",
+        "engines/openvino.py",
+        "serving/*.py",
+    ),
 )
 SERVING_PACKAGES = (
     *(
@@ -190,7 +200,7 @@ def _write_texts(job: Job, folder: Path, comparison: Comparison) -> None:
         base=manifest.base_model,
         labels=", ".join(manifest.labels),
         precision=kept[0]["precision"] if kept else "float32",
-        engine=manifest.engine,
+        engine=manifest.execution,
         parameters=manifest.step.parameters,
         bytes=manifest.step.bytes,
         max_tokens=manifest.max_tokens,

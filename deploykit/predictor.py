@@ -5,10 +5,12 @@ nothing of metrics, queues or requests.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deploykit import engines, tasks
 from deploykit.artifact import GRAPH, Artifact
+from deploykit.execution import Execution
 from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Encoding, Side, Tokenizer
 
@@ -25,22 +27,26 @@ class Predictor:
     engine: engines.Engine
 
     @classmethod
-    def load(cls, artifact: Artifact, threads: int, engine: str | None = None) -> "Predictor":
+    def load(
+        cls, artifact: Artifact, cores: int, execution: Execution | None = None, graph: str = GRAPH
+    ) -> "Predictor":
         """Opens an artifact.
 
         Args:
             artifact: of any kind.
-            threads: for the engine.
-            engine: a name of the folder `engines`; default: the one that the manifest names.
+            cores: that the engine may use.
+            execution: how to run it; default: as the manifest says, on that many cores.
+            graph: which file, where the artifact holds graphs.
         """
         manifest = artifact.manifest
-        module = engines.load(engine or manifest.engine)
-        model = artifact.file(GRAPH) if module.KIND == "onnx" else artifact.path
+        execution = execution or manifest.execution.on(cores)
+        module = engines.load(execution.engine)
+        model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
         return cls(
             task=tasks.load(manifest.task),
             labels=manifest.labels,
             tokenizer=Tokenizer.load(artifact.path, manifest.max_tokens),
-            engine=module.load(model, threads),
+            engine=module.load(model, execution),
         )
 
     def scores(
@@ -87,9 +93,17 @@ class Predictor:
             One array `(units, labels)` an input, in the order given.
         """
         encodings = self.tokenizer.encode(texts, pairs)
+        work = list(batches([len(encoding) for encoding in encodings], batch_tokens))
+
+        def run(rows: list[int]) -> list[Float32]:
+            return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
+
         found: dict[int, Float32] = {}
-        for rows in track(list(batches([len(encoding) for encoding in encodings], batch_tokens))):
-            found.update(zip(rows, self.scores([texts[i] for i in rows], [encodings[i] for i in rows]), strict=True))
+        streams = self.engine.execution.streams
+        with ThreadPoolExecutor(streams) as pool:
+            answers = pool.map(run, work) if streams > 1 else map(run, work)
+            for rows, scores in zip(track(work), answers, strict=True):
+                found.update(zip(rows, scores, strict=True))
         return [found[index] for index in range(len(texts))]
 
 

@@ -5,6 +5,7 @@ from deploykit.artifact import Artifact, draft, load_predictions
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import splits
 from deploykit.evaluation.comparison import compare
+from deploykit.execution import Execution
 from deploykit.fitting import Problem, rows
 from deploykit.job import Job
 from deploykit.predictor import Predictor
@@ -24,7 +25,9 @@ def prune(job: Job) -> Artifact:
     method = pruners.load(job.recipe.method("prune"))
     small, facts = method.prune(model, problem, job.recipe.options("prune"), job.work)
 
-    predictor = Predictor(task, labels, tokenizer, TorchModel(small, hardware.cpu_limit()))
+    predictor = Predictor(
+        task, labels, tokenizer, TorchModel(small, Execution(engine="torch", threads=hardware.cpu_limit()))
+    )
     scores = splits.score_all(predictor, dataset)
     before = load_predictions(job.source)["validation"]
     comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed)

@@ -32,7 +32,7 @@ def quantize(job: Job) -> Artifact:
     with draft(job.target) as folder:
         job.copy(folder)
         facts = method.quantize(job.source.file(GRAPH), options, folder / GRAPH)
-        engine = engines.load(job.source.manifest.engine).load(folder / GRAPH, threads)
+        engine = engines.load(base.engine.execution.engine).load(folder / GRAPH, base.engine.execution)
         predictors = {FLOAT: base, method.PRECISION: replace(base, engine=engine)}
 
         float_scores = load_predictions(job.source)
@@ -86,8 +86,8 @@ def _candidates(
         Candidate(
             name=name,
             precision=name,
-            engine=job.source.manifest.engine,
-            threads=predictor.engine.threads,
+            engine=job.source.manifest.execution.engine,
+            threads=predictor.engine.execution.threads,
             bytes=graphs[name].stat().st_size,
             metric=judged[name]["validation"][first],
             latency=latencies[name],

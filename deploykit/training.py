@@ -9,6 +9,7 @@ from deploykit import checkpoint, data, hardware, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics, splits
+from deploykit.execution import Execution
 from deploykit.fitting import Problem, rows
 from deploykit.job import Job
 from deploykit.predictor import Predictor
@@ -37,7 +38,9 @@ def train(job: Job) -> Artifact:
         problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
-        predictor = Predictor(task, dataset.labels, tokenizer, TorchModel(model, hardware.cpu_limit()))
+        predictor = Predictor(
+            task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
+        )
         scores = splits.score_all(predictor, dataset)
         gold = [task.targets(example, dataset.labels) for example in dataset.test]
         table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), dataset.labels)

@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from deploykit import artifact
+from deploykit.execution import Execution
 
 pytest_plugins = ("models",)  # fixtures that need torch
 
@@ -238,7 +239,8 @@ def manifest_facts():
             "parent_digest": "d" * 64,
             "seed": 0,
             "history": (step,),
-            "engine": "onnxruntime",
+            "execution": Execution(),
+            "cost": None,
             "serve": artifact.ServeOptions(),
             "details": {},
             "hardware": {},

@@ -80,8 +80,9 @@ def logits_of(tokenizer):
 
     def run(model):
         from deploykit.engines.torch import TorchModel
+        from deploykit.execution import Execution
 
-        found = TorchModel(model, 1)
+        found = TorchModel(model, Execution(engine="torch"))
         return [found.run(tokenizer.collate([encoding]))[0] for encoding in tokenizer.encode(TEXTS)]
 
     return run
@@ -146,16 +147,23 @@ def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
     from deploykit import artifact, checkpoint, tasks
     from deploykit.engines.torch import TorchModel
     from deploykit.evaluation import splits
+    from deploykit.execution import Execution
     from deploykit.predictor import Predictor
 
     def build(target, model, task="text-classification"):
         found, problem = dataset_of(task), problem_of(task)
         scores = splits.score_all(
-            Predictor(tasks.load(task), found.labels, problem.tokenizer, TorchModel(model, 1)), found
+            Predictor(tasks.load(task), found.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch"))),
+            found,
         )
         metrics = splits.judge(problem.task, found, found.labels, scores, 0)
         facts = manifest_facts(
-            kind="checkpoint", task=task, labels=found.labels, stage="train", method="full", engine="torch"
+            kind="checkpoint",
+            task=task,
+            labels=found.labels,
+            stage="train",
+            method="full",
+            execution=Execution(engine="torch"),
         )
         facts["history"] = (
             facts["history"][0].model_copy(update={"stage": "train", "method": "full", "metrics": metrics}),

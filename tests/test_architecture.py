@@ -13,7 +13,7 @@ ROOT = Path(deploykit.__file__).parent
 
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
-    ("errors", "recipes"),
+    ("errors", "recipes", "execution", "cost"),
     ("artifact", "methods", "hardware"),
     ("recipe", "tokenizer"),
     ("tasks", "engines"),
@@ -43,7 +43,19 @@ LEVELS = (
 )
 # Rooms that see less than their line allows.
 CLOSED = {
-    "serving": {"errors", "artifact", "methods", "tokenizer", "hardware", "predictor", "golden", "tasks", "engines"},
+    "serving": {
+        "errors",
+        "execution",
+        "cost",
+        "artifact",
+        "methods",
+        "tokenizer",
+        "hardware",
+        "predictor",
+        "golden",
+        "tasks",
+        "engines",
+    },
     "fleet": {"errors", "artifact", "methods", "hardware", "recipe"},
     "benchmarking": {"errors", "artifact", "methods", "hardware", "recipe"},
 }

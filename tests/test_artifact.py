@@ -38,8 +38,8 @@ def test_a_manifest_that_cannot_be_parsed_is_damaged(sealed, content):
 
 
 def test_an_artifact_of_a_newer_format_is_refused_before_its_fields_are_read(sealed):
-    rewrite(sealed, format_version=2, something="new")
-    with pytest.raises(ArtifactError, match=r"export has format version 2, and this deploykit reads up to 1\. Upgrade"):
+    rewrite(sealed, format_version=3, something="new")
+    with pytest.raises(ArtifactError, match=r"export has format version 3, and this deploykit reads 2\. Upgrade"):
         Artifact.load(sealed.path)
 
 
@@ -175,7 +175,7 @@ def test_the_key_changes_with_everything_that_decides_a_result(change):
 def test_the_key_does_not_depend_on_the_order_of_options_and_does_on_the_format(monkeypatch):
     before = artifact.key_of(**BASE)
     assert artifact.key_of(**{**BASE, "options": {"b": 2, "a": 1}}) == before
-    monkeypatch.setattr(artifact, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(artifact, "FORMAT_VERSION", 3)
     assert artifact.key_of(**BASE) != before
 
 

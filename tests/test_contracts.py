@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from deploykit import checkpoint, engines, exporting, methods, pruners, quantizers, scaffold, tasks, trainers
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics
+from deploykit.execution import Execution
 from deploykit.fitting import FitOptions
 from deploykit.tasks import IGNORED
 
@@ -151,9 +152,9 @@ def test_a_trainer_leaves_a_model_that_can_be_saved_and_predicts_the_same_again(
     assert all(np.isfinite(point["loss"]) for point in curve)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
     checkpoint.save(model, tmp_path / "saved")
-    again = TorchModel(checkpoint.load(tmp_path / "saved"), 1)
+    again = TorchModel(checkpoint.load(tmp_path / "saved"), Execution(engine="torch"))
     batch = problem.tokenizer.collate([row.encoding for row in problem.validation])
-    np.testing.assert_array_equal(again.run(batch), TorchModel(model, 1).run(batch))
+    np.testing.assert_array_equal(again.run(batch), TorchModel(model, Execution(engine="torch")).run(batch))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -170,9 +171,9 @@ def test_a_pruner_gives_a_smaller_model_that_exports_with_parity(kind, name, tas
     exporting.write_graph(loaded, tmp_path, tasks.load(task).OPTIMUM_TASK, 18)
     batch = problem.tokenizer.collate([row.encoding for row in problem.validation])
     real = batch["attention_mask"].astype(bool) if task == "token-classification" else slice(None)
-    exported = engines.load("onnxruntime").load(tmp_path / "model.onnx", 1).run(batch)
+    exported = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution()).run(batch)
     for model in (small, loaded):
-        assert np.abs(TorchModel(model, 1).run(batch) - exported)[real].max() < 1e-4
+        assert np.abs(TorchModel(model, Execution(engine="torch")).run(batch) - exported)[real].max() < 1e-4
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -190,7 +191,7 @@ def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
     onnx.checker.check_model(onnx.load(target))
     tokenizer = problem_of(task).tokenizer
     batch = tokenizer.collate([row.encoding for row in problem_of(task).validation[:8]])
-    one, other = (engines.load("onnxruntime").load(graph, 1).run(batch) for graph in (source, target))
+    one, other = (engines.load("onnxruntime").load(graph, Execution()).run(batch) for graph in (source, target))
     assert one.shape == other.shape
     assert np.isfinite(other).all()
     assert 0 < np.abs(one - other).mean() < 0.1 * np.abs(one).mean() + 0.05
@@ -202,8 +203,12 @@ def test_an_engine_computes_what_torch_computes(kind, name, task, tiny_encoder, 
     module, model = engines.load(name), tiny_encoder("bert", task)
     if module.KIND == "checkpoint":
         checkpoint.save(model, tmp_path)
-    engine = module.load(tmp_path if module.KIND == "checkpoint" else exported_of("bert", task) / "model.onnx", 1)
-    assert (engine.name, engine.threads) == (name, 1)
+    execution = Execution(engine=name)
+    engine = module.load(
+        tmp_path if module.KIND == "checkpoint" else exported_of("bert", task) / "model.onnx", execution
+    )
+    assert engine.execution == execution
+    assert "float32" in module.PRECISIONS
     assert all(isinstance(value, str) and value for value in module.versions().values())
     assert module.versions()
     tokenizer = problem_of(task).tokenizer

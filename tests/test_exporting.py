@@ -9,6 +9,7 @@ from deploykit.architectures import ARCHITECTURES, Kept
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError
+from deploykit.execution import Execution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +73,7 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
     found = Artifact.load(made.path)
     found.verify()
     manifest = found.manifest
-    assert (manifest.kind, manifest.stage, manifest.engine) == ("onnx", "export", "onnxruntime")
+    assert (manifest.kind, manifest.stage, manifest.execution.engine) == ("onnx", "export", "onnxruntime")
     assert manifest.labels == parent.manifest.labels
     assert manifest.step.parameters == checkpoint.parameters(small)
     assert manifest.step.bytes == found.file("model.onnx").stat().st_size
@@ -93,8 +94,8 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, tiny_encoder, exported_of):
-    session = engines.load("onnxruntime").load(exported_of(kind, task) / "model.onnx", 1)
-    reference = TorchModel(tiny_encoder(kind, task), 1)
+    session = engines.load("onnxruntime").load(exported_of(kind, task) / "model.onnx", Execution())
+    reference = TorchModel(tiny_encoder(kind, task), Execution(engine="torch"))
     for batch in batches():
         real = batch["attention_mask"].astype(bool) if task == "token-classification" else slice(None)
         one, other = reference.run(batch), session.run(batch)
@@ -106,9 +107,11 @@ def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, 
 def test_uneven_layers_are_exported_with_parity(kind, tiny_encoder, tmp_path):
     small = architectures.shrunk(tiny_encoder(kind), KEPT)
     exporting.write_graph(small, tmp_path, "text-classification", 18)
-    session = engines.load("onnxruntime").load(tmp_path / "model.onnx", 1)
+    session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
     for batch in batches():
-        np.testing.assert_allclose(TorchModel(small, 1).run(batch), session.run(batch), atol=1e-5)
+        np.testing.assert_allclose(
+            TorchModel(small, Execution(engine="torch")).run(batch), session.run(batch), atol=1e-5
+        )
     assert (tmp_path / "model.onnx").stat().st_size < 1.5 * 4 * checkpoint.parameters(small)
 
 

@@ -16,7 +16,7 @@ def found(tmp_path, tiny_artifact):
 
 @pytest.fixture
 def predictor(found):
-    return Predictor.load(found, threads=1)
+    return Predictor.load(found, cores=1)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from deploykit import architectures, engines, exporting, golden, packaging, task
 from deploykit.architectures import Kept
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.errors import MissingExtraError
+from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,7 +168,7 @@ def test_optimum_opens_a_package_and_gives_the_same_logits(task, packaged, token
     texts = [row.text for row in dataset_of(task).validation[:8]]
     batch = tokenizer.collate(tokenizer.encode(texts))
     logits = opened(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
-    ours = engines.load("onnxruntime").load(package.file("model.onnx"), 1).run(batch)
+    ours = engines.load("onnxruntime").load(package.file("model.onnx"), Execution()).run(batch)
     np.testing.assert_allclose(logits, ours, atol=1e-6)
     assert [opened.config.id2label[index] for index in range(len(ours[0][0] if ours.ndim == 3 else ours[0]))] == list(
         package.manifest.labels

@@ -1,7 +1,12 @@
+from dataclasses import replace
+from itertools import count
+from threading import Barrier
+
 import numpy as np
 import pytest
 
 from deploykit.errors import MethodError, ModelError
+from deploykit.execution import Execution
 from deploykit.predictor import Predictor, batches
 
 LABELS = ("O", "B-NAME", "I-NAME")
@@ -14,7 +19,7 @@ def found(tmp_path, tiny_artifact):
 
 @pytest.fixture
 def predictor(found):
-    return Predictor.load(found, threads=1)
+    return Predictor.load(found, cores=1)
 
 
 @pytest.fixture
@@ -24,16 +29,14 @@ def weights(tmp_path, tiny_graph):
 
 @pytest.fixture
 def tagger(tmp_path, tiny_artifact):
-    return Predictor.load(tiny_artifact(tmp_path / "tags", task="token-classification", labels=LABELS), threads=1)
+    return Predictor.load(tiny_artifact(tmp_path / "tags", task="token-classification", labels=LABELS), cores=1)
 
 
 class Spy:
     """An engine that remembers the shapes of its batches."""
 
-    threads = 1
-
     def __init__(self, engine):
-        self.engine, self.shapes = engine, []
+        self.engine, self.execution, self.shapes = engine, engine.execution, []
 
     def run(self, batch):
         self.shapes.append(batch["input_ids"].shape)
@@ -42,7 +45,7 @@ class Spy:
 
 def test_an_unknown_engine_is_refused(found):
     with pytest.raises(MethodError, match=r"no engine is called 'onnxruntme' \(did you mean 'onnxruntime'\?\)"):
-        Predictor.load(found, 1, "onnxruntme")
+        Predictor.load(found, 1, Execution(engine="onnxruntme"))
 
 
 def test_an_artifact_without_a_tokenizer_is_refused(found):
@@ -58,8 +61,9 @@ def test_as_many_pairs_as_texts(predictor):
 
 def test_it_carries_what_the_manifest_says(found, tiny_artifact, tmp_path):
     other = tiny_artifact(tmp_path / "other", labels=("x", "y", "z"), max_tokens=9)
-    predictor = Predictor.load(other, threads=2)
-    assert (predictor.labels, predictor.tokenizer.max_tokens, predictor.engine.threads) == (("x", "y", "z"), 9, 2)
+    predictor = Predictor.load(other, cores=2)
+    assert (predictor.labels, predictor.tokenizer.max_tokens) == (("x", "y", "z"), 9)
+    assert predictor.engine.execution == Execution(threads=2)
 
 
 def test_scores_are_those_of_the_graph_in_the_order_given(predictor, weights, sentences):
@@ -123,3 +127,29 @@ def test_a_progress_bar_sees_every_batch(predictor):
 )
 def test_batches(lengths, expected):
     assert list(batches(lengths, 8)) == expected
+
+
+def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):
+    texts = [text for text, _ in sentences]
+    alone = Predictor.load(found, 1).predict(texts, batch_tokens=60)
+    engine = Spy(Predictor.load(found, 1, Execution(streams=2)).engine)
+    together, calls, run = Barrier(2), count(), engine.run
+
+    def meet(batch):
+        if next(calls) < 2:
+            together.wait(timeout=10)  # fails unless two batches are in the engine at once
+        return run(batch)
+
+    engine.run = meet
+    shared = replace(Predictor.load(found, 1), engine=engine).predict(texts, batch_tokens=60)
+    assert next(calls) > 2
+    np.testing.assert_allclose(np.stack(alone), np.stack(shared), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "cores", "expected"),
+    [(2, 1, 8, (8, 1)), (1, 2, 8, (1, 8)), (1, 1, 4, (4, 1)), (1, 2, 1, (1, 1))],
+)
+def test_another_number_of_cores_goes_where_it_went_before(threads, streams, cores, expected):
+    there = Execution(threads=threads, streams=streams).on(cores)
+    assert (there.threads, there.streams) == expected

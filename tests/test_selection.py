@@ -52,7 +52,7 @@ class Spy:
 
 @pytest.fixture
 def predictor(tmp_path, tiny_artifact):
-    return Predictor.load(tiny_artifact(tmp_path / "export"), threads=1)
+    return Predictor.load(tiny_artifact(tmp_path / "export"), cores=1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What runs a graph. One file an engine; each has `load(artifact, threads)` and `versions()`.
+"""What runs a graph. One file an engine; each has `KIND`, `PRECISIONS`, `load` and `versions`.
 
 The same object serves evaluation, parity checks, benchmarks and requests.
 """
@@ -11,20 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit import methods
+from deploykit.execution import Execution, Precision
 
 
 class Engine(Protocol):
-    """A loaded graph."""
+    """A loaded graph. `run` may be called from as many threads at once as the execution has streams."""
 
-    name: str
-    threads: int
+    execution: Execution
 
-    def run(self, batch: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch.
 
         Args:
-            batch: `input_ids`, `attention_mask`, `token_type_ids`, each `(batch, tokens)`; what the graph
-                does not take is left out.
+            batch: `input_ids`, `attention_mask`, `token_type_ids`, each int64 of shape `(batch, tokens)`;
+                what the graph does not take is left out.
 
         Returns:
             The logits, `(batch, labels)` or `(batch, tokens, labels)`.
@@ -32,11 +32,16 @@ class Engine(Protocol):
 
 
 class EngineModule(Protocol):
-    """What a file of this folder provides."""
+    """What a file of this folder provides.
+
+    `KIND` is that of the artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the arithmetics
+    that it knows, each with the CPU features of which one is needed for it to pay (none: always).
+    """
 
     KIND: str
+    PRECISIONS: Mapping[Precision, tuple[str, ...]]
 
-    def load(self, model: Path, threads: int) -> Engine:
+    def load(self, model: Path, execution: Execution) -> Engine:
         """Opens a model: the path of a graph, or of a checkpoint's directory."""
 
     def versions(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
 Threads do not spin while they wait: a service shares its cores with the tokenizer and the event loop.
 """
@@ -11,39 +11,57 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from deploykit.errors import ModelError
+from deploykit.execution import Device, Execution, Precision
+
 KIND = "onnx"
+PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": ()}
+PROVIDERS: dict[Device, list[str]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
 
 
 class Session:
     """An inference session and the names of its inputs."""
 
-    name = "onnxruntime"
-
-    def __init__(self, graph: Path, threads: int) -> None:
+    def __init__(self, graph: Path, execution: Execution) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = execution.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        self.threads = threads
-        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.execution = execution
+        providers = PROVIDERS[execution.device]
+        missing = set(providers) - set(onnxruntime.get_available_providers())
+        if not missing:
+            self._session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
+            missing = set(providers) - set(self._session.get_providers())
+        if missing:  # the library would go on with the CPU and say nothing
+            raise ModelError(
+                f"ONNX Runtime has no {', '.join(missing)} here. It needs the extra `gpu` in place of `cpu`, an NVIDIA"
+                " driver and the CUDA libraries; or run on the CPU."
+            )
         self._inputs = [found.name for found in self._session.get_inputs()]
 
-    def run(self, batch: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""
         (logits, *_) = self._session.run(None, {name: batch[name] for name in self._inputs})
         return cast("npt.NDArray[np.float32]", logits)
 
 
-def load(model: Path, threads: int) -> Session:
+def load(model: Path, execution: Execution) -> Session:
     """Opens a graph.
 
     Args:
         model: an ONNX file.
-        threads: intra-op threads, at least 1.
+        execution: its device and threads.
+
+    Raises:
+        ModelError: the device is not there.
     """
-    return Session(model, threads)
+    return Session(model, execution)
 
 
 def versions() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""PyTorch in float32 and eager mode: the reference that everything else is compared with."""
+"""PyTorch in eager mode: the reference that everything else is compared with."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -10,22 +10,23 @@ import numpy.typing as npt
 import torch
 
 from deploykit import checkpoint
+from deploykit.execution import Execution, Precision
 
 KIND = "checkpoint"
+PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
+TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TorchModel:
-    """A module in evaluation mode and the names of its inputs."""
+    """A module in evaluation mode and the names of its inputs; it is made of the execution's precision."""
 
-    name = "torch"
-
-    def __init__(self, model: torch.nn.Module, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.threads = threads
-        self._model = model.eval()
+    def __init__(self, model: torch.nn.Module, execution: Execution) -> None:
+        torch.set_num_threads(execution.threads)
+        self.execution = execution
+        self._model = model.to(TYPES[execution.precision]).eval()
         self._inputs = tuple(signature(model.forward).parameters)
 
-    def run(self, batch: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""
         tensors = {name: torch.from_numpy(array) for name, array in batch.items() if name in self._inputs}
         with torch.inference_mode():
@@ -33,14 +34,14 @@ class TorchModel:
         return cast("npt.NDArray[np.float32]", logits.float().numpy())
 
 
-def load(model: Path, threads: int) -> TorchModel:
+def load(model: Path, execution: Execution) -> TorchModel:
     """Opens a checkpoint.
 
     Args:
         model: the artifact's directory.
-        threads: of the whole process: torch has one setting.
+        execution: its precision and threads; these are of the whole process, torch has one setting.
     """
-    return TorchModel(checkpoint.load(model, attention=None), threads)
+    return TorchModel(checkpoint.load(model, attention=None), execution)
 
 
 def versions() -> dict[str, Any]:

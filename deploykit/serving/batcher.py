@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
 
+from deploykit.cost import Cost
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
 from deploykit.tasks import Float32
@@ -26,23 +27,6 @@ SPEED = 0.3  # weight of the newest batch in the measured seconds per token
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 logger = logging.getLogger("deploykit.serving")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that a batch takes: `fixed + per_token * padded tokens`.
-
-    Only their ratio decides what is batched. The defaults are of a six-layer int8 encoder on one core,
-    where a text alone took 5.8 ms at 26 tokens and eight of them 29 ms.
-    """
-
-    fixed: float = 2.5e-3
-    per_token: float = 1.3e-4
-
-    def pays(self, items: int, width: int, tokens: int) -> bool:
-        """Says whether a text of `tokens` joins a batch of `items` padded to `width` at no loss."""
-        extra = (items + 1) * max(width, tokens) - items * width
-        return self.per_token * extra <= self.fixed + self.per_token * tokens
 
 
 @dataclass(frozen=True)
@@ -119,7 +103,7 @@ class Batcher:
         compute: runs one batch; called in the engine's thread only.
         bounds: see `Bounds`.
         metrics: where queue and batches are counted.
-        cost: see `Cost`.
+        cost: what batches cost on this machine; default: of a small encoder.
     """
 
     def __init__(self, compute: Compute, bounds: Bounds, metrics: Metrics, cost: Cost | None = None) -> None:

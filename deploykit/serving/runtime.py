@@ -47,7 +47,12 @@ class Runtime:
 
     def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
         manifest = artifact.manifest
-        model = {"name": manifest.name, "version": manifest.key[:12], "task": manifest.task, "engine": manifest.engine}
+        model = {
+            "name": manifest.name,
+            "version": manifest.key[:12],
+            "task": manifest.task,
+            "engine": str(manifest.execution.engine),
+        }
         self.settings = settings
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.limits = Limits()

@@ -4,6 +4,8 @@ import pytest
 
 from deploykit import engines
 from deploykit.engines import onnxruntime as engine
+from deploykit.errors import ModelError
+from deploykit.execution import Execution
 
 
 def batch(ids, mask=None):
@@ -22,38 +24,38 @@ def graph(tmp_path, tiny_graph):
 
 def test_a_missing_graph_is_an_error(tmp_path):
     with pytest.raises(Exception, match=r"nothing\.onnx.*"):
-        engine.load(tmp_path / "nothing.onnx", 1)
+        engine.load(tmp_path / "nothing.onnx", Execution())
 
 
 def test_a_batch_without_an_input_of_the_graph_is_an_error(graph):
     with pytest.raises(KeyError, match="attention_mask"):
-        engine.load(graph[0], 1).run({"input_ids": np.zeros((1, 2), dtype=np.int64)})
+        engine.load(graph[0], Execution()).run({"input_ids": np.zeros((1, 2), dtype=np.int64)})
 
 
 def test_logits_are_those_of_the_graph_and_inputs_that_it_does_not_take_are_left_out(graph):
     file, weights = graph
-    logits = engine.load(file, 1).run(batch([[2, 7, 3], [2, 9, 0]], [[1, 1, 1], [1, 1, 0]]))
+    logits = engine.load(file, Execution()).run(batch([[2, 7, 3], [2, 9, 0]], [[1, 1, 1], [1, 1, 0]]))
     assert (logits.shape, logits.dtype) == ((2, 2), np.float32)
     np.testing.assert_allclose(logits, [weights[[2, 7, 3]].sum(axis=0), weights[[2, 9]].sum(axis=0)], rtol=1e-6)
 
 
 def test_one_graph_takes_every_size_of_batch(graph):
-    session = engine.load(graph[0], 1)
+    session = engine.load(graph[0], Execution())
     for rows, tokens in ((1, 1), (5, 3), (2, 64)):
         assert session.run(batch(np.ones((rows, tokens)))).shape == (rows, 2)
 
 
 def test_token_logits_keep_their_tokens(tmp_path, tiny_graph):
     weights = tiny_graph(tmp_path / "model.onnx", "token-classification", 3)
-    logits = engine.load(tmp_path / "model.onnx", 1).run(batch([[2, 7, 3]]))
+    logits = engine.load(tmp_path / "model.onnx", Execution()).run(batch([[2, 7, 3]]))
     np.testing.assert_array_equal(logits, [weights[[2, 7, 3]]])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_those_asked_for_and_do_not_spin(graph, threads):
-    session = engine.load(graph[0], threads)
+    session = engine.load(graph[0], Execution(threads=threads))
     options = session._session.get_session_options()
-    assert session.threads == options.intra_op_num_threads == threads
+    assert session.execution.threads == options.intra_op_num_threads == threads
     assert options.inter_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert session._session.get_providers() == ["CPUExecutionProvider"]
@@ -63,5 +65,11 @@ def test_the_folder_loads_it_by_name_and_it_names_its_version():
     module = engines.load("onnxruntime")
     assert module is engine
     assert module.KIND == "onnx"
-    assert module.Session.name == "onnxruntime"
     assert module.versions() == {"onnxruntime": onnxruntime.__version__}
+
+
+def test_a_device_that_is_not_there_is_an_error_and_not_the_cpu_instead(graph):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ModelError, match=r"has no CUDAExecutionProvider here\. It needs the extra `gpu`"):
+        engine.load(graph[0], Execution(device="cuda"))

@@ -7,6 +7,7 @@ from onnx import numpy_helper
 
 from deploykit.engines import onnxruntime as engine
 from deploykit.evaluation import parity
+from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.tasks import Example
 
@@ -27,7 +28,7 @@ def artifact(request, tmp_path, tiny_artifact):
 
 @pytest.fixture
 def reference(artifact):
-    return Predictor.load(artifact, threads=1)
+    return Predictor.load(artifact, cores=1)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def planted(artifact, change):
     weights.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weights).copy()), "weights"))
     file = artifact.path.parent / "planted.onnx"
     onnx.save(model, file)
-    return engine.load(file, 1)
+    return engine.load(file, Execution())
 
 
 class OnlyPadded:

@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 LIBRARY = Path(deploykit.__file__).parent
 SERVED = (
-    *("__init__", "errors", "artifact", "methods", "hardware", "tokenizer", "predictor", "golden"),
+    *("__init__", "errors", "execution", "cost", "artifact", "methods", "hardware", "tokenizer", "predictor", "golden"),
     *("tasks/*", "engines/__init__", "engines/onnxruntime", "serving/*"),
 )
 SERVICE = """from pathlib import Path
@@ -63,7 +63,7 @@ def pytest_unconfigure():
 
 def write_package(folder, manifest):
     """Adds to a draft what makes a model a package."""
-    predictor = Predictor.load(artifact.Artifact(folder, manifest), threads=1)
+    predictor = Predictor.load(artifact.Artifact(folder, manifest), cores=1)
     pairs = ["the end"] * len(TEXTS) if manifest.pair else [None] * len(TEXTS)
     scores = [rows.tolist() for rows in predictor.predict(TEXTS, pairs)]
     golden.save(folder, golden.Golden(texts=TEXTS, pairs=pairs, scores=scores, reference=scores))

@@ -88,7 +88,7 @@ def test_answers(client, package):
     answer = client.post(PREDICT, json_body=BODY)
     assert answer.status == 200
     artifact = Artifact.load(package)
-    predictor = Predictor.load(artifact, threads=1)
+    predictor = Predictor.load(artifact, cores=1)
     expected = [
         predictor.task.answer(scores, text, encoding, predictor.labels).model_dump()
         for scores, text, encoding in zip(

@@ -1,0 +1,64 @@
+"""OpenVINO on the CPU: the same ONNX file, with bfloat16 arithmetic where the CPU has it.
+
+The only engine here that uses the bfloat16 units of a CPU. Precision and threads are always set: by itself
+it would take bfloat16 wherever it can, and every core of the host.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+from openvino import properties
+from openvino.properties import hint
+
+from deploykit.execution import Execution, Precision
+
+KIND = "onnx"
+PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
+TYPES: dict[Precision, openvino.Type] = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
+
+
+class CompiledModel:
+    """A compiled model and one request for each stream."""
+
+    def __init__(self, graph: Path, execution: Execution) -> None:
+        self.execution = execution
+        settings = {
+            hint.inference_precision: TYPES[execution.precision],
+            hint.enable_cpu_pinning: False,  # another process may have the same cores
+            properties.num_streams: execution.streams,
+            properties.inference_num_threads: execution.threads * execution.streams,
+        }
+        compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        self._inputs = [found.get_any_name() for found in compiled.inputs]
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(execution.streams):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Runs one padded batch and returns its logits."""
+        request = self._free.get()
+        try:
+            request.infer({name: batch[name] for name in self._inputs}, share_inputs=True)
+            return cast("npt.NDArray[np.float32]", request.get_output_tensor(0).data.astype(np.float32))
+        finally:
+            self._free.put(request)
+
+
+def load(model: Path, execution: Execution) -> CompiledModel:
+    """Compiles a graph.
+
+    Args:
+        model: an ONNX file.
+        execution: its precision, threads and streams.
+    """
+    return CompiledModel(model, execution)
+
+
+def versions() -> dict[str, Any]:
+    """Returns the version of OpenVINO."""
+    return {"openvino": openvino.__version__.partition("-")[0]}
