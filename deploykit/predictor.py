@@ -14,8 +14,6 @@ from deploykit.execution import Execution
 from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Encoding, Side, Tokenizer
 
-BATCH_TOKENS = 4096
-
 
 @dataclass(frozen=True)
 class Predictor:
@@ -78,7 +76,7 @@ class Predictor:
         self,
         texts: Sequence[str],
         pairs: Sequence[str | None] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         track: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
     ) -> list[Float32]:
         """Scores any number of inputs, sorted by length and cut into batches of few padding tokens.
@@ -86,14 +84,16 @@ class Predictor:
         Args:
             texts: the first text of each input.
             pairs: the second texts, where the model takes pairs.
-            batch_tokens: the most padded tokens of one batch; a longer input runs alone.
+            batch_tokens: the most padded tokens of one batch, default as the engine runs best; a longer input runs
+                alone.
             track: wraps the batches, for a progress bar.
 
         Returns:
             One array `(units, labels)` an input, in the order given.
         """
         encodings = self.tokenizer.encode(texts, pairs)
-        work = list(batches([len(encoding) for encoding in encodings], batch_tokens))
+        budget = batch_tokens or self.engine.execution.batch_tokens
+        work = list(batches([len(encoding) for encoding in encodings], budget))
 
         def run(rows: list[int]) -> list[Float32]:
             return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])

@@ -13,6 +13,7 @@ from deploykit import checkpoint
 from deploykit.execution import Execution, Precision
 
 KIND = "checkpoint"
+FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
 TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -1,0 +1,29 @@
+"""No quantizer of its own: measures combinations of graph, quantizer, engine and threads, and keeps the best.
+
+The stage `quantize` does the search; here is what a recipe may say about it.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from deploykit.methods import Options as Base
+
+
+class Options(Base):
+    """What is searched, and for how long.
+
+    `objective` is `latency` (one text at a time), `throughput` (mixed lengths, sorted and batched) or `size`.
+    The search takes about `minutes`. `lengths` is a saved page of a running service's metrics, whose histogram
+    of input lengths is measured at; without it, the lengths of the training texts. `engines`, `graphs` and
+    `quantizers` narrow the search to some of each (null: all that this machine has). With `fallback`, the
+    products that do most damage return to float where an int8 graph would be the best but for a gate.
+    """
+
+    objective: Literal["latency", "throughput", "size"] = "latency"
+    minutes: float = Field(default=5.0, gt=0)
+    lengths: str | None = None
+    engines: tuple[str, ...] | None = None
+    graphs: tuple[str, ...] | None = None
+    quantizers: tuple[str, ...] | None = None
+    fallback: bool = True
