@@ -10,8 +10,8 @@ from pathlib import Path
 
 from deploykit import engines, hardware, quantizers, selection
 from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
-from deploykit.evaluation import splits
-from deploykit.evaluation.comparison import broken, compare, flips
+from deploykit.evaluation import gates, splits
+from deploykit.evaluation.comparison import compare, flips
 from deploykit.job import Job
 from deploykit.predictor import Predictor
 from deploykit.selection import Candidate
@@ -42,8 +42,11 @@ def quantize(job: Job) -> Artifact:
         }
         graphs = {FLOAT: job.source.file(GRAPH), method.PRECISION: folder / GRAPH}
         candidates = _candidates(job, predictors, graphs, scores)
-        gates = {found.name: broken(job.recipe.gates, found.comparison) for found in candidates[1:]}
-        candidates = selection.choose(candidates, gates)
+        stops = {
+            found.name: "; ".join(map(str, gates.stopping(job.recipe.gates, found.verdicts)))
+            for found in candidates[1:]
+        }
+        candidates = selection.choose(candidates, stops)
         kept = next(found for found in candidates if found.kept)
 
         if kept.name == FLOAT:
@@ -82,16 +85,22 @@ def _candidates(
         for name, found in scores.items()
     }
     latencies = selection.measure(predictors, rows, selection.probes(rows, predictors[FLOAT]))
-    return [
-        Candidate(
-            name=name,
-            precision=name,
-            engine=job.source.manifest.execution.engine,
-            threads=predictor.engine.execution.threads,
-            bytes=graphs[name].stat().st_size,
-            metric=judged[name]["validation"][first],
-            latency=latencies[name],
-            comparison=compare(job.task, rows, predictor.labels, scores[FLOAT], scores[name], job.recipe.seed),
+    lengths = splits.lengths(predictors[FLOAT].tokenizer, rows)
+    found = []
+    for name, predictor in predictors.items():
+        size = graphs[name].stat().st_size
+        compared = compare(job.task, rows, predictor.labels, scores[FLOAT], scores[name], job.recipe.seed, lengths)
+        found.append(
+            Candidate(
+                name=name,
+                precision=name,
+                engine=job.source.manifest.execution.engine,
+                threads=predictor.engine.execution.threads,
+                bytes=size,
+                metric=judged[name]["validation"][first],
+                latency=latencies[name],
+                comparison=compared,
+                verdicts=gates.verdicts(job.recipe.gates, compared, size_bytes=size),
+            )
         )
-        for name, predictor in predictors.items()
-    ]
+    return found

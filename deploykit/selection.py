@@ -12,6 +12,7 @@ import numpy as np
 
 from deploykit.artifact import Metric, Record
 from deploykit.evaluation.comparison import Comparison
+from deploykit.evaluation.gates import Verdict
 from deploykit.predictor import Predictor
 from deploykit.tasks import Example
 
@@ -43,6 +44,7 @@ class Candidate(Record):
     metric: Metric
     latency: dict[str, Latency]
     comparison: Comparison
+    verdicts: tuple[Verdict, ...] = ()
     kept: bool = False
     reason: str = ""
 

@@ -12,6 +12,9 @@ from deploykit.tasks import Example
 
 SHORT, LONG = "batch 1, 5 tokens", "batch 8, 27 tokens"
 EVEN = Metric(value=0.0, low=0.0, high=0.0)
+EQUAL = Comparison(
+    metric="accuracy", drop=EVEN, flips=EVEN, calibration=EVEN, by_label={}, by_length={}, rows=10, flipped=()
+)
 
 
 def candidate(name, short, long):
@@ -24,7 +27,7 @@ def candidate(name, short, long):
         bytes=1,
         metric=Metric(value=0.9, low=0.8, high=1.0),
         latency=latency,
-        comparison=Comparison(metric="accuracy", drop=EVEN, flips=0.0, rows=10, flipped=()),
+        comparison=EQUAL,
     )
 
 
