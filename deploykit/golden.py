@@ -103,7 +103,7 @@ def _ask_at_length(golden: Golden, predictor: Predictor) -> None:
     except Exception as error:  # each engine has its own
         raise ArtifactError(
             f"the graph fails on an input of {tokens} tokens, the most that the manifest names:"
-            f" {str(error).splitlines()[0]} Package the model again, with a data.max_tokens that it can read."
+            f" {str(error).splitlines()[0]}. Package the model again, with a smaller data.max_tokens."
         ) from error
 
 
