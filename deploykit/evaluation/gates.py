@@ -119,13 +119,15 @@ def failing(gates: GateSection, found: Sequence[Verdict]) -> str:
 
 def _lines(gates: GateSection, stops: Sequence[Verdict]) -> Iterator[str]:
     yield from (f"  {verdict}" for verdict in stops)
-    unsure = [gates.cannot_tell == "stop" and verdict.outcome == "cannot tell" for verdict in stops]
-    if not all(unsure):
+    unsure = [verdict for verdict in stops if verdict.outcome == "cannot tell" and gates.cannot_tell == "stop"]
+    if len(unsure) < len(stops):
         yield "Make the stage gentler, or allow more."
-    if any(unsure):
+    if unsure:
+        ways = {True: "add validation rows", False: "measure on a quieter machine"}
+        found = ", ".join(dict.fromkeys(ways[verdict.rows is not None] for verdict in unsure))
         yield (
-            "Add validation rows until they can tell, allow more, or set gates.cannot_tell: accept, and the value"
-            " that was measured decides."
+            f"Where nobody can tell: {found}, allow more, or set gates.cannot_tell: accept, and the value that was"
+            " measured decides."
         )
 
 

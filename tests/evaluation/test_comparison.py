@@ -206,12 +206,21 @@ def test_the_calibration_error_is_that_of_its_definition():
     )
 
 
-def test_a_probability_that_is_no_number_is_no_good_calibration():
-    rows = examples(40)
+def test_a_probability_that_is_no_number_is_said_without_a_doubt():
+    rows = [Example("", label="positive")] * 40
     nothing = [np.full((1, 2), np.nan, dtype=np.float32)] * 40
-    found = comparison.compare(TASK, rows, LABELS, scores(rows, [True] * 40), nothing, 0)
-    assert np.isfinite(found.model_dump()["calibration"]["high"])
-    assert found.drop.value == 0.5
+    found = comparison.compare(TASK, rows, LABELS, sure(rows, [True] * 40, 0.9), nothing, 0)
+    assert found.calibration.value == pytest.approx(1 - 0.1, abs=1e-6)
+    assert found.drop.value == 1
+
+
+def test_rows_that_a_draw_leaves_out_change_nothing_in_it():
+    """Of four rows, most draws leave out the one of a label, or of a length."""
+    rows = [Example("", label="positive"), *[Example("", label="negative")] * 3]
+    found = comparison.compare(
+        TASK, rows, LABELS, scores(rows, [True] * 4), scores(rows, [False, True, True, True]), 0, [1, 2, 3, 4]
+    )
+    assert found.by_label["positive"] == found.by_length["up to 1 tokens"] == Metric(value=1, low=0, high=1)
 
 
 def test_ten_thousand_rows_of_twenty_labels_are_compared_in_one_pass():

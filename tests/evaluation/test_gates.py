@@ -52,7 +52,7 @@ def test_where_no_prediction_changed_a_drop_of_nothing_holds():
     ("value", "low", "high", "limit", "needed"),
     [
         (0.004, -0.005, 0.013, 0.01, 2700),  # 1200 (0.009 / 0.006)²
-        (0.02, 0.0, 0.04, 0.01, 4800),  # 1200 (0.02 / 0.01)²
+        (0.02, 0.005, 0.06, 0.01, 2700),  # 1200 (0.015 / 0.01)²
         (0.0099, -0.01, 0.03, 0.01, 49_000_000),
         (0.01, -0.01, 0.03, 0.01, None),
     ],
@@ -165,8 +165,8 @@ def test_the_message_says_what_is_missing_and_what_to_do():
         " would\n"
         "  max_flips is 0.0800 (95 % interval 0.0600 to 0.1000), allowed 0.0500: broken\n"
         "Make the stage gentler, or allow more.\n"
-        "Add validation rows until they can tell, allow more, or set gates.cannot_tell: accept, and the value that was"
-        " measured decides."
+        "Where nobody can tell: add validation rows, allow more, or set gates.cannot_tell: accept, and the value that"
+        " was measured decides."
     )
     assert gates.failing(section, found[:1]).count("\n") == 1
     assert gates.failing(section, found[1:]).endswith("broken\nMake the stage gentler, or allow more.")
