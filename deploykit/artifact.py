@@ -59,11 +59,15 @@ class FileEntry(Record):
 
 
 class Metric(Record):
-    """A measured value with its 95 % interval."""
+    """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
 
     value: float
     low: float
     high: float
+
+    def __format__(self, numbers: str) -> str:
+        value, low, high = (format(number, numbers) for number in (self.value, self.low, self.high))
+        return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
 class Step(Record):

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. No logic of its own.
 
-Exit codes: 0 done, 1 a gate was broken, 2 the input is wrong, 3 an internal error. A traceback appears only
+Exit codes: 0 done, 1 a gate stopped it, 2 the input is wrong, 3 an internal error. A traceback appears only
 with `--debug`.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
         if isinstance(error, ModuleNotFoundError):
             error = methods.missing_extra(error, "this command")
         if isinstance(error, DeploykitError):
-            _fail(str(error), error.exit_code, "gate broken" if isinstance(error, GateError) else "error")
+            _fail(str(error), error.exit_code, "gate" if isinstance(error, GateError) else "error")
         if hasattr(error, "format_message"):  # a mistake on the command line itself
             _fail(f"{error.format_message()} See --help.", 2)
         _fail(f"internal: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 3)

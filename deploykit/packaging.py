@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -30,39 +31,23 @@ from deploykit.artifact import (
     load_predictions,
 )
 from deploykit.errors import ArtifactError, GateError, MissingExtraError
-from deploykit.evaluation import metrics
-from deploykit.evaluation.comparison import Comparison, broken, compare, flips
+from deploykit.evaluation import gates, latency, metrics, splits
+from deploykit.evaluation.comparison import Comparison, compare, flips
+from deploykit.evaluation.gates import Verdict
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor
 from deploykit.recipe import PackageSection
 
 ROOT = Path(__file__).parent
+FLOAT = "float32"
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
-    *(
-        "predictor.py",
-        "golden.py",
-        "execution.py",
-        "cost.py",
-        "tasks/*.py",
-        "engines/__init__.py",
-        "engines/onnxruntime.py",
-        "engines/openvino.py",
-        "serving/*.py",
-    ),
+    *("predictor.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
+    *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
 SERVING_PACKAGES = (
-    *(
-        "bentoml",
-        "httptools",
-        "numpy",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "prometheus-client",
-        "pydantic",
-        "tokenizers",
-        "uvloop",
-    ),
+    *("bentoml", "httptools", "numpy", "onnxruntime", "onnxruntime-gpu"),
+    *("prometheus-client", "pydantic", "tokenizers", "uvloop"),
 )
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 
@@ -97,10 +82,15 @@ A model for {task}, made by deploykit {version} from `{base}`.
 | parameters | {parameters:,} |
 | graph | {bytes:,} bytes |
 | longest input | {max_tokens} tokens |
-| {metric} on the test split | {value:.4f} (95 % interval {low:.4f} to {high:.4f}) |
+| {comparison.metric} on the test split | {value:.4f} |
 | the same, as trained | {trained:.4f} |
-| loss against the trained model (validation) | {drop:.4f} (95 % interval {drop_low:.4f} to {drop_high:.4f}) |
-| predictions that changed (validation) | {flips:.1%} |
+| loss against the trained model (validation) | {comparison.drop:.4f} |
+| predictions that changed (validation) | {comparison.flips:.1%} |
+| growth of the calibration error (validation) | {comparison.calibration:.4f} |
+
+## What it keeps
+
+{promises}
 
 ## How it was made
 
@@ -127,25 +117,18 @@ def package(job: Job) -> Artifact:
     dataset, options, source = job.dataset(), job.recipe.package, job.source
     if options is None:
         raise RuntimeError("the recipe skips packaging")
+    predictor, rows = Predictor.load(source, hardware.cpu_limit()), dataset.validation
     scores = load_predictions(source)
-    trained = scores[f"{REFERENCE}validation"]
-    comparison = compare(
-        job.task, dataset.validation, source.manifest.labels, trained, scores["validation"], job.recipe.seed
-    )
-    failed = broken(job.recipe.gates, comparison)
-    if failed:
-        raise GateError(
-            f"the model is not packaged, it breaks a gate: {failed}, against the trained model on the validation"
-            f" split. What was made is kept in {source.path}. Make the stages before gentler, or set that gate"
-            " higher."
-        )
-    predictor = Predictor.load(source, hardware.cpu_limit())
+    before, after = scores[f"{REFERENCE}validation"], scores["validation"]
+    lengths = splits.lengths(predictor.tokenizer, rows)
+    comparison = compare(job.task, rows, predictor.labels, before, after, job.recipe.seed, lengths)
+    verdicts = _judge(job, predictor, comparison)
     gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
     table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)
     with draft(job.target) as folder:
         job.copy(folder, GRAPH)
-        golden.save(folder, _golden(job, options, predictor))
-        _write_texts(job, folder, comparison)
+        golden.save(folder, _golden(job, options, predictor, predictor if _precision(job) == FLOAT else None))
+        _write_texts(job, folder, comparison, verdicts)
         copy_library(folder / LIBRARY)
         return job.finish(
             folder,
@@ -155,64 +138,83 @@ def package(job: Job) -> Artifact:
             parameters=source.manifest.step.parameters,
             details={
                 "comparison": comparison.model_dump(),
-                "flips": flips(
-                    job.task, dataset.validation, predictor.labels, trained, scores["validation"], comparison.flipped
-                ),
+                "verdicts": [verdict.model_dump() for verdict in verdicts],
+                "flips": flips(job.task, rows, predictor.labels, before, after, comparison.flipped),
                 "test": table,
             },
         )
 
 
-def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.Golden:
-    """Picks validation rows of all lengths and asks the graph that will be served."""
+def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[Verdict, ...]:
+    """Holds the graph against every gate.
+
+    Raises:
+        GateError: one of them stops it.
+    """
+    promised = job.recipe.gates
+    p95_ms = latency.p95(predictor, job.dataset().validation, job.recipe.seed) if promised.max_p95_ms else None
+    found = gates.verdicts(promised, comparison, p95_ms=p95_ms, size_bytes=job.source.manifest.step.bytes)
+    failed = gates.failing(promised, found)
+    if failed:
+        raise GateError(
+            "a gate stops the package, on the validation split against the trained model:\n"
+            f"{failed}\nThe graph is kept in {job.source.path}."
+        )
+    return found
+
+
+def _golden(job: Job, options: PackageSection, predictor: Predictor, floating: Predictor | None) -> golden.Golden:
+    """Picks validation rows of all lengths, and asks the graph that will be served and, if there, the float graph."""
     rows = sorted(job.dataset().validation, key=lambda row: len(row.text))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
     chosen = [rows[position] for position in positions]
     place = {id(row): index for index, row in enumerate(job.dataset().validation)}
     reference = load_predictions(job.source)[f"{REFERENCE}validation"]
     texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
+    scores, exact = predictor.predict(texts, pairs), floating.predict(texts, pairs) if floating else None
     return golden.Golden(
         texts=texts,
         pairs=pairs,
-        scores=[scores.tolist() for scores in predictor.predict(texts, pairs)],
+        scores=[rows.tolist() for rows in scores],
         reference=[reference[place[id(row)]].tolist() for row in chosen],
+        float_scores=[rows.tolist() for rows in exact] if exact else None,
+        tolerance=golden.tolerance_of(exact, scores) if exact else golden.TOLERANCE,
     )
 
 
-def _write_texts(job: Job, folder: Path, comparison: Comparison) -> None:
+def _precision(job: Job) -> str:
+    """Returns the precision of the candidate that was kept."""
+    candidates = job.source.manifest.details.get("quantize", {}).get("candidates", [])
+    return next((str(found["precision"]) for found in candidates if found["kept"]), FLOAT)
+
+
+def _write_texts(job: Job, folder: Path, comparison: Comparison, verdicts: Sequence[Verdict]) -> None:
     manifest = job.source.manifest
     (folder / SERVICE).write_text(SERVICE_TEXT, encoding="utf-8")
     (folder / BENTOFILE).write_text(
         BENTOFILE_TEXT.format(name=job.recipe.name, task=job.recipe.task, key=job.key[:12]), encoding="utf-8"
     )
     (folder / REQUIREMENTS).write_text("\n".join(requirements(SERVING_PACKAGES)) + "\n", encoding="utf-8")
-    metric = manifest.step.metrics["test"][comparison.metric]
     steps = "\n".join(
         f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"
         f" test {comparison.metric} {step.metrics['test'][comparison.metric].value:.4f}"
         for step in manifest.history
     )
-    kept = [found for found in manifest.details.get("quantize", {}).get("candidates", []) if found["kept"]]
     card = CARD.format(
         name=job.recipe.name,
         task=job.recipe.task,
         version=deploykit.__version__,
         base=manifest.base_model,
         labels=", ".join(manifest.labels),
-        precision=kept[0]["precision"] if kept else "float32",
+        precision=_precision(job),
         engine=manifest.execution,
         parameters=manifest.step.parameters,
         bytes=manifest.step.bytes,
         max_tokens=manifest.max_tokens,
-        metric=comparison.metric,
-        value=metric.value,
-        low=metric.low,
-        high=metric.high,
+        value=manifest.step.metrics["test"][comparison.metric],
         trained=manifest.history[0].metrics["test"][comparison.metric].value,
-        drop=comparison.drop.value,
-        drop_low=comparison.drop.low,
-        drop_high=comparison.drop.high,
-        flips=comparison.flips,
+        comparison=comparison,
+        promises="\n".join(f"- {verdict}" for verdict in verdicts),
         steps=steps,
     )
     (folder / MODEL_CARD).write_text(card, encoding="utf-8")

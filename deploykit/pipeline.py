@@ -25,7 +25,7 @@ from deploykit import checkpoint, data, exporting, hardware, packaging, pruning,
 from deploykit.artifact import Artifact, is_finished, key_of
 from deploykit.data import Dataset
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
-from deploykit.evaluation.comparison import Comparison, broken
+from deploykit.evaluation import gates
 from deploykit.job import Job
 from deploykit.recipe import STAGES, Recipe
 
@@ -165,7 +165,7 @@ def run(
             outcomes.append(_stage(recipe, found, outcomes, dataset))
             if notify:
                 notify(found, outcomes[-1])
-            report.write(output(recipe), [outcome.artifact for outcome in outcomes])
+            report.write(output(recipe), [outcome.artifact for outcome in outcomes], recipe.gates)
             _check_gates(recipe, outcomes[-1].artifact)
             _link(output(recipe) / found.stage, found.target)
         return outcomes
@@ -203,15 +203,12 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds what a stage found against the gates; a quantized graph that breaks one was not kept."""
-    found = artifact.manifest.own.get("comparison")
-    if found is None:
-        return
-    failed = broken(recipe.gates, Comparison.model_validate(found))
+    """Holds what a stage found against the gates; a quantized graph that is stopped by one was not kept."""
+    failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own))
     if failed:
         raise GateError(
-            f"{artifact.manifest.stage} broke a gate: {failed}, measured on the validation split."
-            f" What was made is kept in {artifact.path}. Make the stage gentler, or set that gate higher."
+            f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"
+            f"What was made is kept in {artifact.path}."
         )
 
 

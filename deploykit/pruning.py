@@ -30,7 +30,8 @@ def prune(job: Job) -> Artifact:
     )
     scores = splits.score_all(predictor, dataset)
     before = load_predictions(job.source)["validation"]
-    comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed)
+    lengths = splits.lengths(tokenizer, dataset.validation)
+    comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed, lengths)
 
     with draft(job.target) as folder:
         job.copy(folder)

@@ -7,7 +7,7 @@ once, unknown keys with the nearest known one. Each method's options live in the
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -54,15 +54,26 @@ class ExportSection(Options):
 
 
 class GateSection(Options):
-    """What the result must keep, measured on the validation split.
+    """What the result must keep, measured on the validation split; null sets no bound.
 
-    `max_drop` bounds the loss of the task's first metric and `max_flips` the share of rows in which a
-    prediction changes, both against the model before the stage and, at packaging, against the trained model.
-    `max_flips: null` sets no bound.
+    Against the model before the stage and, at packaging, against the trained model: `max_drop` bounds the loss of the
+    task's first metric, `max_label_drop` the loss of recall of any label, `max_length_drop` that of the first metric
+    in any quarter of the texts by length, `max_flips` the share of rows in which a prediction changes, and
+    `max_calibration_shift` the growth of the calibration error. Of what is served, `max_p95_ms` bounds the 95 %
+    quantile of the latency of one text, and `max_bytes` the size of the graph.
+
+    A gate holds when the 95 % interval lies within its limit. Where it lies across, the rows cannot tell:
+    `cannot_tell: stop` stops the run there, `accept` lets the measured value decide.
     """
 
     max_drop: float = Field(default=0.01, ge=0, le=1)
     max_flips: float | None = Field(default=None, ge=0, le=1)
+    max_label_drop: float | None = Field(default=None, ge=0, le=1)
+    max_length_drop: float | None = Field(default=None, ge=0, le=1)
+    max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
+    max_p95_ms: float | None = Field(default=None, gt=0)
+    max_bytes: int | None = Field(default=None, ge=1)
+    cannot_tell: Literal["stop", "accept"] = "stop"
 
 
 class PackageSection(Options):

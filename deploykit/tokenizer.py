@@ -99,6 +99,10 @@ class Tokenizer:
             truncated=bool(found.overflowing),
         )
 
+    def longest(self, text: str) -> str:
+        """Repeats a text until no longer input can be read."""
+        return " ".join([text] * self.max_tokens)
+
     def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None) -> Batch:
         """Pads encodings to the longest of them.
 

@@ -81,3 +81,45 @@ def test_a_shift_is_the_largest_of_a_probability():
     one = [np.array([[0.0, 0.0], [0.0, 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
     other = [np.array([[5.0, 5.0], [np.log(3), 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
     assert golden.moved(one, other) == pytest.approx([0.25, 0.0])
+
+
+# the tolerance
+
+
+def answers_of(*probabilities):
+    return [np.log(np.array([[value, 1 - value]], dtype=np.float32)) for value in probabilities]
+
+
+@pytest.mark.parametrize(
+    ("shifts", "tolerance"),
+    [
+        ([0.0] * 10, 0.001),
+        ([0.0002] * 10, 0.001),
+        ([0.01] * 10, 0.02),
+        ([0.001] * 19 + [0.4], 0.002),  # one that was undecided says nothing of the others
+        ([0.3] * 10, 0.1),
+    ],
+    ids=["float", "nearly-float", "quantized", "one-undecided", "hardly-a-copy"],
+)
+def test_a_tolerance_is_twice_what_quantization_moved_nine_in_ten_answers_by(shifts, tolerance):
+    exact, scores = answers_of(*[0.5] * len(shifts)), answers_of(*[0.5 + shift for shift in shifts])
+    assert golden.tolerance_of(exact, scores) == pytest.approx(tolerance, rel=1e-3)
+
+
+def test_the_float_graph_must_give_its_own_answers_and_nearly_exactly(answers, predictor):
+    with pytest.raises(ArtifactError, match=r"no answers of the float graph\. Package the model again"):
+        golden.replay(answers, predictor, "float_scores")
+    both = answers.model_copy(update={"float_scores": answers.scores, "scores": shifted(answers, 1, 3.0).scores})
+    golden.replay(both, predictor, "float_scores")
+    with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved: .* expected at most 0\.02"):
+        golden.replay(both, predictor)
+    near = both.model_copy(update={"float_scores": shifted(answers, 2, 0.1).scores})
+    with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved: .* expected at most 0\.001"):
+        golden.replay(near, predictor, "float_scores")
+
+
+def test_the_tolerance_that_was_sealed_is_the_one_that_counts(answers, predictor):
+    moved = shifted(answers, 2, 0.2)
+    with pytest.raises(ArtifactError, match=r"expected at most 0\.02"):
+        golden.replay(moved, predictor)
+    golden.replay(moved.model_copy(update={"tolerance": 0.1}), predictor)

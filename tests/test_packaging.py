@@ -13,8 +13,8 @@ from models import TASKS
 import deploykit
 from deploykit import architectures, engines, exporting, golden, packaging, tasks
 from deploykit.architectures import Kept
-from deploykit.artifact import Artifact, load_predictions
-from deploykit.errors import MissingExtraError
+from deploykit.artifact import Artifact, Metric, load_predictions
+from deploykit.errors import GateError, MissingExtraError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 
@@ -145,6 +145,27 @@ def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
 # the stage
 
 
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"max_bytes": 1000}, r"  max_bytes is [\d,]+, allowed 1,000: broken\n"),
+        ({"max_p95_ms": 40}, r"  max_p95_ms is 50\.00 \(95 % interval 45\.00 to 55\.00\), allowed 40\.00: broken\n"),
+        ({"max_p95_ms": 52}, r"  .* allowed 52\.00: the measurements vary too much to tell\n"),
+    ],
+    ids=["bytes", "latency", "latency-unsteady"],
+)
+def test_a_graph_that_is_larger_or_slower_than_promised_is_not_packaged(gates, message, packaged, job_of, monkeypatch):
+    graph, _ = packaged()
+    monkeypatch.setattr(packaging.latency, "p95", lambda *_: Metric(value=50, low=45, high=55))
+    job = job_of("package", graph, gates=gates, package={"store": False})
+    with pytest.raises(
+        GateError, match=rf"a gate stops the package, .*:\n{message}(Make the stage|Where nobody can tell: measure)"
+    ) as caught:
+        packaging.package(job)
+    assert f"The graph is kept in {graph.path}." in str(caught.value)
+    assert not job.target.exists()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     _, package = packaged(task)
@@ -184,7 +205,9 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     assert len(found.texts) == len(set(found.texts)) == count
     lengths = [len(text) for text in found.texts]
     assert (lengths[0], lengths[-1]) == (min(len(row.text) for row in rows), max(len(row.text) for row in rows))
-    golden.replay(found, Predictor.load(package, 1))
+    for expected in ("scores", "float_scores"):  # this package's graph is the float graph
+        golden.replay(found, Predictor.load(package, 1), expected)
+    assert found.tolerance == golden.LEAST
     reference = load_predictions(graph)["reference.validation"]
     place = {row.text: index for index, row in enumerate(rows)}
     for text, scores in zip(found.texts, found.reference, strict=True):
@@ -201,6 +224,8 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
         "float32 on onnxruntime",
         f"{manifest.step.parameters:,}",
         "tiny-bert",
+        "| growth of the calibration error (validation) | ",
+        "- max_drop is 0.0000, allowed 0.0100: holds",
     ):
         assert text in card
     assert f"{value.value:.4f} (95 % interval {value.low:.4f} to {value.high:.4f})" in card
@@ -212,5 +237,7 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
 def test_packaging_is_compared_with_the_trained_model(packaged):
     _, package = packaged()
     assert package.manifest.own["comparison"]["drop"]["value"] == 0
+    assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["holds"]
     assert package.manifest.own["flips"] == []
+    assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
     assert set(package.manifest.own["test"]) == {"confusion", "labels"}

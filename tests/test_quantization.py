@@ -96,7 +96,7 @@ def test_a_copy_that_is_slower_is_not_kept_however_good(graph, job, clock):
 
 def test_a_copy_that_is_faster_and_as_good_is_kept(graph, job, clock):
     clock(float32=2.0, int8=1.0)
-    made = quantization.quantize(job(gates={"max_drop": 0.2}))
+    made = quantization.quantize(job(gates={"max_drop": 0.2, "cannot_tell": "accept", "max_bytes": 10**9}))
     found = Artifact.load(made.path)
     found.verify()
     name, reasons = kept(found)
@@ -104,8 +104,10 @@ def test_a_copy_that_is_faster_and_as_good_is_kept(graph, job, clock):
     assert found.manifest.step.bytes < graph.manifest.step.bytes
     assert found.manifest.own["quantized"] == 12
     assert sum(node.op_type == "MatMulInteger" for node in onnx.load(found.file("model.onnx")).graph.node) == 12
-    comparison = next(entry["comparison"] for entry in found.manifest.own["candidates"] if entry["kept"])
-    assert len(found.manifest.own["flips"]) >= len(comparison["flipped"])
+    candidate = next(entry for entry in found.manifest.own["candidates"] if entry["kept"])
+    assert len(found.manifest.own["flips"]) >= len(candidate["comparison"]["flipped"])
+    assert [verdict["gate"] for verdict in candidate["verdicts"]] == ["max_drop", "max_bytes"]
+    assert candidate["verdicts"][1]["found"]["value"] == found.manifest.step.bytes
     stored, rows = load_predictions(found), job().dataset().test
     again = Predictor.load(found, 1).predict([row.text for row in rows])
     for one, other in zip(stored["test"], again, strict=True):
