@@ -1,27 +1,30 @@
 """The golden set: inputs with the answers that were verified, replayed wherever the artifact runs.
 
-`reference` holds the scores of the model before compression, `scores` those of the packaged graph; a
-replay must give the latter again. Another CPU rounds int8 differently, so probabilities may move by
-`tolerance`, and a label may change only where its margin is smaller than that.
+`reference` holds the scores of the model before compression, `scores` those of the packaged graph, and
+`float_scores`, where the package carries the float graph too, those of that one. A replay must give the
+answers of the graph that runs again: a probability may move by `tolerance`, because another CPU rounds int8
+differently, the float graph's by `LEAST`, and a label may change only where its margin is smaller than that.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploykit import hardware
+from deploykit import fallback, hardware
 from deploykit.artifact import GOLDEN, Artifact
 from deploykit.errors import ArtifactError
 from deploykit.predictor import Predictor
 from deploykit.tasks import Float32, softmax
 
 TOLERANCE = 0.02  # largest shift of a probability
+LEAST = 0.001  # by less do machines differ in float32
 
 
 class Golden(BaseModel):
-    """Inputs and scores; each entry of `scores` and `reference` is one array `(units, labels)`."""
+    """Inputs and scores; each entry of the scores is one array `(units, labels)`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +32,7 @@ class Golden(BaseModel):
     pairs: list[str | None]
     scores: list[list[list[float]]]
     reference: list[list[list[float]]]
+    float_scores: list[list[list[float]]] | None = None
     tolerance: float = TOLERANCE
 
 
@@ -49,19 +53,28 @@ def load(artifact: Artifact) -> Golden:
         raise ArtifactError(f"{artifact.file(GOLDEN)} cannot be read ({error}). Package the model again.") from error
 
 
-def replay(golden: Golden, predictor: Predictor) -> None:
+def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "float_scores"] = "scores") -> None:
     """Asks every question again.
+
+    Args:
+        golden: the set.
+        predictor: of the packaged graph, or of the float graph beside it.
+        expected: whose answers must come.
 
     Raises:
         ArtifactError: answers moved; says how many, and the largest shift.
     """
+    answers = golden.scores if expected == "scores" else golden.float_scores
+    tolerance = golden.tolerance if expected == "scores" else LEAST
+    if answers is None:
+        raise ArtifactError("the golden set holds no answers of the float graph. Package the model again.")
     found = predictor.predict(golden.texts, golden.pairs)
-    shifts = moved(found, [np.array(rows, dtype=np.float32) for rows in golden.scores])
-    wrong = [index for index, shift in enumerate(shifts) if not shift <= golden.tolerance]  # NaN is wrong too
+    shifts = moved(found, [np.array(rows, dtype=np.float32) for rows in answers])
+    wrong = [index for index, shift in enumerate(shifts) if not shift <= tolerance]  # NaN is wrong too
     if wrong:
         raise ArtifactError(
             f"{len(wrong)} of {len(shifts)} golden answers moved: a probability shifted by up to {max(shifts):.3f},"
-            f" expected at most {golden.tolerance}. The first is number {wrong[0]} of the set."
+            f" expected at most {tolerance:.3g}. The first is number {wrong[0]} of the set."
             " This machine computes the model differently, or a file is not the one that was verified."
         )
 
@@ -77,6 +90,8 @@ def moved(found: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
 def verify(path: Path | str) -> Artifact:
     """Checks that an artifact is what was made: every file, and the golden answers where it has them.
 
+    Where this machine cannot run what was chosen, the float graph is asked, as a service would do here.
+
     Raises:
         ArtifactError: names the file that changed, or says how far answers moved.
 
@@ -87,5 +102,6 @@ def verify(path: Path | str) -> Artifact:
     artifact = Artifact.load(path)
     artifact.verify()
     if artifact.file(GOLDEN).is_file():
-        replay(load(artifact), Predictor.load(artifact, hardware.cpu_limit()))
+        predictor, served = fallback.load(artifact, hardware.cpu_limit())
+        replay(load(artifact), predictor, served.expected)
     return artifact

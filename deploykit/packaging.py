@@ -41,6 +41,7 @@ SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
     *(
         "predictor.py",
+        "fallback.py",
         "golden.py",
         "execution.py",
         "cost.py",

@@ -42,7 +42,7 @@ class Engine:
 
 def run(scenario, engine, bounds=BOUNDS, cost=WIDE, streams=1):
     """Runs `scenario(submit, batcher)`; `submit(*texts, tokens=4, ...)` starts one request as a task."""
-    metrics = Metrics(["/v1/predict"], ["a", "b"], {"name": "tiny"})
+    metrics = Metrics(["/v1/predict"], ["a", "b"])
 
     async def body():
         batcher = Batcher(engine, bounds, metrics, cost, streams)
