@@ -15,7 +15,7 @@ ROOT = Path(deploykit.__file__).parent
 LEVELS = (
     ("errors", "recipes", "execution", "cost"),
     ("artifact", "methods", "hardware"),
-    ("recipe", "tokenizer"),
+    ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
     ("predictor",),
     ("fallback",),

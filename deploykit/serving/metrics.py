@@ -24,6 +24,7 @@ STATUSES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "422"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+LENGTHS = (*(size * step // 4 for size in (4, *TOKENS[:-1]) for step in (4, 5, 6, 7)), TOKENS[-1])  # see lengths.py
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("name", "version", "task", "engine", "precision", "graph")
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -51,7 +52,7 @@ class Metrics:
         self.batch_padding = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", SHARES)
         self.batch_retries = self._counter("batch_retries", "Batches that failed and were run again text by text.")
         self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
-        self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", TOKENS)
+        self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
         self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
         self.inference_seconds = self._histogram(
             "inference_seconds", "Seconds that the engine took for a batch.", SECONDS
