@@ -92,7 +92,8 @@ class ServeOptions(Record):
 
     `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `timeout_s` is the
     deadline of a request in seconds, `max_texts` and `max_body_bytes` bound one request, `threads` are
-    those of the engine (null: all cores that the cgroup allows).
+    cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that
+    the cgroup allows).
     """
 
     max_batch_tokens: int = Field(default=4096, ge=1)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploykit import hardware
+from deploykit import fallback, hardware
 from deploykit.artifact import GOLDEN, Artifact
 from deploykit.errors import ArtifactError
 from deploykit.predictor import Predictor
@@ -76,6 +76,11 @@ def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "fl
         predictor: of the packaged graph, or of the float graph beside it.
         expected: whose answers must come.
 
+    Args:
+        golden: the set.
+        predictor: of the packaged graph, or of the float graph beside it.
+        expected: whose answers must come.
+
     Raises:
         ArtifactError: answers moved (says how many, and the largest shift), or long inputs cannot be read.
     """
@@ -118,6 +123,8 @@ def moved(found: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
 def verify(path: Path | str) -> Artifact:
     """Checks that an artifact is what was made: every file, and the golden answers where it has them.
 
+    Where this machine cannot run what was chosen, the float graph is asked, as a service would do here.
+
     Raises:
         ArtifactError: names the file that changed, or says how far answers moved.
 
@@ -128,5 +135,6 @@ def verify(path: Path | str) -> Artifact:
     artifact = Artifact.load(path)
     artifact.verify()
     if artifact.file(GOLDEN).is_file():
-        replay(load(artifact), Predictor.load(artifact, hardware.cpu_limit()))
+        predictor, served = fallback.load(artifact, hardware.cpu_limit())
+        replay(load(artifact), predictor, served.expected)
     return artifact

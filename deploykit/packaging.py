@@ -42,7 +42,7 @@ ROOT = Path(__file__).parent
 FLOAT = "float32"
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
-    *("predictor.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
+    *("predictor.py", "fallback.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
 SERVING_PACKAGES = (

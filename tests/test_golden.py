@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from deploykit import golden
+from deploykit.artifact import FLOAT_GRAPH, GRAPH
 from deploykit.errors import ArtifactError
+from deploykit.execution import Execution
 from deploykit.golden import Golden
 from deploykit.predictor import Predictor
 
@@ -62,6 +64,35 @@ def test_answers_of_another_shape_moved(answers, predictor):
     other = answers.model_copy(update={"scores": [[[1.0, 2.0, 3.0]], *answers.scores[1:]]})
     with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved: a probability shifted by up to inf"):
         golden.replay(other, predictor)
+
+
+def test_the_float_graphs_answers_are_needed_and_may_hardly_move(answers, predictor):
+    with pytest.raises(ArtifactError, match=r"holds no answers of the float graph\. Package the model again\."):
+        golden.replay(answers, predictor, "float_scores")
+    moved = shifted(answers, 1, 0.01)  # enough for the chosen graph
+    with pytest.raises(ArtifactError, match=r"^1 of 3 golden answers moved: .* expected at most 0\.001\."):
+        golden.replay(answers.model_copy(update={"float_scores": moved.scores}), predictor, "float_scores")
+    golden.replay(moved.model_copy(update={"float_scores": answers.scores}), predictor, "float_scores")
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_verify_asks_the_float_graph_where_the_choice_cannot_run(
+    tmp_path, tiny_artifact, tiny_graph, answers, seed, caplog
+):
+    other = tiny_artifact(tmp_path / "other", lambda folder: tiny_graph(folder / GRAPH, seed=7))
+    exact = [row.tolist() for row in Predictor.load(other, 1).predict(TEXTS)]
+
+    def fill(folder):
+        tiny_graph(folder / FLOAT_GRAPH, seed=seed)
+        golden.save(folder, answers.model_copy(update={"float_scores": exact}))
+
+    made = tiny_artifact(tmp_path / "made", fill, execution=Execution(features=("avx1024",)))  # no CPU has it
+    if seed == 8:
+        with pytest.raises(ArtifactError, match="of 3 golden answers moved"):
+            golden.verify(made.path)
+    else:
+        assert golden.verify(made.path) == made
+    assert [record.message.startswith("this CPU lacks avx1024") for record in caplog.records] == [True]
 
 
 def test_the_same_answers_pass_after_a_round_trip(found, answers, predictor):
