@@ -26,7 +26,7 @@ class Lengths:
     shares: tuple[float, ...]
 
     @classmethod
-    def from_counts(cls, counts: Mapping[int, float]) -> "Lengths":
+    def from_counts(cls, counts: Mapping[int, float] | Mapping[str, float]) -> "Lengths":
         """Takes how many texts have each length.
 
         Args:
@@ -42,7 +42,7 @@ class Lengths:
         total = sum(counts.values())
         if total <= 0:
             raise InputError("no text was counted, so there are no lengths to measure at. Count at least one text.")
-        rows = [(tokens, count / total) for tokens, count in sorted(counts.items()) if count > 0]
+        rows = sorted((int(tokens), count / total) for tokens, count in counts.items() if count > 0)
         return cls(tuple(tokens for tokens, _ in rows), tuple(share for _, share in rows))
 
     @classmethod
@@ -69,6 +69,23 @@ class Lengths:
         if not any(cumulative.values()):
             raise InputError(f"{HISTOGRAM} is empty: this service has not answered a text yet. {ADVICE}")
         return cls.from_counts(_spread(cumulative))
+
+    @classmethod
+    def read(cls, file: Path | str) -> "Lengths":
+        """Reads a saved page of metrics; see `from_metrics`.
+
+        Raises:
+            InputError: there is no such file, or it is no such page.
+        """
+        try:
+            page = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read ({type(error).__name__}). {ADVICE}") from error
+        return cls.from_metrics(page)
+
+    def counts(self) -> dict[str, float]:
+        """Returns what `from_counts` takes, with keys that JSON can hold."""
+        return {str(tokens): share for tokens, share in zip(self.tokens, self.shares, strict=True)}
 
     def quantile(self, share: float) -> int:
         """Returns the shortest length that at least this share of the texts, 0 to 1, do not exceed."""

@@ -21,7 +21,19 @@ from typing import Literal
 import torch
 from pydantic import BaseModel
 
-from deploykit import checkpoint, data, exporting, hardware, packaging, pruning, quantization, report, tasks, training
+from deploykit import (
+    bundle,
+    checkpoint,
+    data,
+    exporting,
+    hardware,
+    packaging,
+    pruning,
+    quantization,
+    report,
+    tasks,
+    training,
+)
 from deploykit.artifact import Artifact, is_finished, key_of
 from deploykit.data import Dataset
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
@@ -115,7 +127,7 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
-    return {**content, **({"name": recipe.name, "library": packaging.library_hash()} if stage == "package" else {})}
+    return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
 
 
 def output(recipe: Recipe) -> Path:
@@ -189,7 +201,7 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
         artifact, status = COMPUTE[planned.stage](job), "ran"
         shutil.rmtree(work, ignore_errors=True)
     if planned.stage == "package" and recipe.package and recipe.package.store:
-        packaging.store(artifact)
+        bundle.store(artifact)
     return Outcome(artifact, status, round(time.monotonic() - started, 1))
 
 

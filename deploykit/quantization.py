@@ -6,15 +6,13 @@ machine can choose again, or fall back to it.
 """
 
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from deploykit import hardware, search, timing
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft, load_predictions
+from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
 from deploykit.data import Dataset
 from deploykit.evaluation import latency, splits
 from deploykit.evaluation.comparison import compare, flips
@@ -23,14 +21,12 @@ from deploykit.job import Job
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
 from deploykit.quantizers import auto
-from deploykit.search import Bench, Entry, Judged, Spec
-from deploykit.selection import Candidate
+from deploykit.search import Bench, Judged, Spec
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch, Encoding, Tokenizer
 
 CALIBRATION, BATCH = 256, 8  # training rows for the methods that look at activations, and how many in a batch
 COUNTED = 5000  # training rows whose lengths are counted
-COST_S = 10.0  # seconds for measuring what batches cost
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +43,8 @@ def quantize(job: Job) -> Artifact:
     if searched is not options:
         given = tuple(sorted(options.model_dump().items()))
         specs = [specs[0], Spec("exported", job.recipe.method("quantize"), given, Execution(threads=cores))]
-    bench = _bench(job, base, lengths(searched.lengths, dataset, base.tokenizer))
+    measured = lengths(searched.lengths, dataset, base.tokenizer)
+    bench = _bench(job, base, measured)
     entries, candidates = search.search(specs, bench, searched)
     for found in candidates:
         log.info("%s: %s", found.name, found.reason)
@@ -55,7 +52,7 @@ def quantize(job: Job) -> Artifact:
 
     with draft(job.target) as folder:
         job.copy(folder)
-        predictor = _write(folder, bench, entries[place], candidates[place])
+        predictor = search.write(folder, bench, entries[place].spec, candidates[place])
         before = load_predictions(source)["validation"]
         scores = splits.score_all(predictor, dataset)
         kept = candidates[place]
@@ -65,10 +62,12 @@ def quantize(job: Job) -> Artifact:
             predictor=predictor,
             scores=scores,
             parameters=source.manifest.step.parameters,
-            cost=timing.cost(predictor.engine, bench.work, COST_S),
+            cost=timing.cost(predictor.engine, bench.work, search.COST_S),
             details={
                 **bench.facts(entries[place].spec),
                 "candidates": [found.model_dump(mode="json") for found in candidates],
+                "gates": job.recipe.gates.model_dump(mode="json"),
+                "lengths": measured.counts(),
                 "verdicts": [found.model_dump(mode="json") for found in kept.verdicts],
                 "flips": flips(
                     job.task,
@@ -87,7 +86,7 @@ def _bench(job: Job, base: Predictor, found: Lengths) -> Bench:
     before = load_predictions(job.source)["validation"]
     tokens = [len(one) for one in _encode(base.tokenizer, dataset.validation)]
 
-    def judge(predictor: Predictor) -> Judged:
+    def judge(_: Spec, predictor: Predictor) -> Judged:
         scores = splits.score(predictor, dataset.validation, "validation")
         judged = splits.judge(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
         compared = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
@@ -108,17 +107,6 @@ def _bench(job: Job, base: Predictor, found: Lengths) -> Bench:
     )
 
 
-def _write(folder: Path, bench: Bench, entry: Entry, kept: Candidate) -> Predictor:
-    """Writes the chosen graph and, where it is another one, the float graph; opens it as it will serve."""
-    chosen = bench.file(entry.spec)
-    shutil.copy(chosen, folder / GRAPH)
-    if chosen != bench.graph:
-        shutil.copy(bench.graph, folder / FLOAT_GRAPH)
-    relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
-    execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
-    return search.opened(bench.base, folder / GRAPH, execution)
-
-
 def _encode(tokenizer: Tokenizer, rows: Sequence[Example]) -> list[Encoding]:
     return tokenizer.encode([row.text for row in rows], [row.pair for row in rows])
 
@@ -135,7 +123,7 @@ def lengths(page: str | None, dataset: Dataset, tokenizer: Tokenizer) -> Lengths
         InputError: the page cannot be used.
     """
     if page is not None:
-        return Lengths.from_metrics(Path(page).read_text(encoding="utf-8"))
+        return Lengths.read(page)
     return Lengths.from_counts(Counter(len(found) for found in _encode(tokenizer, dataset.train[:COUNTED])))
 
 

@@ -77,9 +77,14 @@ class GateSection(Options):
 
 
 class PackageSection(Options):
-    """What goes into the package besides the model; `store` also adds it to BentoML's model store."""
+    """What goes into the package besides the chosen graph.
+
+    `store` also adds the package to BentoML's model store, `golden` is the size of the golden set, and
+    `float_graph` carries the float graph too, for machines where the choice does not hold.
+    """
 
     store: bool = True
+    float_graph: bool = True
     golden: int = Field(default=64, ge=1, le=1024)
 
 

@@ -7,6 +7,7 @@ is remembered.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deploykit import cache, engines, graphs, hardware, methods, quantizers, selection, sensitivity, timing
-from deploykit.artifact import Metric, Record, sha256_of
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, sha256_of
 from deploykit.errors import DeploykitError
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict, failing, verdicts
@@ -37,7 +38,7 @@ LOOKING = 0.6  # share of the minutes that first looks may take
 BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
 QUANTIZERS = ("none", "dynamic", "static")  # that are tried unless a recipe names others
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
-LOOK_S, TIMED_S = 1.0, 15.0  # seconds for a first look at one candidate, and for timing the finalists
+LOOK_S, TIMED_S, COST_S = 1.0, 15.0, 10.0  # seconds: a first look, timing the finalists, the cost of batches
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Spec:
     graph: graphs.Variant = "exported"
     quantizer: str = "none"
     options: tuple[tuple[str, Any], ...] = ()
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
     keep: tuple[str, ...] = ()
 
     @property
@@ -100,7 +101,7 @@ class Bench:
     folder: Path
     work: Workload
     calibration: Sequence[Batch]
-    judge: Callable[[Predictor], Judged]
+    judge: Callable[[Spec, Predictor], Judged]
     gates: GateSection
     data: str
 
@@ -157,6 +158,17 @@ class Bench:
         return opened(self.base, self.file(spec), spec.execution)
 
 
+def write(folder: Path, bench: Bench, spec: Spec, kept: Candidate) -> Predictor:
+    """Writes the chosen graph into a draft and, where it is another one, the float graph; opens it as it will serve."""
+    chosen = bench.file(spec)
+    shutil.copy(chosen, folder / GRAPH)
+    if chosen != bench.graph:
+        shutil.copy(bench.graph, folder / FLOAT_GRAPH)
+    relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
+    execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
+    return opened(bench.base, folder / GRAPH, execution)
+
+
 def opened(base: Predictor, graph: Path, execution: Execution) -> Predictor:
     """Returns a predictor on another graph or engine."""
     return replace(base, engine=engines.load(execution.engine).load(graph, execution))
@@ -188,15 +200,29 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
         variants = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
         places += [(engine, precision, graph) for precision in usable for graph in variants]
-    ways = options.quantizers or QUANTIZERS
-    spread = [(cores, 1), (1, cores)] if cores > 1 else [(1, 1)]
     found = [
-        Spec(graph, way, (), Execution(engine=engine, precision=precision, threads=threads, streams=streams))
-        for (engine, precision, graph), way, (threads, streams) in product(places, ways, spread)
+        Spec(graph, way, (), execution)
+        for (engine, precision, graph), way in product(places, options.quantizers or QUANTIZERS)
         if engine in quantizers.load(way).ENGINES
+        for execution in spread(Execution(engine=engine, precision=precision), cores)
     ]
     first = Spec(execution=Execution(threads=cores))
-    return [first, *sorted((spec for spec in found if spec != first), key=lambda spec: graphs.VARIANTS.index(spec.graph))]
+    return [
+        first,
+        *sorted((spec for spec in found if spec != first), key=lambda spec: graphs.VARIANTS.index(spec.graph)),
+    ]
+
+
+def spread(execution: Execution, cores: int) -> list[Execution]:
+    """Returns the ways to share cores: all to one call, or one to each of as many calls."""
+    ways = [(cores, 1), (1, cores)] if cores > 1 else [(1, 1)]
+    return [execution.model_copy(update={"threads": threads, "streams": streams}) for threads, streams in ways]
+
+
+def spec_of(candidate: Candidate, execution: Execution) -> Spec:
+    """Returns what a reported candidate was made from, run in another way."""
+    options = tuple(sorted(candidate.options.items()))
+    return Spec(candidate.graph, candidate.quantizer, options, execution, candidate.keep)
 
 
 @dataclass
@@ -223,6 +249,8 @@ class Entry:
             name=spec.name,
             graph=spec.graph,
             quantizer=spec.quantizer,
+            options=dict(spec.options),
+            keep=spec.keep,
             precision=spec.precision,
             execution=spec.execution.model_copy(update=batch),
             bytes=self.bytes,
@@ -341,8 +369,12 @@ def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None
     for entry in tqdm(entries, desc="evaluation", disable=None):
         if entry.judged is None and time.monotonic() < until:
             key = cache.key_of(bench.key, "judge", entry.spec.kind, bench.gates.max_p95_ms is not None)
-            found = cache.remember(key, lambda spec=entry.spec: bench.judge(bench.open(spec)).model_dump())
-            entry.judged = Judged.model_validate(found)
+            try:
+                found = cache.remember(key, lambda spec=entry.spec: bench.judge(spec, bench.open(spec)).model_dump())
+            except DeploykitError as error:
+                entry.reason = str(error)
+            else:
+                entry.judged = Judged.model_validate(found)
 
 
 def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> Entry | None:

@@ -4,9 +4,10 @@ Pure functions on what was measured; `search` measures. The float graph is alway
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from deploykit.artifact import Metric, Record
 from deploykit.evaluation.comparison import Comparison
@@ -16,14 +17,13 @@ from deploykit.timing import Latency
 
 Objective = Literal["latency", "throughput", "size"]
 TOLERANCE = 1.02  # a smaller difference between two medians is taken for noise
-UNITS = {"latency": "ms", "throughput": "ms a text", "size": "bytes"}
 
 
 class Candidate(Record):
     """One way to run the model, what was measured of it, and why it was kept or not.
 
-    `graph` is a variant of the exported graph, `quantizer` what made it smaller, `precision` that of its
-    weights. `latency` maps a text to its milliseconds, `throughput` is in texts a second at mixed lengths;
+    `graph` is a variant of the exported graph, `quantizer` what made it smaller with its `options`, `precision`
+    that of its weights, and `keep` names the products that were left in float. `latency` maps a text to its milliseconds, `throughput` is in texts a second at mixed lengths;
     both are empty where a first look was enough. `metric` is the task's first on the validation split and
     `comparison` is against the float graph; both are None where nothing was evaluated.
     """
@@ -32,9 +32,11 @@ class Candidate(Record):
     graph: str
     quantizer: str
     precision: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    keep: tuple[str, ...] = ()
     execution: Execution
     bytes: int = 0
-    latency: dict[str, Latency] = {}
+    latency: dict[str, Latency] = Field(default_factory=dict)
     throughput: Metric | None = None
     metric: Metric | None = None
     comparison: Comparison | None = None
@@ -42,14 +44,9 @@ class Candidate(Record):
     kept: bool = False
     reason: str = ""
 
-    @property
-    def measured(self) -> bool:
-        """Whether it was timed beside the others."""
-        return bool(self.latency) and self.throughput is not None
-
 
 def score(candidate: Candidate, objective: Objective) -> float:
-    """Returns what the objective makes small, of a measured candidate; see `UNITS`.
+    """Returns what the objective makes small, of a measured candidate: milliseconds (a text), or bytes.
 
     Latency is the geometric mean of the medians over short, middling and long texts, so that each counts the
     same.

@@ -43,8 +43,10 @@ class Latency(Record):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: `singles` maps a name such as `"batch 1, 27 tokens"` to one padded batch, the text of median
-    length first; `mixed` are texts as they come, to be sorted and batched.
+    """What is timed.
+
+    `singles` maps a name such as `"batch 1, 27 tokens"` to one padded batch, the text of median length first;
+    `mixed` are texts as they come, to be sorted and batched.
     """
 
     tokenizer: Tokenizer

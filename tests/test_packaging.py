@@ -11,7 +11,7 @@ import yaml
 from models import TASKS
 
 import deploykit
-from deploykit import architectures, engines, exporting, golden, packaging, tasks
+from deploykit import architectures, bundle, engines, exporting, golden, packaging, tasks
 from deploykit.architectures import Kept
 from deploykit.artifact import Artifact, Metric, load_predictions
 from deploykit.errors import GateError, MissingExtraError
@@ -62,17 +62,17 @@ def imported(file):
 
 
 def test_nothing_heavy_is_pinned():
-    names = {line.partition("==")[0] for line in packaging.requirements(packaging.SERVING_PACKAGES)}
+    names = {line.partition("==")[0] for line in bundle.requirements(bundle.SERVING_PACKAGES)}
     assert names & set(HEAVY) == set()
     assert not [name for name in names if name.startswith(("nvidia-cu", "cuda"))]
 
 
 def test_everything_is_pinned_once_to_what_is_installed_here():
-    lines = packaging.requirements(packaging.SERVING_PACKAGES)
+    lines = bundle.requirements(bundle.SERVING_PACKAGES)
     names = [line.partition("==")[0] for line in lines]
     assert lines == sorted(lines)
     assert len(names) == len(set(names))
-    assert set(packaging.SERVING_PACKAGES) - set(names) == {"onnxruntime-gpu"}  # stands in where it is installed
+    assert set(bundle.SERVING_PACKAGES) - set(names) == {"onnxruntime-gpu"}  # stands in where it is installed
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+", line) for line in lines)
     assert all(line == f"{name}=={version(name)}" for line, name in zip(lines, names, strict=True))
     assert {"starlette", "protobuf"} <= set(names)  # what is only pulled in is pinned too
@@ -80,31 +80,31 @@ def test_everything_is_pinned_once_to_what_is_installed_here():
 
 def test_nothing_is_pinned_without_a_runtime():
     with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[cpu\]'"):
-        packaging.requirements(("numpy",))
+        bundle.requirements(("numpy",))
 
 
 def test_a_package_that_is_not_installed_is_left_out():
-    found = packaging.requirements(("no-such-package-at-all", "onnxruntime"))
-    assert found == packaging.requirements(("onnxruntime",))
+    found = bundle.requirements(("no-such-package-at-all", "onnxruntime"))
+    assert found == bundle.requirements(("onnxruntime",))
 
 
 # the library inside a package
 
 
 def test_every_pattern_finds_files_and_nothing_heavy_is_among_them():
-    assert all(list(ROOT.glob(pattern)) for pattern in packaging.SERVED)
-    names = {file.relative_to(ROOT).as_posix() for file in packaging.served_files()}
+    assert all(list(ROOT.glob(pattern)) for pattern in bundle.SERVED)
+    names = {file.relative_to(ROOT).as_posix() for file in bundle.served_files()}
     assert {"__init__.py", "py.typed", "predictor.py", "serving/service.py", "engines/onnxruntime.py"} <= names
     assert not {"engines/torch.py", "cli.py", "checkpoint.py", "fitting.py"} & names
 
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in packaging.served_files() if file.suffix == ".py"],
+    [file for file in bundle.served_files() if file.suffix == ".py"],
     ids=lambda file: file.relative_to(ROOT).as_posix(),
 )
 def test_a_served_file_imports_only_served_files(file):
-    assert set(imported(file)) <= set(packaging.served_files())
+    assert set(imported(file)) <= set(bundle.served_files())
 
 
 def test_the_copied_library_serves_by_itself(packaged, tmp_path):
@@ -130,16 +130,16 @@ def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
     monkeypatch.setattr(packaging, "ROOT", tmp_path)
     (tmp_path / "serving").mkdir()
     (tmp_path / "errors.py").write_text("one")
-    first = packaging.library_hash()
-    assert packaging.library_hash() == first
+    first = bundle.library_hash()
+    assert bundle.library_hash() == first
     (tmp_path / "cli.py").write_text("not served")
-    assert packaging.library_hash() == first
+    assert bundle.library_hash() == first
     (tmp_path / "errors.py").write_text("two")
-    second = packaging.library_hash()
+    second = bundle.library_hash()
     (tmp_path / "serving" / "new.py").write_text("")
-    third = packaging.library_hash()
+    third = bundle.library_hash()
     (tmp_path / "serving" / "new.py").rename(tmp_path / "serving" / "other.py")
-    assert len({first, second, third, packaging.library_hash()}) == 4
+    assert len({first, second, third, bundle.library_hash()}) == 4
 
 
 # the stage
@@ -176,7 +176,7 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     assert {"bentofile.yaml", "requirements.txt", "deploykit/serving/service.py"} <= names
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
-    assert found.file("requirements.txt").read_text().splitlines() == packaging.requirements(packaging.SERVING_PACKAGES)
+    assert found.file("requirements.txt").read_text().splitlines() == bundle.requirements(bundle.SERVING_PACKAGES)
 
 
 @pytest.mark.parametrize("task", TASKS)
