@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from deploykit.evaluation.gates import Verdict, failing, verdicts
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.quantizers import Batch
-from deploykit.quantizers.auto import Options
+from deploykit.quantizers.auto import Graph, Objective, Options
 from deploykit.recipe import GateSection
-from deploykit.selection import Candidate, Objective
+from deploykit.selection import Candidate
 from deploykit.timing import Latency, Workload
 
 FINALISTS = 6  # timed together
@@ -45,7 +45,7 @@ LOOK_S, TIMED_S, COST_S = 1.0, 15.0, 10.0  # seconds: a first look, timing the f
 class Spec:
     """A candidate before anything is known of it; `keep` are nodes that stay in float."""
 
-    graph: graphs.Variant = "exported"
+    graph: Graph = "exported"
     quantizer: str = "none"
     options: tuple[tuple[str, Any], ...] = ()
     execution: Execution = field(default_factory=Execution)
@@ -129,7 +129,7 @@ class Bench:
             lambda target: method.quantize(source, options, target, self.calibration, spec.keep),
         )
 
-    def variant(self, name: graphs.Variant) -> Path:
+    def variant(self, name: Graph) -> Path:
         """Writes a variant of the graph, unless it is there.
 
         Raises:
@@ -198,7 +198,7 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
     for engine in options.engines or installed():
         module = engines.load(engine)
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
-        variants = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
+        variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
         places += [(engine, precision, graph) for precision in usable for graph in variants]
     found = [
         Spec(graph, way, (), execution)
@@ -307,7 +307,7 @@ def look(entries: Sequence[Entry], bench: Bench, objective: Objective, until: fl
             entry.reason = "not tried: the minutes of the search were over"
             continue
         try:
-            found = cache.remember(key, lambda spec=entry.spec: _glance(spec, bench, objective))
+            found = cache.remember(key, partial(_glance, entry.spec, bench, objective))
         except DeploykitError as error:
             entry.reason = f"cannot be made: {error}"
         else:
@@ -370,11 +370,15 @@ def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None
         if entry.judged is None and time.monotonic() < until:
             key = cache.key_of(bench.key, "judge", entry.spec.kind, bench.gates.max_p95_ms is not None)
             try:
-                found = cache.remember(key, lambda spec=entry.spec: bench.judge(spec, bench.open(spec)).model_dump())
+                found = cache.remember(key, partial(_evaluate, entry.spec, bench))
             except DeploykitError as error:
                 entry.reason = str(error)
             else:
                 entry.judged = Judged.model_validate(found)
+
+
+def _evaluate(spec: Spec, bench: Bench) -> dict[str, Any]:
+    return bench.judge(spec, bench.open(spec)).model_dump(mode="json")
 
 
 def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> Entry | None:
@@ -404,7 +408,7 @@ def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> En
         bench.variant(best.spec.graph), method, method.Options.model_validate(options), bench.calibration, bench.folder
     )
     for keep in sensitivity.groups(ranking):
-        made = Entry(replace(best.spec, keep=keep))
+        made = Entry(replace(best.spec, keep=tuple(sorted(keep))))
         made.bytes = bench.file(made.spec).stat().st_size
         judge([made], bench)
         if made.judged and not failing(bench.gates, made.judged.verdicts(bench.gates, made.bytes)):

@@ -4,7 +4,7 @@ Pure functions on what was measured; `search` measures. The float graph is alway
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -13,9 +13,9 @@ from deploykit.artifact import Metric, Record
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 from deploykit.execution import Execution
+from deploykit.quantizers.auto import Graph, Objective
 from deploykit.timing import Latency
 
-Objective = Literal["latency", "throughput", "size"]
 TOLERANCE = 1.02  # a smaller difference between two medians is taken for noise
 
 
@@ -23,13 +23,14 @@ class Candidate(Record):
     """One way to run the model, what was measured of it, and why it was kept or not.
 
     `graph` is a variant of the exported graph, `quantizer` what made it smaller with its `options`, `precision`
-    that of its weights, and `keep` names the products that were left in float. `latency` maps a text to its milliseconds, `throughput` is in texts a second at mixed lengths;
-    both are empty where a first look was enough. `metric` is the task's first on the validation split and
-    `comparison` is against the float graph; both are None where nothing was evaluated.
+    that of its weights, and `keep` names the products that were left in float. `latency` maps a text to its
+    milliseconds, `throughput` is in texts a second at mixed lengths; both are empty where a first look was
+    enough. `metric` is the task's first on the validation split and `comparison` is against the float graph;
+    both are None where nothing was evaluated.
     """
 
     name: str
-    graph: str
+    graph: Graph
     quantizer: str
     precision: str
     options: dict[str, Any] = Field(default_factory=dict)

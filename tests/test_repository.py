@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from deploykit import bundle
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

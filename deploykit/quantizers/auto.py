@@ -9,6 +9,9 @@ from pydantic import Field
 
 from deploykit.methods import Options as Base
 
+Objective = Literal["latency", "throughput", "size"]
+Graph = Literal["exported", "fused", "attention", "multi-head", "merged"]
+
 
 class Options(Base):
     """What is searched, and for how long.
@@ -20,10 +23,10 @@ class Options(Base):
     products that do most damage return to float where an int8 graph would be the best but for a gate.
     """
 
-    objective: Literal["latency", "throughput", "size"] = "latency"
+    objective: Objective = "latency"
     minutes: float = Field(default=5.0, gt=0)
     lengths: str | None = None
     engines: tuple[str, ...] | None = None
-    graphs: tuple[str, ...] | None = None
+    graphs: tuple[Graph, ...] | None = None
     quantizers: tuple[str, ...] | None = None
     fallback: bool = True
