@@ -49,7 +49,7 @@ def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
     except Exception as error:  # each engine has its own
         message = " ".join(str(error).split()) or type(error).__name__
         instead = floating(artifact, cores, f"{served.execution.engine} cannot run {served.graph} here ({message})")
-        if (instead.execution, instead.graph) == (served.execution, served.graph):
+        if _kind(instead) == _kind(served):
             raise
         served, predictor = instead, _open(artifact, instead)
     if served.reason:
@@ -98,6 +98,11 @@ def floating(artifact: Artifact, cores: int, reason: str) -> Served:
         f"{reason}, and {artifact.path} carries no float graph to fall back to."
         " Use a machine like the one where it was chosen, or run the recipe on this one."
     )
+
+
+def _kind(served: Served) -> tuple[str, ...]:
+    where = served.execution
+    return where.engine, where.precision, where.device, served.graph
 
 
 def _open(artifact: Artifact, served: Served) -> Predictor:

@@ -54,7 +54,7 @@ def test_an_engine_that_fails_and_nothing_else_to_run_is_not_tried_again(made, m
     tried = []
     monkeypatch.setattr(Predictor, "load", lambda *how: tried.append(how) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fallback.load(made(Execution(threads=2), floating=False), 1)
+        fallback.load(made(Execution(streams=2), floating=False), 2)
     assert (len(tried), warnings(caplog)) == (1, [])
 
 
