@@ -26,6 +26,11 @@ class Execution(BaseModel):
     batch_tokens: int = Field(default=1024, ge=1)
     features: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What decides the answers: all but the threads."""
+        return self.engine, self.precision, self.device
+
     def on(self, cores: int) -> "Execution":
         """Returns the same with all of `cores`: to one call, or one to each of several calls, as it is here."""
         shared = self.streams == 1

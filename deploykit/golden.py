@@ -120,6 +120,14 @@ def moved(found: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
     ]
 
 
+def changed(found: Sequence[Float32], expected: Sequence[Float32]) -> int:
+    """Counts the answers that name another label somewhere, or are no numbers."""
+    return sum(
+        not np.isfinite(a).all() or not np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
 def verify(path: Path | str) -> Artifact:
     """Checks that an artifact is what was made: every file, and the golden answers where it has them.
 

@@ -7,6 +7,7 @@ metrics, saved to a file, is all that a selection needs of it. Tokenizing is lef
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt

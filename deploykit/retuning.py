@@ -4,11 +4,14 @@ What was proven where the package was made stays proven: only combinations of gr
 precision that passed every gate there are tried here, and each must answer the golden set here as it should.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -30,7 +33,55 @@ from deploykit.search import Bench, Judged, Spec
 from deploykit.selection import Candidate
 from deploykit.tasks import Float32
 
+log = logging.getLogger(__name__)
 DOUBT = 1e-3  # flips of golden answers that are less probable than this are taken for another model
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a package carries to choose from: its golden set, its float graph and a predictor of that, on all cores."""
+
+    artifact: Artifact
+    asked: Golden
+    graph: Path
+    base: Predictor
+
+    @property
+    def exact(self) -> list[Float32]:
+        """The float graph's answers to the golden set, one array `(units, labels)` a text."""
+        return [np.array(rows, dtype=np.float32) for rows in self.asked.float_scores or ()]
+
+    @property
+    def then(self) -> dict[str, Any]:
+        """What was found where the package was made."""
+        found: dict[str, Any] = self.artifact.manifest.details["quantize"]
+        return found
+
+    @property
+    def kept(self) -> Candidate:
+        """What runs now."""
+        candidates = self.artifact.manifest.details.get("retune", self.then)["candidates"]
+        return next(Candidate.model_validate(found) for found in candidates if found["kept"])
+
+
+def carried(path: Path | str) -> Carried:
+    """Opens a package and proves that its float graph is right on this machine.
+
+    Raises:
+        InputError: the artifact is no package, or one that was not chosen from candidates.
+        ArtifactError: it is damaged or carries no float graph.
+    """
+    artifact, cores = Artifact.load(path), hardware.cpu_limit()
+    if artifact.manifest.kind != "package" or not artifact.manifest.details.get("quantize", {}).get("candidates"):
+        raise InputError(f"{path} is no package with measured candidates. Give one that a recipe has made.")
+    artifact.verify()
+    graph = FLOAT_GRAPH if artifact.file(FLOAT_GRAPH).is_file() else GRAPH
+    base = Predictor.load(artifact, cores, Execution(threads=cores), graph)
+    found = Carried(artifact, golden.load(artifact), artifact.file(graph), base)
+    if graph == GRAPH and (found.kept.graph, found.kept.quantizer) != ("exported", "none"):
+        raise ArtifactError(f"{path} carries no float graph to choose from. Package it with package.float_graph: true.")
+    golden.replay(found.asked, base, "float_scores")
+    return found
 
 
 def retune(path: Path | str, output: Path | str | None = None, options: auto.Options | None = None) -> Artifact:
@@ -50,98 +101,65 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
         >>> retune("runs/movie-reviews/package").manifest.execution.engine  # doctest: +SKIP
         'openvino'
     """
-    artifact, options, cores = Artifact.load(path), options or auto.Options(), hardware.cpu_limit()
-    place = artifact.path.resolve()
+    place, options = Path(path).resolve(), options or auto.Options()
     target = Path(output) if output else place.with_name(f"{place.name}-retuned")
-    _check(artifact, target)
-    asked = golden.load(artifact)
-    graph = FLOAT_GRAPH if artifact.file(FLOAT_GRAPH).is_file() else GRAPH
-    base = Predictor.load(artifact, cores, Execution(threads=cores), graph)
-    golden.replay(asked, base, "float_scores")
-    with tempfile.TemporaryDirectory() as folder:
-        proven = _proven(artifact, options, cores)
-        bench = _bench(artifact, asked, base, artifact.file(graph), Path(folder), options, proven)
-        entries, candidates = search.search(list(proven), bench, options.model_copy(update={"fallback": False}))
-        kept = next((place for place, found in enumerate(candidates) if found.kept), None)
-        if kept is None:
-            listing = "\n".join(f"  {found.name}: {found.reason}" for found in candidates)
-            raise GateError(f"nothing that this package may run as passes on this machine:\n{listing}")
-        return _write(artifact, target, bench, entries[kept].spec, candidates, asked)
-
-
-def _check(artifact: Artifact, target: Path) -> None:
-    details = artifact.manifest.details.get("quantize", {})
-    if artifact.manifest.kind != "package" or not details.get("candidates"):
-        raise InputError(f"{artifact.path} is no package with measured candidates. Give one that a recipe has made.")
     if target.exists():
         raise InputError(f"{target} is there already. Name another directory with --output, or remove it.")
-    artifact.verify()
-    kept = _kept(artifact)
-    if not artifact.file(FLOAT_GRAPH).is_file() and (kept.graph, kept.quantizer) != ("exported", "none"):
-        raise ArtifactError(
-            f"{artifact.path} carries no float graph to choose from. Package it with package.float_graph: true."
-        )
+    package = carried(path)
+    with tempfile.TemporaryDirectory() as folder:
+        known = proven(package, options, hardware.cpu_limit())
+        bench = bench_of(package, Path(folder), options, known)
+        entries, candidates = search.search(list(known), bench, options.model_copy(update={"fallback": False}))
+        for entry, found in zip(entries, candidates, strict=True):
+            log.info("%s: %s", found.name, found.reason)
+            if found.kept:
+                return _write(package, target, bench, entry.spec, candidates)
+    raise GateError("nothing that this package may run as passes on this machine; the reasons stand above.")
 
 
-def _kept(artifact: Artifact) -> Candidate:
-    """Returns what runs now."""
-    candidates = artifact.manifest.details.get("retune", artifact.manifest.details["quantize"])["candidates"]
-    return next(Candidate.model_validate(found) for found in candidates if found["kept"])
-
-
-def _proven(artifact: Artifact, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
+def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
     """Returns what passed every gate where the package was made and can run here, the float graph first."""
-    gates_then = GateSection.model_validate(artifact.manifest.details["quantize"]["gates"])
-    possible = {
-        (spec.execution.engine, spec.execution.precision, spec.execution.device)
-        for spec in search.grid(options, cores, hardware.cpu_features())
-    }
+    limits = GateSection.model_validate(package.then["gates"])
+    here = {spec.execution.place for spec in search.grid(options, cores, hardware.cpu_features())}
     found: dict[Spec, Candidate] = {}
-    for content in artifact.manifest.details["quantize"]["candidates"]:
+    for content in package.then["candidates"]:
         candidate = Candidate.model_validate(content)
-        place = candidate.execution
-        if candidate.comparison is None or gates.failing(gates_then, candidate.verdicts):
-            continue
-        if (place.engine, place.precision, place.device) in possible:
-            for execution in search.spread(place.model_copy(update={"features": ()}), cores):
+        passed = candidate.comparison is not None and not gates.failing(limits, candidate.verdicts)
+        if passed and candidate.execution.place in here:
+            for execution in search.spread(candidate.execution, cores):
                 found.setdefault(search.spec_of(candidate, execution), candidate)
     return found
 
 
-def _bench(
-    artifact: Artifact,
-    asked: Golden,
-    base: Predictor,
-    graph: Path,
-    folder: Path,
-    options: auto.Options,
-    proven: Mapping[Spec, Candidate],
-) -> Bench:
-    exact = [np.array(rows, dtype=np.float32) for rows in asked.float_scores or ()]
-    encodings = sorted(base.tokenizer.encode(asked.texts, asked.pairs), key=len)
-    details = artifact.manifest.details["quantize"]
+def bench_of(package: Carried, folder: Path, options: auto.Options, known: Mapping[Spec, Candidate]) -> Bench:
+    """Returns what a search works on: the lengths that were measured at before, and the golden set for everything else.
+
+    Args:
+        package: see `Carried`.
+        folder: for the graphs that are written.
+        options: name other lengths, or none.
+        known: what was found of each candidate; a candidate is judged by it once its golden answers are right.
+    """
+    tokenizer, asked = package.base.tokenizer, package.asked
+    encodings = sorted(tokenizer.encode(asked.texts, asked.pairs), key=len)
+    lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(package.then["lengths"])
 
     def judge(spec: Spec, predictor: Predictor) -> Judged:
-        then = proven[spec]
+        then = known[spec]
         if then.metric is None or then.comparison is None:
             raise RuntimeError("what is proven was judged")
-        _require_alike(predictor.predict(asked.texts, asked.pairs), exact, then.comparison)
+        _require_alike(predictor.predict(asked.texts, asked.pairs), package.exact, then.comparison)
         return Judged(metric=then.metric, comparison=then.comparison)
 
     return Bench(
-        graph=graph,
-        base=base,
+        graph=package.graph,
+        base=package.base,
         folder=folder,
-        work=timing.workload(
-            Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(details["lengths"]),
-            base.tokenizer,
-            asked.texts,
-            artifact.manifest.seed,
-        ),
-        calibration=[base.tokenizer.collate(encodings[start : start + 8]) for start in range(0, len(encodings), 8)],
+        work=timing.workload(lengths, tokenizer, asked.texts, package.artifact.manifest.seed),
+        calibration=[tokenizer.collate(encodings[start : start + 8]) for start in range(0, len(encodings), 8)],
         judge=judge,
-        gates=GateSection.model_validate(details["gates"]).model_copy(update={"max_p95_ms": None}),
-        data=artifact.digest,
+        gates=GateSection.model_validate(package.then["gates"]).model_copy(update={"max_p95_ms": None}),
+        data=package.artifact.digest,
     )
 
 
@@ -151,10 +169,7 @@ def _require_alike(found: Sequence[Float32], exact: Sequence[Float32], then: Com
     Raises:
         ArtifactError: so many are improbable: this machine computes something else.
     """
-    changed = sum(
-        not np.isfinite(a).all() or not np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
-        for a, b in zip(found, exact, strict=True)
-    )
+    changed = golden.changed(found, exact)
     expected = min(1.0, max(then.flips.high, 3 / then.rows))  # none in n rows: at most 3 in n, at 95 %
     if binomtest(changed, len(exact), expected, alternative="greater").pvalue < DOUBT:
         raise ArtifactError(
@@ -163,18 +178,15 @@ def _require_alike(found: Sequence[Float32], exact: Sequence[Float32], then: Com
         )
 
 
-def _write(
-    artifact: Artifact, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate], asked: Golden
-) -> Artifact:
-    manifest, before = artifact.manifest, _kept(artifact)
+def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]) -> Artifact:
+    artifact, manifest, asked = package.artifact, package.artifact.manifest, package.asked
     kept = next(found for found in candidates if found.kept)
     with draft(target) as folder:
         shutil.copytree(artifact.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
         (folder / FLOAT_GRAPH).unlink(missing_ok=True)
         predictor = search.write(folder, bench, spec, kept)
         scores = predictor.predict(asked.texts, asked.pairs)
-        exact = [np.array(rows, dtype=np.float32) for rows in asked.float_scores or ()]
-        tolerance = golden.tolerance_of(exact, scores)
+        tolerance = golden.tolerance_of(package.exact, scores)
         answers = {"scores": [rows.tolist() for rows in scores], "tolerance": tolerance}
         golden.save(folder, asked.model_copy(update=answers))
         key = key_of(
@@ -191,7 +203,7 @@ def _write(
             manifest,
             key,
             kept.execution.engine,
-            f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {before.name})",
+            f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
             Comparison.model_validate(own["comparison"]),
             [Verdict.model_validate(found) for found in own["verdicts"]],
         )

@@ -59,7 +59,7 @@ class Spec:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What decides the predictions: all but threads and streams."""
-        return *self.file, self.execution.engine, self.execution.precision, self.execution.device
+        return *self.file, *self.execution.place
 
     @property
     def name(self) -> str:
@@ -215,8 +215,11 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
 
 def spread(execution: Execution, cores: int) -> list[Execution]:
     """Returns the ways to share cores: all to one call, or one to each of as many calls."""
-    ways = [(cores, 1), (1, cores)] if cores > 1 else [(1, 1)]
-    return [execution.model_copy(update={"threads": threads, "streams": streams}) for threads, streams in ways]
+    engine, precision, device = execution.place
+    return [
+        Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
+        for threads, streams in dict.fromkeys([(cores, 1), (1, cores)])
+    ]
 
 
 def spec_of(candidate: Candidate, execution: Execution) -> Spec:

@@ -70,7 +70,8 @@ class Runtime:
             return
         settings, manifest, execution = self.settings, self._artifact.manifest, served.execution
         model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
-        bounds = Bounds(settings.max_batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
+        batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
+        bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
         self._batcher = Batcher(predictor.scores, bounds, self.metrics, manifest.cost, execution.streams)
         self._predictor = predictor
         self.fault = ""
