@@ -21,6 +21,7 @@ import deploykit
 from deploykit import golden, hardware
 from deploykit.artifact import (
     BENTOFILE,
+    FLOAT_GRAPH,
     GRAPH,
     LIBRARY,
     MODEL_CARD,
@@ -33,7 +34,7 @@ from deploykit.artifact import (
 from deploykit.errors import ArtifactError, GateError, MissingExtraError
 from deploykit.evaluation import gates, latency, metrics, splits
 from deploykit.evaluation.comparison import Comparison, compare, flips
-from deploykit.evaluation.gates import Verdict
+from deploykit.execution import Execution
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor
 from deploykit.recipe import PackageSection
@@ -126,8 +127,8 @@ def package(job: Job) -> Artifact:
     gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
     table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)
     with draft(job.target) as folder:
-        job.copy(folder, GRAPH)
-        golden.save(folder, _golden(job, options, predictor, predictor if _precision(job) == FLOAT else None))
+        job.copy(folder, GRAPH, FLOAT_GRAPH)
+        golden.save(folder, _golden(job, options, predictor))
         _write_texts(job, folder, comparison, verdicts)
         copy_library(folder / LIBRARY)
         return job.finish(
@@ -145,7 +146,7 @@ def package(job: Job) -> Artifact:
         )
 
 
-def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[Verdict, ...]:
+def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[gates.Verdict, ...]:
     """Holds the graph against every gate.
 
     Raises:
@@ -163,23 +164,30 @@ def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[Verd
     return found
 
 
-def _golden(job: Job, options: PackageSection, predictor: Predictor, floating: Predictor | None) -> golden.Golden:
+def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.Golden:
     """Picks validation rows of all lengths, and asks the graph that will be served and, if there, the float graph."""
-    rows = sorted(job.dataset().validation, key=lambda row: len(row.text))
+    rows, reference = job.dataset().validation, load_predictions(job.source)[f"{REFERENCE}validation"]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].text))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
-    chosen = [rows[position] for position in positions]
-    place = {id(row): index for index, row in enumerate(job.dataset().validation)}
-    reference = load_predictions(job.source)[f"{REFERENCE}validation"]
-    texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
+    chosen = [order[position] for position in positions]
+    texts, pairs = [rows[index].text for index in chosen], [rows[index].pair for index in chosen]
+    floating = _floating(job)
     scores, exact = predictor.predict(texts, pairs), floating.predict(texts, pairs) if floating else None
     return golden.Golden(
         texts=texts,
         pairs=pairs,
-        scores=[rows.tolist() for rows in scores],
-        reference=[reference[place[id(row)]].tolist() for row in chosen],
-        float_scores=[rows.tolist() for rows in exact] if exact else None,
+        scores=[answer.tolist() for answer in scores],
+        reference=[reference[index].tolist() for index in chosen],
+        float_scores=[answer.tolist() for answer in exact] if exact else None,
         tolerance=golden.tolerance_of(exact, scores) if exact else golden.TOLERANCE,
     )
+
+
+def _floating(job: Job) -> Predictor | None:
+    """Opens the float graph, which may be the one that is served, on the engine and in the precision of reference."""
+    graph = FLOAT_GRAPH if job.source.file(FLOAT_GRAPH).is_file() else GRAPH if _precision(job) == FLOAT else None
+    execution = Execution(threads=hardware.cpu_limit())
+    return Predictor.load(job.source, execution.threads, execution, graph) if graph else None
 
 
 def _precision(job: Job) -> str:
@@ -188,7 +196,7 @@ def _precision(job: Job) -> str:
     return next((str(found["precision"]) for found in candidates if found["kept"]), FLOAT)
 
 
-def _write_texts(job: Job, folder: Path, comparison: Comparison, verdicts: Sequence[Verdict]) -> None:
+def _write_texts(job: Job, folder: Path, comparison: Comparison, verdicts: Sequence[gates.Verdict]) -> None:
     manifest = job.source.manifest
     (folder / SERVICE).write_text(SERVICE_TEXT, encoding="utf-8")
     (folder / BENTOFILE).write_text(
