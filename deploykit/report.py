@@ -212,4 +212,4 @@ def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str
         axes.errorbar(_p50(found), value["value"], yerr=error, fmt="o", color=color, mfc=face, elinewidth=0.5)
         axes.annotate(str(found["number"]), (_p50(found), value["value"]), (4, 3), textcoords="offset points")
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * max(map(_p50, drawn), default=1))

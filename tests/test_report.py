@@ -335,8 +335,7 @@ def test_every_gate_of_every_stage_is_listed_with_what_came_of_it(searched, chai
 
 
 def test_where_every_candidate_is_stopped_there_is_no_front(searched, chain, tmp_path):
-    strict = GateSection(max_drop=0, max_flips=0)
-    found = report.facts(chain("quantize"), strict)["candidates"]
+    found = report.facts(chain("quantize"), GATES)["candidates"]
     axes = report.Figure().subplots()
     report._candidates(axes, [{**one, "stops": ("all",)} for one in found], "accuracy")
     (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
