@@ -115,11 +115,13 @@ def _drops(
 def _flat(candidates: Sequence[Mapping[str, Any]], promised: GateSection) -> list[dict[str, Any]]:
     """Returns the candidates from the fastest to the slowest, with a number each and the gates that stop it."""
     optional = {"throughput": None, "comparison": None, "metric": None, "verdicts": ()}
-    found = [{**optional, **one, **one.get("execution", {})} for one in candidates]
+    found = [{**optional, **one.get("execution", {}), **one} for one in candidates]
     found.sort(key=_p50)
     for number, one in enumerate(found, start=1):
         verdicts = [Verdict.model_validate(verdict) for verdict in one["verdicts"]]
-        one |= {"number": number, "verdicts": verdicts, "stops": gates.stopping(promised, verdicts)}
+        arithmetic = one.get("execution", {}).get("precision", "float32")  # of what the graph leaves in float
+        where = f"{one['precision']} on {one['engine']}" + (f" {arithmetic}" if arithmetic != "float32" else "")
+        one |= {"number": number, "verdicts": verdicts, "stops": gates.stopping(promised, verdicts), "where": where}
     return found
 
 
