@@ -55,7 +55,7 @@ def package(job: Job) -> Artifact:
         )
 
 
-def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[Verdict, ...]:
+def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[gates.Verdict, ...]:
     """Holds the graph against every gate.
 
     Raises:
@@ -81,21 +81,19 @@ def _chosen(job: Job, predictor: Predictor) -> str:
 
 def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.Golden:
     """Picks validation rows of all lengths, and asks the graph that will be served and the float graph."""
-    graph = FLOAT_GRAPH if job.source.file(FLOAT_GRAPH).is_file() else GRAPH
-    cores = hardware.cpu_limit()
-    floating = Predictor.load(job.source, cores, Execution(threads=cores), graph)
-    rows = sorted(job.dataset().validation, key=lambda row: len(row.text))
+    cores, carried = hardware.cpu_limit(), job.source.file(FLOAT_GRAPH).is_file()
+    floating = Predictor.load(job.source, cores, Execution(threads=cores), FLOAT_GRAPH if carried else GRAPH)
+    rows, reference = job.dataset().validation, load_predictions(job.source)[f"{REFERENCE}validation"]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].text))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
-    chosen = [rows[position] for position in positions]
-    place = {id(row): index for index, row in enumerate(job.dataset().validation)}
-    reference = load_predictions(job.source)[f"{REFERENCE}validation"]
-    texts, pairs = [row.text for row in chosen], [row.pair for row in chosen]
+    chosen = [order[position] for position in positions]
+    texts, pairs = [rows[index].text for index in chosen], [rows[index].pair for index in chosen]
     scores, exact = predictor.predict(texts, pairs), floating.predict(texts, pairs)
     return golden.Golden(
         texts=texts,
         pairs=pairs,
-        scores=[rows.tolist() for rows in scores],
-        reference=[reference[place[id(row)]].tolist() for row in chosen],
-        float_scores=[rows.tolist() for rows in exact],
+        scores=[answer.tolist() for answer in scores],
+        reference=[reference[index].tolist() for index in chosen],
+        float_scores=[answer.tolist() for answer in exact],
         tolerance=golden.tolerance_of(exact, scores),
     )

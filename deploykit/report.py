@@ -115,11 +115,13 @@ def _drops(
 def _flat(candidates: Sequence[Mapping[str, Any]], promised: GateSection) -> list[dict[str, Any]]:
     """Returns the candidates from the fastest to the slowest, with a number each and the gates that stop it."""
     optional = {"throughput": None, "comparison": None, "metric": None, "verdicts": ()}
-    found = [{**optional, **one, **one.get("execution", {})} for one in candidates]
+    found = [{**optional, **one.get("execution", {}), **one} for one in candidates]
     found.sort(key=_p50)
     for number, one in enumerate(found, start=1):
         verdicts = [Verdict.model_validate(verdict) for verdict in one["verdicts"]]
-        one |= {"number": number, "verdicts": verdicts, "stops": gates.stopping(promised, verdicts)}
+        arithmetic = one.get("execution", {}).get("precision", "float32")  # of what the graph leaves in float
+        where = f"{one['precision']} on {one['engine']}" + (f" {arithmetic}" if arithmetic != "float32" else "")
+        one |= {"number": number, "verdicts": verdicts, "stops": gates.stopping(promised, verdicts), "where": where}
     return found
 
 
@@ -212,4 +214,4 @@ def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str
         axes.errorbar(_p50(found), value["value"], yerr=error, fmt="o", color=color, mfc=face, elinewidth=0.5)
         axes.annotate(str(found["number"]), (_p50(found), value["value"]), (4, 3), textcoords="offset points")
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * max(map(_p50, drawn), default=1))

@@ -1,5 +1,6 @@
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,10 +14,11 @@ from models import TASKS
 import deploykit
 from deploykit import architectures, bundle, engines, exporting, golden, packaging, tasks
 from deploykit.architectures import Kept
-from deploykit.artifact import Artifact, Metric, load_predictions
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, Metric, load_predictions
 from deploykit.errors import GateError, MissingExtraError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
+from deploykit.quantizers import dynamic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,6 +214,29 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     place = {row.text: index for index, row in enumerate(rows)}
     for text, scores in zip(found.texts, found.reference, strict=True):
         np.testing.assert_allclose(scores, reference[place[text]], rtol=1e-6)
+
+
+def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packaged, job_of, tmp_path):
+    graph, _ = packaged()
+    both = shutil.copytree(graph.path, tmp_path / "quantize")
+    shutil.copy(graph.file(GRAPH), both / FLOAT_GRAPH)
+    dynamic.quantize(graph.file(GRAPH), dynamic.Options(), both / GRAPH)
+    chosen = {"quantize": {"candidates": [{"kept": True, "precision": "int8"}]}}
+    manifest = graph.manifest.model_copy(update={"details": {**graph.manifest.details, **chosen}})
+    options = {"package": {"store": False, "golden": 16}, "gates": {"max_drop": 1.0}}
+    package = packaging.package(job_of("package", Artifact(both, manifest), **options))
+    assert {GRAPH, FLOAT_GRAPH} <= set(package.manifest.files)
+    found = golden.load(package)
+    floating, served = (Predictor.load(package, 1, graph=name) for name in (FLOAT_GRAPH, GRAPH))
+    golden.replay(found, served)
+    golden.replay(found, floating, "float_scores")
+    answers = [floating.predict(found.texts), served.predict(found.texts)]
+    assert found.tolerance == golden.tolerance_of(*answers)
+    assert max(golden.moved(*answers)) > 0
+
+    (both / FLOAT_GRAPH).unlink()
+    package = packaging.package(job_of("package", Artifact(both, manifest), **options))
+    assert (golden.load(package).float_scores, golden.load(package).tolerance) == (None, golden.TOLERANCE)
 
 
 def test_the_card_and_the_bentofile_say_what_it_is(packaged):

@@ -2,7 +2,7 @@
 
 One rule, on the 95 % interval that is also shown: a gate holds when the whole interval lies within the limit,
 it is broken when the whole interval lies beyond, and otherwise the rows are too few to tell. Each side errs in
-2.5 % of cases, the usual level where something is to be shown not to be worse (ICH E9, 1998, 3.5). Whether the
+2.5 % of cases, the usual level where something is to be shown not to be worse (ICH E9, 1998, 5.5). Whether the
 run goes on where nobody can tell is for the recipe to say: `gates.cannot_tell`.
 """
 
