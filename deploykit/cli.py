@@ -191,6 +191,38 @@ def verify(artifact: ArtifactDir) -> None:
 
 
 @app.command()
+def retune(
+    package: ArtifactDir,
+    output: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="PACKAGE-retuned")] = None,
+    objective: Annotated[str, typer.Option(help="latency, throughput or size.")] = "latency",
+    minutes: Annotated[float, typer.Option(help="How long the search may take.")] = 5.0,
+    lengths: Annotated[Path | None, typer.Option(help="A saved page of a running service's metrics.")] = None,
+) -> None:
+    """Choose again on this machine what a package runs as, without training; writes another package."""
+    import deploykit
+    from deploykit.retuning import options
+
+    wanted = options(objective=objective, minutes=minutes, lengths=str(lengths) if lengths else None)
+    found = deploykit.retune(package, output, wanted)
+    out.print(f"package: {_short(found.path)}, on {found.manifest.execution}", markup=False)
+
+
+@app.command(name="explain-quantization")
+def explain_quantization(
+    package: ArtifactDir,
+    quantizer: Annotated[str | None, typer.Option(help="Explain another one than the chosen.")] = None,
+) -> None:
+    """Rank the products of a package's graph by what quantizing them does, and price their return to float."""
+    import deploykit
+    from deploykit.explaining import damage_rows, price_rows
+
+    found = deploykit.explain_quantization(package, quantizer)
+    out.print(f"{found.name}, on {found.texts} golden texts", markup=False)
+    print_table(("product", "damage", "signal to noise"), damage_rows(found))
+    print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(found))
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine offers and what is missing."""
     from deploykit import diagnosis

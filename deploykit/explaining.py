@@ -86,3 +86,21 @@ def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
         )
         for spec in specs
     ]
+
+
+def damage_rows(found: Explanation) -> list[tuple[str, ...]]:
+    """Returns a row a product for a table: its name, the share of the logits' variance that is lost, and decibels."""
+    return [(one.node, f"{one.error:.2e}", f"{one.decibels:.1f} dB") for one in found.damages]
+
+
+def price_rows(found: Explanation) -> list[tuple[str, ...]]:
+    """Returns a row a graph for a table; the first has all products quantized."""
+    return [
+        (
+            f"the worst {one.kept}" if one.kept else "none",
+            f"{one.bytes:,}",
+            f"{one.changed} of {found.texts}",
+            f"{one.latency.p50:.2f} ms ({one.latency.low:.2f} to {one.latency.high:.2f})",
+        )
+        for one in found.prices
+    ]

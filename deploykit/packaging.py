@@ -11,7 +11,6 @@ from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft, load_predict
 from deploykit.errors import GateError
 from deploykit.evaluation import gates, latency, metrics, splits
 from deploykit.evaluation.comparison import Comparison, compare, flips
-from deploykit.evaluation.gates import Verdict
 from deploykit.execution import Execution
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor

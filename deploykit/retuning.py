@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from deploykit import bundle, golden, hardware, search, timing
@@ -107,14 +108,32 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
         raise InputError(f"{target} is there already. Name another directory with --output, or remove it.")
     package = carried(path)
     with tempfile.TemporaryDirectory() as folder:
-        known = proven(package, options, hardware.cpu_limit())
+        cores = hardware.cpu_limit()
+        known = proven(package, options, cores)
         bench = bench_of(package, Path(folder), options, known)
-        entries, candidates = search.search(list(known), bench, options.model_copy(update={"fallback": False}))
-        for entry, found in zip(entries, candidates, strict=True):
+        specs = [spec for spec in known if spec.execution == search.ways(spec.execution, cores, options.objective)[0]]
+        first = Spec(execution=package.base.engine.execution)
+        specs = [first, *(spec for spec in specs if spec != first)]
+        entries, candidates = search.search(specs, bench, options.model_copy(update={"fallback": False}))
+        for found in candidates:
             log.info("%s: %s", found.name, found.reason)
-            if found.kept:
-                return _write(package, target, bench, entry.spec, candidates)
+        kept = next((entry for entry, found in zip(entries, candidates, strict=True) if found.kept), None)
+        if kept:
+            return _write(package, target, bench, kept.spec, candidates)
     raise GateError("nothing that this package may run as passes on this machine; the reasons stand above.")
+
+
+def options(**wanted: Any) -> auto.Options:
+    """Returns options of a search.
+
+    Raises:
+        InputError: one of them makes no sense.
+    """
+    try:
+        return auto.Options(**wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}.") from error
 
 
 def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
@@ -126,7 +145,7 @@ def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Ca
         candidate = Candidate.model_validate(content)
         passed = candidate.comparison is not None and not gates.failing(limits, candidate.verdicts)
         if passed and candidate.execution.place in here:
-            for execution in search.spread(candidate.execution, cores):
+            for execution in search.ways(candidate.execution, cores, options.objective):
                 found.setdefault(search.spec_of(candidate, execution), candidate)
     return found
 

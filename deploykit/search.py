@@ -190,8 +190,8 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
     """Lists the candidates that make sense on a machine: the float graph first, then plain ones, for time may run out.
 
     Args:
-        options: narrow the search.
-        cores: go to one call, or one to each of several.
+        options: narrow the search; the objective says how cores are shared, see `ways`.
+        cores: of the machine.
         features: of the CPU.
     """
     places = []
@@ -201,10 +201,9 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
         variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
         places += [(engine, precision, graph) for precision in usable for graph in variants]
     found = [
-        Spec(graph, way, (), execution)
+        Spec(graph, way, (), ways(Execution(engine=engine, precision=precision), cores, options.objective)[0])
         for (engine, precision, graph), way in product(places, options.quantizers or QUANTIZERS)
         if engine in quantizers.load(way).ENGINES
-        for execution in spread(Execution(engine=engine, precision=precision), cores)
     ]
     first = Spec(execution=Execution(threads=cores))
     return [
@@ -213,12 +212,13 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
     ]
 
 
-def spread(execution: Execution, cores: int) -> list[Execution]:
-    """Returns the ways to share cores: all to one call, or one to each of as many calls."""
+def ways(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
+    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first."""
     engine, precision, device = execution.place
+    shares = dict.fromkeys([(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)])
     return [
         Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
-        for threads, streams in dict.fromkeys([(cores, 1), (1, cores)])
+        for threads, streams in shares
     ]
 
 
@@ -276,11 +276,13 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
 
     Returns:
         What was found of each, and the same as candidates of which one is kept, or none where none passes; in the
-        order of `specs`, and then the one that the fallback made.
+        order of `specs`, then the best of them with cores shared otherwise, then the one that the fallback made.
     """
     started = time.monotonic()
-    entries = [Entry(spec) for spec in specs]
-    look(entries, bench, options.objective, started + 60 * options.minutes * LOOKING)
+    entries, until = [Entry(spec) for spec in specs], started + 60 * options.minutes * LOOKING
+    look(entries, bench, options.objective, until)
+    entries += [Entry(spec) for spec in _otherwise(near(entries), options.objective)]
+    look(entries, bench, options.objective, until)
     finalists = near(entries)
     measure(finalists, bench)
     judge(finalists, bench)
@@ -304,7 +306,9 @@ def choose(entries: Sequence[Entry], gates: GateSection, objective: Objective) -
 
 def look(entries: Sequence[Entry], bench: Bench, objective: Objective, until: float) -> None:
     """Compares each candidate with the float graph, briefly; notes why one cannot be tried."""
-    for entry in tqdm(entries, desc="candidates", disable=None):
+    for entry in tqdm(
+        [entry for entry in entries if not entry.reason and not entry.bytes], desc="candidates", disable=None
+    ):
         key = cache.key_of(bench.key, "look", entry.spec.kind, str(entry.spec.execution), objective)
         if time.monotonic() > until and entry is not entries[0]:
             entry.reason = "not tried: the minutes of the search were over"
@@ -331,6 +335,16 @@ def _glance(spec: Spec, bench: Bench, objective: Objective) -> dict[str, float]:
     else:
         ratio = size / bench.graph.stat().st_size
     return {"ratio": ratio, "bytes": size}
+
+
+def _otherwise(entries: Sequence[Entry], objective: Objective) -> list[Spec]:
+    """Returns the same candidates with the cores shared in the other way."""
+    cores = max(entry.spec.execution.threads * entry.spec.execution.streams for entry in entries)
+    known = {entry.spec for entry in entries}
+    both = [
+        replace(entry.spec, execution=way) for entry in entries for way in ways(entry.spec.execution, cores, objective)
+    ]
+    return [spec for spec in dict.fromkeys(both) if spec not in known]
 
 
 def near(entries: Sequence[Entry]) -> list[Entry]:
