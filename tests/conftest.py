@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from deploykit import artifact
 from deploykit.execution import Execution
 
-pytest_plugins = ("models",)  # fixtures that need torch
+pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
 # Before anything imports BentoML or a hub client: no telemetry, no network, no store but our own.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")

@@ -26,7 +26,9 @@ LEVELS = (
     ("checkpoint",),
     ("engines.torch", "optimizer"),
     ("fitting",),  # the engine of reference reads checkpoints
-    ("trainers", "pruners", "quantizers"),
+    ("products",),
+    ("trainers", "pruners", "quantizers", "surgery"),
+    ("graphs", "sensitivity"),
     ("selection",),
     ("job",),
     ("serving",),
