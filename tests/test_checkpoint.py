@@ -10,7 +10,7 @@ import transformers
 from models import LABELS, TASKS
 
 from deploykit import architectures, checkpoint
-from deploykit.architectures import ARCHITECTURES, Kept, Shape
+from deploykit.architectures import Kept, Shape
 from deploykit.errors import ModelError
 
 KEPT = (Kept(heads=(1,), neurons=tuple(range(64))), Kept(heads=(0, 2, 3), neurons=tuple(range(128))))
