@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import cycle
 
@@ -15,8 +16,8 @@ import pytest
 from deploykit.layouts import ARCHITECTURES
 
 TASKS = ("text-classification", "token-classification")
-HEADED = [kind for kind, row in ARCHITECTURES.items() if row.stacks[0].attention]  # whose heads can be pruned
-ENCODERS = [*HEADED, "mpnet"]
+SEPARATE = ["bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"]  # whose layers share nothing
+ENCODERS = [*SEPARATE, "albert", "mpnet"]
 HEAD_CLASSES = {
     "text-classification": "SequenceClassification",
     "token-classification": "TokenClassification",
@@ -33,7 +34,7 @@ VARIANTS = [
 ]
 SIZES = {
     **{"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 128},
-    **{"max_position_embeddings": 65, "initializer_range": 0.1, "init_std": 0.1},
+    **{"max_position_embeddings": 66, "initializer_range": 0.1, "init_std": 0.1},
     **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 0},
 }
 OWN_SIZES = {
@@ -43,7 +44,7 @@ OWN_SIZES = {
         **{"d_model": 32, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "forced_eos_token_id": None},
         **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
     },
-    "t5": {"d_ff": 128, "d_kv": 8, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5": {"d_ff": 128, "d_kv": 8},
 }
 LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
 TEXTS = (
@@ -155,16 +156,23 @@ def dataset_of(review_files, tagged_files):
 
 @pytest.fixture(scope="session")
 def problem_of(dataset_of, tokenizer):
-    """`problem_of(task, rows=None, seed=0) -> Problem`: `rows` limits the training split."""
+    """`problem_of(task, count=None, seed=0) -> Problem`: `count` limits the training split."""
     from deploykit import tasks
-    from deploykit.fitting import Problem, rows
+    from deploykit.fitting import Problem, Row, rows
 
     def build(task="text-classification", count=None, seed=0):
+        if task == "text2text-generation":  # to say again what was said
+            problem = build(count=count, seed=seed)
+            echo = [
+                tuple(Row(row.encoding, row.encoding.ids) for row in part)
+                for part in (problem.train, problem.validation)
+            ]
+            return replace(problem, train=echo[0], validation=echo[1])
         found, module = dataset_of(task), tasks.load(task)
         learned = rows(module, tokenizer, found.train[:count], found.labels)
-        return Problem(
-            module, found.labels, tokenizer, learned, rows(module, tokenizer, found.validation, found.labels), seed
-        )
+        judged = rows(module, tokenizer, found.validation, found.labels)
+        texts = tuple(example.text for example in found.train[:count])
+        return Problem(module, found.labels, tokenizer, learned, judged, seed, texts)
 
     return build
 

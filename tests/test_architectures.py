@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import HEADED, TASKS, VARIANTS, uneven
+from models import SEPARATE, TASKS, VARIANTS, uneven
 
 from deploykit import architectures
 from deploykit.architectures import Kept, Shape, matrix, set_matrix
 
 KEPT = (Kept(heads=(0, 3), neurons=tuple(range(0, 128, 2))), Kept(heads=(2,), neurons=(*range(5, 37), 127)))
-SEPARATE = [kind for kind in HEADED if kind != "albert"]  # whose layers share nothing
 RESIDUAL = {"gpt2": ("c_proj",), "llama": ("o_proj", "down_proj"), "t5": ("o", "wo")}  # all that a layer adds
 
 variants = pytest.mark.parametrize(("kind", "task"), VARIANTS)
@@ -84,7 +83,9 @@ def test_a_shrunk_model_computes_what_the_muted_one_does(kind, task, tiny_encode
 def test_weights_get_physically_smaller(kind, task, tiny_encoder):
     model = tiny_encoder(kind, task)
     kept, small = uneven(model), architectures.shrunk(model, uneven(model))
-    lost = 0  # query, key and value lose rows with their bias, the projection loses columns; ups lose rows, down columns
+    lost = (
+        0  # query, key and value lose rows with their bias, the projection loses columns; ups lose rows, down columns
+    )
     for layer, keep in zip(architectures.layers(model), kept, strict=True):
         neurons, inputs = 128 - len(keep.neurons), 32 + (layer.ups[0].bias is not None)
         lost += neurons * (len(layer.ups) * inputs + 32) + 8 * (layer.shape.heads - len(keep.heads)) * (3 * 33 + 32)

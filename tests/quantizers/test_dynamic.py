@@ -3,11 +3,10 @@ import re
 import numpy as np
 import onnx
 import pytest
-from models import TASKS
+from models import SEPARATE, TASKS
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from deploykit.architectures import ARCHITECTURES
 from deploykit.engines import onnxruntime as engine
 from deploykit.errors import DeploykitError
 from deploykit.execution import Execution
@@ -16,7 +15,7 @@ from deploykit.quantizers import dynamic
 PRODUCTS = 6 * 2  # query, key, value, projection, up and down of two layers
 
 
-@pytest.fixture(params=[(kind, task) for kind in ARCHITECTURES for task in TASKS], ids="-".join)
+@pytest.fixture(params=[(kind, task) for kind in SEPARATE for task in TASKS], ids="-".join)
 def exported(request, exported_of):
     return exported_of(*request.param)
 
