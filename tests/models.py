@@ -34,7 +34,7 @@ VARIANTS = [
 ]
 SIZES = {
     **{"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 128},
-    **{"max_position_embeddings": 66, "initializer_range": 0.1, "init_std": 0.1},
+    **{"max_position_embeddings": 65, "initializer_range": 0.1, "init_std": 0.1},
     **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 0},
 }
 OWN_SIZES = {
@@ -44,6 +44,7 @@ OWN_SIZES = {
         **{"d_model": 32, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "forced_eos_token_id": None},
         **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
     },
+    "mpnet": {"max_position_embeddings": 66},
     "t5": {"d_ff": 128, "d_kv": 8},
 }
 LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
@@ -163,11 +164,11 @@ def problem_of(dataset_of, tokenizer):
     def build(task="text-classification", count=None, seed=0):
         if task == "text2text-generation":  # to say again what was said
             problem = build(count=count, seed=seed)
-            echo = [
+            learned, judged = (
                 tuple(Row(row.encoding, row.encoding.ids) for row in part)
                 for part in (problem.train, problem.validation)
-            ]
-            return replace(problem, train=echo[0], validation=echo[1])
+            )
+            return replace(problem, train=learned, validation=judged)
         found, module = dataset_of(task), tasks.load(task)
         learned = rows(module, tokenizer, found.train[:count], found.labels)
         judged = rows(module, tokenizer, found.validation, found.labels)
