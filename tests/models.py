@@ -164,10 +164,8 @@ def problem_of(dataset_of, tokenizer):
     def build(task="text-classification", count=None, seed=0):
         if task == "text2text-generation":  # to say again what was said
             problem = build(count=count, seed=seed)
-            learned, judged = (
-                tuple(Row(row.encoding, row.encoding.ids) for row in part)
-                for part in (problem.train, problem.validation)
-            )
+            parts = (problem.train, problem.validation)
+            learned, judged = (tuple(Row(row.encoding, row.encoding.ids) for row in part) for part in parts)
             return replace(problem, train=learned, validation=judged)
         found, module = dataset_of(task), tasks.load(task)
         learned = rows(module, tokenizer, found.train[:count], found.labels)

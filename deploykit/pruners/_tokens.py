@@ -25,8 +25,8 @@ def necessary(backend: tokenizers.Tokenizer, used: Collection[int]) -> list[int]
 
     Args:
         backend: the whole tokenizer.
-        used: the tokens of the texts that are to be cut as before. To these come added and special tokens, single
-            characters and bytes, and what the model needs to arrive at all of them.
+        used: the tokens of the texts that are to be cut as before. To these come added and special tokens, that
+            for the unknown, single characters and bytes, and what the model needs to arrive at all of them.
 
     Raises:
         ModelError: the model is of another kind than WordPiece, BPE or Unigram.
@@ -34,8 +34,8 @@ def necessary(backend: tokenizers.Tokenizer, used: Collection[int]) -> list[int]
     model, vocabulary = _model(backend), backend.get_vocab(with_added_tokens=True)
     stay = {*used, *backend.get_added_tokens_decoder()}
     stay |= {place for token, place in vocabulary.items() if _is_basic(token, model)}
-    needs = KINDS[model["type"]][0]
-    return sorted(stay | {vocabulary[token] for token in needs(model, map(backend.id_to_token, stay))})
+    needs = KINDS[model["type"]][0](model, map(backend.id_to_token, stay))
+    return sorted(stay | {vocabulary[token] for token in needs})
 
 
 def reduced(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> tokenizers.Tokenizer:
@@ -79,8 +79,9 @@ def _is_basic(token: str, model: Content) -> bool:
     return len(token.removeprefix(model.get("continuing_subword_prefix") or "")) == 1 or bool(BYTE.fullmatch(token))
 
 
-def _nothing(model: Content, tokens: Iterable[str]) -> Iterator[str]:
-    return iter(())
+def _unknown(model: Content, tokens: Iterable[str]) -> Iterator[str]:
+    if model["unk_token"] in model["vocab"]:
+        yield model["unk_token"]
 
 
 def _intermediate(model: Content, tokens: Iterable[str]) -> Iterator[str]:
@@ -89,6 +90,7 @@ def _intermediate(model: Content, tokens: Iterable[str]) -> Iterator[str]:
     What merges inside a token does not depend on the text around it: a merge across its border would have made
     another token.
     """
+    yield from _unknown(model, tokens)
     ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
     for token in tokens:
         parts, made = list(token), []
@@ -101,8 +103,10 @@ def _intermediate(model: Content, tokens: Iterable[str]) -> Iterator[str]:
 
 
 def _worst(model: Content, tokens: Iterable[str]) -> Iterator[str]:
-    """Yields the token of the lowest score, from which that of the unknown is reckoned."""
+    """Yields the unknown, and the token of the lowest score, from which the unknown's is reckoned."""
     yield min(model["vocab"], key=lambda piece: piece[1])[0]
+    if model["unk_id"] is not None:
+        yield model["vocab"][model["unk_id"]][0]
 
 
 def _words(model: Content, places: Places) -> Content:
@@ -124,7 +128,7 @@ def _pieces(model: Content, places: Places) -> Content:
 
 Needs = Callable[[Content, Iterable[str]], Iterator[str]]
 KINDS: dict[str, tuple[Needs, Callable[[Content, Places], Content]]] = {
-    "WordPiece": (_nothing, _words),
+    "WordPiece": (_unknown, _words),
     "BPE": (_intermediate, _merges),
     "Unigram": (_worst, _pieces),
 }
