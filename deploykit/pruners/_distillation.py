@@ -36,6 +36,7 @@ class Pupil(torch.nn.Module):
         super().__init__()
         self.student = student
         self._teacher = (teacher.eval(),)
+        self.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
         if hasattr(student, SHIFT):
             setattr(self, SHIFT, getattr(student, SHIFT))
 
@@ -129,6 +130,15 @@ def handed_on(teacher: Teacher) -> list[int]:
     depth = architectures.depths(teacher.model)[0]
     kept = [layer for layer in teacher.layers if layer < depth]
     return [following - 1 for following in (*kept[1:], depth)]
+
+
+def _separate(_: torch.nn.Module, state: dict[str, torch.Tensor], *__: Any) -> None:
+    """Copies tensors that have a second name: safetensors refuse them, and the Trainer knows ties of its own models."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
 
 
 def _hidden(outputs: Any) -> tuple[torch.Tensor, ...]:
