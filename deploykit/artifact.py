@@ -26,12 +26,14 @@ from deploykit.execution import Execution
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 FLOAT_GRAPH = "model_float32.onnx"  # beside a chosen graph that is another one
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt")
+VOCABULARY = "vocab.txt"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", VOCABULARY)
 ARCHITECTURE = "deploykit_arch.json"
 PREDICTIONS = "predictions.npz"
 GOLDEN = "golden.json"

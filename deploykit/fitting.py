@@ -10,30 +10,29 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_model
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
 
 from deploykit import hardware
+from deploykit.architectures import input_names
 from deploykit.artifact import WEIGHTS
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
 from deploykit.optimizer import adamw
+from deploykit.progress import Progress
 from deploykit.tasks import IGNORED, Example, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
@@ -73,8 +72,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A whole model; `layers` are the indices of those of its layers that a smaller one still has."""
+
+    model: torch.nn.Module
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
-    """What there is to learn: tokenized splits, and how predictions are judged."""
+    """What there is to learn: tokenized splits, and how predictions are judged.
+
+    `texts` are those of the training split. `teacher` is set where the model has been pruned before.
+    """
 
     task: Task
     labels: tuple[str, ...]
@@ -82,6 +92,8 @@ class Problem:
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
     seed: int
+    texts: tuple[str, ...] = ()
+    teacher: Teacher | None = None
 
 
 Loss = Callable[..., torch.Tensor]
@@ -120,7 +132,7 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
         compute_loss_func=loss,
         compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
         optimizers=(adamw(model, options.learning_rate, options.weight_decay, options.layer_decay), None),
-        callbacks=[_Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
+        callbacks=[Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
     )
     trainer.remove_callback(PrinterCallback)
     newest = newest_checkpoint(work)
@@ -201,7 +213,7 @@ def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tenso
     if targets[0].ndim == 0:
         batch["labels"] = np.stack(targets)
     else:
-        width = batch["input_ids"].shape[1]
+        width = max(len(target) for target in targets)
         batch["labels"] = np.full((len(found), width), IGNORED, dtype=np.int64)
         for row, target in enumerate(targets):
             batch["labels"][row, tokenizer.place(len(target), width)] = target
@@ -209,9 +221,12 @@ def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tenso
 
 
 def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns what a model takes of a batch, targets left out; not all models have token types."""
-    names = signature(model.forward).parameters
-    return {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+    """Returns what a model takes of a batch, targets left out; one that writes text reads them shifted by one."""
+    names = input_names(model)
+    found = {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+    if "labels" in batch and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        found["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(batch["labels"])
+    return found
 
 
 def _batch(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -272,28 +287,3 @@ def _entry(found: dict[str, Any]) -> dict[str, Any]:
     timed = ("runtime", "samples_per_second", "steps_per_second")
     entry = {short: found[name] for name, short in names.items() if short not in timed}
     return {**entry, "split": "validation" if "eval_loss" in found else "train"}
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar with what is left; silent where nobody looks at a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Opens the bar at the step that a resumed run starts from."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fit", unit="step", disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar."""
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Shows the metric that decides."""
-        name = f"eval_{args.metric_for_best_model}"
-        log.info("epoch %.0f: validation %s %.4f", state.epoch, args.metric_for_best_model, metrics[name])
-        self._bar.set_postfix({args.metric_for_best_model: f"{metrics[name]:.4f}"})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes the bar."""
-        self._bar.close()

@@ -13,6 +13,7 @@ from deploykit import __version__, hardware, tasks, timing
 from deploykit.artifact import (
     ARCHITECTURE,
     CONFIG,
+    GENERATION,
     GRAPH,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -73,7 +74,7 @@ class Job:
 
     def copy(self, folder: Path, *names: str) -> None:
         """Copies the configuration, the tokenizer and further files of the parent into a draft."""
-        for name in (CONFIG, ARCHITECTURE, *TOKENIZER_FILES, *names):
+        for name in (CONFIG, GENERATION, ARCHITECTURE, *TOKENIZER_FILES, *names):
             if self.source.file(name).is_file():
                 shutil.copy(self.source.file(name), folder / name)
 

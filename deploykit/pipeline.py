@@ -34,8 +34,8 @@ from deploykit import (
     tasks,
     training,
 )
-from deploykit.artifact import Artifact, is_finished, key_of
-from deploykit.data import Dataset
+from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
+from deploykit.data import Dataset, sources
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
 from deploykit.evaluation import gates
 from deploykit.job import Job
@@ -127,6 +127,7 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
+    content |= {str(path): sha256_of(sources.require(str(path))) for path in recipe.files(stage)}
     return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
 
 

@@ -14,7 +14,8 @@ ROOT = Path(deploykit.__file__).parent
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
     ("errors", "recipes", "execution", "cost"),
-    ("artifact", "methods", "hardware"),
+    ("artifact", "methods", "hardware", "layouts", "overrides"),
+    ("mistakes",),
     ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
     ("predictor",),
@@ -24,12 +25,14 @@ LEVELS = (
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "optimizer"),
+    ("engines.torch", "optimizer", "progress"),
     ("fitting",),  # the engine of reference reads checkpoints
     ("products",),
     ("trainers", "pruners", "quantizers", "surgery"),
     ("graphs", "sensitivity"),
+    ("timing",),
     ("selection",),
+    ("search",),
     ("job",),
     ("serving",),
     ("training", "pruning", "exporting", "quantization", "packaging"),

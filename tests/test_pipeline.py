@@ -270,7 +270,7 @@ def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, ti
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         name = planned[stage].target.name
         fits = stage in ("train", "prune")  # killed after the first epoch; the others when they begin to write
-        sign = f".work/{name}/checkpoint-*/trainer_state.json" if fits else f".{name}.draft"
+        sign = f".work/{name}/**/checkpoint-*/trainer_state.json" if fits else f".{name}.draft"
         while process.poll() is None and not list(folder.glob(sign)):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

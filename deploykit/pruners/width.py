@@ -16,6 +16,7 @@ from deploykit import architectures
 from deploykit.architectures import Kept
 from deploykit.fitting import Problem, Row
 from deploykit.methods import Options as Base
+from deploykit.pruners import Pruned
 from deploykit.pruners._distillation import DistillOptions, distill
 from deploykit.pruners._fisher import importance
 from deploykit.pruners._refit import refit
@@ -37,9 +38,7 @@ class Options(Base):
     distill: DistillOptions | None = None
 
 
-def prune(
-    model: torch.nn.Module, problem: Problem, options: Options, work: Path
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
     """Returns a narrower copy of the model and what was kept."""
     rows = sample(problem.train, options.calibration_rows, problem.seed)
     heads, neurons = importance(model, rows, problem.tokenizer)
@@ -49,7 +48,7 @@ def prune(
         refit(small, model, within(rows, options.refit_tokens), problem.tokenizer)
     curve = distill(small, model, problem, options.distill, work) if options.distill else []
     sizes = [{"heads": len(keep.heads), "neurons": len(keep.neurons)} for keep in kept]
-    return small, {"layers": sizes, "curve": curve}
+    return Pruned(small, {"layers": sizes, "curve": curve})
 
 
 def chosen(heads: list[np.ndarray[Any, Any]], neurons: list[np.ndarray[Any, Any]], keep: float) -> list[Kept]:
@@ -77,12 +76,12 @@ def best_of_all(worth: list[np.ndarray[Any, Any]], keep: float) -> list[np.ndarr
 
     The best of each layer stays whatever it is worth.
     """
-    total = max(len(worth), round(keep * sum(map(len, worth))))
+    first = {(layer, int(row.argmax())) for layer, row in enumerate(worth) if len(row)}
+    total = max(len(first), round(keep * sum(map(len, worth))))
     everything = [(-row[index], layer, index) for layer, row in enumerate(worth) for index in range(len(row))]
-    first = {(layer, int(row.argmax())) for layer, row in enumerate(worth)}
     rest = [(layer, index) for _, layer, index in sorted(everything) if (layer, index) not in first]
     stays = first | set(rest[: total - len(first)])
-    return [np.array(sorted(index for found, index in stays if found == layer)) for layer in range(len(worth))]
+    return [np.array(sorted(index for found, index in stays if found == layer), int) for layer in range(len(worth))]
 
 
 def sample(rows: tuple[Row, ...], count: int, seed: int) -> list[Row]:

@@ -17,6 +17,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RECOVERY = {"epochs": 3, "learning_rate": 2e-3, "batch_size": 8, "bf16": "off", "soft": 1.0}
 
 
+def prune(*arguments):
+    made = width.prune(*arguments)
+    return made.model, made.facts
+
+
 def far(model, whole, rows, tokenizer):
     """The root mean square difference of two models' logits."""
     (batch,) = _fisher.padded(rows, tokenizer)
@@ -47,7 +52,7 @@ def test_a_model_of_an_unknown_type_is_refused(tiny_encoder, problem_of, tmp_pat
     model = tiny_encoder()
     model.config.model_type = "unheard-of"
     with pytest.raises(ModelError, match="models of type 'unheard-of' cannot be pruned"):
-        width.prune(model, problem_of(count=8), width.Options(), tmp_path)
+        prune(model, problem_of(count=8), width.Options(), tmp_path)
 
 
 # what is kept
@@ -114,7 +119,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
     before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     harsh, distances = {"keep": 0.5, "refit_tokens": 0}, []
     for index, options in enumerate(({}, {"refit_tokens": 16384}, {"distill": RECOVERY})):
-        small, facts = width.prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
+        small, facts = prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
         assert architectures.shapes(small) == [Shape(**layer) for layer in facts["layers"]]
         distances.append(far(small, whole, problem.validation, problem.tokenizer))
         if "distill" in options:
@@ -131,7 +136,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
 def test_a_pruned_model_that_was_taught_keeps_what_the_whole_one_had_learned(task, fitted, problem_of, tmp_path):
     whole, curve = fitted(task)
     problem, first = problem_of(task), problem_of(task).task.METRICS[0]
-    _, facts = width.prune(whole, problem, width.Options(keep=0.5, distill=RECOVERY), tmp_path)
+    _, facts = prune(whole, problem, width.Options(keep=0.5, distill=RECOVERY), tmp_path)
     best = [
         max(point[first] for point in points if point["split"] == "validation") for points in (curve, facts["curve"])
     ]
@@ -140,16 +145,14 @@ def test_a_pruned_model_that_was_taught_keeps_what_the_whole_one_had_learned(tas
 
 def test_keeping_everything_gives_the_same_model(tiny_encoder, problem_of, tmp_path):
     whole = tiny_encoder()
-    small, facts = width.prune(whole, problem_of(count=16), width.Options(keep=1.0), tmp_path)
+    small, facts = prune(whole, problem_of(count=16), width.Options(keep=1.0), tmp_path)
     assert facts == {"layers": [{"heads": 4, "neurons": 128}] * 2, "curve": []}
     assert all(torch.equal(tensor, small.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_the_same_seed_prunes_the_same(tiny_encoder, problem_of, tmp_path):
     found = [
-        width.prune(
-            tiny_encoder(), problem_of(count=40, seed=seed), width.Options(keep=0.5, calibration_rows=8), tmp_path
-        )
+        prune(tiny_encoder(), problem_of(count=40, seed=seed), width.Options(keep=0.5, calibration_rows=8), tmp_path)
         for seed in (0, 0)
     ]
     (one, facts), (other, others) = found

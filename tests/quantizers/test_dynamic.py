@@ -3,12 +3,11 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from models import TASKS
+from models import SEPARATE, TASKS
 from onnx import TensorProto
 from pydantic import ValidationError
 
 from deploykit import sensitivity
-from deploykit.architectures import ARCHITECTURES
 from deploykit.errors import DeploykitError
 from deploykit.quantizers import dynamic
 
@@ -17,7 +16,7 @@ PRODUCTS = 6 * 2  # query, key, value, projection, up and down of two layers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=[(kind, task) for kind in ARCHITECTURES for task in TASKS], ids="-".join)
+@pytest.fixture(params=[(kind, task) for kind in SEPARATE for task in TASKS], ids="-".join)
 def exported(request, exported_of):
     return exported_of(*request.param) / "model.onnx"
 
