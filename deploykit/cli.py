@@ -202,7 +202,7 @@ def retune(
     import deploykit
     from deploykit.retuning import options
 
-    wanted = options(objective=objective, minutes=minutes, lengths=str(lengths) if lengths else None)
+    wanted = options(objective=objective, minutes=minutes, lengths=lengths)
     found = deploykit.retune(package, output, wanted)
     out.print(f"package: {_short(found.path)}, on {found.manifest.execution}", markup=False)
 

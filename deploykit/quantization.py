@@ -8,6 +8,7 @@ machine can choose again, or fall back to it.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def _encode(tokenizer: Tokenizer, rows: Sequence[Example]) -> list[Encoding]:
     return tokenizer.encode([row.text for row in rows], [row.pair for row in rows])
 
 
-def lengths(page: str | None, dataset: Dataset, tokenizer: Tokenizer) -> Lengths:
+def lengths(page: Path | None, dataset: Dataset, tokenizer: Tokenizer) -> Lengths:
     """Returns the lengths to measure at.
 
     Args:

@@ -14,7 +14,7 @@ ROOT = Path(deploykit.__file__).parent
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
     ("errors", "recipes", "execution", "cost"),
-    ("artifact", "methods", "hardware", "layouts", "overrides"),
+    ("artifact", "methods", "hardware", "layouts", "overrides", "cache"),
     ("mistakes",),
     ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
@@ -34,9 +34,9 @@ LEVELS = (
     ("selection",),
     ("search",),
     ("job",),
-    ("serving",),
-    ("training", "pruning", "exporting", "quantization", "packaging"),
-    ("summary", "scaffold", "diagnosis"),
+    ("bundle", "serving"),
+    ("training", "pruning", "exporting", "quantization", "packaging", "retuning"),
+    ("summary", "scaffold", "diagnosis", "explaining"),
     ("report",),
     ("pipeline",),
     ("",),  # the package itself, which exports the verbs

@@ -176,4 +176,4 @@ def test_lengths_come_from_a_page_of_metrics_where_the_recipe_names_one(tmp_path
         'deploykit_input_tokens_bucket{le="8"} 0\ndeploykit_input_tokens_bucket{le="32"} 5\n'
         'deploykit_input_tokens_bucket{le="+Inf"} 5\ndeploykit_input_tokens_count 5\ndeploykit_input_tokens_sum 99\n'
     )
-    assert quantization.lengths(str(page), rows, tokenizer) == Lengths((17,), (1.0,))
+    assert quantization.lengths(page, rows, tokenizer) == Lengths((17,), (1.0,))

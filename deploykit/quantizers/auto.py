@@ -3,6 +3,7 @@
 The stage `quantize` does the search; here is what a recipe may say about it.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -25,7 +26,7 @@ class Options(Base):
 
     objective: Objective = "latency"
     minutes: float = Field(default=5.0, gt=0)
-    lengths: str | None = None
+    lengths: Path | None = None
     engines: tuple[str, ...] | None = None
     graphs: tuple[Graph, ...] | None = None
     quantizers: tuple[str, ...] | None = None
