@@ -36,12 +36,13 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
         Args:
             optimizer: whose rates are scaled.
             steps: of the whole fit, were there time for it.
-            warmup: the share in which the rate rises.
+            warmup: the share in which the rate rises, in whole steps.
         """
+        rise = int(warmup * steps) / steps
 
         def scale(step: int) -> float:
             done = max(step / steps, self.share())
-            return done / warmup if done < warmup else max(0.0, (1 - done) / (1 - warmup))
+            return done / rise if done < rise else max(0.0, (1 - done) / (1 - rise))
 
         return LambdaLR(optimizer, scale)
 

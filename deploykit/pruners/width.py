@@ -93,9 +93,10 @@ class Options(Base):
             )
         if self.steps > 1 and self.max_drop is not None:
             raise ValueError(f"max_drop takes steps of its own, got steps: {self.steps}. Leave steps out.")
-        engine = engines.load(self.engine)
-        if engine.KIND != "onnx" or self.precision not in engine.PRECISIONS:
-            raise ValueError(f"needs an engine that runs graphs in {self.precision}, got engine: {self.engine}.")
+        if self.keep is None:
+            engine = engines.load(self.engine)
+            if engine.KIND != "onnx" or self.precision not in engine.PRECISIONS:
+                raise ValueError(f"needs an engine that runs graphs in {self.precision}, got engine: {self.engine}.")
         return self
 
 

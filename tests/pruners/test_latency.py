@@ -1,24 +1,13 @@
 import numpy as np
 import pytest
+from clocks import additive
 
 from deploykit import architectures
 from deploykit.architectures import Kept, Shape
-from deploykit.artifact import Metric
 from deploykit.execution import Execution
 from deploykit.pruners import _latency, _timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def additive(head, block, fixed=0.0):
-    """A stand-in for the clock: what a model takes that has so much for each head and block."""
-
-    def measure(model):
-        sizes = architectures.shapes(model)
-        total = fixed + sum(head * size.heads + block * _latency.blocks(size.neurons) for size in sizes)
-        return Metric(value=total, low=total, high=total)
-
-    return measure
 
 
 def test_neurons_fill_blocks_and_the_last_may_be_a_part_of_one():
