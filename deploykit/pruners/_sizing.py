@@ -15,6 +15,7 @@ from deploykit.pruners._timing import Measure
 
 TRIES = 4  # how often a structure is chosen and measured
 NEAR = 0.97  # of the time that there is: a model that takes less gets more heads and neurons
+AIM = (1 + NEAR) / 2  # of it, so that the noise of measuring may go either way
 log = logging.getLogger(__name__)
 
 
@@ -75,11 +76,12 @@ def of_speedup(
         fastest; else the slowest of those that are fast enough, which keeps the most.
     """
     tried = list[tuple[list[Kept], Metric]]()
-    budget = wanted = 1 / speedup
+    wanted = 1 / speedup
+    budget = AIM * wanted
     while len(tried) < TRIES and not (tried and NEAR * wanted <= tried[-1][1].value <= wanted):
         kept = of_time(heads, neurons, table, budget)
         tried.append((kept, measure(architectures.shrunk(model, kept))))
-        budget *= wanted / tried[-1][1].value
+        budget *= AIM * wanted / tried[-1][1].value
     enough = [found for found in tried if found[1].value <= wanted]
     kept, share = max(enough or tried, key=lambda found: found[1].value if enough else -found[1].value)
     found = Metric(value=1 / share.value, low=1 / share.high, high=1 / share.low)

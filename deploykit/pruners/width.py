@@ -131,7 +131,7 @@ def _search(
         if [Shape(len(keep.heads), len(keep.neurons)) for keep in kept] == architectures.shapes(best):
             break  # there is nothing left to remove
         small, learned = _cut(best, kept, model, problem, options, work / f"step-{step}")
-        tried.append({**found["speedup"], "metric": first_metric(small, problem)})
+        tried.append({**found["speedup"], "metric": first_metric(small.eval(), problem)})
         log.info("search: %s", tried[-1])
         if tried[-1]["metric"] < lowest - 1e-9:
             break
