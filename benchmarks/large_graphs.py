@@ -20,7 +20,7 @@ import torch
 import transformers
 from optimum.exporters.onnx import onnx_export_from_model
 
-from deploykit import exporting, graphs, methods, quantizers, sensitivity
+from deploykit import exporting, graphs, quantizers, sensitivity
 from deploykit.errors import DeploykitError
 
 ROWS, TOKENS, HIDDEN = 8, 32, 512
@@ -86,7 +86,7 @@ def main() -> None:
                     report(
                         f"{label} {variant}", lambda to, v=variant, g=graph: graphs.write(v, g, to), graph, folder / "v"
                     )
-                for method in methods.available("quantizer"):
+                for method in quantizers.writers():
                     found = quantizers.load(method)
                     report(
                         f"{label} {method}",

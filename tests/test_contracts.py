@@ -196,7 +196,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
 
 
 @pytest.mark.parametrize("task", TASKS)
-@per_method("quantizer")
+@pytest.mark.parametrize(("kind", "name"), [("quantizer", name) for name in quantizers.writers()])
 def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
     kind, name, task, exported_of, problem_of, tmp_path
 ):

@@ -47,6 +47,11 @@ class Quantizer(Protocol):
         """
 
 
+def writers() -> tuple[str, ...]:
+    """Lists the quantizers that write graphs: all but `auto`, which chooses among them."""
+    return tuple(name for name in methods.available("quantizer") if hasattr(load(name), "quantize"))
+
+
 def load(name: str) -> Quantizer:
     """Imports a quantizer by name, for example `"dynamic"`."""
     return cast(Quantizer, methods.load("quantizer", name))

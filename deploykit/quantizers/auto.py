@@ -6,8 +6,9 @@ The stage `quantize` does the search; here is what a recipe may say about it.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from deploykit import methods
 from deploykit.methods import Options as Base
 
 Objective = Literal["latency", "throughput", "size"]
@@ -31,3 +32,13 @@ class Options(Base):
     graphs: tuple[Graph, ...] | None = None
     quantizers: tuple[str, ...] | None = None
     fallback: bool = True
+
+    @field_validator("engines", "quantizers")
+    @classmethod
+    def _are_there(cls, names: tuple[str, ...] | None, field: ValidationInfo) -> tuple[str, ...] | None:
+        kind = str(field.field_name).removesuffix("s")
+        known = [name for name in methods.available(kind) if name not in ("auto", "torch")]
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"no {kind} is called {name!r}. There are: {', '.join(known)}")
+        return names

@@ -5,13 +5,13 @@ import onnx
 import pytest
 from graph_models import PRODUCTS
 
-from deploykit import engines, graphs, methods, products, quantizers, sensitivity
+from deploykit import engines, graphs, products, quantizers, sensitivity
 from deploykit.errors import DeploykitError
 from deploykit.execution import Execution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-METHODS = methods.available("quantizer")
+METHODS = quantizers.writers()
 QUANTIZED = {"merged": PRODUCTS - 2 * 2, "attention": PRODUCTS - 3 * 2}  # others: all
 NEAR = {"int4": 14, "int8": 28, "float16": 45, "float32": 100}  # decibels
 HEAD = ("/classifier/Gemm", "/bert/pooler/dense/Gemm", "/classifier/Gemm_MatMul", "/bert/pooler/dense/Gemm_MatMul")
