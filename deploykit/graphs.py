@@ -74,29 +74,13 @@ def write(variant: Variant, graph: Path, target: Path) -> dict[str, Any]:
             raise GraphError("the graph has nothing to fuse. Take it as exported.")
         if variant in ATTENTION:
             _require(variant, counts[ATTENTION[variant]], attentions)
-            check_heads(model, heads)
+            _check_heads(model, heads)
     OnnxModel.save(model, str(target))  # which adds the domain of fused operators
     difference = differs(graph, target)
     if not difference <= TOLERANCE:  # not a number, too
         target.unlink()
         raise GraphError(f"the variant {variant!r} does not compute the same: outputs differ by {difference:.2e}.")
     return {**facts, "difference": difference}
-
-
-def check_heads(model: Any, heads: list[int]) -> None:
-    """Compares the heads of fused attentions with those of the source.
-
-    Args:
-        model: with fused attentions.
-        heads: of each attention of the source, in order.
-
-    Raises:
-        GraphError: they are not the same.
-    """
-    nodes = [node for node in model.graph.node if node.op_type in ATTENTION.values()]
-    found = [onnx.helper.get_node_attr_value(node, "num_heads") for node in nodes]
-    if found != heads:
-        raise GraphError(f"fusion changed the heads of the attentions: {heads} became {found}.")
 
 
 def differs(one: Path, other: Path) -> float:
@@ -114,6 +98,13 @@ def differs(one: Path, other: Path) -> float:
     return float(worst)
 
 
+def _check_heads(model: Any, heads: list[int]) -> None:
+    nodes = [node for node in model.graph.node if node.op_type in ATTENTION.values()]
+    found = [onnx.helper.get_node_attr_value(node, "num_heads") for node in nodes]
+    if found != heads:
+        raise GraphError(f"fusion changed the heads of the attentions: {heads} became {found}.")
+
+
 def _fuse(model: Any, variant: str) -> Any:
     surgery.add_masks(model.graph)
     options = FusionOptions("bert")
@@ -122,7 +113,10 @@ def _fuse(model: Any, variant: str) -> Any:
     options.enable_attention = variant in ATTENTION
     options.use_multi_head_attention = variant == "multi-head"
     logging.getLogger("fusion_attention").setLevel(logging.ERROR)  # it warns of every layer with fewer heads
-    fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
+    try:
+        fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
+    except Exception as error:  # assertions and whatever else a pattern that it half knows runs into
+        raise GraphError(f"the graph cannot be fused: {error!r}. Take it as exported.") from error
     fused.topological_sort()
     return fused.model
 

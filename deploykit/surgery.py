@@ -26,7 +26,7 @@ def merge_products(graph: Any) -> int:
     Returns:
         How many were made.
     """
-    constants = {found.name: found for found in graph.initializer}
+    constants = {found.name: found for found in graph.initializer if len(found.dims) in (1, 2)}
     readers = defaultdict(list)
     siblings = defaultdict(list)
     for node in graph.node:

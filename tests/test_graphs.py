@@ -59,7 +59,7 @@ def test_heads_that_fusion_changed_are_refused(variant, uneven_graph, tmp_path, 
 @pytest.mark.parametrize("variant", FUSING)
 def test_wrong_heads_also_show_in_the_outputs(variant, uneven_graph, tmp_path, planted, monkeypatch):
     planted(lambda model: changed_heads(model, [1, 1]))
-    monkeypatch.setattr(graphs, "check_heads", lambda *_: None)
+    monkeypatch.setattr(graphs, "_check_heads", lambda *_: None)
     with pytest.raises(GraphError, match=rf"'{variant}' does not compute the same: outputs differ by \d"):
         graphs.write(variant, uneven_graph(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -98,6 +98,15 @@ def test_an_architecture_that_a_variant_does_not_know_is_refused(part, variant, 
     with pytest.raises(GraphError, match=message):
         graphs.write(variant, seq2seq_graphs[part], tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_of_the_tool_is_told(uneven_graph, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("shape")
+
+    monkeypatch.setattr(graphs, "optimize_model", fail)
+    with pytest.raises(GraphError, match=r"cannot be fused: AssertionError\('shape'\)\. Take it as exported"):
+        graphs.write("fused", uneven_graph(), tmp_path / "model.onnx")
 
 
 def test_a_graph_without_attention_or_norms_is_refused(tmp_path, tiny_graph):
