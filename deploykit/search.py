@@ -36,7 +36,12 @@ FINALISTS = 6  # timed together
 NEAR = 1.3  # of those that are at most this many times slower than the best at a first look
 LOOKING = 0.6  # share of the minutes that first looks may take
 BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
-QUANTIZERS = ("none", "dynamic", "static")  # that are tried unless a recipe names others
+WRITERS = {  # what is tried unless a recipe names others
+    "latency": ("none", "dynamic", "static"),
+    "throughput": ("none", "dynamic", "static"),
+    "size": ("none", "dynamic", "static", "weight-only", "float16"),
+}
+SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
 LOOK_S, TIMED_S, COST_S = 1.0, 15.0, 10.0  # seconds: a first look, timing the finalists, the cost of batches
 
@@ -194,15 +199,16 @@ def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
         cores: of the machine.
         features: of the CPU.
     """
-    places = []
+    places, objective = [], options.objective
+    chosen = SMALLEST if objective == "size" else {}
     for engine in options.engines or installed():
         module = engines.load(engine)
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
         variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
         places += [(engine, precision, graph) for precision in usable for graph in variants]
     found = [
-        Spec(graph, way, (), ways(Execution(engine=engine, precision=precision), cores, options.objective)[0])
-        for (engine, precision, graph), way in product(places, options.quantizers or QUANTIZERS)
+        Spec(graph, way, chosen.get(way, ()), ways(Execution(engine=engine, precision=precision), cores, objective)[0])
+        for (engine, precision, graph), way in product(places, options.quantizers or WRITERS[objective])
         if engine in quantizers.load(way).ENGINES
     ]
     first = Spec(execution=Execution(threads=cores))

@@ -9,8 +9,10 @@ from deploykit.artifact import Metric
 from deploykit.errors import StorageError
 from deploykit.evaluation import gates, metrics
 from deploykit.evaluation.comparison import Comparison
+from deploykit.execution import Execution
 from deploykit.recipe import GateSection
-from deploykit.selection import Candidate, Latency
+from deploykit.selection import Candidate
+from deploykit.timing import Latency
 
 LABELS = ("negative", "positive")
 BATCH = "batch 1, 27 tokens"
@@ -40,12 +42,16 @@ def candidate(name, milliseconds, kept, reason):
     batches = ("batch 1, 7 tokens", "batch 8, 15 tokens")
     return Candidate(
         name=name,
+        graph="exported",
+        quantizer="none" if name == "float32" else "dynamic",
         precision=name,
-        engine="onnxruntime",
-        threads=2,
+        execution=Execution(threads=2),
         bytes=123_456,
         metric=Metric(value=0.9, low=0.85, high=0.95),
-        latency={batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds) for batch in batches},
+        latency={
+            batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds, p95=milliseconds) for batch in batches
+        },
+        throughput=about(500 / milliseconds, 1.0),
         comparison=comparison(0.0, 0.05),
         verdicts=gates.verdicts(GATES, comparison(0.0, 0.05)),
         kept=kept,
