@@ -80,7 +80,7 @@ class Teacher:
 class Problem:
     """What there is to learn: tokenized splits, and how predictions are judged.
 
-    `texts` are those of the training split. `teacher` is set where the model has been pruned before.
+    `texts` are those of the training split. `teacher` teaches what is pruned (default: the model as it was before).
     """
 
     task: Task

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_a_model_of_several_steps_is_served(served):
         runtime.close()
     expected = [scores[0].argmax() for scores in Predictor.load(package, 1).predict(texts)]
     assert [answer.label for answer in answers] == [package.manifest.labels[best] for best in expected]
+
+
+def test_a_decoder_that_classifies_takes_the_whole_path(tmp_path, tiny_recipe, tiny_encoder, tokenizer_folder):
+    """Its configuration names no padding token, as that of GPT-2 does not."""
+    shutil.copytree(tokenizer_folder, tmp_path / "base")
+    checkpoint.save(tiny_encoder("gpt2", layers=3, pad_token_id=None), tmp_path / "base")
+    steps = [{"method": "vocabulary"}, {"method": "layers", "keep": 2}, {"method": "width", "keep": 0.75}]
+    path = tiny_recipe(tmp_path, model=str(tmp_path / "base"), prune=steps, gates={"max_drop": 1})
+    package = deploykit.run(recipe.load(path, ["train.epochs=1"]))[-1].artifact
+    assert json.loads(package.file("config.json").read_text())["n_layer"] == 2
+    assert package.manifest.history[0].parameters > 1.2 * package.manifest.step.parameters
 
 
 def test_a_run_of_several_steps_is_skipped_when_it_is_done_and_made_again_when_a_step_changes(served):

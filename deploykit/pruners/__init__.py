@@ -1,6 +1,6 @@
 """Ways to make a model smaller. One file a way: `Options` and `prune`.
 
-`prune(model, problem, options, work)` returns a smaller copy and the facts for the manifest.
+`prune(model, problem, options, work)` returns a smaller copy and the facts for the manifest, as one `Pruned`.
 """
 
 from collections.abc import Mapping
