@@ -284,19 +284,24 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
         What was found of each, and the same as candidates of which one is kept, or none where none passes; in the
         order of `specs`, then the best of them with cores shared otherwise, then the one that the fallback made.
     """
-    started = time.monotonic()
-    entries, until = [Entry(spec) for spec in specs], started + 60 * options.minutes * LOOKING
+    started, entries = time.monotonic(), [Entry(spec) for spec in specs]
+    until, end = (started + 60 * options.minutes * share for share in (LOOKING, 1))
     look(entries, bench, options.objective, until)
-    entries += [Entry(spec) for spec in _otherwise(near(entries), options.objective)]
+    entries += [Entry(spec) for spec in _otherwise(entries[:1] + near(entries[1:]), options.objective)]
     look(entries, bench, options.objective, until)
-    finalists = near(entries)
-    measure(finalists, bench)
+    finalists = entries[:1]
     judge(finalists, bench)
+    while more := near(entries, finalists):
+        judge(more, bench)
+        finalists = [*finalists, *more]
+        if any(_passes(entry, bench) for entry in more) or time.monotonic() > end:
+            break  # where all that were near the best fail, the next ones are judged
+    measure(finalists, bench)
     if options.fallback and (made := repair(finalists, bench, options.objective)):
         entries.append(made)
         measure([*finalists, made], bench)
     rest = sorted((entry for entry in entries if not entry.reason), key=lambda entry: entry.ratio)
-    judge(rest, bench, started + 60 * options.minutes)
+    judge(rest, bench, end)
     for entry in entries:
         if not entry.reason and not entry.latency:
             entry.reason = f"{entry.ratio:.2f} times the float graph's {MEASURES[options.objective]} at a first look"
@@ -353,10 +358,15 @@ def _otherwise(entries: Sequence[Entry], objective: Objective) -> list[Spec]:
     return [spec for spec in dict.fromkeys(both) if spec not in known]
 
 
-def near(entries: Sequence[Entry]) -> list[Entry]:
-    """Returns the float graph and those that a first look found near the best."""
-    tried = sorted((entry for entry in entries[1:] if not entry.reason), key=lambda entry: entry.ratio)
-    return [entries[0], *(entry for entry in tried[:FINALISTS] if entry.ratio <= tried[0].ratio * NEAR)]
+def near(entries: Sequence[Entry], known: Sequence[Entry] = ()) -> list[Entry]:
+    """Returns those that a first look found near the best of all that are not known yet."""
+    others = (entry for entry in entries if not entry.reason and not any(entry is one for one in known))
+    tried = sorted(others, key=lambda entry: entry.ratio)
+    return [entry for entry in tried[:FINALISTS] if entry.ratio <= tried[0].ratio * NEAR]
+
+
+def _passes(entry: Entry, bench: Bench) -> bool:
+    return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
 
 
 def measure(finalists: Sequence[Entry], bench: Bench) -> None:
@@ -434,6 +444,6 @@ def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> En
         made = Entry(replace(best.spec, keep=tuple(sorted(keep))))
         made.bytes = bench.file(made.spec).stat().st_size
         judge([made], bench)
-        if made.judged and not failing(bench.gates, made.judged.verdicts(bench.gates, made.bytes)):
+        if _passes(made, bench):
             return made
     return None

@@ -91,6 +91,32 @@ def tiny_encoder(tokenizer):
     return build
 
 
+def set_times(patch, of):
+    """Makes the clock of selections say `of(name, engine)` milliseconds, whatever the machine does."""
+    from deploykit import timing
+    from deploykit.artifact import Metric
+    from deploykit.cost import Cost
+
+    def latencies(engines, work, seconds):
+        times = {name: of(name, engine) for name, engine in engines.items()}
+        return {
+            name: dict.fromkeys(work.singles, timing.Latency(p50=ms, low=ms, high=ms, p95=ms))
+            for name, ms in times.items()
+        }
+
+    def rates(engines, work, budgets, seconds):  # a little lower for each larger batch
+        times = {name: of(name, engine) for name, engine in engines.items()}
+        return {
+            name: {budget: Metric(value=1000 / ms - budget / 1e6, low=1, high=9999) for budget in budgets}
+            for name, ms in times.items()
+        }
+
+    patch.setattr(timing, "latencies", latencies)
+    patch.setattr(timing, "rates", rates)
+    patch.setattr(timing, "typical", lambda *_: 1.0)
+    patch.setattr(timing, "cost", lambda *_: Cost(fixed=0.25))
+
+
 @pytest.fixture
 def one_thread(monkeypatch):
     """Tiny products are slower on several threads, by far where other processes use the same cores."""

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import set_times
 
 import deploykit
-from deploykit import pipeline, recipe, selection
+from deploykit import pipeline, recipe
 from deploykit.artifact import PREDICTIONS, Artifact, sha256_of
 from deploykit.errors import ArtifactError, BusyError, GateError, InputError
 from deploykit.recipe import STAGES
-from deploykit.selection import Latency
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
@@ -30,17 +30,12 @@ def predictions(outcomes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def steady_clock():
+def steady_clock(tmp_path_factory):
     """The clock decides between graphs that are equally fast, as tiny ones are; here it always says the same."""
 
-    def measure(predictors, examples, batches):
-        times = {
-            name: Latency(p50=ms, low=ms, high=ms) for name, ms in {"float32": 2.0, "int8": 1.0, "it": 1.0}.items()
-        }
-        return {name: dict.fromkeys(batches, times[name]) for name in predictors}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "measure", measure)
+        patch.setenv("DEPLOYKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        set_times(patch, lambda name, _: 2.0 if name.startswith(("base", "float32")) else 1.0)
         yield
 
 

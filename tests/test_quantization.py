@@ -1,17 +1,16 @@
 import numpy as np
 import onnx
 import pytest
-from models import TASKS
+from models import TASKS, set_times
 from onnx import numpy_helper
 
-from deploykit import architectures, exporting, hardware, quantization, timing
+from deploykit import architectures, exporting, hardware, quantization
 from deploykit.architectures import Kept
-from deploykit.artifact import Artifact, Metric, load_predictions
+from deploykit.artifact import Artifact, load_predictions
 from deploykit.cost import Cost
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
 from deploykit.quantizers import dynamic
-from deploykit.timing import Latency
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ACCEPT = {"max_drop": 0.01, "cannot_tell": "accept"}
@@ -42,25 +41,10 @@ def job(graph, job_of):
 def clock(monkeypatch):
     """`clock(base, other)`: the milliseconds that the float graph and any other take, whatever the machine does."""
 
-    def set_times(base, other):
-        def of(name):
-            return base if name == "base" or name.startswith("float32, onnxruntime") else other
+    def fixed(base, other):
+        set_times(monkeypatch, lambda name, _: base if name == "base" or name.startswith("float32, onnxrun") else other)
 
-        def latencies(engines, work, seconds):
-            return {
-                n: {text: Latency(p50=of(n), low=of(n), high=of(n), p95=of(n)) for text in work.singles}
-                for n in engines
-            }
-
-        def rates(engines, work, budgets, seconds):
-            return {n: {b: Metric(value=1000 / of(n), low=1, high=9999) for b in budgets} for n in engines}
-
-        monkeypatch.setattr(timing, "latencies", latencies)
-        monkeypatch.setattr(timing, "rates", rates)
-        monkeypatch.setattr(timing, "typical", lambda *_: 1.0)
-        monkeypatch.setattr(timing, "cost", lambda *_: Cost(fixed=0.5))
-
-    return set_times
+    return fixed
 
 
 def kept(artifact):
@@ -124,7 +108,7 @@ def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph,
     )
     assert found.manifest.step.bytes < graph.manifest.step.bytes
     assert found.file("model_float32.onnx").read_bytes() == graph.file("model.onnx").read_bytes()
-    assert (found.manifest.execution.features, found.manifest.cost) == (("avx512_vnni",), Cost(fixed=0.5))
+    assert (found.manifest.execution.features, found.manifest.cost) == (("avx512_vnni",), Cost(fixed=0.25))
     assert found.manifest.own["quantized"] == 12
     assert sum(node.op_type == "MatMulInteger" for node in onnx.load(found.file("model.onnx")).graph.node) == 12
     comparison = next(entry["comparison"] for entry in found.manifest.own["candidates"] if entry["kept"])

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import onnx
 import pytest
+from models import set_times
 
 from deploykit import cache, engines, graphs, hardware, search, sensitivity, timing
 from deploykit.artifact import Metric
@@ -14,7 +15,6 @@ from deploykit.predictor import Predictor
 from deploykit.quantizers import auto, dynamic
 from deploykit.recipe import GateSection
 from deploykit.search import Bench, Entry, Judged, Spec
-from deploykit.timing import Latency
 
 FLOAT, DYNAMIC, STATIC = Spec(), Spec(quantizer="dynamic"), Spec(quantizer="static")
 BFLOAT = Spec(execution=Execution(engine="openvino", precision="bfloat16"))
@@ -70,39 +70,24 @@ def clock(monkeypatch):
     """`clock(bench, {spec: milliseconds})`: what each candidate takes, whatever the machine does."""
     seen = Counter()
 
-    def set_times(bench, times):
+    def fixed(bench, times):
         opened = Bench.open
+        known = {(key.quantizer, key.execution, len(key.keep)): value for key, value in times.items()}
 
         def spy(self, spec):
             predictor = opened(self, spec)
             return replace(predictor, engine=Named(predictor.engine, spec))
 
-        def milliseconds(engine):
+        def milliseconds(_, engine):
             spec = getattr(engine, "spec", FLOAT)
-            known = {(key.quantizer, key.execution, len(key.keep)): value for key, value in times.items()}
+            seen[spec.name] += 1
             return known[spec.quantizer, spec.execution, len(spec.keep)]
 
-        def latencies(found, work, seconds):
-            seen.update(getattr(engine, "spec", FLOAT).name for engine in found.values())
-            return {
-                name: {text: Latency(p50=ms, low=ms, high=ms, p95=ms) for text in work.singles}
-                for name, engine in found.items()
-                for ms in [milliseconds(engine)]
-            }
-
-        def rates(found, work, budgets, seconds):
-            return {
-                name: {budget: Metric(value=1000 / ms - budget / 1e6, low=1, high=9999) for budget in budgets}
-                for name, engine in found.items()
-                for ms in [milliseconds(engine)]
-            }
-
         monkeypatch.setattr(Bench, "open", spy)
-        monkeypatch.setattr(timing, "latencies", latencies)
-        monkeypatch.setattr(timing, "rates", rates)
+        set_times(monkeypatch, milliseconds)
         return seen
 
-    return set_times
+    return fixed
 
 
 class Named:
