@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
+from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from deploykit.layouts import Attention, Stack, architecture_of
@@ -276,7 +277,8 @@ def _renumber(value: Any, places: Mapping[int, int]) -> Any:
 def _empty(model: nn.Module, config: Any, sizes: Sequence[Shape]) -> nn.Module:
     """Returns a model of the same class for another configuration, for weights that are loaded next."""
     whole = cast(Any, model)
-    small = type(whole)._from_config(config, dtype=whole.dtype)
+    with no_init_weights():  # drawing them would take longer than all else
+        small = type(whole)._from_config(config, dtype=whole.dtype)
     if shapes(small) != list(sizes):
         small = resized(small, sizes)
     if whole.can_generate():
