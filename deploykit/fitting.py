@@ -7,6 +7,7 @@ run that was killed. It knows nothing of artifacts.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_model
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from deploykit import hardware
 from deploykit.architectures import input_names
 from deploykit.artifact import WEIGHTS
+from deploykit.deadline import Deadline
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
 from deploykit.optimizer import adamw
@@ -48,7 +43,8 @@ class FitOptions(Options):
     each layer below the head multiplies once more by `layer_decay`: layers near the input, which hold what is
     general, move least (Howard and Ruder, 2018, section 3.2). `batch_size` rows times `accumulate` make a step;
     gradients are clipped to the norm `max_grad_norm`. `bf16` autocast is `auto`: on where the hardware multiplies
-    it. `patience` epochs without a better validation metric end the run early.
+    it. `patience` epochs without a better validation metric end the run early, and so do `minutes` of wall-clock
+    time; the schedule is then fitted to what there is time for.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -61,6 +57,7 @@ class FitOptions(Options):
     max_grad_norm: float = Field(default=1.0, gt=0)
     bf16: Literal["auto", "on", "off"] = "auto"
     patience: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -123,6 +120,11 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     """
     set_seed(problem.seed)
     torch.set_num_threads(hardware.cpu_limit())
+    newest = newest_checkpoint(work)
+    optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
+    deadline = Deadline(options.minutes, newest) if options.minutes else None
+    steps = math.ceil(_epoch(problem, options) * options.epochs)
+    stops = [EarlyStoppingCallback(options.patience)] if options.patience else []
     trainer = Trainer(
         model=model,
         args=_arguments(problem, options, work),
@@ -131,14 +133,14 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
         compute_loss_func=loss,
         compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
-        optimizers=(adamw(model, options.learning_rate, options.weight_decay, options.layer_decay), None),
-        callbacks=[Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
+        optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
+        callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    newest = newest_checkpoint(work)
     if newest:
         log.info("continuing from %s", newest)
-    if newest and _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience):
+    late = deadline is not None and deadline.share() >= 1
+    if newest and (late or _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience)):
         trainer.state = TrainerState.load_from_json(str(newest / STATE))
         load_model(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS, strict=False)
     else:
@@ -156,7 +158,7 @@ def _is_over(checkpoint: Path, metric: str, patience: int | None) -> bool:
 
 
 def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
-    steps = -(-len(problem.train) // (options.batch_size * options.accumulate))
+    steps = _epoch(problem, options)
     cuda = torch.cuda.is_available()
     fast = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
     return TrainingArguments(
@@ -191,6 +193,11 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         seed=problem.seed,
         data_seed=problem.seed,
     )
+
+
+def _epoch(problem: Problem, options: FitOptions) -> int:
+    """Returns the steps of an epoch."""
+    return -(-len(problem.train) // (options.batch_size * options.accumulate))
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
