@@ -21,7 +21,11 @@ SHIFT = "prepare_decoder_input_ids_from_labels"  # what models that write text c
 
 
 class DistillOptions(FitOptions):
-    """How to distill: `soft` is the weight a of the teacher's logits, `hidden` the weight b."""
+    """How to distill: `soft` is the weight a of the teacher's logits, `hidden` the weight b.
+
+    At `soft: 1` no label is used in learning; the best epoch is still the one that is best by the labels of the
+    validation split.
+    """
 
     epochs: int = Field(default=1, ge=1)
     temperature: float = Field(default=2.0, gt=0)
@@ -76,16 +80,14 @@ def distill(
         whole, layers = problem.teacher.model, handed_on(problem.teacher)
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        labelled = hard(outputs, labels, num_items_in_batch)
         if "taught" not in outputs:
-            return labelled
+            return hard(outputs, labels, num_items_in_batch)
         shown = labels != IGNORED
         soft = divergence(outputs["logits"][shown], outputs["taught"][shown], options.temperature)
         hidden = hidden_error(outputs["hidden"], outputs["taught_hidden"], outputs["real"], layers)
         count = shown.sum() if num_items_in_batch is None else num_items_in_batch
-        share = shown.sum() / count  # of this batch in a step of several
-        soft_and_hard = options.soft * soft * share + (1 - options.soft) * labelled
-        return soft_and_hard + options.hidden * hidden * share
+        taught = (options.soft * soft + options.hidden * hidden) * shown.sum() / count  # of a step of several batches
+        return taught + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else taught
 
     curve = fit(Pupil(small, whole), problem, options, loss, work)
     whole.to("cpu")  # as it came

@@ -98,6 +98,18 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     torch.testing.assert_close(loss(found, labels, units * 2), expected / 2)
 
 
+def test_labels_are_not_used_where_the_teacher_says_all(tiny_encoder, problem_of, tmp_path, monkeypatch):
+    losses = {}
+    monkeypatch.setattr(_distillation, "fit", lambda *arguments: losses.setdefault(arguments[2].soft, arguments[3]))
+    for soft in (0.9, 1.0):
+        _distillation.distill(tiny_encoder(), tiny_encoder(), problem_of(), DistillOptions(soft=soft), tmp_path)
+    batch = next(_fisher.padded(problem_of().train[:6], problem_of().tokenizer))
+    labels = batch.pop("labels")
+    found = _distillation.Pupil(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
+    for soft, same in ((0.9, False), (1.0, True)):
+        assert torch.equal(losses[soft](found, labels), losses[soft](found, 1 - labels)) is same
+
+
 def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
     pupil = _distillation.Pupil(tiny_encoder(), tiny_encoder(seed=2).train())
     count = sum(parameter.numel() for parameter in tiny_encoder().parameters())
