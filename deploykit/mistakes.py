@@ -26,7 +26,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
             yield f"{'.'.join(place)}: is missing"
         else:
             message = mistake["msg"].removeprefix("Value error, ")
-            yield f"{'.'.join(place)}: {message}, got {mistake['input']!r}"
+            found = "" if ", got " in message else f", got {mistake['input']!r}"
+            yield f"{'.'.join(place)}: {message}{found}"
 
 
 def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:

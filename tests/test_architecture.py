@@ -24,9 +24,10 @@ LEVELS = (
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "optimizer", "progress"),
+    ("engines.torch", "optimizer", "progress", "deadline", "tracing"),
     ("fitting",),  # the engine of reference reads checkpoints
-    ("trainers", "pruners", "quantizers"),
+    ("trainers", "quantizers"),
+    ("pruners",),  # which time what they make as the stages after them would serve it
     ("selection",),
     ("job",),
     ("serving",),
@@ -127,7 +128,7 @@ def test_only_the_exporter_and_the_quantizers_import_optimum():
     users = {
         module for module, file in MODULES.items() for name in imports(file) if name.partition(".")[0] == "optimum"
     }
-    assert {module for module in users if module != "exporting" and not module.startswith("quantizers.")} == set()
+    assert {module for module in users if module != "tracing" and not module.startswith("quantizers.")} == set()
 
 
 IMPORT = """
