@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from deploykit import architectures
@@ -16,6 +17,8 @@ from deploykit.pruners._timing import Measure
 TRIES = 4  # how often a structure is chosen and measured
 NEAR = 0.97  # of the time that there is: a model that takes less gets more heads and neurons
 AIM = (1 + NEAR) / 2  # of it, so that the noise of measuring may go either way
+STEP = 0.05  # the most that a budget is changed at once: the table is not far off, a busy machine may be
+BUSY = 0.2  # a wider interval, as a share of the speedup, says that something else was running
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +64,7 @@ def of_speedup(
     """Keeps what is worth the most in a model that is this many times as fast as the whole one.
 
     The table predicts, the measurement decides: where it says otherwise, the budget is changed by as much as the
-    prediction was off, and the choice is made again.
+    prediction was off, a little at a time, and the choice is made again.
 
     Args:
         model: what is left of the whole one by now.
@@ -81,10 +84,12 @@ def of_speedup(
     while len(tried) < TRIES and not (tried and NEAR * wanted <= tried[-1][1].value <= wanted):
         kept = of_time(heads, neurons, table, budget)
         tried.append((kept, measure(architectures.shrunk(model, kept))))
-        budget *= AIM * wanted / tried[-1][1].value
+        budget *= np.clip(AIM * wanted / tried[-1][1].value, 1 - STEP, 1 + STEP)
     enough = [found for found in tried if found[1].value <= wanted]
     kept, share = max(enough or tried, key=lambda found: found[1].value if enough else -found[1].value)
     found = Metric(value=1 / share.value, low=1 / share.high, high=1 / share.low)
     predicted = 1 / time_of(table, [architectures.Shape(len(keep.heads), len(keep.neurons)) for keep in kept])
+    if found.high - found.low > BUSY * found.value:
+        log.warning("other processes disturb the measurement: run it again on a machine that is quiet")
     log.info("speedup: %.3g wanted, %.3g predicted, %.3g measured", speedup, predicted, found.value)
     return kept, {"speedup": {"wanted": speedup, "predicted": predicted, "measured": found.model_dump()}}

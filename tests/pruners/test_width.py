@@ -1,4 +1,5 @@
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from deploykit import architectures, recipe
 from deploykit.architectures import Shape
+from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
 from deploykit.fitting import inputs
 from deploykit.pruners import _fisher, _timing, width
@@ -236,11 +238,29 @@ def test_a_model_is_made_as_fast_as_was_asked_for(steps, tiny_encoder, problem_o
 
 
 def test_a_run_that_was_killed_chooses_the_same_again(tiny_encoder, problem_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(_timing, "SECONDS", 0.0)
-    problem, options = problem_of(count=40), width.Options(speedup=1.01, calibration_rows=8, refit_tokens=0)
-    _, facts = prune(tiny_encoder(), problem, options, tmp_path)
+    times = count(95, -1)
+    monkeypatch.setattr(_timing, "share", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
+    problem, options = problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8, refit_tokens=0)
+    small, facts = prune(tiny_encoder(), problem, options, tmp_path)
+    assert facts["speedup"]["measured"]["value"] >= 1.1
+    assert architectures.shapes(small) != architectures.shapes(tiny_encoder())
     monkeypatch.setattr(_timing, "share", lambda *_: pytest.fail("measured again"))
     assert prune(tiny_encoder(), problem, options, tmp_path)[1] == facts
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "albert"])
+def test_what_has_no_heads_to_remove_or_shares_its_layers_gets_faster_too(
+    kind, tiny_encoder, problem_of, tmp_path, machine, monkeypatch
+):
+    whole = tiny_encoder(kind)
+    total = additive(0.03, 0.1, 0.36)(whole).value
+    monkeypatch.setattr(width, "meter", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
+    small, facts = prune(whole, problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8), tmp_path)
+    assert facts["speedup"]["measured"]["value"] >= 1.1
+    for size, before in zip(architectures.shapes(small), architectures.shapes(whole), strict=True):
+        assert size.neurons <= before.neurons
+        assert size.heads == before.heads == 0 or kind == "albert"
+    assert architectures.shapes(small) != architectures.shapes(whole)
 
 
 # the fastest that is good enough
