@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from clocks import additive
@@ -66,14 +68,17 @@ def test_the_whole_models_time_is_one_where_times_do_not_add_up():
 
 
 @pytest.mark.parametrize("quantizer", ["dynamic", "none"])
-def test_a_table_that_is_measured_is_positive_and_never_falls(
-    quantizer, tiny_encoder, problem_of, tmp_path, monkeypatch
-):
+def test_a_table_can_be_measured_and_never_falls(quantizer, tiny_encoder, problem_of, tmp_path, monkeypatch):
     monkeypatch.setattr(_timing, "SECONDS", 0.02)
     whole = tiny_encoder()
     measure = _timing.meter(whole, problem_of(), Execution(threads=1), quantizer, tmp_path)
     table = _latency.tabulate(whole, measure)
-    assert table.fixed > 0
-    assert (np.diff(table.attention) >= 0).all()
-    assert (np.diff(table.feed_forward) >= 0).all()
+    for costs in (table.attention, table.feed_forward):
+        assert costs[0] == costs[1] == 0
+        assert (np.diff(costs) >= 0).all()
+    assert json.loads((tmp_path / "measured.json").read_text()).keys() == {
+        *(f"{heads}x128 {heads}x128" for heads in (1, 2, 3)),
+        "4x64 4x64",
+    }
+    assert all(found["low"] > 0 for found in json.loads((tmp_path / "measured.json").read_text()).values())
     assert _latency.time_of(table, architectures.shapes(whole)) == pytest.approx(1)
