@@ -63,7 +63,7 @@ def quantize(job: Job) -> Artifact:
             predictor=predictor,
             scores=scores,
             parameters=source.manifest.step.parameters,
-            cost=timing.cost(predictor.engine, bench.work, search.COST_S),
+            cost=timing.cost(predictor.engine, bench.work),
             details={
                 **bench.facts(entries[place].spec),
                 "candidates": [found.model_dump(mode="json") for found in candidates],

@@ -108,13 +108,10 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
         raise InputError(f"{target} is there already. Name another directory with --output, or remove it.")
     package = carried(path)
     with tempfile.TemporaryDirectory() as folder:
-        cores = hardware.cpu_limit()
-        known = proven(package, options, cores)
+        known = proven(package, options, hardware.cpu_limit())
         bench = bench_of(package, Path(folder), options, known)
-        specs = [spec for spec in known if spec.execution == search.ways(spec.execution, cores, options.objective)[0]]
-        first = Spec(execution=package.base.engine.execution)
-        specs = [first, *(spec for spec in specs if spec != first)]
-        entries, candidates = search.search(specs, bench, options.model_copy(update={"fallback": False}))
+        specs, once = first_specs(package, known, options), options.model_copy(update={"fallback": False})
+        entries, candidates = search.search(specs, bench, once)
         for found in candidates:
             log.info("%s: %s", found.name, found.reason)
         kept = next((entry for entry, found in zip(entries, candidates, strict=True) if found.kept), None)
@@ -148,6 +145,13 @@ def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Ca
             for execution in search.ways(candidate.execution, cores, options.objective):
                 found.setdefault(search.spec_of(candidate, execution), candidate)
     return found
+
+
+def first_specs(package: Carried, known: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
+    """Returns what a search begins with: the float graph, and the likelier way to share the cores of all others."""
+    first, cores = Spec(execution=package.base.engine.execution), package.base.engine.execution.threads
+    likely = [spec for spec in known if spec.execution == search.ways(spec.execution, cores, options.objective)[0]]
+    return [first, *(spec for spec in likely if spec != first)]
 
 
 def bench_of(package: Carried, folder: Path, options: auto.Options, known: Mapping[Spec, Candidate]) -> Bench:
@@ -234,7 +238,7 @@ def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates:
             "parent_key": manifest.key,
             "parent_digest": artifact.digest,
             "execution": predictor.engine.execution,
-            "cost": timing.cost(predictor.engine, bench.work, search.COST_S),
+            "cost": timing.cost(predictor.engine, bench.work),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
             "hardware": hardware.describe(),
             "versions": versions(),

@@ -43,7 +43,8 @@ WRITERS = {  # what is tried unless a recipe names others
 }
 SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
-LOOK_S, TIMED_S, COST_S = 1.0, 15.0, 10.0  # seconds: a first look, timing the finalists, the cost of batches
+LOOK_S, TIMED_S = 1.0, 15.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
+TIMED = 0.05  # of the minutes: at most for the latter
 
 
 @dataclass(frozen=True)
@@ -296,10 +297,11 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
         finalists = [*finalists, *more]
         if any(_passes(entry, bench) for entry in more) or time.monotonic() > end:
             break  # where all that were near the best fail, the next ones are judged
-    measure(finalists, bench)
+    seconds = min(TIMED_S, 60 * options.minutes * TIMED)
+    measure(finalists, bench, seconds)
     if options.fallback and (made := repair(finalists, bench, options.objective)):
         entries.append(made)
-        measure([*finalists, made], bench)
+        measure([*finalists, made], bench, seconds)
     rest = sorted((entry for entry in entries if not entry.reason), key=lambda entry: entry.ratio)
     judge(rest, bench, end)
     for entry in entries:
@@ -369,13 +371,19 @@ def _passes(entry: Entry, bench: Bench) -> bool:
     return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
 
 
-def measure(finalists: Sequence[Entry], bench: Bench) -> None:
-    """Times candidates together, alone and at mixed lengths, with the batches that suit each."""
+def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
+    """Times candidates together, alone and at mixed lengths, with the batches that suit each.
+
+    Args:
+        finalists: to time.
+        bench: see `Bench`.
+        seconds: about how long each of the two ways may take.
+    """
 
     def compute() -> dict[str, Any]:
         opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
-        single = timing.latencies(opened, bench.work, TIMED_S)
-        mixed = {name: _best(found) for name, found in timing.rates(opened, bench.work, BUDGETS, TIMED_S).items()}
+        single = timing.latencies(opened, bench.work, seconds)
+        mixed = {name: _best(found) for name, found in timing.rates(opened, bench.work, BUDGETS, seconds).items()}
         return {
             name: {
                 "latency": {text: latency.model_dump() for text, latency in single[name].items()},

@@ -26,7 +26,7 @@ MIXED = 128  # texts of the mixed workload
 BURST = 3  # calls of one turn, of which the first is not counted
 ROUNDS = (7, 40)  # at least and at most
 PAUSE_S = 0.001  # lets the threads of the engine before go to sleep
-TYPICAL_S = 1.0
+TYPICAL_S, COST_S = 1.0, 5.0  # seconds for one text, and for what batches cost
 RESAMPLES = 500
 
 Float64 = npt.NDArray[np.float64]
@@ -149,7 +149,7 @@ def rates(
     return rate
 
 
-def cost(engine: Engine, work: Workload, seconds: float) -> Cost:
+def cost(engine: Engine, work: Workload) -> Cost:
     """Fits what batches cost, within those that this engine runs best, by non-negative least squares.
 
     Relative errors are squared, so that short batches count as much as long ones.
@@ -157,7 +157,6 @@ def cost(engine: Engine, work: Workload, seconds: float) -> Cost:
     Args:
         engine: the one that will serve.
         work: see `Workload`.
-        seconds: about how long the measurement may take.
     """
     widths = sorted({len(found) for found in work.mixed})
     widths = [widths[round(share * (len(widths) - 1))] for share in (0, 0.33, 0.67, 1)]
@@ -165,7 +164,7 @@ def cost(engine: Engine, work: Workload, seconds: float) -> Cost:
     points = dict.fromkeys((items, width) for width in widths for items in (1, 2, 4, 16) if items * width <= budget)
     points.update(dict.fromkeys((1, width) for width in widths))
     calls = {point: _call(engine.run, work.padded(*point)) for point in points}
-    taken = {point: float(np.median(samples)) / 1000 for point, samples in in_turn(calls, seconds).items()}
+    taken = {point: float(np.median(samples)) / 1000 for point, samples in in_turn(calls, COST_S).items()}
     rows = np.array([[1, items * width, items * width**2] for items, width in taken])
     times = np.array(list(taken.values()))
     found, _ = nnls(rows / times[:, None], np.ones(len(times)))

@@ -18,12 +18,13 @@ from deploykit.execution import Execution
 
 pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
-# Before anything imports BentoML or a hub client: no telemetry, no network, no store but our own.
+# Before anything imports BentoML or a hub client: no telemetry, no network, nothing kept but our own.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
+os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")
 GOOD = ("great", "lovely", "funny", "brilliant", "warm", "clever", "moving", "fine")

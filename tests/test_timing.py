@@ -118,14 +118,14 @@ def test_streams_get_the_batches_all_at_once(clock, work):
 
 def test_the_cost_of_batches_is_found_again(clock, work):
     engine = Clocked(clock, fixed=2.0, per_token=0.1, per_square=0.002, batch_tokens=256)
-    found = timing.cost(engine, work, seconds=1)
+    found = timing.cost(engine, work)
     assert (found.fixed, found.per_token, found.per_square) == pytest.approx((2e-3, 1e-4, 2e-6), rel=1e-3)
     assert max(rows * width for rows, width in engine.shapes if rows > 1) <= 256
     assert found.seconds(4, 40) == pytest.approx((2.0 + 0.1 * 160 + 0.002 * 4 * 1600) / 1000, rel=1e-3)
 
 
 def test_no_part_of_a_cost_is_negative(clock, work):
-    found = timing.cost(Clocked(clock, fixed=1.0), work, seconds=0)
+    found = timing.cost(Clocked(clock, fixed=1.0), work)
     assert found.fixed == pytest.approx(1e-3, rel=1e-3)
     assert min(found.per_token, found.per_square) >= 0
 
