@@ -15,12 +15,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+    from deploykit.explaining import explain_quantization
     from deploykit.golden import verify
     from deploykit.methods import available
     from deploykit.pipeline import export, package, prune, quantize, run, train
     from deploykit.predictor import Predictor
     from deploykit.recipe import Recipe
     from deploykit.recipe import load as load_recipe
+    from deploykit.retuning import retune
     from deploykit.serving.launch import serve
 
 _HOME = {
@@ -28,11 +30,13 @@ _HOME = {
     "Predictor": "predictor",
     "Recipe": "recipe",
     "available": "methods",
+    "explain_quantization": "explaining",
     "export": "pipeline",
     "load_recipe": "recipe:load",
     "package": "pipeline",
     "prune": "pipeline",
     "quantize": "pipeline",
+    "retune": "retuning",
     "run": "pipeline",
     "serve": "serving.launch",
     "train": "pipeline",
@@ -44,11 +48,13 @@ __all__ = [
     "Predictor",
     "Recipe",
     "available",
+    "explain_quantization",
     "export",
     "load_recipe",
     "package",
     "prune",
     "quantize",
+    "retune",
     "run",
     "serve",
     "train",

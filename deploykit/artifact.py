@@ -26,12 +26,14 @@ from deploykit.execution import Execution
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 FLOAT_GRAPH = "model_float32.onnx"  # beside a chosen graph that is another one
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt")
+VOCABULARY = "vocab.txt"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", VOCABULARY)
 ARCHITECTURE = "deploykit_arch.json"
 PREDICTIONS = "predictions.npz"
 GOLDEN = "golden.json"
@@ -59,11 +61,15 @@ class FileEntry(Record):
 
 
 class Metric(Record):
-    """A measured value with its 95 % interval."""
+    """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
 
     value: float
     low: float
     high: float
+
+    def __format__(self, numbers: str) -> str:
+        value, low, high = (format(number, numbers) for number in (self.value, self.low, self.high))
+        return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
 class Step(Record):
@@ -88,7 +94,8 @@ class ServeOptions(Record):
 
     `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `timeout_s` is the
     deadline of a request in seconds, `max_texts` and `max_body_bytes` bound one request, `threads` are
-    those of the engine (null: all cores that the cgroup allows).
+    cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that
+    the cgroup allows).
     """
 
     max_batch_tokens: int = Field(default=4096, ge=1)

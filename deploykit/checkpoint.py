@@ -12,19 +12,20 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from deploykit import architectures
 from deploykit.architectures import Shape
-from deploykit.artifact import ARCHITECTURE, CONFIG, WEIGHTS, sha256_of
+from deploykit.artifact import ARCHITECTURE, CONFIG, GENERATION, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
+from deploykit.layouts import ARCHITECTURES, architecture_of, is_known
 
 PACKAGE = "package://"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a model is made of
@@ -176,8 +177,9 @@ def max_tokens(base: Base, wanted: int | None) -> int:
     config = AutoConfig.from_pretrained(base.folder, **SAFE)
     limits = [AutoTokenizer.from_pretrained(base.folder, **SAFE).model_max_length]
     positions = getattr(config, "max_position_embeddings", None)
-    if positions:  # RoBERTa's positions begin after the padding index
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    if positions:
+        row = ARCHITECTURES.get(config.model_type)
+        offset = config.pad_token_id + 1 if row and row.after_padding else 0
         limits.append(positions - offset)
     if wanted:
         limits.append(wanted)
@@ -190,7 +192,7 @@ def require_prunable(base: Base) -> None:
     Raises:
         ModelError: lists the types that are known.
     """
-    architectures.names_of(AutoConfig.from_pretrained(base.folder, **SAFE).model_type)
+    architecture_of(AutoConfig.from_pretrained(base.folder, **SAFE))
 
 
 def save_tokenizer(base: Base, folder: Path) -> None:
@@ -209,11 +211,15 @@ def save(model: torch.nn.Module, folder: Path) -> None:
     config: Any = deepcopy(model.config)
     config.architectures = [type(model).__name__]  # what `load` opens; a base model's names the class it came from
     config.save_pretrained(folder)
+    if getattr(model, "generation_config", None):
+        cast(Any, model).generation_config.save_pretrained(folder)
     save_file({name: tensor.contiguous() for name, tensor in _untied(model).items()}, folder / WEIGHTS)
-    if config.model_type in architectures.ARCHITECTURES:
+    if is_known(config):
         sizes = architectures.shapes(model)
-        regular = Shape(config.num_attention_heads, getattr(config, "intermediate_size", None) or config.hidden_dim)
-        if any(size != regular for size in sizes):
+        with torch.device("meta"):
+            regular = architectures.shapes(type(model)(config))
+        (folder / ARCHITECTURE).unlink(missing_ok=True)
+        if sizes != regular:
             content = {"layers": [asdict(size) for size in sizes]}
             (folder / ARCHITECTURE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -253,6 +259,8 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
         missing, unexpected = [WEIGHTS], []
     if set(missing) - tied or unexpected:
         raise ModelError(f"{folder / WEIGHTS} does not fit {ARCHITECTURE}: build the artifact again.")
+    if (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. No logic of its own.
 
-Exit codes: 0 done, 1 a gate was broken, 2 the input is wrong, 3 an internal error. A traceback appears only
+Exit codes: 0 done, 1 a gate stopped it, 2 the input is wrong, 3 an internal error. A traceback appears only
 with `--debug`.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
         if isinstance(error, ModuleNotFoundError):
             error = methods.missing_extra(error, "this command")
         if isinstance(error, DeploykitError):
-            _fail(str(error), error.exit_code, "gate broken" if isinstance(error, GateError) else "error")
+            _fail(str(error), error.exit_code, "gate" if isinstance(error, GateError) else "error")
         if hasattr(error, "format_message"):  # a mistake on the command line itself
             _fail(f"{error.format_message()} See --help.", 2)
         _fail(f"internal: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 3)
@@ -188,6 +188,38 @@ def verify(artifact: ArtifactDir) -> None:
 
     found = deploykit.verify(artifact)
     out.print(f"{artifact} is as it was made: {len(found.manifest.files)} files checked.", markup=False)
+
+
+@app.command()
+def retune(
+    package: ArtifactDir,
+    output: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="PACKAGE-retuned")] = None,
+    objective: Annotated[str, typer.Option(help="latency, throughput or size.")] = "latency",
+    minutes: Annotated[float, typer.Option(help="How long the search may take.")] = 5.0,
+    lengths: Annotated[Path | None, typer.Option(help="A saved page of a running service's metrics.")] = None,
+) -> None:
+    """Choose again on this machine what a package runs as, without training; writes another package."""
+    import deploykit
+    from deploykit.retuning import options
+
+    wanted = options(objective=objective, minutes=minutes, lengths=lengths)
+    found = deploykit.retune(package, output, wanted)
+    out.print(f"package: {_short(found.path)}, on {found.manifest.execution}", markup=False)
+
+
+@app.command(name="explain-quantization")
+def explain_quantization(
+    package: ArtifactDir,
+    quantizer: Annotated[str | None, typer.Option(help="Explain another one than the chosen.")] = None,
+) -> None:
+    """Rank the products of a package's graph by what quantizing them does, and price their return to float."""
+    import deploykit
+    from deploykit.explaining import damage_rows, price_rows
+
+    found = deploykit.explain_quantization(package, quantizer)
+    out.print(f"{found.name}, on {found.texts} golden texts", markup=False)
+    print_table(("product", "damage", "signal to noise"), damage_rows(found))
+    print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(found))
 
 
 @app.command()

@@ -14,6 +14,7 @@ SPACE = 5 * GIB  # an installation with torch, and a run
 EXTRAS = {
     "cpu": "serves on the CPU",
     "gpu": "runs graphs where the driver of a GPU is",
+    "openvino": "runs graphs in bfloat16 where the CPU has it",
     "train": "trains, prunes, exports and quantizes",
 }
 
@@ -58,7 +59,7 @@ def _extras() -> list[tuple[str, str, str]]:
     found = []
     for extra, purpose in EXTRAS.items():
         missing = [name for name in _members(extra) if not _installed(name)]
-        optional = extra == "gpu" and (not hardware.gpus() or _installed("onnxruntime"))
+        optional = extra == "openvino" or (extra == "gpu" and (not hardware.gpus() or _installed("onnxruntime")))
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
         advice = f"{purpose}: pip install 'deploykit[{extra}]'" if missing and not optional else ""
         found.append((f"extra {extra}", state, advice))

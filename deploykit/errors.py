@@ -2,6 +2,7 @@
 
     DeploykitError              3   something inside went wrong
     ├── GateError               1   a promise about the result was broken
+    ├── GraphError              3   a graph cannot be written in the form that was asked for
     └── InputError              2   what was given is wrong; the message says what to do
         ├── RecipeError             the recipe, with every mistake in it
         ├── DataError               the labelled data, with line numbers
@@ -34,6 +35,10 @@ class GateError(DeploykitError):
     """A result does not keep a promise of the recipe."""
 
     exit_code = 1
+
+
+class GraphError(DeploykitError):
+    """A graph cannot be written in the form that was asked for."""
 
 
 class InputError(DeploykitError):

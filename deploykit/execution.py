@@ -12,7 +12,8 @@ class Execution(BaseModel):
     """An engine and its settings.
 
     `precision` is that of the arithmetic that a graph leaves in float, `threads` are those of one call,
-    `streams` calls run at the same time, and `features` are those of the CPU that the choice relied on.
+    `streams` calls run at the same time, `batch_tokens` padded tokens make the batch that runs best (larger
+    ones leave the cache), and `features` are those of the CPU that the choice relied on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,7 +23,13 @@ class Execution(BaseModel):
     device: Device = "cpu"
     threads: int = Field(default=1, ge=1)
     streams: int = Field(default=1, ge=1)
+    batch_tokens: int = Field(default=1024, ge=1)
     features: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What decides the answers: all but the threads."""
+        return self.engine, self.precision, self.device
 
     def on(self, cores: int) -> "Execution":
         """Returns the same with all of `cores`: to one call, or one to each of several calls, as it is here."""

@@ -4,13 +4,6 @@ The graph is exported from the module in memory, so that layers of uneven size n
 in transformers. Attention is exported in its eager form: the fusions of graph optimizers know that one.
 """
 
-import logging
-import warnings
-from pathlib import Path
-from typing import Any
-
-from optimum.exporters.onnx import onnx_export_from_model
-
 from deploykit import checkpoint, engines, hardware
 from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.engines.torch import TorchModel
@@ -19,6 +12,7 @@ from deploykit.evaluation import parity, splits
 from deploykit.execution import Execution
 from deploykit.job import Job
 from deploykit.predictor import Predictor
+from deploykit.tracing import write_graph
 
 ENGINE = "onnxruntime"
 
@@ -65,18 +59,3 @@ def export(job: Job) -> Artifact:
             parameters=checkpoint.parameters(model),
             details={"parity": differences, "tolerance": options.tolerance},
         )
-
-
-def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
-    """Writes `model.onnx` with dynamic batch and sequence axes.
-
-    Args:
-        model: in memory, with eager attention.
-        folder: gets the graph.
-        task: the exporter's name of the task.
-        opset: of ONNX.
-    """
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # the tracer warns of what it cannot see; parity is measured instead
-        warnings.simplefilter("ignore")
-        onnx_export_from_model(model, folder, task=task, opset=opset, do_validation=False, device="cpu")

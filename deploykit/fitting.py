@@ -7,33 +7,27 @@ run that was killed. It knows nothing of artifacts.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_model
-from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from deploykit import hardware
+from deploykit.architectures import input_names
 from deploykit.artifact import WEIGHTS
+from deploykit.deadline import Deadline
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
 from deploykit.optimizer import adamw
+from deploykit.progress import Progress
 from deploykit.tasks import IGNORED, Example, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
@@ -49,7 +43,8 @@ class FitOptions(Options):
     each layer below the head multiplies once more by `layer_decay`: layers near the input, which hold what is
     general, move least (Howard and Ruder, 2018, section 3.2). `batch_size` rows times `accumulate` make a step;
     gradients are clipped to the norm `max_grad_norm`. `bf16` autocast is `auto`: on where the hardware multiplies
-    it. `patience` epochs without a better validation metric end the run early.
+    it. `patience` epochs without a better validation metric end the run early, and so do `minutes` of wall-clock
+    time; the schedule is then fitted to what there is time for.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -62,6 +57,7 @@ class FitOptions(Options):
     max_grad_norm: float = Field(default=1.0, gt=0)
     bf16: Literal["auto", "on", "off"] = "auto"
     patience: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A whole model; `layers` are the indices of those of its layers that a smaller one still has."""
+
+    model: torch.nn.Module
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
-    """What there is to learn: tokenized splits, and how predictions are judged."""
+    """What there is to learn: tokenized splits, and how predictions are judged.
+
+    `texts` are those of the training split. `teacher` teaches what is pruned (default: the model as it was before).
+    """
 
     task: Task
     labels: tuple[str, ...]
@@ -82,6 +89,8 @@ class Problem:
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
     seed: int
+    texts: tuple[str, ...] = ()
+    teacher: Teacher | None = None
 
 
 Loss = Callable[..., torch.Tensor]
@@ -111,6 +120,11 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     """
     set_seed(problem.seed)
     torch.set_num_threads(hardware.cpu_limit())
+    newest = newest_checkpoint(work)
+    optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
+    deadline = Deadline(options.minutes, newest) if options.minutes else None
+    steps = math.ceil(_epoch(problem, options) * options.epochs)
+    stops = [EarlyStoppingCallback(options.patience)] if options.patience else []
     trainer = Trainer(
         model=model,
         args=_arguments(problem, options, work),
@@ -119,14 +133,14 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
         compute_loss_func=loss,
         compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
-        optimizers=(adamw(model, options.learning_rate, options.weight_decay, options.layer_decay), None),
-        callbacks=[_Progress(), *([EarlyStoppingCallback(options.patience)] if options.patience else [])],
+        optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
+        callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    newest = newest_checkpoint(work)
     if newest:
         log.info("continuing from %s", newest)
-    if newest and _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience):
+    late = deadline is not None and deadline.share() >= 1
+    if newest and (late or _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience)):
         trainer.state = TrainerState.load_from_json(str(newest / STATE))
         load_model(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS, strict=False)
     else:
@@ -144,7 +158,7 @@ def _is_over(checkpoint: Path, metric: str, patience: int | None) -> bool:
 
 
 def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
-    steps = -(-len(problem.train) // (options.batch_size * options.accumulate))
+    steps = _epoch(problem, options)
     cuda = torch.cuda.is_available()
     fast = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
     return TrainingArguments(
@@ -181,6 +195,11 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
     )
 
 
+def _epoch(problem: Problem, options: FitOptions) -> int:
+    """Returns the steps of an epoch."""
+    return -(-len(problem.train) // (options.batch_size * options.accumulate))
+
+
 class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows as the Trainer wants them; `input_ids` is what it groups by length."""
 
@@ -201,7 +220,7 @@ def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tenso
     if targets[0].ndim == 0:
         batch["labels"] = np.stack(targets)
     else:
-        width = batch["input_ids"].shape[1]
+        width = max(len(target) for target in targets)
         batch["labels"] = np.full((len(found), width), IGNORED, dtype=np.int64)
         for row, target in enumerate(targets):
             batch["labels"][row, tokenizer.place(len(target), width)] = target
@@ -209,9 +228,12 @@ def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tenso
 
 
 def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns what a model takes of a batch, targets left out; not all models have token types."""
-    names = signature(model.forward).parameters
-    return {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+    """Returns what a model takes of a batch, targets left out; one that writes text reads them shifted by one."""
+    names = input_names(model)
+    found = {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+    if "labels" in batch and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        found["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(batch["labels"])
+    return found
 
 
 def _batch(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -272,28 +294,3 @@ def _entry(found: dict[str, Any]) -> dict[str, Any]:
     timed = ("runtime", "samples_per_second", "steps_per_second")
     entry = {short: found[name] for name, short in names.items() if short not in timed}
     return {**entry, "split": "validation" if "eval_loss" in found else "train"}
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar with what is left; silent where nobody looks at a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Opens the bar at the step that a resumed run starts from."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fit", unit="step", disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar."""
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Shows the metric that decides."""
-        name = f"eval_{args.metric_for_best_model}"
-        log.info("epoch %.0f: validation %s %.4f", state.epoch, args.metric_for_best_model, metrics[name])
-        self._bar.set_postfix({args.metric_for_best_model: f"{metrics[name]:.4f}"})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes the bar."""
-        self._bar.close()

@@ -9,10 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from deploykit import __version__, hardware, selection, tasks
+from deploykit import __version__, hardware, tasks, timing
 from deploykit.artifact import (
     ARCHITECTURE,
     CONFIG,
+    GENERATION,
     GRAPH,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -73,7 +74,7 @@ class Job:
 
     def copy(self, folder: Path, *names: str) -> None:
         """Copies the configuration, the tokenizer and further files of the parent into a draft."""
-        for name in (CONFIG, ARCHITECTURE, *TOKENIZER_FILES, *names):
+        for name in (CONFIG, GENERATION, ARCHITECTURE, *TOKENIZER_FILES, *names):
             if self.source.file(name).is_file():
                 shutil.copy(self.source.file(name), folder / name)
 
@@ -106,6 +107,7 @@ class Job:
         labels = fields["labels"]
         reference = self.reference() or {f"{REFERENCE}{name}": rows for name, rows in scores.items()}
         save_predictions(folder, {**scores, **reference})
+        rows = self.dataset().validation
         step = Step(
             stage=self.stage,
             method=self.recipe.method(self.stage),
@@ -113,7 +115,7 @@ class Job:
             seconds=round(time.monotonic() - self.started, 1),
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            p50_ms=selection.typical(predictor, self.dataset().validation),
+            p50_ms=timing.typical(predictor, [row.text for row in rows], [row.pair for row in rows]),
             metrics=splits.judge(self.task, self.dataset(), labels, scores, self.recipe.seed),
         )
         return seal(

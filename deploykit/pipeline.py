@@ -21,11 +21,23 @@ from typing import Literal
 import torch
 from pydantic import BaseModel
 
-from deploykit import checkpoint, data, exporting, hardware, packaging, pruning, quantization, report, tasks, training
-from deploykit.artifact import Artifact, is_finished, key_of
-from deploykit.data import Dataset
+from deploykit import (
+    bundle,
+    checkpoint,
+    data,
+    exporting,
+    hardware,
+    packaging,
+    pruning,
+    quantization,
+    report,
+    tasks,
+    training,
+)
+from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
+from deploykit.data import Dataset, sources
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
-from deploykit.evaluation.comparison import Comparison, broken
+from deploykit.evaluation import gates
 from deploykit.job import Job
 from deploykit.recipe import STAGES, Recipe
 
@@ -115,7 +127,8 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
-    return {**content, **({"name": recipe.name, "library": packaging.library_hash()} if stage == "package" else {})}
+    content |= {str(path): sha256_of(sources.require(str(path))) for path in recipe.files(stage)}
+    return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
 
 
 def output(recipe: Recipe) -> Path:
@@ -165,7 +178,7 @@ def run(
             outcomes.append(_stage(recipe, found, outcomes, dataset))
             if notify:
                 notify(found, outcomes[-1])
-            report.write(output(recipe), [outcome.artifact for outcome in outcomes])
+            report.write(output(recipe), [outcome.artifact for outcome in outcomes], recipe.gates)
             _check_gates(recipe, outcomes[-1].artifact)
             _link(output(recipe) / found.stage, found.target)
         return outcomes
@@ -189,7 +202,7 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
         artifact, status = COMPUTE[planned.stage](job), "ran"
         shutil.rmtree(work, ignore_errors=True)
     if planned.stage == "package" and recipe.package and recipe.package.store:
-        packaging.store(artifact)
+        bundle.store(artifact)
     return Outcome(artifact, status, round(time.monotonic() - started, 1))
 
 
@@ -203,15 +216,12 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds what a stage found against the gates; a quantized graph that breaks one was not kept."""
-    found = artifact.manifest.own.get("comparison")
-    if found is None:
-        return
-    failed = broken(recipe.gates, Comparison.model_validate(found))
+    """Holds what a stage found against the gates; a quantized graph that is stopped by one was not kept."""
+    failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own))
     if failed:
         raise GateError(
-            f"{artifact.manifest.stage} broke a gate: {failed}, measured on the validation split."
-            f" What was made is kept in {artifact.path}. Make the stage gentler, or set that gate higher."
+            f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"
+            f"What was made is kept in {artifact.path}."
         )
 
 

@@ -4,17 +4,17 @@ Evaluation, the golden set and the service all predict through this object, on a
 nothing of metrics, queues or requests.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deploykit import engines, tasks
-from deploykit.artifact import GRAPH, Artifact
+from deploykit.artifact import CONFIG, GRAPH, Artifact
+from deploykit.errors import ArtifactError
 from deploykit.execution import Execution
 from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Encoding, Side, Tokenizer
-
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Predictor:
             cores: that the engine may use.
             execution: how to run it; default: as the manifest says, on that many cores.
             graph: which file, where the artifact holds graphs.
+
+        Raises:
+            ArtifactError: the model's configuration gives its outputs other labels than the manifest.
         """
         manifest = artifact.manifest
+        _check_labels(artifact)
         execution = execution or manifest.execution.on(cores)
         module = engines.load(execution.engine)
         model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
@@ -78,7 +82,7 @@ class Predictor:
         self,
         texts: Sequence[str],
         pairs: Sequence[str | None] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         track: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
     ) -> list[Float32]:
         """Scores any number of inputs, sorted by length and cut into batches of few padding tokens.
@@ -86,14 +90,16 @@ class Predictor:
         Args:
             texts: the first text of each input.
             pairs: the second texts, where the model takes pairs.
-            batch_tokens: the most padded tokens of one batch; a longer input runs alone.
+            batch_tokens: the most padded tokens of one batch, default as the engine runs best; a longer input runs
+                alone.
             track: wraps the batches, for a progress bar.
 
         Returns:
             One array `(units, labels)` an input, in the order given.
         """
         encodings = self.tokenizer.encode(texts, pairs)
-        work = list(batches([len(encoding) for encoding in encodings], batch_tokens))
+        budget = batch_tokens or self.engine.execution.batch_tokens
+        work = list(batches([len(encoding) for encoding in encodings], budget))
 
         def run(rows: list[int]) -> list[Float32]:
             return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
@@ -105,6 +111,18 @@ class Predictor:
             for rows, scores in zip(track(work), answers, strict=True):
                 found.update(zip(rows, scores, strict=True))
         return [found[index] for index in range(len(texts))]
+
+
+def _check_labels(artifact: Artifact) -> None:
+    """Labels are names of outputs, so their order is part of the model."""
+    file, labels = artifact.file(CONFIG), list(artifact.manifest.labels)
+    names = json.loads(file.read_text(encoding="utf-8")).get("id2label", {}) if file.is_file() else {}
+    found = [names[index] for index in sorted(names, key=int)]
+    if found and found != labels:
+        raise ArtifactError(
+            f"{file} gives the outputs the labels {found}, the manifest {labels}: one of the two belongs to another"
+            " model. Build the artifact again."
+        )
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -4,10 +4,9 @@ One YAML file, read by the safe loader; `key=value` overrides come on top. All m
 once, unknown keys with the nearest known one. Each method's options live in the method's own file.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -15,10 +14,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from deploykit import methods
 from deploykit.artifact import ServeOptions
 from deploykit.errors import DeploykitError, RecipeError
-from deploykit.methods import Options, did_you_mean
+from deploykit.methods import Options
+from deploykit.mistakes import explain
+from deploykit.overrides import DEFAULTS, apply
 
 KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
-DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that a recipe leaves out
+NO_METHOD = "needs `method:`, the name of one of its methods"
 STAGES = ("train", "prune", "export", "quantize", "package")
 
 
@@ -54,26 +55,48 @@ class ExportSection(Options):
 
 
 class GateSection(Options):
-    """What the result must keep, measured on the validation split.
+    """What the result must keep, measured on the validation split; null sets no bound.
 
-    `max_drop` bounds the loss of the task's first metric and `max_flips` the share of rows in which a
-    prediction changes, both against the model before the stage and, at packaging, against the trained model.
-    `max_flips: null` sets no bound.
+    Against the model before the stage and, at packaging, against the trained model: `max_drop` bounds the loss of the
+    task's first metric, `max_label_drop` the loss of recall of any label, `max_length_drop` that of the first metric
+    in any quarter of the texts by length, `max_flips` the share of rows in which a prediction changes, and
+    `max_calibration_shift` the growth of the calibration error. Of what is served, `max_p95_ms` bounds the 95 %
+    quantile of the latency of one text, and `max_bytes` the size of the graph.
+
+    A gate holds when the 95 % interval lies within its limit. Where it lies across, the rows cannot tell:
+    `cannot_tell: stop` stops the run there, `accept` lets the measured value decide.
     """
 
     max_drop: float = Field(default=0.01, ge=0, le=1)
     max_flips: float | None = Field(default=None, ge=0, le=1)
+    max_label_drop: float | None = Field(default=None, ge=0, le=1)
+    max_length_drop: float | None = Field(default=None, ge=0, le=1)
+    max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
+    max_p95_ms: float | None = Field(default=None, gt=0)
+    max_bytes: int | None = Field(default=None, ge=1)
+    cannot_tell: Literal["stop", "accept"] = "stop"
 
 
 class PackageSection(Options):
-    """What goes into the package besides the model; `store` also adds it to BentoML's model store."""
+    """What goes into the package besides the chosen graph.
+
+    `store` also adds the package to BentoML's model store, `golden` is the size of the golden set, and
+    `float_graph` carries the float graph too, for machines where the choice does not hold.
+    """
 
     store: bool = True
+    float_graph: bool = True
     golden: int = Field(default=64, ge=1, le=1024)
 
 
+class Steps(Options):
+    """The options of a stage of several steps, each with its `method`."""
+
+    steps: tuple[dict[str, Any], ...]
+
+
 class Recipe(Options):
-    """One whole run. A stage that is set to null is skipped."""
+    """One whole run. A stage that is set to null is skipped; `prune` is one method or a list of them, in order."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
     task: str
@@ -83,18 +106,26 @@ class Recipe(Options):
     seed: int = Field(default=0, ge=0, lt=2**32)
     output: str | None = None
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
-    prune: dict[str, Any] | None = None
+    prune: dict[str, Any] | list[dict[str, Any]] | None = None
     export: ExportSection | None = ExportSection()
     quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
     gates: GateSection = GateSection()
     package: PackageSection | None = PackageSection()
     serve: ServeOptions = ServeOptions()
 
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _is_one_or_several(cls, section: Any) -> Any:
+        several = isinstance(section, list) and section and all(isinstance(step, dict) for step in section)
+        if section is not None and not isinstance(section, dict) and not several:
+            raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
+        return section
+
     @field_validator("train", "prune", "quantize")
     @classmethod
-    def _names_a_method(cls, section: dict[str, Any] | None) -> dict[str, Any] | None:
-        if section is not None and not isinstance(section.get("method"), str):
-            raise ValueError("needs `method:`, the name of one of its methods")
+    def _names_a_method(cls, section: Any) -> Any:
+        if isinstance(section, dict) and not isinstance(section.get("method"), str):
+            raise ValueError(NO_METHOD)
         return section
 
     def method(self, stage: str) -> str:
@@ -102,23 +133,49 @@ class Recipe(Options):
         section = getattr(self, stage)
         if stage == "train" and section is None:
             return "none"
-        return str(section["method"]) if isinstance(section, dict) else stage
+        return "+".join(step["method"] for step in _listed(section)) if isinstance(section, (dict, list)) else stage
+
+    def steps(self, stage: str) -> list[tuple[str, Options]]:
+        """Returns the methods of a stage in order, each with its validated options."""
+        return [
+            (step["method"], methods.load(KIND_OF_STAGE[stage], step["method"]).Options.model_validate(_options(step)))
+            for step in _listed(getattr(self, stage))
+        ]
+
+    def files(self, stage: str) -> list[Path]:
+        """Returns the files that the options of a stage's methods name."""
+        steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
+        return [path for _, options in steps for _, path in _paths(options)]
 
     def resolved(self) -> dict[str, Any]:
         """Returns the whole recipe with every default filled in, as plain values."""
         content = self.model_dump(mode="json")
         for stage in KIND_OF_STAGE:
             if content[stage] is not None:
-                content[stage] = {"method": self.method(stage), **self.options(stage).model_dump(mode="json")}
+                steps = _dumped(self.steps(stage))
+                content[stage] = steps if isinstance(content[stage], list) else steps[0]
         return content
 
     def options(self, stage: str) -> BaseModel:
         """Returns a stage's validated options; defaults are filled in."""
         section = getattr(self, stage)
-        if not isinstance(section, dict):
-            return section if section is not None else Options()
-        chosen: type[BaseModel] = methods.load(KIND_OF_STAGE[stage], section["method"]).Options
-        return chosen.model_validate({key: value for key, value in section.items() if key != "method"})
+        if isinstance(section, list):
+            return Steps(steps=tuple(_dumped(self.steps(stage))))
+        if isinstance(section, dict):
+            return self.steps(stage)[0][1]
+        return section if section is not None else Options()
+
+
+def _listed(section: Any) -> list[dict[str, Any]]:
+    return section if isinstance(section, list) else [section]
+
+
+def _options(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in step.items() if key != "method"}
+
+
+def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
+    return [{"method": name, **options.model_dump(mode="json")} for name, options in steps]
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -145,7 +202,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} must hold keys and values, found {type(content).__name__}.")
     for override in overrides:
-        _override(content, override)
+        apply(content, override)
     return parse(content, folder=path.parent, source=str(path))
 
 
@@ -165,7 +222,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        mistakes += _explain(error, Recipe, ())
+        mistakes += explain(error, Recipe, ())
     mistakes += _method_mistakes(content)
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
@@ -179,59 +236,30 @@ def json_schema() -> dict[str, Any]:
 
 
 def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
-    names = [("task", "task", content.get("task"))]
-    sections = {stage: section for stage in KIND_OF_STAGE if isinstance(section := content.get(stage), dict)}
-    names += [(stage, KIND_OF_STAGE[stage], section.get("method")) for stage, section in sections.items()]
-    for stage, kind, name in names:
+    for place, kind, step in [("task", "task", {"method": content.get("task")}), *_steps(content)]:
+        name = step.get("method")
         if not isinstance(name, str):
-            continue  # the model above has said so
+            if "[" in place:  # otherwise the model above has said so
+                yield f"{place}: {NO_METHOD}, got {step!r}"
+            continue
         try:
             method = methods.load(kind, name)
-            if stage != "task":
-                options = {key: value for key, value in sections[stage].items() if key != "method"}
-                method.Options.model_validate(options)
+            if kind != "task":
+                method.Options.model_validate(_options(step))
         except ValidationError as error:
-            yield from _explain(error, method.Options, (stage,))
+            yield from explain(error, method.Options, (place,))
         except DeploykitError as error:
-            yield f"{stage}: {error}"
+            yield f"{place}: {error}"
 
 
-def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
-    for mistake in error.errors():
-        place = (*prefix, *map(str, mistake["loc"]))
-        if mistake["type"] == "extra_forbidden":
-            known = _fields(model, mistake["loc"][:-1])
-            extra = ["method"] if prefix else []
-            hint = did_you_mean(place[-1], known)
-            yield f"{'.'.join(place)}: unknown key{hint}. Known: {', '.join([*extra, *known])}."
-        elif mistake["type"] == "missing":
-            yield f"{'.'.join(place)}: is missing"
-        else:
-            message = mistake["msg"].removeprefix("Value error, ")
-            yield f"{'.'.join(place)}: {message}, got {mistake['input']!r}"
-
-
-def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    for name in place:
-        annotation = model.model_fields[str(name)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(found for found in candidates if isinstance(found, type) and issubclass(found, BaseModel))
-    return list(model.model_fields)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
-        raise RecipeError(f"--set takes key=value with dots for nested keys, as in train.epochs=1; got {override!r}.")
-    *parents, last = key.split(".")
-    for name in parents:
-        if not isinstance(content.get(name), dict):
-            content[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
-        content = content[name]
-    try:
-        content[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of --set {override!r} is not YAML: {error}") from error
+def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields place, kind and content of every section that names a method, and of every step of one that is a list."""
+    for stage, kind in KIND_OF_STAGE.items():
+        section = content.get(stage)
+        several = isinstance(section, list)
+        for index, step in enumerate(_listed(section)):
+            if isinstance(step, dict):
+                yield f"{stage}[{index}]" if several else stage, kind, step
 
 
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
@@ -241,13 +269,31 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
         if data[name] and (is_file(data[name]) or (folder / data[name]).exists()):
             data[name] = str((folder / data[name]).resolve())
     beside = (folder / recipe.model).resolve()
+    sections = {stage: _with_paths(recipe, stage, folder) for stage in KIND_OF_STAGE}
     return recipe.model_copy(
         update={
+            **sections,
             "data": DataSection(**data),
             "model": str(beside) if "://" not in recipe.model and beside.exists() else recipe.model,
             "output": str((folder / (recipe.output or f"runs/{recipe.name}")).resolve()),
         }
     )
+
+
+def _with_paths(recipe: Recipe, stage: str, folder: Path) -> Any:
+    """Returns the section of a stage with absolute paths in its methods' options."""
+    section = getattr(recipe, stage)
+    if section is None:
+        return None
+    found = [
+        {**step, **{name: str((folder / path).resolve()) for name, path in _paths(options)}}
+        for step, (_, options) in zip(_listed(section), recipe.steps(stage), strict=True)
+    ]
+    return found if isinstance(section, list) else found[0]
+
+
+def _paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
+    return ((name, value) for name, value in options if isinstance(value, Path))
 
 
 def is_file(source: str) -> bool:

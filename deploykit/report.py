@@ -5,19 +5,23 @@ measured: what a report says, a manifest holds.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deploykit.artifact import Artifact
 from deploykit.errors import storage_errors
+from deploykit.evaluation import gates
+from deploykit.evaluation.gates import Verdict
+from deploykit.recipe import GateSection
 from deploykit.summary import header, rows
 
 FILES = ("report.html", "report.md")
@@ -34,17 +38,18 @@ STYLE = {
 }
 
 
-def write(folder: Path, artifacts: Sequence[Artifact]) -> Path:
+def write(folder: Path, artifacts: Sequence[Artifact], promised: GateSection) -> Path:
     """Writes both forms of the report.
 
     Args:
         folder: of the run.
         artifacts: the stages so far, in order, at least one.
+        promised: the gates of the recipe.
 
     Returns:
         The path of `report.html`.
     """
-    content = facts(artifacts)
+    content = facts(artifacts, promised)
     with storage_errors(folder):
         for name in FILES:
             text = _environment(html=name.endswith(".html")).get_template(name).render(content)
@@ -52,12 +57,13 @@ def write(folder: Path, artifacts: Sequence[Artifact]) -> Path:
     return folder / FILES[0]
 
 
-def facts(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any]:
     """Gathers what the templates show."""
     run = artifacts[-1].manifest
     details, metric = run.details, next(iter(run.step.metrics["test"]))
     judged = "package" if "package" in details else "train"
-    candidates = details.get("quantize", {}).get("candidates", [])
+    candidates = _flat(details.get("quantize", {}).get("candidates", []), promised)
+    compared = list(_compared(details, candidates))
     return {
         "run": run,
         "paths": {artifact.manifest.stage: artifact.path for artifact in artifacts},
@@ -73,11 +79,67 @@ def facts(artifacts: Sequence[Artifact]) -> dict[str, Any]:
         "table": details[judged]["test"],
         "judged": judged,
         "candidates": candidates,
+        "batches": list(dict.fromkeys(batch for found in candidates for batch in found["latency"])),
         "parity": details.get("export", {}),
-        "compared": {stage: found["comparison"] for stage, found in details.items() if "comparison" in found},
+        "compared": compared,
+        "drops": list(_drops(compared, metric)),
+        "verdicts": list(_verdicts(details, candidates, promised)),
         "flips": next((found["flips"] for found in reversed(details.values()) if "flips" in found), []),
         "figures": _figures(details["train"], candidates, metric),
     }
+
+
+def _compared(
+    details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields what changed, against what, and the comparison, in the order of the stages."""
+    for stage, found in details.items():
+        if "comparison" in found:
+            yield stage, "the trained model", found["comparison"]
+        for one in candidates if stage == "quantize" else ():
+            if one["kept"] and one["comparison"]:
+                yield f"quantize: {one['name']}", "the float graph", one["comparison"]
+
+
+def _drops(
+    compared: Sequence[tuple[str, str, Mapping[str, Any]]], metric: str
+) -> Iterator[tuple[str, str, str, list[tuple[str, Any]]]]:
+    """Yields who pays for the latest change: stage, by what, the loss of what, the members; labels worst first."""
+    for stage, _, found in compared[-1:]:
+        labels = sorted(found["by_label"].items(), key=lambda member: -member[1]["value"])
+        yield stage, "label", "recall", labels
+        if found["by_length"]:
+            yield stage, "length", metric, list(found["by_length"].items())
+
+
+def _flat(candidates: Sequence[Mapping[str, Any]], promised: GateSection) -> list[dict[str, Any]]:
+    """Returns the candidates from the fastest to the slowest, with a number each and the gates that stop it."""
+    optional = {"throughput": None, "comparison": None, "metric": None, "verdicts": ()}
+    found = [{**optional, **one.get("execution", {}), **one} for one in candidates]
+    found.sort(key=_p50)
+    for number, one in enumerate(found, start=1):
+        verdicts = [Verdict.model_validate(verdict) for verdict in one["verdicts"]]
+        arithmetic = one.get("execution", {}).get("precision", "float32")  # of what the graph leaves in float
+        where = f"{one['precision']} on {one['engine']}" + (f" {arithmetic}" if arithmetic != "float32" else "")
+        one |= {"number": number, "verdicts": verdicts, "stops": gates.stopping(promised, verdicts), "where": where}
+    return found
+
+
+def _p50(candidate: Mapping[str, Any]) -> float:
+    """Returns the milliseconds of one text of median length: the first of the batches that were timed."""
+    return float(next((latency["p50"] for latency in candidate["latency"].values()), np.inf))
+
+
+def _verdicts(
+    details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], promised: GateSection
+) -> Iterator[tuple[str, Verdict, bool]]:
+    """Yields who was judged, the verdict, and whether it stops; of candidates that were not kept only what stops."""
+    for stage, found in details.items():
+        for verdict in gates.recorded(promised, found):
+            yield stage, verdict, bool(gates.stopping(promised, [verdict]))
+        for one in candidates if stage == "quantize" else ():
+            for verdict in one["verdicts"] if one["kept"] else one["stops"]:
+                yield f"quantize: {one['name']}", verdict, verdict in one["stops"]
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
@@ -102,14 +164,14 @@ def _figures(trained: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
     if trained["curve"]:
         found["curve"] = _draw(_curve, trained["curve"], metric)
     if candidates:
-        found["candidates"] = _draw(_candidates, candidates, metric)
+        found["candidates"] = _draw(_candidates, candidates, metric, size=(10.0, 4.2))
     return found
 
 
-def _draw(draw: Any, *content: Any) -> Markup:
-    """Returns a figure as an SVG element that can stand in a page."""
+def _draw(draw: Any, *content: Any, size: tuple[float, float] = (6.4, 3.0)) -> Markup:
+    """Returns a figure of this size, in inches, as an SVG element that can stand in a page."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots(), *content)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -137,20 +199,19 @@ def _curve(axes: Axes, curve: Sequence[Mapping[str, Any]], metric: str) -> None:
 
 
 def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str) -> None:
-    for found in candidates:
-        latency = _typical(found["latency"])
-        value = found["metric"]
+    """Draws those that were evaluated: hollow where a gate stops one, and the front of those that none stops."""
+    drawn = [found for found in candidates if found["metric"] and found["latency"]]
+    front: list[tuple[float, float]] = []
+    for found in drawn:  # from the fastest
+        point = _p50(found), found["metric"]["value"]
+        if not found["stops"] and (not front or point[1] > front[-1][1]):
+            front.append(point)
+    axes.step([x for x, _ in front], [y for _, y in front], where="post", color=BLUE, linewidth=1, alpha=0.6)
+    for found in drawn:
+        value, color = found["metric"], ORANGE if found["kept"] else BLUE
         error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
-        color = ORANGE if found["kept"] else GREY
-        name = found["name"] + (" (kept)" if found["kept"] else "")
-        axes.errorbar(latency["p50"], value["value"], yerr=error, fmt="o", color=color, capsize=3, label=name)
-    axes.legend(frameon=False)
+        face = "none" if found["stops"] else color
+        axes.errorbar(_p50(found), value["value"], yerr=error, fmt="o", color=color, mfc=face, elinewidth=0.5)
+        axes.annotate(str(found["number"]), (_p50(found), value["value"]), (4, 3), textcoords="offset points")
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
-
-
-def _typical(latency: Mapping[str, Any]) -> Mapping[str, float]:
-    """Returns the latency of one text of median length: the first of the batches that were timed."""
-    found: Mapping[str, float] = next(iter(latency.values()))
-    return found
+    axes.set_xlim(0, 1.08 * max(map(_p50, drawn), default=1))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG
+from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from deploykit.errors import ModelError
 
 Int64 = npt.NDArray[np.int64]
@@ -77,6 +77,17 @@ class Tokenizer:
         side: Side = "left" if config.get("padding_side") == "left" else "right"
         return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
 
+    def replace(self, folder: Path) -> None:
+        """Writes itself over the tokenizer of a model directory; its special tokens are a part of that one's."""
+        content = {**json.loads(self.backend.to_str()), "truncation": None}
+        (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        if added := config.get("added_tokens_decoder"):
+            places = {self.backend.token_to_id(token["content"]): token for token in added.values()}
+            config["added_tokens_decoder"] = {str(place): places[place] for place in sorted(places)}
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / VOCABULARY).unlink(missing_ok=True)  # only other libraries read it, and it is the old one
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Encoding]:
         """Tokenizes texts, or pairs of texts, without padding.
 
@@ -98,6 +109,10 @@ class Tokenizer:
             unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
             truncated=bool(found.overflowing),
         )
+
+    def longest(self, text: str) -> str:
+        """Repeats a text until no longer input can be read."""
+        return " ".join([text] * self.max_tokens)
 
     def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None) -> Batch:
         """Pads encodings to the longest of them.

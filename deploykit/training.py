@@ -31,6 +31,8 @@ def train(job: Job) -> Artifact:
     with draft(job.target) as folder:
         checkpoint.save_tokenizer(base, folder)
         tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
+        if model.config.pad_token_id is None:  # a decoder's, which judges a text by the last token that is none
+            model.config.pad_token_id = tokenizer.pad_id
         lengths = data.lengths(dataset, tokenizer)
         _tell(dataset, lengths)
 

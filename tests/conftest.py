@@ -16,14 +16,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from deploykit import artifact
 from deploykit.execution import Execution
 
-pytest_plugins = ("models",)  # fixtures that need torch
+pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
-# Before anything imports BentoML or a hub client: no telemetry, no network, no store but our own.
+# Before anything imports BentoML or a hub client: no telemetry, no network, nothing kept but our own.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
+os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")
 GOOD = ("great", "lovely", "funny", "brilliant", "warm", "clever", "moving", "fine")
@@ -290,7 +291,7 @@ def tiny_recipe(tiny_model, tmp_path_factory, review_files, tagged_files):
             "data": {name: str(files / f"{name}.jsonl") for name in ("train", "validation", "test")},
             "train": {"method": "full", "epochs": 6, "learning_rate": 1e-3},
             "prune": {"method": "width", "keep": 0.75, "distill": {"epochs": 2, "learning_rate": 1e-3}},
-            "gates": {"max_drop": 0.1},
+            "gates": {"max_drop": 0.1, "cannot_tell": "accept"},
         }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "recipe.yaml"

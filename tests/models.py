@@ -1,4 +1,4 @@
-"""Fixtures of the rooms that need torch: encoders of every architecture, something to learn, a stage's job.
+"""Fixtures of the rooms that need torch: models of every architecture, something to learn, a stage's job.
 
 A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; nothing is downloaded.
 """
@@ -7,11 +7,46 @@ import json
 import shutil
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
+from itertools import cycle
 
 import pytest
 
+from deploykit.layouts import ARCHITECTURES
+
 TASKS = ("text-classification", "token-classification")
+SEPARATE = ["bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"]  # whose layers share nothing
+ENCODERS = [*SEPARATE, "albert", "mpnet"]
+HEAD_CLASSES = {
+    "text-classification": "SequenceClassification",
+    "token-classification": "TokenClassification",
+    "text-generation": "CausalLM",
+    "text2text-generation": "Seq2SeqLM",
+}
+# Every row of the table with every head that the library has for it.
+VARIANTS = [
+    *((kind, task) for kind in ENCODERS for task in TASKS),
+    *((kind, task) for kind in ("gpt2", "llama") for task in (*TASKS, "text-generation")),
+    *(("t5", task) for task in (*TASKS, "text2text-generation")),
+    ("marian", "text-generation"),
+    ("marian", "text2text-generation"),
+]
+SIZES = {
+    **{"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 128},
+    **{"max_position_embeddings": 65, "initializer_range": 0.1, "init_std": 0.1},
+    **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 0},
+}
+OWN_SIZES = {
+    "distilbert": {"hidden_dim": 128},
+    "llama": {"num_key_value_heads": 2},
+    "marian": {
+        **{"d_model": 32, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "forced_eos_token_id": None},
+        **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    },
+    "mpnet": {"max_position_embeddings": 66},
+    "t5": {"d_ff": 128, "d_kv": 8},
+}
 LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
 TEXTS = (
     "the film is great",
@@ -24,29 +59,27 @@ TEXTS = (
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tokenizer):
-    """`tiny_encoder(kind="bert", task=..., seed=0, **config) -> model` in memory, in evaluation mode.
+    """`tiny_encoder(kind="bert", task=..., seed=0, layers=2, **config) -> model` in memory, in evaluation mode.
 
-    Weights are large enough that every head and neuron moves the logits.
+    Of any type in the table, decoders too; `layers` are those of each stack. Weights are large enough that every
+    head and neuron moves the logits.
     """
 
-    def build(kind="bert", task="text-classification", seed=0, **config):
+    def build(kind="bert", task="text-classification", seed=0, layers=2, **config):
         import torch
         import transformers
 
-        labels = LABELS[task]
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "embedding_size": 32}
-        sizes["hidden_dim" if kind == "distilbert" else "intermediate_size"] = 128
+        labels = LABELS.get(task, LABELS["text-classification"])
+        depth = {name: layers for stack in ARCHITECTURES[kind].stacks for name in stack.depth}
         settings = transformers.AutoConfig.for_model(
             kind,
-            **{**sizes, "max_position_embeddings": 65, "initializer_range": 0.1, **config},
+            **{**SIZES, **OWN_SIZES.get(kind, {}), **depth, **config},
             vocab_size=tokenizer.backend.get_vocab_size(),
-            pad_token_id=0,
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
         )
-        auto = {"text-classification": "Sequence", "token-classification": "Token"}[task]
         torch.manual_seed(seed)
-        model = getattr(transformers, f"AutoModelFor{auto}Classification").from_config(
+        model = getattr(transformers, f"AutoModelFor{HEAD_CLASSES[task]}").from_config(
             settings, attn_implementation="eager"
         )
         with torch.no_grad():
@@ -56,6 +89,32 @@ def tiny_encoder(tokenizer):
         return model.eval()
 
     return build
+
+
+def set_times(patch, of):
+    """Makes the clock of selections say `of(name, engine)` milliseconds, whatever the machine does."""
+    from deploykit import timing
+    from deploykit.artifact import Metric
+    from deploykit.cost import Cost
+
+    def latencies(engines, work, seconds):
+        times = {name: of(name, engine) for name, engine in engines.items()}
+        return {
+            name: dict.fromkeys(work.singles, timing.Latency(p50=ms, low=ms, high=ms, p95=ms))
+            for name, ms in times.items()
+        }
+
+    def rates(engines, work, budgets, seconds):  # a little lower for each larger batch
+        times = {name: of(name, engine) for name, engine in engines.items()}
+        return {
+            name: {budget: Metric(value=1000 / ms - budget / 1e6, low=1, high=9999) for budget in budgets}
+            for name, ms in times.items()
+        }
+
+    patch.setattr(timing, "latencies", latencies)
+    patch.setattr(timing, "rates", rates)
+    patch.setattr(timing, "typical", lambda *_: 1.0)
+    patch.setattr(timing, "cost", lambda *_: Cost(fixed=0.25))
 
 
 @pytest.fixture
@@ -74,16 +133,35 @@ def tokenizer(tokenizer_folder):
     return Tokenizer.load(tokenizer_folder, 64)
 
 
+def uneven(model):
+    """Returns what to keep of each layer, no two neighbours alike."""
+    from deploykit import architectures
+
+    choices = cycle([((0, 3), range(0, 128, 2)), ((2,), (*range(5, 37), 127)), ((0, 1, 2, 3), range(100))])
+    return [
+        architectures.Kept(heads if size.heads else (), tuple(neurons))
+        for size, (heads, neurons) in zip(architectures.shapes(model), choices, strict=False)
+    ]
+
+
 @pytest.fixture(scope="session")
 def logits_of(tokenizer):
-    """`logits_of(model) -> list of arrays`: what a model in memory says of each of `TEXTS`, each alone."""
+    """`logits_of(model) -> list of arrays`: what a model in memory says of each of `TEXTS`, each alone.
+
+    A model that writes text is asked for the probabilities of the text itself.
+    """
 
     def run(model):
-        from deploykit.engines.torch import TorchModel
-        from deploykit.execution import Execution
+        import torch
 
-        found = TorchModel(model, Execution(engine="torch"))
-        return [found.run(tokenizer.collate([encoding]))[0] for encoding in tokenizer.encode(TEXTS)]
+        from deploykit.fitting import inputs
+
+        found = []
+        for encoding in tokenizer.encode(TEXTS):
+            batch = {name: torch.from_numpy(array) for name, array in tokenizer.collate([encoding]).items()}
+            with torch.inference_mode():
+                found.append(model(**inputs(model, {**batch, "labels": batch["input_ids"]})).logits[0].numpy())
+        return found
 
     return run
 
@@ -105,16 +183,21 @@ def dataset_of(review_files, tagged_files):
 
 @pytest.fixture(scope="session")
 def problem_of(dataset_of, tokenizer):
-    """`problem_of(task, rows=None, seed=0) -> Problem`: `rows` limits the training split."""
+    """`problem_of(task, count=None, seed=0) -> Problem`: `count` limits the training split."""
     from deploykit import tasks
-    from deploykit.fitting import Problem, rows
+    from deploykit.fitting import Problem, Row, rows
 
     def build(task="text-classification", count=None, seed=0):
+        if task == "text2text-generation":  # to say again what was said
+            problem = build(count=count, seed=seed)
+            parts = (problem.train, problem.validation)
+            learned, judged = (tuple(Row(row.encoding, row.encoding.ids) for row in part) for part in parts)
+            return replace(problem, train=learned, validation=judged)
         found, module = dataset_of(task), tasks.load(task)
         learned = rows(module, tokenizer, found.train[:count], found.labels)
-        return Problem(
-            module, found.labels, tokenizer, learned, rows(module, tokenizer, found.validation, found.labels), seed
-        )
+        judged = rows(module, tokenizer, found.validation, found.labels)
+        texts = tuple(example.text for example in found.train[:count])
+        return Problem(module, found.labels, tokenizer, learned, judged, seed, texts)
 
     return build
 

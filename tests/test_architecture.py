@@ -14,23 +14,30 @@ ROOT = Path(deploykit.__file__).parent
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
     ("errors", "recipes", "execution", "cost"),
-    ("artifact", "methods", "hardware"),
-    ("recipe", "tokenizer"),
+    ("artifact", "methods", "hardware", "layouts", "overrides", "cache"),
+    ("mistakes",),
+    ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
     ("predictor",),
+    ("fallback",),
     ("golden",),
     ("data",),
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "optimizer"),
+    ("engines.torch", "optimizer", "progress", "deadline", "tracing"),
     ("fitting",),  # the engine of reference reads checkpoints
-    ("trainers", "pruners", "quantizers"),
+    ("products",),
+    ("trainers", "quantizers", "surgery"),
+    ("graphs", "sensitivity"),
+    ("timing",),
+    ("pruners",),  # which time what they make as the stages after them would serve it
     ("selection",),
+    ("search",),
     ("job",),
-    ("serving",),
-    ("training", "pruning", "exporting", "quantization", "packaging"),
-    ("summary", "scaffold", "diagnosis"),
+    ("bundle", "serving"),
+    ("training", "pruning", "exporting", "quantization", "packaging", "retuning"),
+    ("summary", "scaffold", "diagnosis", "explaining"),
     ("report",),
     ("pipeline",),
     ("",),  # the package itself, which exports the verbs
@@ -52,6 +59,7 @@ CLOSED = {
         "tokenizer",
         "hardware",
         "predictor",
+        "fallback",
         "golden",
         "tasks",
         "engines",
@@ -126,7 +134,7 @@ def test_only_the_exporter_and_the_quantizers_import_optimum():
     users = {
         module for module, file in MODULES.items() for name in imports(file) if name.partition(".")[0] == "optimum"
     }
-    assert {module for module in users if module != "exporting" and not module.startswith("quantizers.")} == set()
+    assert {module for module in users if module != "tracing" and not module.startswith("quantizers.")} == set()
 
 
 IMPORT = """

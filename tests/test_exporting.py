@@ -1,11 +1,13 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from models import TASKS
+import torch
+from models import ENCODERS, TASKS, uneven
 from onnx import numpy_helper
 
 from deploykit import architectures, checkpoint, engines, exporting
-from deploykit.architectures import ARCHITECTURES, Kept
+from deploykit.architectures import Kept
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError
@@ -81,7 +83,7 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
     assert "model.safetensors" not in manifest.files
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "deploykit_arch.json"} <= set(manifest.files)
     assert manifest.own["tolerance"] == 1e-3
-    assert len(manifest.own["parity"]) == 5
+    assert len(manifest.own["parity"]) == 6
     assert max(manifest.own["parity"].values()) < 1e-4
     before, after = load_predictions(parent), load_predictions(found)
     assert set(after) == set(before) == {"validation", "test", "reference.validation", "reference.test"}
@@ -92,7 +94,7 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, tiny_encoder, exported_of):
     session = engines.load("onnxruntime").load(exported_of(kind, task) / "model.onnx", Execution())
     reference = TorchModel(tiny_encoder(kind, task), Execution(engine="torch"))
@@ -103,16 +105,37 @@ def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, 
         np.testing.assert_allclose(one[real], other[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_uneven_layers_are_exported_with_parity(kind, tiny_encoder, tmp_path):
-    small = architectures.shrunk(tiny_encoder(kind), KEPT)
+@pytest.mark.parametrize("kind", [*ENCODERS, "gpt2", "llama"])
+def test_uneven_layers_some_of_which_went_are_exported_with_parity(kind, tiny_encoder, tmp_path):
+    whole = tiny_encoder(kind, layers=3)
+    small = architectures.without(architectures.shrunk(whole, uneven(whole)), [1])
     exporting.write_graph(small, tmp_path, "text-classification", 18)
     session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
     for batch in batches():
         np.testing.assert_allclose(
             TorchModel(small, Execution(engine="torch")).run(batch), session.run(batch), atol=1e-5
         )
-    assert (tmp_path / "model.onnx").stat().st_size < 1.5 * 4 * checkpoint.parameters(small)
+    weights = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert sum(numpy_helper.to_array(found).nbytes for found in weights) < 1.2 * 4 * checkpoint.parameters(small)
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5"])
+def test_an_uneven_model_of_two_stacks_is_exported_with_parity(kind, tiny_encoder, tmp_path):
+    whole = tiny_encoder(kind, "text2text-generation", layers=3)
+    small = architectures.without(architectures.shrunk(whole, uneven(whole)), [0, 4])
+    exporting.write_graph(small, tmp_path, "text2text-generation", 18)
+    encoder, decoder = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}_model.onnx") for name in ("encoder", "decoder")
+    )
+    for batch in batches():
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        (states,) = encoder.run(None, {"input_ids": ids, "attention_mask": mask})
+        fed = {"input_ids": ids[:, ::-1].copy(), "encoder_hidden_states": states, "encoder_attention_mask": mask}
+        logits, *_ = decoder.run(None, fed)
+        with torch.inference_mode():
+            given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, ::-1].copy()}
+            expected = small(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)

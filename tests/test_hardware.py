@@ -54,11 +54,29 @@ def test_memory_without_a_limit_is_that_of_the_host(cgroup, tmp_path, text):
 
 
 def test_features_are_those_that_the_kernel_lists(monkeypatch):
-    text = "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni amx_bf16 avx512fake\n"
+    text = (
+        "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512_vnni amx_bf16 avx_vnni avx512fake\n"
+    )
     monkeypatch.setattr(hardware, "_read", lambda path: text if path.name == "cpuinfo" else "")
-    assert hardware.cpu_features() == ("avx2", "avx512_vnni", "amx_bf16")
+    assert hardware.cpu_features() == ("avx2", "avx_vnni", "avx512_vnni", "amx_bf16")
     assert hardware.cpu_name() == "Some CPU: 3 GHz"
     assert hardware.has_bf16()
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("int8", ("avx512_vnni", "amx_int8")), ("bfloat16", ("amx_bf16",)), ("float32", ()), ("another", ())],
+)
+def test_a_precision_relies_on_those_of_its_features_that_are_here(monkeypatch, precision, expected):
+    here = ("avx2", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
+    monkeypatch.setattr(hardware, "cpu_features", lambda: here)
+    assert hardware.relied_on(precision) == expected
+    monkeypatch.setattr(hardware, "cpu_features", lambda: ("avx2",))
+    assert hardware.relied_on(precision) == ()
+
+
+def test_all_that_a_precision_may_rely_on_is_looked_for():
+    assert {name for names in hardware.RELIED_ON.values() for name in names} <= set(hardware.CPU_FEATURES)
 
 
 def test_a_machine_without_cpuinfo_has_no_features(monkeypatch):

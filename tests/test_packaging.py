@@ -1,5 +1,6 @@
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,12 +12,13 @@ import yaml
 from models import TASKS
 
 import deploykit
-from deploykit import architectures, engines, exporting, golden, packaging, tasks
+from deploykit import architectures, bundle, engines, exporting, golden, packaging, tasks
 from deploykit.architectures import Kept
-from deploykit.artifact import Artifact, load_predictions
-from deploykit.errors import MissingExtraError
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, Metric, load_predictions
+from deploykit.errors import GateError, MissingExtraError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
+from deploykit.quantizers import dynamic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,17 +64,17 @@ def imported(file):
 
 
 def test_nothing_heavy_is_pinned():
-    names = {line.partition("==")[0] for line in packaging.requirements(packaging.SERVING_PACKAGES)}
+    names = {line.partition("==")[0] for line in bundle.requirements(bundle.SERVING_PACKAGES)}
     assert names & set(HEAVY) == set()
     assert not [name for name in names if name.startswith(("nvidia-cu", "cuda"))]
 
 
 def test_everything_is_pinned_once_to_what_is_installed_here():
-    lines = packaging.requirements(packaging.SERVING_PACKAGES)
+    lines = bundle.requirements(bundle.SERVING_PACKAGES)
     names = [line.partition("==")[0] for line in lines]
     assert lines == sorted(lines)
     assert len(names) == len(set(names))
-    assert set(packaging.SERVING_PACKAGES) - set(names) == {"onnxruntime-gpu"}  # stands in where it is installed
+    assert set(bundle.SERVING_PACKAGES) - set(names) == {"onnxruntime-gpu"}  # stands in where it is installed
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+", line) for line in lines)
     assert all(line == f"{name}=={version(name)}" for line, name in zip(lines, names, strict=True))
     assert {"starlette", "protobuf"} <= set(names)  # what is only pulled in is pinned too
@@ -80,31 +82,31 @@ def test_everything_is_pinned_once_to_what_is_installed_here():
 
 def test_nothing_is_pinned_without_a_runtime():
     with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[cpu\]'"):
-        packaging.requirements(("numpy",))
+        bundle.requirements(("numpy",))
 
 
 def test_a_package_that_is_not_installed_is_left_out():
-    found = packaging.requirements(("no-such-package-at-all", "onnxruntime"))
-    assert found == packaging.requirements(("onnxruntime",))
+    found = bundle.requirements(("no-such-package-at-all", "onnxruntime"))
+    assert found == bundle.requirements(("onnxruntime",))
 
 
 # the library inside a package
 
 
 def test_every_pattern_finds_files_and_nothing_heavy_is_among_them():
-    assert all(list(ROOT.glob(pattern)) for pattern in packaging.SERVED)
-    names = {file.relative_to(ROOT).as_posix() for file in packaging.served_files()}
+    assert all(list(ROOT.glob(pattern)) for pattern in bundle.SERVED)
+    names = {file.relative_to(ROOT).as_posix() for file in bundle.served_files()}
     assert {"__init__.py", "py.typed", "predictor.py", "serving/service.py", "engines/onnxruntime.py"} <= names
     assert not {"engines/torch.py", "cli.py", "checkpoint.py", "fitting.py"} & names
 
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in packaging.served_files() if file.suffix == ".py"],
+    [file for file in bundle.served_files() if file.suffix == ".py"],
     ids=lambda file: file.relative_to(ROOT).as_posix(),
 )
 def test_a_served_file_imports_only_served_files(file):
-    assert set(imported(file)) <= set(packaging.served_files())
+    assert set(imported(file)) <= set(bundle.served_files())
 
 
 def test_the_copied_library_serves_by_itself(packaged, tmp_path):
@@ -127,22 +129,43 @@ def test_the_copied_library_serves_by_itself(packaged, tmp_path):
 
 
 def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(packaging, "ROOT", tmp_path)
+    monkeypatch.setattr(bundle, "ROOT", tmp_path)
     (tmp_path / "serving").mkdir()
     (tmp_path / "errors.py").write_text("one")
-    first = packaging.library_hash()
-    assert packaging.library_hash() == first
+    first = bundle.library_hash()
+    assert bundle.library_hash() == first
     (tmp_path / "cli.py").write_text("not served")
-    assert packaging.library_hash() == first
+    assert bundle.library_hash() == first
     (tmp_path / "errors.py").write_text("two")
-    second = packaging.library_hash()
+    second = bundle.library_hash()
     (tmp_path / "serving" / "new.py").write_text("")
-    third = packaging.library_hash()
+    third = bundle.library_hash()
     (tmp_path / "serving" / "new.py").rename(tmp_path / "serving" / "other.py")
-    assert len({first, second, third, packaging.library_hash()}) == 4
+    assert len({first, second, third, bundle.library_hash()}) == 4
 
 
 # the stage
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"max_bytes": 1000}, r"  max_bytes is [\d,]+, allowed 1,000: broken\n"),
+        ({"max_p95_ms": 40}, r"  max_p95_ms is 50\.00 \(95 % interval 45\.00 to 55\.00\), allowed 40\.00: broken\n"),
+        ({"max_p95_ms": 52}, r"  .* allowed 52\.00: the measurements vary too much to tell\n"),
+    ],
+    ids=["bytes", "latency", "latency-unsteady"],
+)
+def test_a_graph_that_is_larger_or_slower_than_promised_is_not_packaged(gates, message, packaged, job_of, monkeypatch):
+    graph, _ = packaged()
+    monkeypatch.setattr(packaging.latency, "p95", lambda *_: Metric(value=50, low=45, high=55))
+    job = job_of("package", graph, gates=gates, package={"store": False})
+    with pytest.raises(
+        GateError, match=rf"a gate stops the package, .*:\n{message}(Make the stage|Where nobody can tell: measure)"
+    ) as caught:
+        packaging.package(job)
+    assert f"The graph is kept in {graph.path}." in str(caught.value)
+    assert not job.target.exists()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -155,7 +178,7 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     assert {"bentofile.yaml", "requirements.txt", "deploykit/serving/service.py"} <= names
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
-    assert found.file("requirements.txt").read_text().splitlines() == packaging.requirements(packaging.SERVING_PACKAGES)
+    assert found.file("requirements.txt").read_text().splitlines() == bundle.requirements(bundle.SERVING_PACKAGES)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -184,11 +207,37 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     assert len(found.texts) == len(set(found.texts)) == count
     lengths = [len(text) for text in found.texts]
     assert (lengths[0], lengths[-1]) == (min(len(row.text) for row in rows), max(len(row.text) for row in rows))
-    golden.replay(found, Predictor.load(package, 1))
+    for expected in ("scores", "float_scores"):  # this package's graph is the float graph
+        golden.replay(found, Predictor.load(package, 1), expected)
+    assert found.tolerance == golden.LEAST
     reference = load_predictions(graph)["reference.validation"]
     place = {row.text: index for index, row in enumerate(rows)}
     for text, scores in zip(found.texts, found.reference, strict=True):
         np.testing.assert_allclose(scores, reference[place[text]], rtol=1e-6)
+
+
+def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packaged, job_of, tmp_path):
+    graph, _ = packaged()
+    both = shutil.copytree(graph.path, tmp_path / "quantize")
+    shutil.copy(graph.file(GRAPH), both / FLOAT_GRAPH)
+    dynamic.quantize(graph.file(GRAPH), dynamic.Options(), both / GRAPH)
+    chosen = {"quantize": {"candidates": [{"kept": True, "name": "dynamic int8"}]}}
+    manifest = graph.manifest.model_copy(update={"details": {**graph.manifest.details, **chosen}})
+    options = {"package": {"store": False, "golden": 16}, "gates": {"max_drop": 1.0}}
+    package = packaging.package(job_of("package", Artifact(both, manifest), **options))
+    assert {GRAPH, FLOAT_GRAPH} <= set(package.manifest.files)
+    found = golden.load(package)
+    floating, served = (Predictor.load(package, 1, graph=name) for name in (FLOAT_GRAPH, GRAPH))
+    golden.replay(found, served)
+    golden.replay(found, floating, "float_scores")
+    answers = [floating.predict(found.texts), served.predict(found.texts)]
+    assert found.tolerance == golden.tolerance_of(*answers)
+    assert max(golden.moved(*answers)) > 0
+
+    options["package"]["float_graph"] = False
+    package = packaging.package(job_of("package", Artifact(both, manifest), **options))
+    assert FLOAT_GRAPH not in package.manifest.files
+    assert golden.load(package) == found
 
 
 def test_the_card_and_the_bentofile_say_what_it_is(packaged):
@@ -198,9 +247,11 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
     for text in (
         "# tiny",
         "negative, positive",
-        "float32 on onnxruntime",
+        "float32, onnxruntime",
         f"{manifest.step.parameters:,}",
         "tiny-bert",
+        "| growth of the calibration error (validation) | ",
+        "- max_drop is 0.0000, allowed 0.0100: holds",
     ):
         assert text in card
     assert f"{value.value:.4f} (95 % interval {value.low:.4f} to {value.high:.4f})" in card
@@ -212,5 +263,7 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
 def test_packaging_is_compared_with_the_trained_model(packaged):
     _, package = packaged()
     assert package.manifest.own["comparison"]["drop"]["value"] == 0
+    assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["holds"]
     assert package.manifest.own["flips"] == []
+    assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
     assert set(package.manifest.own["test"]) == {"confusion", "labels"}

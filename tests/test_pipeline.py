@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import set_times
 
 import deploykit
-from deploykit import pipeline, recipe, selection
+from deploykit import pipeline, recipe
 from deploykit.artifact import PREDICTIONS, Artifact, sha256_of
 from deploykit.errors import ArtifactError, BusyError, GateError, InputError
 from deploykit.recipe import STAGES
-from deploykit.selection import Latency
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
@@ -30,17 +30,12 @@ def predictions(outcomes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def steady_clock():
+def steady_clock(tmp_path_factory):
     """The clock decides between graphs that are equally fast, as tiny ones are; here it always says the same."""
 
-    def measure(predictors, examples, batches):
-        times = {
-            name: Latency(p50=ms, low=ms, high=ms) for name, ms in {"float32": 2.0, "int8": 1.0, "it": 1.0}.items()
-        }
-        return {name: dict.fromkeys(batches, times[name]) for name in predictors}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "measure", measure)
+        patch.setenv("DEPLOYKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        set_times(patch, lambda name, _: 2.0 if name.startswith(("base", "float32")) else 1.0)
         yield
 
 
@@ -89,7 +84,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_keeps_what_broke_a_gate_and_names_it(tmp_path, tiny_recipe, finished):
+def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished):
     """The pruned model of another run, whose manifest is made to say that it lost a third."""
     loaded = recipe.load(tiny_recipe(tmp_path))
     folder = pipeline.output(loaded)
@@ -97,15 +92,33 @@ def test_keeps_what_broke_a_gate_and_names_it(tmp_path, tiny_recipe, finished):
         shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
     pruned = folder / finished[2][1].artifact.path.name
     content = json.loads((pruned / "manifest.json").read_text())
-    content["details"]["prune"]["comparison"]["drop"]["value"] = 0.3333
+    content["details"]["prune"]["comparison"]["drop"] = {"value": 0.3333, "low": 0.25, "high": 0.4}
     (pruned / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(GateError, match=r"prune broke a gate: max_drop is 0\.3333, allowed 0\.1000") as caught:
+    with pytest.raises(GateError, match=r"a gate stops prune.*:\n  max_drop is 0\.3333 .*: broken\n") as caught:
         pipeline.run(loaded)
     assert caught.value.exit_code == 1
     assert f"kept in {pruned}" in str(caught.value)
     Artifact.load(pruned).verify()
     assert [found.name for found in folder.iterdir() if found.is_symlink()] == ["train"]
     assert (folder / "report.html").is_file()
+
+
+def test_too_few_rows_to_tell_stop_the_run_unless_the_recipe_accepts_them(tmp_path, tiny_recipe, finished):
+    path = tiny_recipe(tmp_path)
+    folder = pipeline.output(recipe.load(path))
+    for outcome in finished[2][:2]:
+        shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
+    manifest = folder / finished[2][1].artifact.path.name / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["details"]["prune"]["comparison"]["drop"] = {"value": 0.05, "low": -0.05, "high": 0.15}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(GateError, match=r"60 rows cannot tell, about 240 would\n.*set gates\.cannot_tell: accept"):
+        pipeline.run(recipe.load(path, ["gates.cannot_tell=stop"]), until="prune")
+    html = (folder / "report.html").read_text()
+    assert "60 rows cannot tell, about 240 would<" in html
+    outcomes = pipeline.run(recipe.load(path), until="prune")
+    assert [outcome.status for outcome in outcomes] == ["skipped", "skipped"]
+    assert "60 rows cannot tell, about 240 would; accepted<" in (folder / "report.html").read_text()
 
 
 def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_recipe, finished):
@@ -123,7 +136,7 @@ def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_re
     }
     (quantized / "manifest.json").write_text(json.dumps(content))
     shutil.rmtree(next(folder.glob("package-*")))
-    with pytest.raises(GateError, match=r"is not packaged, it breaks a gate: max_drop is"):
+    with pytest.raises(GateError, match=r"a gate stops the package.*:\n  max_drop is .*: broken\n"):
         pipeline.run(recipe.load(tiny_recipe(tmp_path)))
     assert not list(folder.glob("package-*"))
 
@@ -252,7 +265,7 @@ def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, ti
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         name = planned[stage].target.name
         fits = stage in ("train", "prune")  # killed after the first epoch; the others when they begin to write
-        sign = f".work/{name}/checkpoint-*/trainer_state.json" if fits else f".{name}.draft"
+        sign = f".work/{name}/**/checkpoint-*/trainer_state.json" if fits else f".{name}.draft"
         while process.poll() is None and not list(folder.glob(sign)):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

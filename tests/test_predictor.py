@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import count
 from threading import Barrier
@@ -5,7 +6,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from deploykit.errors import MethodError, ModelError
+from deploykit.errors import ArtifactError, MethodError, ModelError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor, batches
 
@@ -52,6 +53,28 @@ def test_an_artifact_without_a_tokenizer_is_refused(found):
     found.file("tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no fast tokenizer"):
         Predictor.load(found, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "fits"),
+    [
+        ({"0": "positive", "1": "negative"}, False),
+        ({"0": "negative", "1": "positive", "2": "other"}, False),
+        ({"1": "positive", "0": "negative"}, True),
+        ({}, True),
+    ],
+    ids=["swapped", "one-more", "the-same", "none"],
+)
+def test_labels_of_the_configuration_are_those_of_the_manifest(names, fits, tmp_path, tiny_artifact):
+    content = json.dumps({"id2label": names})
+    found = tiny_artifact(tmp_path / "named", fill=lambda folder: (folder / "config.json").write_text(content))
+    if fits:
+        assert Predictor.load(found, 1).labels == ("negative", "positive")
+    else:
+        with pytest.raises(
+            ArtifactError, match=r"config\.json gives the outputs the labels \[.*\], the manifest \['neg"
+        ):
+            Predictor.load(found, 1)
 
 
 def test_as_many_pairs_as_texts(predictor):

@@ -63,9 +63,10 @@ def finished(tmp_path_factory, encoder):
     folder = tmp_path_factory.mktemp("readme")
     (text,) = blocks("yaml")
     content = yaml.safe_load(text)
-    # Three things differ from the README: the model, how long it trains, and gates that thirty rows can hold.
-    content |= {"model": str(encoder), "gates": {"max_drop": 0.2}}
+    # Four things differ from the README: the model, how long it trains and searches, and gates that thirty rows hold.
+    content |= {"model": str(encoder), "gates": {"max_drop": 0.2, "cannot_tell": "accept"}}
     content["train"] |= {"epochs": 20, "learning_rate": 1e-3}
+    content["quantize"]["minutes"] = 0.3
     content["prune"]["distill"] |= {"epochs": 4, "learning_rate": 1e-3}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
     with (folder / content["data"]["train"]).open("w", newline="") as stream:
@@ -74,6 +75,15 @@ def finished(tmp_path_factory, encoder):
         writer.writerows(tickets())
     (commands,) = blocks("sh", "--dry-run")
     return folder, {shlex.join(command): run(command, folder) for command in lines(commands)}
+
+
+def test_what_was_chosen_can_be_explained_and_chosen_again(finished):
+    folder, _ = finished
+    (commands,) = blocks("sh", "retune")
+    explain, retune = lines(commands)
+    assert "signal to noise" in run(explain, folder)
+    assert retune[:2] == ["deploykit", "retune"]
+    assert "package: runs/support-tickets/package-" in run([*retune, "--minutes", "0.3"], folder)
 
 
 def run(command, folder):
@@ -106,7 +116,7 @@ def test_the_commands_run(finished):
     assert len(printed) == 6
     dry, whole = list(printed.values())[:2]
     assert re.search(r"^package +package +run ", dry, re.MULTILINE)
-    for stage in ("train (full)", "prune (width)", "export", "quantize (dynamic)", "package"):
+    for stage in ("train (full)", "prune (width)", "export", "quantize (auto)", "package"):
         assert stage in whole
     assert "package/" not in dry
     assert "is as it was made" in list(printed.values())[-1]

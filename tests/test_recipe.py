@@ -103,6 +103,78 @@ def test_options_of_a_method_out_of_range_are_listed():
     )
 
 
+@pytest.mark.parametrize("section", [3, [], ["width"], [{"method": "width"}, "layers"], "width"])
+def test_pruning_is_a_method_or_a_list_of_methods(section):
+    (_, found) = mistakes({**MINIMAL, "prune": section})
+    assert found == f"prune: must be a mapping with `method:`, a list of such mappings, or null, got {section!r}"
+
+
+def test_mistakes_in_steps_are_listed_with_their_places():
+    steps = [{"method": "vocabulray"}, {"method": "width", "keep": 2, "kep": 1}, {"keep": 4}, {"method": "layers"}]
+    head, *found = mistakes({**MINIMAL, "prune": steps})
+    assert head == "the recipe has 4 mistakes:"
+    assert found[0].startswith("prune[0]: no pruner is called 'vocabulray' (did you mean 'vocabulary'?). There are: ")
+    assert found[1].startswith("prune[1].keep: Input should be less than or equal to 1, got 2")
+    assert found[2].startswith("prune[1].kep: unknown key (did you mean 'keep'?). Known: method, keep, ")
+    assert found[3] == "prune[2]: needs `method:`, the name of one of its methods, got {'keep': 4}"
+
+
+def test_only_pruning_has_steps():
+    found = mistakes({**MINIMAL, "train": [{"method": "full"}]})
+    assert found[1].startswith("train: Input should be a valid dictionary")
+
+
+def test_steps_have_their_options_in_order(tmp_path):
+    steps = [{"method": "vocabulary", "corpus": "corpus.txt"}, {"method": "layers", "keep": 4}, {"method": "width"}]
+    found = recipe.load(write(tmp_path, {**MINIMAL, "prune": steps}))
+    assert found.method("prune") == "vocabulary+layers+width"
+    assert [name for name, _ in found.steps("prune")] == ["vocabulary", "layers", "width"]
+    assert [options.keep for _, options in found.steps("prune")[1:]] == [4, 0.75]
+    assert found.files("prune") == [tmp_path / "corpus.txt"]
+    assert found.files("train") == found.files("export") == []
+    resolved = found.resolved()["prune"]
+    assert [step["method"] for step in resolved] == ["vocabulary", "layers", "width"]
+    assert resolved[0]["corpus"] == str(tmp_path / "corpus.txt")
+    assert found.options("prune").model_dump() == {"steps": tuple(resolved)}
+    assert recipe.parse(found.model_dump()).resolved() == found.resolved()
+
+
+def test_a_method_alone_has_options_and_one_step(tmp_path):
+    found = recipe.load(write(tmp_path, {**MINIMAL, "prune": {"method": "layers", "keep": 4}}))
+    assert found.method("prune") == "layers"
+    assert found.steps("prune") == [("layers", found.options("prune"))]
+    assert found.resolved()["prune"]["keep"] == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prune[1].keep=3", [0.5, 3]),
+        ("prune[0].keep=0.25", [0.25, 4]),
+        ("prune[1]={method: layers, keep: 2}", [0.5, 2]),
+    ],
+)
+def test_an_override_may_be_about_one_of_several_steps(tmp_path, override, expected):
+    steps = [{"method": "width", "keep": 0.5}, {"method": "layers", "keep": 4}]
+    found = recipe.load(write(tmp_path, {**MINIMAL, "prune": steps}), [override])
+    assert [options.keep for _, options in found.steps("prune")] == expected
+
+
+@pytest.mark.parametrize("override", ["prune.keep=3", "prune[2].keep=3", "prune[2]=null"])
+def test_an_override_about_a_step_that_there_is_not_is_refused(tmp_path, override):
+    steps = [{"method": "width"}, {"method": "layers", "keep": 4}]
+    message = (
+        rf"^--set {re.escape(repr(override))} is about a list of 2 steps: name one by its number, as in prune\[0\]"
+    )
+    with pytest.raises(RecipeError, match=message):
+        recipe.load(write(tmp_path, {**MINIMAL, "prune": steps}), [override])
+
+
+def test_an_override_of_the_only_method_needs_no_number(tmp_path):
+    found = recipe.load(write(tmp_path, {**MINIMAL, "prune": {"method": "width"}}), ["prune.keep=0.5"])
+    assert found.options("prune").keep == 0.5
+
+
 def test_a_method_can_not_be_a_path():
     (_, found) = mistakes({**MINIMAL, "train": {"method": "../../cli"}})
     assert found.startswith("train: no trainer is called '../../cli'")

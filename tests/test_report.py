@@ -7,18 +7,34 @@ import pytest
 from deploykit import data, report
 from deploykit.artifact import Metric
 from deploykit.errors import StorageError
-from deploykit.evaluation import metrics
+from deploykit.evaluation import gates, metrics
 from deploykit.evaluation.comparison import Comparison
-from deploykit.selection import Candidate, Latency
+from deploykit.execution import Execution
+from deploykit.recipe import GateSection
+from deploykit.selection import Candidate
+from deploykit.timing import Latency
 
 LABELS = ("negative", "positive")
+BATCH = "batch 1, 27 tokens"
+GATES = GateSection(max_drop=0.02, max_flips=0.1)
 EVIL = "<script>alert('x')</script> | a & b"
 VOID = {"meta", "path", "use", "rect", "br", "img", "link", "input", "hr", "stop", "circle", "line"}
 
 
+def about(value, half=0.01):
+    return Metric(value=value, low=value - half, high=value + half)
+
+
 def comparison(drop, flips):
     return Comparison(
-        metric="accuracy", drop=Metric(value=drop, low=drop - 0.01, high=drop + 0.01), flips=flips, rows=60, flipped=()
+        metric="accuracy",
+        drop=about(drop),
+        flips=about(flips),
+        calibration=about(0.0456),
+        by_label={"negative": about(0.0011), "positive | bad": about(0.0777)},
+        by_length={"up to 9 tokens": about(0.0022), "10 to 19 tokens": about(0.0033)},
+        rows=60,
+        flipped=(),
     )
 
 
@@ -26,13 +42,18 @@ def candidate(name, milliseconds, kept, reason):
     batches = ("batch 1, 7 tokens", "batch 8, 15 tokens")
     return Candidate(
         name=name,
+        graph="exported",
+        quantizer="none" if name == "float32" else "dynamic",
         precision=name,
-        engine="onnxruntime",
-        threads=2,
+        execution=Execution(threads=2),
         bytes=123_456,
         metric=Metric(value=0.9, low=0.85, high=0.95),
-        latency={batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds) for batch in batches},
+        latency={
+            batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds, p95=milliseconds) for batch in batches
+        },
+        throughput=about(500 / milliseconds, 1.0),
         comparison=comparison(0.0, 0.05),
+        verdicts=gates.verdicts(GATES, comparison(0.0, 0.05)),
         kept=kept,
         reason=reason,
     ).model_dump()
@@ -126,7 +147,7 @@ class Page(HTMLParser):
 
 
 def written(folder, artifacts):
-    path = report.write(folder, artifacts)
+    path = report.write(folder, artifacts, GATES)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8"), (folder / "report.md").read_text(encoding="utf-8")
 
@@ -139,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(chain, tmp_path, monke
 
     monkeypatch.setattr(type(tmp_path), "write_text", refuse)
     with pytest.raises(StorageError, match=r"no permission .*report\.html"):
-        report.write(tmp_path, artifacts)
+        report.write(tmp_path, artifacts, GATES)
 
 
 def test_what_stands_in_the_data_is_shown_and_never_run(chain, tmp_path):
@@ -174,7 +195,9 @@ def test_every_part_of_a_run_has_a_report_that_stands_alone(until, chain, tmp_pa
 
 def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
     facts = (
-        *("0.0123", "0.0023", "0.0223", "4.5 %", "-0.0077", "3.1 %"),  # losses with intervals, and flips
+        *("0.0123", "0.0023", "0.0223", "4.5 (3.5 to 5.5)", "-0.0077", "3.1 (2.1 to 4.1)"),  # and flips, in %
+        *("0.0456 (0.0356 to 0.0556)", "60 rows cannot tell, about 110 would", "0.1000", "holds"),
+        *("0.0777", "up to 9 tokens", "0.0022"),
         *("2.5e-06", "3.5e-06", "batch 8, left padding"),
         *("2.00 times slower than int8", "kept: the fastest that keeps every gate", "123,456", "batch 8, 15 tokens"),
         *("torch 2.0", "onnxruntime 1.25", "a processor", "tiny-bert", "4,004"),
@@ -191,7 +214,7 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
 def test_tables_of_the_markdown_are_whole(chain, tmp_path):
     _, markdown = written(tmp_path, chain("package"))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 8
+    assert len(tables) == 11
     for table in tables:
         assert re.fullmatch(r"\|( --- \|)+", table[1])
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
@@ -213,3 +236,113 @@ def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details)
 def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):
     artifacts = chain("package")
     assert written(tmp_path, artifacts) == written(tmp_path, artifacts)
+
+
+# twenty candidates
+
+
+def many(count=20):
+    """Candidates as a search leaves them: most are measured, some break a gate, some were given up early."""
+    random, found = np.random.default_rng(3), []
+    for index in range(count):
+        loss, p50, early = 0.03 * random.random() - 0.005, 2 + 10 * random.random() ** 2, index % 7 == 5
+        engine, precision = ("onnxruntime", "openvino")[index % 2], ("float32", "bfloat16")[index % 2]
+        scales = {BATCH: 1} if early else {BATCH: 1, "batch 1, 9 tokens": 0.6, "batch 8, 41 tokens": 6}
+        compared = comparison(round(loss, 4), 0.02).model_copy(update={"drop": about(loss, 0.004)})
+        one = {
+            "name": f"{('exported', 'fused', 'merged qkv')[index % 3]} {precision} {index}",
+            "graph": "exported",
+            "quantizer": "dynamic",
+            "precision": ("int8", "float32")[index % 2],
+            "execution": {"engine": engine, "precision": precision, "threads": 1 + index % 2, "streams": 1},
+            "bytes": 10_000_000 + index,
+            "latency": {
+                batch: {
+                    "p50": p50 * scale,
+                    "low": p50 * scale * 0.97,
+                    "high": p50 * scale * 1.04,
+                    "p95": p50 * scale * 1.2,
+                }
+                for batch, scale in scales.items()
+            },
+            "throughput": {"value": 900 / p50, "low": 850 / p50, "high": 950 / p50},
+            "metric": about(0.88 - loss).model_dump(),
+            "comparison": compared.model_dump(),
+            "verdicts": [verdict.model_dump() for verdict in gates.verdicts(GATES, compared)],
+            "kept": False,
+            "reason": "slower than the one that was kept",
+        }
+        nothing = {"throughput": None, "metric": None, "comparison": None, "verdicts": [], "reason": "given up early"}
+        found.append({**one, **(nothing if early else {})})
+    holding = [one for one in found if one["metric"] and not gates.failing(GATES, _verdicts(one))]
+    best = min(holding, key=lambda one: one["latency"][BATCH]["p50"])
+    return [{**one, "kept": True, "reason": "the fastest"} if one is best else one for one in found]
+
+
+def _verdicts(found):
+    return [gates.Verdict.model_validate(verdict) for verdict in found["verdicts"]]
+
+
+@pytest.fixture
+def searched(details, monkeypatch):
+    """Puts twenty candidates into the details of the run."""
+    monkeypatch.setitem(details["quantize"], "candidates", many())
+    return details["quantize"]["candidates"]
+
+
+def test_twenty_candidates_are_listed_from_the_fastest_and_drawn_if_they_were_evaluated(searched, chain, tmp_path):
+    html, markdown = written(tmp_path, chain("package"))
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert [one["name"] for one in searched if f" {one['name']} " not in text or one["name"] not in markdown] == []
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \|", markdown.partition("## Candidates")[2], flags=re.MULTILINE)
+    rows = rows[: len(searched)]
+    times = {one["name"]: one["latency"][BATCH]["p50"] for one in searched}
+    assert [name for _, name, _ in rows] == sorted(times, key=times.__getitem__)
+    assert {where for *_, where in rows} == {"int8 on onnxruntime, 1", "float32 on openvino bfloat16, 2"}
+    figure = html[html.index("Quality against latency") :].partition("</svg>")[0]
+    drawn = {int(number) for number in re.findall(r">(\d+)</text>", figure)}
+    evaluated = {int(number) for number, name, _ in rows for one in searched if one["name"] == name and one["metric"]}
+    assert evaluated < {int(number) for number, _, _ in rows}
+    assert evaluated <= drawn
+    assert text.count("given up early") == sum(one["metric"] is None for one in searched)
+
+
+def test_the_front_joins_what_no_other_beats_and_a_gate_makes_hollow(searched, chain):
+    found = report.facts(chain("package"), GATES)["candidates"]
+    axes = report.Figure().subplots()
+    report._candidates(axes, found, "accuracy")
+    (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    points = {(report._p50(one), one["metric"]["value"]): one for one in found if one["metric"]}
+    assert set(zip(*front.get_data(), strict=True)) == {
+        (fast, good)
+        for (fast, good), one in points.items()
+        if not one["stops"]
+        and not any(x < fast and y >= good for (x, y), other in points.items() if not other["stops"])
+    }
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert len(dots) == len(points)
+    for dot in dots:
+        one = points[dot.get_xdata()[0], dot.get_ydata()[0]]
+        assert (dot.get_markerfacecolor() == "none") is bool(one["stops"])
+        assert (dot.get_color() == report.ORANGE) is one["kept"]
+    assert {bool(one["stops"]) for one in points.values()} == {True, False}
+
+
+def test_every_gate_of_every_stage_is_listed_with_what_came_of_it(searched, chain, tmp_path):
+    found = report.facts(chain("package"), GATES)["verdicts"]
+    (kept,) = (one for one in searched if one["kept"])
+    assert {stage for stage, verdict, _ in found if verdict.outcome == "holds"} == {
+        "prune",
+        f"quantize: {kept['name']}",
+        "package",
+    }
+    stopped = {stage.removeprefix("quantize: ") for stage, _, stops in found if stops}
+    assert {one["name"] for one in searched if gates.failing(GATES, _verdicts(one))} <= stopped
+
+
+def test_where_every_candidate_is_stopped_there_is_no_front(searched, chain, tmp_path):
+    found = report.facts(chain("quantize"), GATES)["candidates"]
+    axes = report.Figure().subplots()
+    report._candidates(axes, [{**one, "stops": ("all",)} for one in found], "accuracy")
+    (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert len(front.get_xdata()) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from deploykit import packaging
+from deploykit import bundle
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -23,7 +23,7 @@ def canonical(name):
 
 def test_serving_requirements_are_those_that_packages_carry():
     found = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert found == packaging.requirements(packaging.SERVING_PACKAGES)
+    assert found == bundle.requirements(bundle.SERVING_PACKAGES)
 
 
 def test_serving_requirements_are_among_the_tested_versions():
@@ -46,7 +46,7 @@ def test_only_one_onnxruntime_in_each_extra():
 
 def test_bentofile_takes_what_packages_take():
     included = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
-    assert sorted(included) == sorted(f"/deploykit/{pattern}" for pattern in packaging.SERVED)
+    assert sorted(included) == sorted(f"/deploykit/{pattern}" for pattern in bundle.SERVED)
 
 
 def test_shipped_recipes_are_valid(tmp_path):

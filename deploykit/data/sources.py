@@ -69,6 +69,22 @@ def read(source: str, split: str = "train") -> Table:
     return _read_hub(source, split)
 
 
+def texts(source: str) -> list[str]:
+    """Reads a corpus: every string of a file with columns, every line of any other file.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8, or has rows that cannot be read.
+    """
+    if not is_file(source):
+        return _text(require(source)).split("\n")
+    table = read(source)
+    for broken in table.broken:
+        raise DataError(f"{source}, {table.unit} {broken.line}: {broken.why}.")
+    values = [value for row in table.rows for value in row.values.values()]
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return [part for part in parts if isinstance(part, str)]
+
+
 def require(source: str) -> Path:
     """Returns the path of a file that exists.
 

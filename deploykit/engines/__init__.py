@@ -1,4 +1,4 @@
-"""What runs a graph. One file an engine; each has `KIND`, `PRECISIONS`, `load` and `versions`.
+"""What runs a graph. One file an engine; each has `KIND`, `FUSED`, `PRECISIONS`, `load` and `versions`.
 
 The same object serves evaluation, parity checks, benchmarks and requests.
 """
@@ -35,10 +35,12 @@ class EngineModule(Protocol):
     """What a file of this folder provides.
 
     `KIND` is that of the artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the arithmetics
-    that it knows, each with the CPU features of which one is needed for it to pay (none: always).
+    that it knows, each with the CPU features of which one is needed for it to pay (none: always). `FUSED` says
+    whether it knows the operators of fused graphs; one that does not fuses by itself.
     """
 
     KIND: str
+    FUSED: bool
     PRECISIONS: Mapping[Precision, tuple[str, ...]]
 
     def load(self, model: Path, execution: Execution) -> Engine:

@@ -15,6 +15,7 @@ from deploykit.errors import ModelError
 from deploykit.execution import Device, Execution, Precision
 
 KIND = "onnx"
+FUSED = True
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": ()}
 PROVIDERS: dict[Device, list[str]] = {
     "cpu": ["CPUExecutionProvider"],

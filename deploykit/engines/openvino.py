@@ -18,6 +18,7 @@ from openvino.properties import hint
 from deploykit.execution import Execution, Precision
 
 KIND = "onnx"
+FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
 TYPES: dict[Precision, openvino.Type] = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
 

@@ -1,7 +1,6 @@
 """PyTorch in eager mode: the reference that everything else is compared with."""
 
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +9,11 @@ import numpy.typing as npt
 import torch
 
 from deploykit import checkpoint
+from deploykit.architectures import input_names
 from deploykit.execution import Execution, Precision
 
 KIND = "checkpoint"
+FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
 TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,7 +25,7 @@ class TorchModel:
         torch.set_num_threads(execution.threads)
         self.execution = execution
         self._model = model.to(TYPES[execution.precision]).eval()
-        self._inputs = tuple(signature(model.forward).parameters)
+        self._inputs = input_names(model)
 
     def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""

@@ -1,41 +1,44 @@
-"""Whether one model is as good as another on the same rows: drop, flips, and the gates on them."""
+"""Whether one model is as good as another on the same rows: drop, flips, calibration, and who pays for it.
 
-from collections.abc import Sequence
+Every figure follows from counts summed over rows, so one paired bootstrap serves them all: rows are drawn
+with replacement, both models on the same draw. Intervals are the 2.5 and 97.5 % quantiles everywhere; what
+they mean for a promise is said in `gates`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from deploykit.artifact import Metric, Record
 from deploykit.evaluation import metrics
-from deploykit.recipe import GateSection
 from deploykit.tasks import Example, Float32, Task
 
 SHOWN_FLIPS = 50
+Counts = npt.NDArray[np.float64]
+Figure = tuple[Counts, Callable[[Counts], Counts]]  # of each row `(rows, ...)`, and from their sum to the value
 
 
 class Comparison(Record):
-    """A model against a reference on one split.
+    """A model against a reference on one split; of all but `flips`, positive is worse.
 
-    `drop` is the loss of the task's first metric (positive: worse) with its paired bootstrap interval,
-    `flips` the share of rows where a prediction changed, `flipped` the first of those rows.
+    `drop` is the loss of the task's first metric, `flips` the share of rows where a prediction changed,
+    `calibration` the growth of the expected calibration error: signed, since probabilities that became more
+    honest break no promise. `by_label` is the loss of recall of each label (of each kind of entity), and
+    `by_length` that of the first metric in quarters of the rows by their tokens. `flipped` are the first of
+    the rows that changed.
     """
 
     metric: str
     drop: Metric
-    flips: float
+    flips: Metric
+    calibration: Metric
+    by_label: dict[str, Metric]
+    by_length: dict[str, Metric]
     rows: int
     flipped: tuple[int, ...]
-
-
-class Verdict(Record):
-    """One gate: its limit, what was found, and whether it holds."""
-
-    gate: str
-    limit: float
-    found: float
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{self.gate} is {self.found:.4f}, allowed {self.limit:.4f}"
 
 
 def compare(
@@ -45,6 +48,7 @@ def compare(
     reference: Sequence[Float32],
     scores: Sequence[Float32],
     seed: int,
+    lengths: Sequence[int] | None = None,
 ) -> Comparison:
     """Compares two models row by row.
 
@@ -55,20 +59,32 @@ def compare(
         reference: the reference's scores, one array `(units, labels)` a row.
         scores: the model's.
         seed: of the bootstrap.
+        lengths: tokens of each row; without them `by_length` is empty.
     """
-    name = task.METRICS[0]
-    gold = [task.targets(example, labels) for example in examples]
+    name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
     before, after = metrics.predictions(reference), metrics.predictions(scores)
-    both = np.stack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], axis=1)
-    total, sampled = metrics.ratio(name, both.sum(axis=0)), metrics.ratio(name, metrics.resampled(both, seed))
-    low, high = np.quantile(sampled[:, 0] - sampled[:, 1], [0.025, 0.975])
-    flipped = [index for index, (a, b) in enumerate(zip(before, after, strict=True)) if not np.array_equal(a, b)]
+    changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
+    counts = np.stack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], axis=1)
+    certainty = np.stack([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    loss = partial(_loss, name=name)
+    figures: dict[tuple[str, str], Figure] = {
+        ("drop", ""): (counts, loss),
+        ("flips", ""): (changed, lambda summed: summed / len(gold)),
+        ("calibration", ""): (certainty, _growth),
+    }
+    recalls = [metrics.recalls(name, gold, rows, labels) for rows in (before, after)]
+    for label in recalls[0]:
+        figures["by_label", label] = np.stack([found[label] for found in recalls], axis=1), _recall_loss
+    for bucket, inside in buckets(lengths or ()).items():
+        figures["by_length", bucket] = (counts.T * inside).T, loss
+    found = _bootstrap(figures, seed)
     return Comparison(
         metric=name,
-        drop=Metric(value=float(total[0] - total[1]), low=float(low), high=float(high)),
-        flips=len(flipped) / len(gold),
+        **{figure: found[figure, ""] for figure in ("drop", "flips", "calibration")},
+        by_label={member: value for (figure, member), value in found.items() if figure == "by_label"},
+        by_length={member: value for (figure, member), value in found.items() if figure == "by_length"},
         rows=len(gold),
-        flipped=tuple(flipped[:SHOWN_FLIPS]),
+        flipped=tuple(np.flatnonzero(changed)[:SHOWN_FLIPS].tolist()),
     )
 
 
@@ -101,16 +117,54 @@ def flips(
     return found
 
 
-def verdicts(gates: GateSection, comparison: Comparison) -> tuple[Verdict, ...]:
-    """Holds a comparison against the gates that the recipe sets."""
-    found = [("max_drop", gates.max_drop, comparison.drop.value), ("max_flips", gates.max_flips, comparison.flips)]
-    return tuple(
-        Verdict(gate=gate, limit=limit, found=value, passed=value <= limit + 1e-9)
-        for gate, limit, value in found
-        if limit is not None
-    )
+def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Cuts rows at the quartiles of their lengths.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Names such as `"up to 19 tokens"` or `"20 to 27 tokens"` to the rows inside, `(rows,)`; fewer than four where
+        quartiles are equal.
+    """
+    if not lengths:
+        return {}
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="lower"))
+    bucket = np.searchsorted(edges, lengths)
+    starts = ["up to", *(f"{edge + 1} to" for edge in edges[:-1])]
+    return {f"{start} {edge} tokens": bucket == at for at, (start, edge) in enumerate(zip(starts, edges, strict=True))}
 
 
-def broken(gates: GateSection, comparison: Comparison) -> str:
-    """Names the gates that are broken, with their numbers; empty where all hold."""
-    return "; ".join(str(verdict) for verdict in verdicts(gates, comparison) if not verdict.passed)
+def _loss(summed: Counts, name: str) -> Counts:
+    return -_change(metrics.ratio(name, np.moveaxis(summed, 1, 0)))
+
+
+def _growth(summed: Counts) -> Counts:
+    return _change(metrics.calibration_error(np.moveaxis(summed, 1, 0)))
+
+
+def _recall_loss(summed: Counts) -> Counts:
+    return -_change(np.moveaxis(summed[..., 0] / np.maximum(summed[..., 1], 1), 1, 0))
+
+
+def _change(models: Counts) -> Counts:
+    """Takes `(2, ...)`: before and after."""
+    return cast(Counts, models[1] - models[0])
+
+
+def _bootstrap(figures: Mapping[tuple[str, str], Figure], seed: int) -> dict[tuple[str, str], Metric]:
+    """Draws rows once for all figures.
+
+    An interval always holds its value: the calibration error of a draw lies above that of the rows it is drawn
+    from, in both models by nearly as much.
+    """
+    columns = [counts.reshape(len(counts), -1) for counts, _ in figures.values()]
+    table = np.concatenate(columns, axis=1)
+    summed = np.concatenate([table.sum(axis=0, keepdims=True), metrics.resampled(table, seed)])
+    pieces = np.split(summed, np.cumsum([column.shape[1] for column in columns])[:-1], axis=1)
+    found = {}
+    for (name, (counts, figure)), piece in zip(figures.items(), pieces, strict=True):
+        value, *samples = (figure(piece.reshape(-1, *counts.shape[1:])) + 0.0).tolist()  # no negative zero
+        low, high = np.quantile(samples, [0.025, 0.975])
+        found[name] = Metric(value=value, low=min(low, value), high=max(high, value))
+    return found

@@ -17,10 +17,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.metrics import f1_score as flat_f1_score
 
 from deploykit.artifact import Metric
-from deploykit.tasks import Float32, Int64
+from deploykit.tasks import Float32, Int64, softmax
 
 Rows = Sequence[Int64]
 RESAMPLES = 1000
+BINS = 15  # of the calibration error
 CHUNK = 50  # resamples at a time, so that a million rows fit into memory
 
 
@@ -100,7 +101,7 @@ def ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
         summed: counts with any leading axes.
     """
     if name == "accuracy":
-        return summed[..., 0] / summed[..., 1]
+        return summed[..., 0] / np.maximum(summed[..., 1], 1)
     right, true, guessed = summed[..., 0, :], summed[..., 1, :], summed[..., 2, :]
     f1 = 2 * right / np.maximum(true + guessed, 1)
     return cast("npt.NDArray[np.float64]", f1.mean(axis=-1))
@@ -144,6 +145,56 @@ def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: 
     }
 
 
+def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns for each label that is true somewhere the counts of its recall in each row, `(rows, 2)`: found, true.
+
+    Args:
+        name: a key of `METRICS`; with `entity_f1` labels are those of whole entities, otherwise of units.
+        gold: the true label of each unit, one array a row.
+        predicted: the same shapes.
+        labels: names of the label indices.
+    """
+    true = partial(_true_entities if name == "entity_f1" else _true_units, labels=labels)
+    pairs = enumerate(zip(gold, predicted, strict=True))
+    found = [(label, row, hit) for row, (a, b) in pairs for label, hit in true(a, b)]
+    counts = {label: np.zeros((len(gold), 2)) for label in sorted({label for label, _, _ in found})}
+    for label, row, hit in found:
+        counts[label][row] += (hit, 1)
+    return counts
+
+
+def calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:
+    """Returns for each row the counts from which the calibration error follows, `(rows, 16)`; see `calibration_error`.
+
+    The first fifteen: hits less probability, of the units whose highest probability lies in that bin. The last: units.
+
+    Args:
+        gold: the true label of each unit, one array a row.
+        scores: one array `(units, labels)` a row.
+    """
+    units = np.array([len(row) for row in gold])
+    probabilities = softmax(np.concatenate(scores))
+    hits = probabilities.argmax(axis=-1) == np.concatenate(gold)
+    sure = np.nan_to_num(probabilities.max(axis=-1), nan=1.0)  # what is no number was said without a doubt
+    found = np.zeros((len(gold), BINS + 1))
+    found[:, BINS] = units
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    np.add.at(found, (np.repeat(np.arange(len(gold)), units), bins), hits - sure)
+    return found
+
+
+def calibration_error(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Turns summed counts into the expected calibration error of the top label (Guo et al., 2017, section 2).
+
+    The mean over units of the distance between accuracy and probability in a unit's bin, of fifteen equal ones.
+
+    Args:
+        summed: counts with any leading axes.
+    """
+    distances = np.abs(summed[..., :BINS]).sum(axis=-1)
+    return cast("npt.NDArray[np.float64]", distances / np.maximum(summed[..., BINS], 1))
+
+
 def predictions(scores: Sequence[Float32]) -> list[Int64]:
     """Returns the best label of each unit."""
     return [row.argmax(axis=-1).astype(np.int64) for row in scores]
@@ -173,5 +224,18 @@ def _by_label(gold: Int64, predicted: Int64, size: int) -> list[Int64]:
 
 
 def _entities(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[list[int]]:
-    true, guessed = (set(get_entities([labels[index] for index in row])) for row in (gold, predicted))
+    true, guessed = (_spans(row, labels) for row in (gold, predicted))
     return [[len(true & guessed)], [len(true)], [len(guessed)]]
+
+
+def _true_entities(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[tuple[str, bool]]:
+    guessed = _spans(predicted, labels)
+    return [(entity[0], entity in guessed) for entity in _spans(gold, labels)]
+
+
+def _true_units(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[tuple[str, bool]]:
+    return [(labels[index], bool(hit)) for index, hit in zip(gold, gold == predicted, strict=True)]
+
+
+def _spans(row: Int64, labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    return set(get_entities([labels[index] for index in row]))

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from deploykit.engines import Engine
+from deploykit.errors import GateError
 from deploykit.predictor import Predictor
 from deploykit.tasks import Example, Float32
-from deploykit.tokenizer import Side
+from deploykit.tokenizer import Side, Tokenizer
 
 SIDES: tuple[Side, ...] = ("right", "left")
 
@@ -23,17 +24,25 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
 
     Returns:
         For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite where a logit is no number.
+
+    Raises:
+        GateError: the graph does not run.
     """
     exported = replace(reference, engine=engine)
     found: dict[str, float] = {}
-    for rows in probes(examples):
+    for name, rows in probes(examples, reference.tokenizer):
         texts = [example.text for example in rows]
         encodings = reference.tokenizer.encode(texts, [example.pair for example in rows])
-        for side in SIDES:
-            pairs = zip(reference.scores(texts, encodings, side), exported.scores(texts, encodings, side), strict=True)
-            largest = max(_largest(a - b) for a, b in pairs)
-            name = f"batch {len(rows)}" + (f", {side} padding" if len(rows) > 1 else "")
-            found[name] = max(found.get(name, 0.0), largest)
+        for side in SIDES if len(rows) > 1 else SIDES[:1]:
+            try:
+                scores = exported.scores(texts, encodings, side)
+            except Exception as error:  # each engine has its own
+                raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
+            largest = max(
+                _largest(a - b) for a, b in zip(reference.scores(texts, encodings, side), scores, strict=True)
+            )
+            full = f"{name}, {side} padding" if len(rows) > 1 else name
+            found[full] = max(found.get(full, 0.0), largest)
     return found
 
 
@@ -42,10 +51,15 @@ def _largest(differences: Float32) -> float:
     return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
-def probes(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Picks batches: five single texts from the shortest to the longest, then 3 and 8 of mixed lengths."""
+def probes(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[Example]]]:
+    """Names and picks batches: five single texts from the shortest to the longest, 3 and 8 of mixed lengths.
+
+    The last is as long as an input may be: what an exporter froze at the length that it saw is wrong there.
+    """
     ordered = sorted(examples, key=lambda example: len(example.text) + len(example.pair or ""))
     spread = [ordered[round(share * (len(ordered) - 1))] for share in np.linspace(0, 1, 8)]
-    yield from ([spread[index]] for index in (0, 2, 4, 6, 7))
-    yield spread[:3]
-    yield spread
+    yield from (("batch 1", [spread[index]]) for index in (0, 2, 4, 6, 7))
+    yield "batch 3", spread[:3]
+    yield "batch 8", spread
+    text = tokenizer.longest(ordered[0].text)
+    yield f"{tokenizer.max_tokens} tokens", [Example(text, None if ordered[0].pair is None else text)]

@@ -10,6 +10,7 @@ from deploykit.data import Dataset
 from deploykit.evaluation import metrics
 from deploykit.predictor import Predictor
 from deploykit.tasks import Example, Float32, Task
+from deploykit.tokenizer import Tokenizer
 
 JUDGED = ("validation", "test")
 Scores = Mapping[str, list[Float32]]
@@ -24,6 +25,11 @@ def score(predictor: Predictor, examples: Sequence[Example], name: str) -> list[
 def score_all(predictor: Predictor, dataset: Dataset) -> dict[str, list[Float32]]:
     """Predicts the validation and the test split."""
     return {name: score(predictor, getattr(dataset, name), name) for name in JUDGED}
+
+
+def lengths(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
+    """Counts the tokens of each row."""
+    return [len(found) for found in tokenizer.encode([row.text for row in examples], [row.pair for row in examples])]
 
 
 def judge(

@@ -24,10 +24,10 @@ BATCH_TOKENS = 2048
 def importance(
     model: torch.nn.Module, rows: Sequence[Row], tokenizer: Tokenizer
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
-    """Returns the Fisher information of the heads and of the neurons, one array a layer each."""
+    """Returns the Fisher information of the heads (of some layers none) and of the neurons, one array a layer each."""
     found = architectures.layers(model)
-    modules = [layer.projection for layer in found] + [layer.down for layer in found]
-    groups = [layer.shape.heads for layer in found] + [layer.shape.neurons for layer in found]
+    modules = [layer.projection for layer in found if layer.projection is not None] + [layer.down for layer in found]
+    groups = [layer.shape.heads for layer in found if layer.shape.heads] + [layer.shape.neurons for layer in found]
     totals = [torch.zeros(size) for size in groups]
     loss = cross_entropy()
     model.eval()
@@ -42,8 +42,9 @@ def importance(
         gradients = torch.autograd.grad(value, masks)
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient.float().square().sum(dim=(0, 1))
-    arrays = [total.numpy().astype(np.float64) for total in totals]
-    return arrays[: len(found)], arrays[len(found) :]
+    arrays = iter([total.numpy().astype(np.float64) for total in totals])
+    heads = [next(arrays) if layer.shape.heads else np.zeros(0) for layer in found]
+    return heads, list(arrays)
 
 
 def _multiply(mask: torch.Tensor) -> Any:

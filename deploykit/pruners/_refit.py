@@ -14,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from deploykit import architectures
+from deploykit.architectures import Linear, matrix, set_matrix
 from deploykit.fitting import Row, inputs
 from deploykit.pruners._fisher import padded
+from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer
 
 PENALTY = 0.1  # relative to the mean square of the inputs
@@ -35,16 +37,28 @@ def refit(small: torch.nn.Module, whole: torch.nn.Module, rows: Sequence[Row], t
         tokenizer: pads them.
     """
     data = list(padded(rows, tokenizer))
-    modules = [part for layer in architectures.layers(small) for part in (layer.projection, layer.down)]
-    sources = [part for layer in architectures.layers(whole) for part in (layer.projection, layer.down)]
-    targets = _outputs(whole, sources, data)
+    modules, sources = _projections(small), _projections(whole)
+    targets = _outputs(whole, [source for source, _ in sources], data)
     before_all_cuts = True
-    for module, source, target in zip(tqdm(modules, desc="refit", disable=None), sources, targets, strict=True):
-        if before_all_cuts and module.in_features == source.in_features:
+    for (module, calls), (source, _), target in zip(
+        tqdm(modules, desc="refit", disable=None), sources, targets, strict=True
+    ):
+        if before_all_cuts and matrix(module).shape == matrix(source).shape:
             continue  # nothing was cut up to here: inputs and outputs are the whole model's
         before_all_cuts = False
-        inputs = torch.cat([_input(small, module, batch) for batch in data])
-        module.weight.data = ridge(inputs, target.float() - module.bias.data, module.weight.data)
+        inputs = torch.cat([_input(small, module, calls, batch) for batch in data])
+        bias = 0 if module.bias is None else module.bias.data
+        set_matrix(module, ridge(inputs, target.float() - bias, matrix(module)))
+
+
+def _projections(model: torch.nn.Module) -> list[tuple[Linear, int]]:
+    """Returns what leads out of every attention that was cut and every feed-forward, and how often each is run."""
+    return [
+        (part, layer.repeats)
+        for layer in architectures.layers(model)
+        for part in (layer.projection, layer.down)
+        if part is not None
+    ]
 
 
 def ridge(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, penalty: float = PENALTY) -> torch.Tensor:
@@ -73,11 +87,10 @@ def _outputs(model: torch.nn.Module, modules: Sequence[torch.nn.Module], data: S
     """Returns what each module put out for the real tokens, `(tokens, hidden)` in half the memory."""
     found: list[list[torch.Tensor]] = [[] for _ in modules]
     for batch in tqdm(data, desc="targets", unit="batch", disable=None):
-        real = batch["attention_mask"].bool()
         with ExitStack() as hooks:
             for module, rows in zip(modules, found, strict=True):
                 hook = module.register_forward_hook(
-                    lambda _, __, output, rows=rows, real=real: rows.append(output[real].bfloat16())
+                    lambda _, __, output, rows=rows, batch=batch: rows.append(output[_real(output, batch)].bfloat16())
                 )
                 hooks.callback(hook.remove)
             model(**inputs(model, batch))
@@ -85,13 +98,14 @@ def _outputs(model: torch.nn.Module, modules: Sequence[torch.nn.Module], data: S
 
 
 @torch.inference_mode()
-def _input(model: torch.nn.Module, module: torch.nn.Module, batch: Any) -> torch.Tensor:
-    """Returns what a module is fed for the real tokens, `(tokens, kept)`."""
+def _input(model: torch.nn.Module, module: torch.nn.Module, calls: int, batch: Any) -> torch.Tensor:
+    """Returns what a module is fed for the real tokens in all its calls, `(tokens, kept)`."""
     found: list[torch.Tensor] = []
 
     def hook(_: torch.nn.Module, fed: tuple[torch.Tensor, ...]) -> None:
-        found.append(fed[0][batch["attention_mask"].bool()])
-        raise _Reached
+        found.append(fed[0][_real(fed[0], batch)])
+        if len(found) == calls:
+            raise _Reached
 
     handle = module.register_forward_pre_hook(hook)
     try:
@@ -100,4 +114,10 @@ def _input(model: torch.nn.Module, module: torch.nn.Module, batch: Any) -> torch
         pass
     finally:
         handle.remove()
-    return found[0]
+    return torch.cat(found)
+
+
+def _real(states: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Returns which states, `(batch, tokens, size)`, are of no padding; a decoder has those of the targets."""
+    mask: torch.Tensor = batch["attention_mask"].bool()
+    return mask if mask.shape == states.shape[:2] else batch["labels"] != IGNORED

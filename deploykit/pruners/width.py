@@ -1,88 +1,205 @@
 """Removes attention heads and feed-forward neurons, the least important of the whole model first.
 
-Importance is Fisher information on calibration rows; what is left of each output projection is refitted by
-least squares to what the whole model computed; then, when asked for, the unpruned model teaches the pruned
-one for an epoch. Dense kernels get faster because the matrices get smaller.
+Importance is Fisher information on calibration rows. What goes is a share of all heads and neurons, or what costs
+more time than it is worth, by a table measured on this machine. What is left of each output projection is refitted
+by least squares to what the whole model computed; then, when asked for, the unpruned model teaches the pruned one.
+Dense kernels get faster because the matrices get smaller.
 """
 
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from deploykit import architectures
-from deploykit.architectures import Kept
+from deploykit import architectures, engines, hardware
+from deploykit.architectures import Kept, Shape
+from deploykit.errors import ModelError
+from deploykit.execution import Execution, Precision
 from deploykit.fitting import Problem, Row
 from deploykit.methods import Options as Base
+from deploykit.pruners import Pruned
 from deploykit.pruners._distillation import DistillOptions, distill
 from deploykit.pruners._fisher import importance
+from deploykit.pruners._judging import first_metric
+from deploykit.pruners._latency import tabulate
+from deploykit.pruners._ranking import BLOCK, Float64
 from deploykit.pruners._refit import refit
+from deploykit.pruners._sizing import of_share, of_speedup
+from deploykit.pruners._timing import meter
 
-BLOCK = 64  # neurons are removed in blocks that fill a tile of the matrix units
+TARGETS = ("keep", "speedup", "max_drop")
+KEEP = 0.75  # where no target is given
+STRIDE = 1.2  # in a search, how many times as fast as the one before each model is to be
+log = logging.getLogger(__name__)
+# what stays of a model for a target (a share of it, or a speedup over the whole one), and the facts of that
+Choose = Callable[[torch.nn.Module, float], tuple[list[Kept], dict[str, Any]]]
 
 
 class Options(Base):
     """How much stays, and how it recovers.
 
-    `keep` is the share of heads and of feed-forward neurons that stays; `calibration_rows` are taken from
-    the training split for the importance, and of those as many as hold `refit_tokens` tokens for the
-    refit (0: none); `distill` is how the unpruned model teaches the pruned one (null: not at all).
+    One target: `keep` is the share of heads and of feed-forward neurons that stays (0.75 where no target is
+    given). `speedup` is how many times as fast as before the model is to be, measured with `engine` at
+    `precision` on the graph that `quantizer` makes (`none`: the float graph). `max_drop` finds the fastest model
+    whose first metric on the validation split falls by no more: each step makes the one before faster, and no step
+    is begun that would not end within `minutes`, going by the one before.
+
+    `calibration_rows` are taken from the training split for the importance, and of those as many as hold
+    `refit_tokens` tokens for the refit (0: none). In `steps` steps the importance is looked at anew after each.
+    `distill` is how the unpruned model teaches the pruned one (null: not at all); its epochs and minutes are
+    shared by the steps, but each step of a search has them to itself.
     """
 
-    keep: float = Field(default=0.75, gt=0, le=1)
+    keep: float | None = Field(default=None, gt=0, le=1)
+    speedup: float | None = None
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    minutes: float | None = Field(default=None, gt=0)
+    steps: int = Field(default=1, ge=1)
+    engine: str = "onnxruntime"
+    precision: Precision = "float32"
+    quantizer: Literal["dynamic", "none"] = "dynamic"
     calibration_rows: int = Field(default=1024, ge=1)
     refit_tokens: int = Field(default=16384, ge=0)
     distill: DistillOptions | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_target(cls, given: Any) -> Any:
+        missing = isinstance(given, dict) and all(given.get(name) is None for name in TARGETS)
+        return {**given, "keep": KEEP} if missing else given
 
-def prune(
-    model: torch.nn.Module, problem: Problem, options: Options, work: Path
-) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Returns a narrower copy of the model and what was kept."""
-    rows = sample(problem.train, options.calibration_rows, problem.seed)
-    heads, neurons = importance(model, rows, problem.tokenizer)
-    kept = chosen(heads, neurons, options.keep)
+    @field_validator("speedup")
+    @classmethod
+    def _is_faster(cls, speedup: float | None) -> float | None:
+        if speedup is not None and not speedup >= 1:
+            raise ValueError(f"must be at least 1, got {speedup:g}. To keep the model as it is, set prune: null.")
+        return speedup
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        given = [f"{name}: {value:g}" for name in TARGETS if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise ValueError(f"takes one target, got {', '.join(given)}. Leave all but one out.")
+        if self.minutes is not None and self.max_drop is None:
+            raise ValueError(
+                "minutes bounds the search of max_drop, got no max_drop. To bound the recovery, set distill.minutes."
+            )
+        if self.steps > 1 and self.max_drop is not None:
+            raise ValueError(f"max_drop takes steps of its own, got steps: {self.steps}. Leave steps out.")
+        if self.keep is None:
+            engine = engines.load(self.engine)
+            if engine.KIND != "onnx" or self.precision not in engine.PRECISIONS:
+                raise ValueError(f"needs an engine that runs graphs in {self.precision}, got engine: {self.engine}.")
+        return self
+
+
+def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
+    """Returns a narrower copy of the model, what was kept, and what was measured.
+
+    Raises:
+        ModelError: the speedup is out of reach, or the time of such a model cannot be measured.
+    """
+    choose = _by_share(problem, options) if options.keep else _by_time(model, problem, options, work)
+    if options.max_drop is not None:
+        return _search(model, problem, options, options.max_drop, choose, work)
+    small, facts, curve = model, dict[str, Any](), list[dict[str, Any]]()
+    for step, target in enumerate(_targets(options), 1):
+        kept, facts = choose(small, target)
+        if options.speedup:
+            _check_reached(kept, facts["speedup"])
+        small, learned = _cut(small, kept, model, problem, options, work / f"step-{step}")
+        curve += learned
+    return Pruned(small, {"layers": _sizes(small), **facts, "curve": curve})
+
+
+def _search(
+    model: torch.nn.Module, problem: Problem, options: Options, max_drop: float, choose: Choose, work: Path
+) -> Pruned:
+    """Makes the model faster step by step, each from the one before, and returns the last that is good enough."""
+    started, lowest = time.monotonic(), first_metric(model, problem) - max_drop
+    best, facts, curve, tried = model, dict[str, Any](), list[dict[str, Any]](), list[dict[str, Any]]()
+    for step in count(1):
+        began = time.monotonic()
+        kept, found = choose(best, STRIDE**step)
+        if [Shape(len(keep.heads), len(keep.neurons)) for keep in kept] == architectures.shapes(best):
+            break  # there is nothing left to remove
+        small, learned = _cut(best, kept, model, problem, options, work / f"step-{step}")
+        tried.append({**found["speedup"], "metric": first_metric(small.eval(), problem)})
+        log.info("search: %s", tried[-1])
+        if tried[-1]["metric"] < lowest - 1e-9:
+            break
+        best, facts, curve = small, found, [*curve, *learned]
+        now = time.monotonic()
+        if options.minutes and now - started + now - began > 60 * options.minutes:
+            break
+    return Pruned(best, {"layers": _sizes(best), **facts, "search": tried, "curve": curve})
+
+
+def _targets(options: Options) -> list[float]:
+    """Returns what each step is for: a share of what the one before left, or a speedup over the whole model."""
+    steps = range(1, options.steps + 1)
+    if options.keep:
+        return [options.keep ** (1 / options.steps) for _ in steps]
+    return [(options.speedup or 1) ** (step / options.steps) for step in steps]
+
+
+def _by_share(problem: Problem, options: Options) -> Choose:
+    return lambda model, keep: (of_share(*_importance(model, problem, options), keep), {})
+
+
+def _by_time(whole: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Choose:
+    execution = Execution(engine=options.engine, precision=options.precision, threads=hardware.cpu_limit())
+    measure = meter(whole, problem, execution, options.quantizer, work)
+    table = tabulate(whole, measure)
+    return lambda model, speedup: of_speedup(
+        model, *_importance(model, problem, options), table=table, measure=measure, speedup=speedup
+    )
+
+
+def _importance(model: torch.nn.Module, problem: Problem, options: Options) -> tuple[list[Float64], list[Float64]]:
+    return importance(model, sample(problem.train, options.calibration_rows, problem.seed), problem.tokenizer)
+
+
+def _check_reached(kept: Sequence[Kept], speedup: dict[str, Any]) -> None:
+    """Refuses a speedup that the narrowest model does not have; a miss by the noise of measuring is let through."""
+    narrowest = all(len(keep.heads) <= 1 and len(keep.neurons) <= BLOCK for keep in kept)
+    if narrowest and speedup["measured"]["value"] < speedup["wanted"]:
+        raise ModelError(
+            f"a speedup of {speedup['wanted']:g} is out of reach of the pruner width: with one head and {BLOCK} neurons"
+            f" in each layer, the model is {speedup['measured']['value']:.2f} times as fast here. Ask for less, or"
+            " remove layers before."
+        )
+
+
+def _cut(
+    model: torch.nn.Module,
+    kept: Sequence[Kept],
+    whole: torch.nn.Module,
+    problem: Problem,
+    options: Options,
+    work: Path,
+) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+    """Returns a copy of the model that has what is kept and has recovered, and its learning curve."""
     small = architectures.shrunk(model, kept)
     if options.refit_tokens:
-        refit(small, model, within(rows, options.refit_tokens), problem.tokenizer)
-    curve = distill(small, model, problem, options.distill, work) if options.distill else []
-    sizes = [{"heads": len(keep.heads), "neurons": len(keep.neurons)} for keep in kept]
-    return small, {"layers": sizes, "curve": curve}
+        rows = sample(problem.train, options.calibration_rows, problem.seed)
+        refit(small, whole, within(rows, options.refit_tokens), problem.tokenizer)
+    if not options.distill:
+        return small, []
+    steps, minutes = options.steps, options.distill.minutes  # the epochs of a step may be a part of one
+    own = {"epochs": options.distill.epochs / steps, "minutes": minutes and minutes / steps}
+    return small, distill(small, whole, problem, options.distill.model_copy(update=own), work)
 
 
-def chosen(heads: list[np.ndarray[Any, Any]], neurons: list[np.ndarray[Any, Any]], keep: float) -> list[Kept]:
-    """Ranks heads over all layers, and blocks of neurons over all layers, and keeps the best of each.
-
-    Args:
-        heads: importance, one array a layer, `(heads,)`.
-        neurons: importance, one array a layer, `(neurons,)`.
-        keep: the share that stays; at least one head and one block stay in each layer.
-    """
-    kept_heads = best_of_all(heads, keep)
-    order = [np.argsort(-row, kind="stable") for row in neurons]
-    blocks = [[index[start : start + BLOCK] for start in range(0, len(index), BLOCK)] for index in order]
-    worth = [np.array([row[block].sum() for block in found]) for row, found in zip(neurons, blocks, strict=True)]
-    kept_blocks = best_of_all(worth, keep)
-    kept_neurons = [np.concatenate([found[i] for i in rows]) for found, rows in zip(blocks, kept_blocks, strict=True)]
-    return [
-        Kept(tuple(rows.tolist()), tuple(sorted(columns.tolist())))
-        for rows, columns in zip(kept_heads, kept_neurons, strict=True)
-    ]
-
-
-def best_of_all(worth: list[np.ndarray[Any, Any]], keep: float) -> list[np.ndarray[Any, Any]]:
-    """Returns, for each layer, the indices among the best `keep` of all layers together, ascending.
-
-    The best of each layer stays whatever it is worth.
-    """
-    total = max(len(worth), round(keep * sum(map(len, worth))))
-    everything = [(-row[index], layer, index) for layer, row in enumerate(worth) for index in range(len(row))]
-    first = {(layer, int(row.argmax())) for layer, row in enumerate(worth)}
-    rest = [(layer, index) for _, layer, index in sorted(everything) if (layer, index) not in first]
-    stays = first | set(rest[: total - len(first)])
-    return [np.array(sorted(index for found, index in stays if found == layer)) for layer in range(len(worth))]
+def _sizes(model: torch.nn.Module) -> list[dict[str, int]]:
+    return [asdict(size) for size in architectures.shapes(model)]
 
 
 def sample(rows: tuple[Row, ...], count: int, seed: int) -> list[Row]:

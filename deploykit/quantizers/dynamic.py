@@ -1,80 +1,121 @@
 """Int8 weights, and activations quantized as they come, through Optimum's `ORTQuantizer`.
 
-Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels.
-Only matrix products with a constant operand are quantized: `ORTQuantizer` would also take those between
-activations, which is slower and less accurate. The task's head stays in float: it costs nothing.
+Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels. The products
+are named one by one: left to itself `ORTQuantizer` also takes those between two activations, which is slower and
+less accurate, and heads. Graphs with operators of ONNX Runtime's own go through its `quantize_dynamic` instead:
+shape inference stops at them, and `ORTQuantizer` cannot pass on the option that says what a tensor of unknown type is
+(`DefaultTensorType`); it fails with "Unable to find data type".
 """
 
 import shutil
 import tempfile
-from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
+from transformers import PretrainedConfig
 
-from deploykit.artifact import CONFIG
+from deploykit import products
 from deploykit.errors import DeploykitError
 from deploykit.methods import Options as Base
+from deploykit.quantizers import Batch
 
 PRECISION = "int8"
+ENGINES = ("onnxruntime",)
+OPERATORS = ("MatMul", "Attention")
+CONTRIBUTED = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 
 class Options(Base):
-    """How to quantize; `per_channel` gives each output column its own scale."""
+    """How to quantize.
+
+    `per_channel` gives each output column its own scale; `embeddings` also stores the largest table of embeddings in
+    bytes, with one scale: smaller, no faster.
+    """
 
     per_channel: bool = True
+    embeddings: bool = False
 
 
-def quantize(graph: Path, options: Options, target: Path) -> dict[str, Any]:
+def quantize(
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+) -> dict[str, Any]:
     """Writes a dynamically quantized copy of a graph.
 
     Args:
-        graph: float32; `config.json` stands beside it.
+        graph: float32.
         options: see `Options`.
         target: the file to write.
+        calibration: not needed.
+        keep: names of nodes that stay in float besides those outside of the layers.
 
     Returns:
-        How many matrix products were quantized and how many stayed in float.
+        How many products were quantized and how many weights stayed in float.
+
+    Raises:
+        DeploykitError: there is nothing to quantize, or something else was quantized than was to be.
     """
-    products, excluded = matmuls(onnx.load(graph, load_external_data=False))
+    model = products.load(graph)
+    add_pre_process_metadata(model)  # or the tools would warn that they infer shapes themselves
+    names = products.choose(model, keep, OPERATORS)
+    tables = _largest_table(model) if options.embeddings else []
+    fused = any(node.domain == CONTRIBUTED for node in model.graph.node)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        source = Path(folder) / "model.onnx"
+        onnx.save(model, source)
+        written = (_by_onnxruntime if fused else _by_optimum)(source, [*names, *tables], options.per_channel)
+        shutil.move(written, target)
+    if _embedded(target) != len(tables):
+        raise DeploykitError("the table of embeddings was not quantized. Set quantize.embeddings: false.")
+    return products.check(target, PRECISION, len(names))
+
+
+def _by_optimum(source: Path, names: list[str], per_channel: bool) -> Path:
     configuration = AutoQuantizationConfig.avx512_vnni(
         is_static=False,
-        per_channel=options.per_channel,
-        operators_to_quantize=["MatMul"],
-        nodes_to_exclude=excluded,
+        per_channel=per_channel,
+        nodes_to_quantize=names,
+        operators_to_quantize=[*OPERATORS, "Gather"],
     )
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        shutil.copy(graph.parent / CONFIG, folder)
-        ORTQuantizer.from_pretrained(graph.parent, file_name=graph.name).quantize(
-            quantization_config=configuration, save_dir=folder
-        )
-        (written,) = Path(folder).glob("*.onnx")
-        shutil.move(written, target)
-    found = sum(node.op_type == "MatMulInteger" for node in onnx.load(target).graph.node)
-    if found != products - len(excluded):
-        raise DeploykitError(f"{found} products were quantized, expected {products - len(excluded)} of {products}.")
-    return {"quantized": found, "float": len(excluded)}
+    quantizer = ORTQuantizer(source, config=PretrainedConfig())  # it writes one beside the graph, which is not kept
+    quantizer.quantize(quantization_config=configuration, save_dir=source.parent)
+    return source.with_name("model_quantized.onnx")
 
 
-def matmuls(model: onnx.ModelProto) -> tuple[int, list[str]]:
-    """Counts the matrix products of a graph and names those that must stay in float.
-
-    These are the products of two activations, and those of the pooler and the task's head: `Gemm` nodes, and
-    nodes outside the scope (`/bert/...`) that most nodes share.
-    """
-    nodes = [node for node in model.graph.node if node.op_type == "MatMul"]
-    constants = {found.name for found in model.graph.initializer}
-    constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    scopes = Counter(_scope(node.name) for node in nodes)
-    encoder = scopes.most_common(1)[0][0] if scopes else ""
-    excluded = [node.name for node in nodes if node.input[1] not in constants or _scope(node.name) != encoder]
-    # onnxruntime rewrites a Gemm as a MatMul of this name before it quantizes: poolers and heads are Gemm
-    gemms = [f"{node.name}_MatMul" for node in model.graph.node if node.op_type == "Gemm"]
-    return len(nodes) + len(gemms), excluded + gemms
+def _by_onnxruntime(source: Path, names: list[str], per_channel: bool) -> Path:
+    target = source.with_name("model_quantized.onnx")
+    quantize_dynamic(
+        source,
+        target,
+        op_types_to_quantize=[*OPERATORS, "Gather"],
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+        nodes_to_quantize=names,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+    )
+    return target
 
 
-def _scope(name: str) -> str:
-    return name.strip("/").partition("/")[0]
+def _largest_table(model: Any) -> list[str]:
+    sizes = {
+        found.name: found.dims[0] * found.dims[1]
+        for found in model.graph.initializer
+        if len(found.dims) == 2 and found.data_type == onnx.TensorProto.FLOAT
+    }
+    tables = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in sizes]
+    return [max(tables, key=lambda node: sizes[node.input[0]]).name] if tables else []
+
+
+def _embedded(graph: Path) -> int:
+    """Counts tables of bytes that are looked up."""
+    model = onnx.load(graph)
+    stored = {found.name for found in model.graph.initializer if found.data_type != onnx.TensorProto.FLOAT}
+    return sum(
+        node.op_type == "Gather" and node.input[0] in stored and node.input[0].endswith("_quantized")
+        for node in model.graph.node
+    )

@@ -1,10 +1,11 @@
-"""Which texts share a batch: an asyncio queue in front of one engine thread.
+"""Which texts share a batch: an asyncio queue in front of the engine's threads, one for each of its streams.
 
-Work-conserving: an idle engine starts at once, and batches form while it is busy; there is no timer. Each
+Work-conserving: an idle stream starts at once, and batches form while all are busy; there is no timer. Each
 batch is built around the text that has waited longest, so nobody starves, and takes others of similar
 length while that is cheaper than running them alone: padding a short text to a long one costs a CPU more
-than batching saves. Texts whose request has met its deadline, or whose client has left, are dropped
-before they are computed. The rule for choosing is `choose`, a pure function.
+than batching saves. Streams that are idle together share what waits. Texts whose request has met its
+deadline, or whose client has left, are dropped before they are computed. The rule for choosing is `choose`,
+a pure function.
 """
 
 import asyncio
@@ -12,8 +13,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from time import perf_counter
 
 from deploykit.cost import Cost
@@ -97,31 +99,35 @@ def choose(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> list[int]:
 
 
 class Batcher:
-    """The queue and the thread behind it.
+    """The queue and the threads behind it.
 
     Args:
-        compute: runs one batch; called in the engine's thread only.
+        compute: runs one batch; called in the engine's threads only.
         bounds: see `Bounds`.
         metrics: where queue and batches are counted.
-        cost: what batches cost on this machine; default: of a small encoder.
+        cost: what batches cost where it was measured; default: of a small encoder.
+        streams: how many batches run at the same time.
     """
 
-    def __init__(self, compute: Compute, bounds: Bounds, metrics: Metrics, cost: Cost | None = None) -> None:
+    def __init__(
+        self, compute: Compute, bounds: Bounds, metrics: Metrics, cost: Cost | None = None, streams: int = 1
+    ) -> None:
         self._compute = compute
         self._bounds = bounds
         self._metrics = metrics
         self._cost = cost or Cost()
+        self._streams = streams
         self._waiting: OrderedDict[Item, None] = OrderedDict()
         self._tokens = 0
         self._per_token = self._cost.per_token
-        self._worker: asyncio.Task[None] | None = None
-        self._busy_since: float | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._workers: set[asyncio.Task[None] | None] = set()
+        self._starts: list[float] = []  # of the batches that are in the engine
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the batch in the engine has been there; 0 when it is idle."""
-        return 0.0 if self._busy_since is None else perf_counter() - self._busy_since
+        """Seconds that the batch which is longest in the engine has been there; 0 when it is idle."""
+        return perf_counter() - min(self._starts) if self._starts else 0.0
 
     async def submit(
         self,
@@ -165,12 +171,12 @@ class Batcher:
         return [scores for scores in job.scores if scores is not None], job.queue_s
 
     def close(self) -> None:
-        """Ends the engine's thread once it is done; does not wait, because an engine may be stuck."""
+        """Ends the engine's threads once they are done; does not wait, because an engine may be stuck."""
         self._pool.shutdown(wait=False)
 
     def _admit(self, tokens: int) -> None:
         if self._waiting and self._tokens + tokens > self._bounds.queue_tokens:
-            headers = retry_after(self._tokens * self._per_token)
+            headers = retry_after(self._tokens * self._per_token / self._streams)
             raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
 
     def _enter(self, items: Sequence[Item]) -> None:
@@ -178,8 +184,8 @@ class Batcher:
             self._waiting[item] = None
             self._tokens += len(item)
         self._report()
-        if self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+        for _ in range(min(len(items), self._streams - len(self._workers))):
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
     def _leave(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -193,12 +199,12 @@ class Batcher:
         self._metrics.queue_tokens.set(self._tokens)
 
     async def _work(self) -> None:
-        """Runs batches until nobody waits."""
+        """Runs batches, one after the other, until nobody waits."""
         try:
             while batch := self._next():
                 await self._run(batch)
-        finally:
-            self._worker = None
+        finally:  # and not in a callback: until that runs, a text that comes would find nobody
+            self._workers.discard(asyncio.current_task())
 
     def _next(self) -> list[Item]:
         seen = list(islice(self._waiting, SCANNED))
@@ -208,7 +214,9 @@ class Batcher:
             return self._next()
         if not seen:
             return []
-        batch = [seen[index] for index in choose([len(item) for item in seen], self._cost, self._bounds)]
+        share = ceil(len(seen) / (self._streams - len(self._starts)))
+        bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
+        batch = [seen[index] for index in choose([len(item) for item in seen], self._cost, bounds)]
         self._leave(batch)
         return batch
 
@@ -235,13 +243,14 @@ class Batcher:
                 await self._run([item])
 
     async def _timed(self, batch: Sequence[Item]) -> Sequence[Float32]:
-        start = self._busy_since = perf_counter()
+        start = perf_counter()
+        self._starts.append(start)
         padded = len(batch) * max(map(len, batch))
         texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
         finally:
-            self._busy_since = None
+            self._starts.remove(start)
         taken = perf_counter() - start
         self._per_token += SPEED * (taken / padded - self._per_token)
         self._metrics.inference_seconds.observe(taken)

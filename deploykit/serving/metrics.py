@@ -7,7 +7,7 @@ collected from their files. Without that mode, in tests, the registry itself is 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -24,7 +24,9 @@ STATUSES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "422"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+LENGTHS = (*(size * step // 4 for size in (4, *TOKENS[:-1]) for step in (4, 5, 6, 7)), TOKENS[-1])  # see lengths.py
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MODEL = ("name", "version", "task", "engine", "precision", "graph")
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -34,10 +36,9 @@ class Metrics:
     Args:
         routes: the route labels that requests are counted by: the one that predicts first, unknown ones last.
         labels: what the model may predict; beyond the first 50 they are counted as `other`.
-        model: what describes the model, as labels of one series that is always 1.
     """
 
-    def __init__(self, routes: Sequence[str], labels: Sequence[str], model: Mapping[str, str]) -> None:
+    def __init__(self, routes: Sequence[str], labels: Sequence[str]) -> None:
         self._registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
         self.request_seconds = self._histogram("request_seconds", "Seconds from request to response.", SECONDS, "route")
@@ -51,7 +52,7 @@ class Metrics:
         self.batch_padding = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", SHARES)
         self.batch_retries = self._counter("batch_retries", "Batches that failed and were run again text by text.")
         self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
-        self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", TOKENS)
+        self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
         self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
         self.inference_seconds = self._histogram(
             "inference_seconds", "Seconds that the engine took for a batch.", SECONDS
@@ -61,14 +62,15 @@ class Metrics:
         )
         self.predictions = self._counter("predictions", "Predictions by label.", "label")
         self.confidence = self._histogram("confidence", "Probability of what was predicted.", CONFIDENCES)
-        self.model_info = self._gauge("model_info", "What is served; always 1.", *model)
+        self.model_info = self._gauge("model_info", "What is served; always 1, once it is loaded.", *MODEL)
+        self.fallback = self._gauge("fallback", "1 when the float graph is served in place of what was chosen, else 0.")
         self.ready = self._gauge("ready", "1 when the service answers, else 0.")
         self.golden_passed = self._gauge("golden_passed", "1 when the golden set gave its answers again, else 0.")
         self.load_seconds = self._gauge("model_load_seconds", "Seconds to verify, load and replay the model.")
         self.keys = self._gauge("keys", "Keys that are known.")
         self.key_failures = self._gauge("key_file_failures", "Times that a changed key file could not be read.")
         self._known = frozenset(labels[:MOST_LABELS])
-        self._fill(routes, model)
+        self._fill(routes)
 
     def predicted(self, label: str, confidence: float) -> None:
         """Counts one prediction."""
@@ -99,7 +101,7 @@ class Metrics:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
-    def _fill(self, routes: Sequence[str], model: Mapping[str, str]) -> None:
+    def _fill(self, routes: Sequence[str]) -> None:
         """Makes the series appear before anything has happened."""
         for route in routes:
             self.request_seconds.labels(route)
@@ -111,7 +113,6 @@ class Metrics:
             self.rejected.labels(reason)
         for label in (*sorted(self._known), OTHER):
             self.predictions.labels(label)
-        self.model_info.labels(*model.values()).set(1)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"deploykit_{name}", text, labels, registry=self._registry)
@@ -120,5 +121,6 @@ class Metrics:
         return Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        mode: Any = "livemin" if name in ("ready", "golden_passed") else "livemax" if labels else "livesum"
+        modes: dict[str, Any] = {"ready": "livemin", "golden_passed": "livemin", "fallback": "livemax"}
+        mode = modes.get(name, "livemax" if labels else "livesum")
         return Gauge(f"deploykit_{name}", text, labels, multiprocess_mode=mode, registry=self._registry)

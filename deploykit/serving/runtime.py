@@ -15,7 +15,7 @@ from time import perf_counter
 
 from pydantic import BaseModel
 
-from deploykit import golden
+from deploykit import fallback, golden
 from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.predictor import Predictor
@@ -46,17 +46,10 @@ class Runtime:
     """
 
     def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
-        manifest = artifact.manifest
-        model = {
-            "name": manifest.name,
-            "version": manifest.key[:12],
-            "task": manifest.task,
-            "engine": str(manifest.execution.engine),
-        }
         self.settings = settings
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.limits = Limits()
-        self.metrics = Metrics(routes, manifest.labels, model)
+        self.metrics = Metrics(routes, artifact.manifest.labels)
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
@@ -64,26 +57,31 @@ class Runtime:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def start(self) -> None:
-        """Verifies the files, loads the model and replays the golden set; `fault` says what failed."""
+        """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
         start = perf_counter()
         try:
             self._artifact.verify()
-            predictor = Predictor.load(self._artifact, self.settings.threads)
-            golden.replay(golden.load(self._artifact), predictor)
+            predictor, served = fallback.load(self._artifact, self.settings.cores)
+            golden.replay(golden.load(self._artifact), predictor, served.expected)
         except Exception as error:
             self.fault = str(error) or type(error).__name__
             logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
             return
-        settings = self.settings
-        bounds = Bounds(settings.max_batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
-        self._batcher = Batcher(predictor.scores, bounds, self.metrics)
+        settings, manifest, execution = self.settings, self._artifact.manifest, served.execution
+        model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
+        batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
+        bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
+        self._batcher = Batcher(predictor.scores, bounds, self.metrics, manifest.cost, execution.streams)
         self._predictor = predictor
         self.fault = ""
+        seconds = perf_counter() - start
+        self.metrics.model_info.labels(*model).set(1)
+        self.metrics.fallback.set(bool(served.reason))
         self.metrics.golden_passed.set(1)
         self.metrics.ready.set(1)
-        self.metrics.load_seconds.set(perf_counter() - start)
-        logger.info("ready after %.2f s with %d threads", perf_counter() - start, settings.threads)
+        self.metrics.load_seconds.set(seconds)
+        logger.info("ready after %.2f s: %s on %s, cores: %d", seconds, served.graph, execution, settings.cores)
 
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""

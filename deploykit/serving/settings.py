@@ -7,7 +7,8 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_KEYS            the key file; default: keys.json below ~/.config/deploykit
     DEPLOYKIT_AUTH            `off` lets everybody in; default `on`
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
-    DEPLOYKIT_THREADS         threads of the engine; default: those of the manifest, else the cores allowed
+    DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
+                              chose; default: those of the manifest, else all that the cgroup allows
 """
 
 import logging
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     package: Path
     keys: Path | None
     metrics_public: bool
-    threads: int
+    cores: int
     max_batch_tokens: int
     max_batch_items: int
     max_queue_tokens: int
@@ -77,7 +78,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         package=package,
         keys=Path(environ.get(KEYS) or default_path()) if guarded else None,
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
-        threads=_threads(environ) or artifact.manifest.serve.threads or cpu_limit(),
+        cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
         **serve,
     )
     return settings, artifact
@@ -112,7 +113,7 @@ def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
     raise InputError(f"{name} must be on or off, got {environ[name]!r}.")
 
 
-def _threads(environ: Mapping[str, str]) -> int | None:
+def _cores(environ: Mapping[str, str]) -> int | None:
     value = environ.get(THREADS, "").strip()
     if not value:
         return None

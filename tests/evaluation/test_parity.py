@@ -6,6 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from deploykit.engines import onnxruntime as engine
+from deploykit.errors import GateError
 from deploykit.evaluation import parity
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
@@ -17,6 +18,7 @@ BATCHES = {
     "batch 3, left padding",
     "batch 8, right padding",
     "batch 8, left padding",
+    "64 tokens",
 }
 LABELS = {"text-classification": ("negative", "positive"), "token-classification": ("O", "B-NAME", "I-NAME")}
 
@@ -74,6 +76,7 @@ def test_one_changed_token_is_noticed_by_as_much_as_it_changed(artifact, referen
         return weights
 
     differences = parity.difference(reference, planted(artifact, change), [Example("the film")])
+    assert differences.pop("64 tokens") > 0.49
     assert list(differences.values()) == pytest.approx([0.5] * len(differences), rel=1e-4)
 
 
@@ -95,12 +98,33 @@ def test_a_graph_equals_itself(reference, rows):
     assert parity.difference(reference, again, rows) == dict.fromkeys(BATCHES, 0.0)
 
 
-def test_probes_go_from_the_shortest_to_the_longest(rows):
-    batches = list(parity.probes(rows))
+def test_probes_go_from_the_shortest_to_the_longest_that_can_be_read(reference, rows):
+    names, batches = zip(*parity.probes(rows, reference.tokenizer), strict=True)
     lengths = sorted(len(row.text) for row in rows)
-    assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8]
+    assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8, 1]
     assert (len(batches[0][0].text), len(batches[4][0].text)) == (lengths[0], lengths[-1])
-    assert len({len(row.text) for row in batches[-1]}) > 4
+    assert len({len(row.text) for row in batches[-2]}) > 4
+    (longest,) = reference.tokenizer.encode([batches[-1][0].text])
+    assert (names[-1], len(longest), longest.truncated) == ("64 tokens", 64, True)
+
+
+def test_pairs_are_probed_at_length_as_pairs(reference):
+    *_, (_, (example,)) = parity.probes([Example("a film", "the end")], reference.tokenizer)
+    (longest,) = reference.tokenizer.encode([example.text], [example.pair])
+    assert (len(longest), set(longest.type_ids)) == (64, {0, 1})
+
+
+def test_a_graph_that_does_not_run_is_refused_with_the_batch_on_which_it_failed(reference, rows):
+    class Short:
+        name, threads = "onnxruntime", 1
+
+        def run(self, batch):
+            if batch["input_ids"].shape[1] > 63:
+                raise RuntimeError("indices element out of data bounds")
+            return reference.engine.run(batch)
+
+    with pytest.raises(GateError, match=r"fails on 64 tokens: indices element out of data bounds\. Try another export"):
+        parity.difference(reference, Short(), rows)
 
 
 def test_one_text_is_enough(reference):

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from models import TASKS
 
-from deploykit.fitting import cross_entropy
+from deploykit import architectures
+from deploykit.fitting import Teacher, cross_entropy
 from deploykit.pruners import _distillation, _fisher
 from deploykit.pruners._distillation import DistillOptions
 from deploykit.tasks import IGNORED
@@ -34,6 +37,42 @@ def test_the_hidden_error_is_relative_and_leaves_padding_and_embeddings_out():
     assert float(_distillation.hidden_error(*given, torch.from_numpy(real))) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kept", "equal"),
+    [((0, 1, 2, 3), [0, 1, 2, 3]), ((0, 3), [2, 3]), ((1, 2), [1, 3]), ((0,), [3]), ((3,), [3])],
+    ids=str,
+)
+def test_each_layer_is_to_hand_on_what_the_next_was_fed(kept, equal, tiny_encoder):
+    teacher = tiny_encoder(layers=4)
+    assert _distillation.handed_on(Teacher(teacher, kept)) == equal
+    both = tiny_encoder("t5", "text2text-generation", layers=4)
+    assert _distillation.handed_on(Teacher(both, (*kept, 5, 7))) == equal  # the encoder's are compared
+
+
+def test_the_hidden_error_compares_the_layers_that_it_is_told():
+    rng = np.random.default_rng(0)
+    student, teacher = ([torch.from_numpy(rng.normal(size=(2, 5, 4))) for _ in range(size)] for size in (3, 5))
+    real = torch.ones(2, 5, dtype=bool)
+    found = _distillation.hidden_error(tuple(student), tuple(teacher), real, [1, 3])
+    pairs = [(student[1], teacher[2]), (student[2], teacher[4])]
+    expected = np.mean([float((a - b).square().mean() / b.square().mean()) for a, b in pairs])
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [("gpt2", TASKS[0]), ("albert", TASKS[0]), ("t5", TASKS[0]), ("t5", "text2text-generation")]
+)
+def test_models_of_every_make_can_be_taught(kind, task, tiny_encoder, problem_of, tmp_path):
+    whole, problem = tiny_encoder(kind, task, layers=3), problem_of(task, 40)
+    small = architectures.without(whole, [1])
+    depth = sum(architectures.depths(whole))
+    problem = replace(problem, teacher=Teacher(whole, tuple(index for index in range(depth) if index != 1)))
+    options = DistillOptions(epochs=8, learning_rate=2e-3, batch_size=8, bf16="off", soft=1.0)
+    curve = _distillation.distill(small, small, problem, options, tmp_path)
+    losses = [point["loss"] for point in curve if point["split"] == "train"]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, monkeypatch):
     captured = []
@@ -57,6 +96,18 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     torch.testing.assert_close(loss(found, labels), expected)
     units = shown.sum()  # half a step's units: half its loss, so that the halves add up
     torch.testing.assert_close(loss(found, labels, units * 2), expected / 2)
+
+
+def test_labels_are_not_used_where_the_teacher_says_all(tiny_encoder, problem_of, tmp_path, monkeypatch):
+    losses = {}
+    monkeypatch.setattr(_distillation, "fit", lambda *arguments: losses.setdefault(arguments[2].soft, arguments[3]))
+    for soft in (0.9, 1.0):
+        _distillation.distill(tiny_encoder(), tiny_encoder(), problem_of(), DistillOptions(soft=soft), tmp_path)
+    batch = next(_fisher.padded(problem_of().train[:6], problem_of().tokenizer))
+    labels = batch.pop("labels")
+    found = _distillation.Pupil(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
+    for soft, same in ((0.9, False), (1.0, True)):
+        assert torch.equal(losses[soft](found, labels), losses[soft](found, 1 - labels)) is same
 
 
 def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):

@@ -1,20 +1,28 @@
-from itertools import pairwise
+import math
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
+from clocks import additive
 from models import TASKS
 from pydantic import ValidationError
 
-from deploykit import architectures
+from deploykit import architectures, recipe
 from deploykit.architectures import Shape
-from deploykit.errors import ModelError
+from deploykit.artifact import Metric
+from deploykit.errors import ModelError, RecipeError
 from deploykit.fitting import inputs
-from deploykit.pruners import _fisher, width
+from deploykit.pruners import _fisher, _timing, width
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECOVERY = {"epochs": 3, "learning_rate": 2e-3, "batch_size": 8, "bf16": "off", "soft": 1.0}
+
+
+def prune(*arguments):
+    made = width.prune(*arguments)
+    return made.model, made.facts
 
 
 def far(model, whole, rows, tokenizer):
@@ -37,6 +45,38 @@ def test_options_that_make_no_sense_are_refused(options):
         width.Options(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speedup": 0.5}, ".speedup: must be at least 1, got 0.5. To keep the model as it is, set prune: null."),
+        ({"speedup": math.nan}, ".speedup: must be at least 1, got nan. To keep the model as it is, set prune: null."),
+        ({"speedup": 2, "keep": 0.5}, ": takes one target, got keep: 0.5, speedup: 2. Leave all but one out."),
+        ({"max_drop": 0, "speedup": 2}, ": takes one target, got speedup: 2, max_drop: 0. Leave all but one out."),
+        (
+            {"speedup": 2, "minutes": 5},
+            ": minutes bounds the search of max_drop, got no max_drop. To bound the recovery, set distill.minutes.",
+        ),
+        ({"max_drop": 0.01, "steps": 2}, ": max_drop takes steps of its own, got steps: 2. Leave steps out."),
+        ({"speedup": 2, "engine": "torch"}, ": needs an engine that runs graphs in float32, got engine: torch."),
+        (
+            {"max_drop": 0, "precision": "bfloat16"},
+            ": needs an engine that runs graphs in bfloat16, got engine: onnxruntime.",
+        ),
+    ],
+)
+def test_a_recipe_with_a_target_that_makes_no_sense_says_what_to_do(options, message):
+    content = {"name": "a", "task": "text-classification", "model": "a/b", "data": {"train": "a/b"}}
+    with pytest.raises(RecipeError) as caught:
+        recipe.parse({**content, "prune": {"method": "width", **options}})
+    assert str(caught.value) == f"the recipe has 1 mistake:\n  - prune{message}"
+
+
+def test_without_a_target_three_quarters_stay():
+    assert width.Options().keep == width.Options(keep=None).keep == 0.75
+    for name in ("speedup", "max_drop"):
+        assert width.Options(**{name: 1}).keep is None
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"soft": 1.1}, {"hidden": -1}, {"epochs": 0}])
 def test_ways_to_distill_that_make_no_sense_are_refused(options):
     with pytest.raises(ValidationError, match=next(iter(options))):
@@ -47,49 +87,10 @@ def test_a_model_of_an_unknown_type_is_refused(tiny_encoder, problem_of, tmp_pat
     model = tiny_encoder()
     model.config.model_type = "unheard-of"
     with pytest.raises(ModelError, match="models of type 'unheard-of' cannot be pruned"):
-        width.prune(model, problem_of(count=8), width.Options(), tmp_path)
+        prune(model, problem_of(count=8), width.Options(), tmp_path)
 
 
-# what is kept
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.75, 1.0])
-def test_the_best_of_all_layers_stay_and_one_of_each(keep, seed):
-    rng = np.random.default_rng(seed)
-    worth = [rng.random(size) * scale for size, scale in ((12, 1), (12, 1e-6), (6, 100))]
-    kept = width.best_of_all(worth, keep)
-    assert sum(map(len, kept)) == max(3, round(keep * 30))
-    for row, indices in zip(worth, kept, strict=True):
-        assert len(indices) >= 1
-        assert all(before < after for before, after in pairwise(indices))
-        gone = np.delete(row, indices)
-        assert gone.max(initial=-1) <= row[indices].min()
-    everywhere = [
-        (row[i], i in set(indices)) for row, indices in zip(worth, kept, strict=True) for i in range(len(row))
-    ]
-    free = max((value for value, stays in everywhere if not stays), default=-1)
-    beaten = sum(value < free for value, stays in everywhere if stays)
-    assert beaten <= 2  # only those that stay for their layer's sake
-
-
-def test_equal_worth_is_decided_the_same_way_every_time():
-    worth = [np.ones(4), np.ones(4)]
-    assert [indices.tolist() for indices in width.best_of_all(worth, 0.5)] == [[0, 1, 2], [0]]
-
-
-@pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 0.75, 0.9, 1.0])
-def test_neurons_are_kept_in_multiples_of_64(keep):
-    rng = np.random.default_rng(0)
-    neurons = [rng.random(1536) * scale for scale in (1, 0.01, 3)]
-    kept = width.chosen([rng.random(12) for _ in neurons], neurons, keep)
-    assert {len(found.neurons) % 64 for found in kept} == {0}
-    assert min(len(found.neurons) for found in kept) >= 64
-    assert sum(len(found.neurons) for found in kept) == 64 * max(3, round(keep * 72))
-    for found, row in zip(kept, neurons, strict=True):
-        assert list(found.neurons) == sorted(set(found.neurons))
-        best = np.argsort(-row)[: len(found.neurons)]
-        assert set(found.neurons) == set(best.tolist())
+# the rows
 
 
 def test_calibration_rows_are_drawn_once_and_the_same_for_a_seed(problem_of):
@@ -114,7 +115,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
     before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     harsh, distances = {"keep": 0.5, "refit_tokens": 0}, []
     for index, options in enumerate(({}, {"refit_tokens": 16384}, {"distill": RECOVERY})):
-        small, facts = width.prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
+        small, facts = prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
         assert architectures.shapes(small) == [Shape(**layer) for layer in facts["layers"]]
         distances.append(far(small, whole, problem.validation, problem.tokenizer))
         if "distill" in options:
@@ -131,7 +132,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
 def test_a_pruned_model_that_was_taught_keeps_what_the_whole_one_had_learned(task, fitted, problem_of, tmp_path):
     whole, curve = fitted(task)
     problem, first = problem_of(task), problem_of(task).task.METRICS[0]
-    _, facts = width.prune(whole, problem, width.Options(keep=0.5, distill=RECOVERY), tmp_path)
+    _, facts = prune(whole, problem, width.Options(keep=0.5, distill=RECOVERY), tmp_path)
     best = [
         max(point[first] for point in points if point["split"] == "validation") for points in (curve, facts["curve"])
     ]
@@ -140,18 +141,206 @@ def test_a_pruned_model_that_was_taught_keeps_what_the_whole_one_had_learned(tas
 
 def test_keeping_everything_gives_the_same_model(tiny_encoder, problem_of, tmp_path):
     whole = tiny_encoder()
-    small, facts = width.prune(whole, problem_of(count=16), width.Options(keep=1.0), tmp_path)
+    small, facts = prune(whole, problem_of(count=16), width.Options(keep=1.0), tmp_path)
     assert facts == {"layers": [{"heads": 4, "neurons": 128}] * 2, "curve": []}
     assert all(torch.equal(tensor, small.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_the_same_seed_prunes_the_same(tiny_encoder, problem_of, tmp_path):
     found = [
-        width.prune(
-            tiny_encoder(), problem_of(count=40, seed=seed), width.Options(keep=0.5, calibration_rows=8), tmp_path
-        )
+        prune(tiny_encoder(), problem_of(count=40, seed=seed), width.Options(keep=0.5, calibration_rows=8), tmp_path)
         for seed in (0, 0)
     ]
     (one, facts), (other, others) = found
     assert facts == others
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+# steps
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which a tiny model takes 0.36, and 0.03 for each head and 0.1 for each block of neurons."""
+    monkeypatch.setattr(width, "meter", lambda *_: additive(0.03, 0.1, 0.36))
+
+
+@pytest.fixture
+def recovery(monkeypatch):
+    """Writes down what each recovery was given, and teaches nothing."""
+    found = []
+
+    def distill(small, whole, problem, options, work):
+        found.append((architectures.shapes(small), options, work))
+        return [{"step": len(found)}]
+
+    monkeypatch.setattr(width, "distill", distill)
+    return found
+
+
+def heads(sizes):
+    return sum(size.heads for size in sizes)
+
+
+def test_steps_share_the_way_and_the_recovery(tiny_encoder, problem_of, tmp_path, recovery):
+    distill = {"epochs": 3, "minutes": 6.0}
+    options = width.Options(keep=0.25, steps=2, distill=distill, refit_tokens=0, calibration_rows=8)
+    small, facts = prune(tiny_encoder(), problem_of(count=40), options, tmp_path)
+    assert [heads(sizes) for sizes, _, _ in recovery] == [4, 2]  # of 8
+    assert architectures.shapes(small) == recovery[-1][0]
+    assert [(given.epochs, given.minutes) for _, given, _ in recovery] == [(1.5, 3.0)] * 2
+    assert [work for _, _, work in recovery] == [tmp_path / "step-1", tmp_path / "step-2"]
+    assert facts["curve"] == [{"step": 1}, {"step": 2}]
+
+
+def test_a_part_of_an_epoch_can_be_learned(tiny_encoder, problem_of, tmp_path):
+    options = width.Options(keep=0.5, steps=2, distill={**RECOVERY, "epochs": 1}, calibration_rows=8)
+    _, facts = prune(tiny_encoder(), problem_of(count=64), options, tmp_path)  # eight steps an epoch
+    assert [point["epoch"] for point in facts["curve"] if point["split"] == "validation"] == [0.5, 0.5]
+    assert [point["step"] for point in facts["curve"] if point["split"] == "validation"] == [4, 4]
+
+
+def test_importance_is_looked_at_anew_in_each_step(tiny_encoder, problem_of, tmp_path, monkeypatch):
+    seen = []
+    real = width.importance
+    monkeypatch.setattr(width, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
+    whole = tiny_encoder()
+    small, _ = prune(whole, problem_of(count=40), width.Options(keep=0.3, steps=3, calibration_rows=8), tmp_path)
+    assert seen[0] is whole
+    assert [heads(architectures.shapes(model)) for model in (*seen, small)] == [8, 5, 3, 2]
+
+
+# a speedup
+
+
+def test_a_speedup_that_the_narrowest_model_does_not_have_is_refused(tiny_encoder, problem_of, tmp_path, machine):
+    with pytest.raises(ModelError) as caught:
+        prune(tiny_encoder(), problem_of(count=16), width.Options(speedup=5, calibration_rows=8), tmp_path)
+    assert str(caught.value) == (
+        "a speedup of 5 is out of reach of the pruner width: with one head and 64 neurons in each layer, the model is"
+        " 1.61 times as fast here. Ask for less, or remove layers before."
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_model_is_made_as_fast_as_was_asked_for(steps, tiny_encoder, problem_of, tmp_path, machine, recovery):
+    options = width.Options(speedup=1.4, steps=steps, distill={}, calibration_rows=8)
+    small, facts = prune(tiny_encoder(), problem_of(count=40), options, tmp_path)
+    speeds = [
+        1 / additive(0.03, 0.1, 0.36)(architectures.resized(tiny_encoder(), sizes)).value for sizes, _, _ in recovery
+    ]
+    assert len(speeds) == steps
+    for step, speed in enumerate(speeds, 1):
+        assert 1.4 ** (step / steps) <= speed < 1.1 * 1.4 ** (step / steps)
+    assert facts["layers"] == [{"heads": size.heads, "neurons": size.neurons} for size in architectures.shapes(small)]
+    assert facts["speedup"]["wanted"] == pytest.approx(1.4)
+    assert facts["speedup"]["measured"]["value"] == pytest.approx(speeds[-1])
+
+
+def test_a_run_that_was_killed_chooses_the_same_again(tiny_encoder, problem_of, tmp_path, monkeypatch):
+    times = count(95, -1)
+    monkeypatch.setattr(_timing, "share", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
+    problem, options = problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8, refit_tokens=0)
+    small, facts = prune(tiny_encoder(), problem, options, tmp_path)
+    assert facts["speedup"]["measured"]["value"] >= 1.1
+    assert architectures.shapes(small) != architectures.shapes(tiny_encoder())
+    monkeypatch.setattr(_timing, "share", lambda *_: pytest.fail("measured again"))
+    assert prune(tiny_encoder(), problem, options, tmp_path)[1] == facts
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "albert"])
+def test_what_has_no_heads_to_remove_or_shares_its_layers_gets_faster_too(
+    kind, tiny_encoder, problem_of, tmp_path, machine, monkeypatch
+):
+    whole = tiny_encoder(kind)
+    total = additive(0.03, 0.1, 0.36)(whole).value
+    monkeypatch.setattr(width, "meter", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
+    small, facts = prune(whole, problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8), tmp_path)
+    assert facts["speedup"]["measured"]["value"] >= 1.1
+    for size, before in zip(architectures.shapes(small), architectures.shapes(whole), strict=True):
+        assert size.neurons <= before.neurons
+        assert size.heads == before.heads == 0 or kind == "albert"
+    assert architectures.shapes(small) != architectures.shapes(whole)
+
+
+# the fastest that is good enough
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """`judged(*metrics)`: what is found on the validation split, the whole model's first."""
+
+    def given(*metrics):
+        values = iter(metrics)
+        monkeypatch.setattr(width, "first_metric", lambda *_: next(values))
+
+    return given
+
+
+def searched(facts):
+    return [(found["wanted"], found["metric"]) for found in facts["search"]]
+
+
+SEARCH = {"max_drop": 0.02, "calibration_rows": 8, "refit_tokens": 0}
+
+
+def test_a_search_returns_the_last_model_that_is_good_enough(
+    tiny_encoder, problem_of, tmp_path, machine, recovery, judged
+):
+    judged(0.9, 0.91, 0.88, 0.87)
+    small, facts = prune(tiny_encoder(), problem_of(count=40), width.Options(**SEARCH, distill={"epochs": 2}), tmp_path)
+    assert searched(facts) == [(1.2, 0.91), (pytest.approx(1.44), 0.88), (pytest.approx(1.728), 0.87)]
+    assert architectures.shapes(small) == recovery[1][0]
+    assert facts["speedup"]["wanted"] == pytest.approx(1.44)
+    assert facts["curve"] == [{"step": 1}, {"step": 2}]
+    assert [given.epochs for _, given, _ in recovery] == [2] * 3
+    assert [work.name for _, _, work in recovery] == ["step-1", "step-2", "step-3"]
+
+
+def test_each_step_of_a_search_starts_from_the_last_that_has_recovered(
+    tiny_encoder, problem_of, tmp_path, machine, recovery, judged, monkeypatch
+):
+    seen, real = [], width.importance
+    monkeypatch.setattr(width, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
+    judged(0.9, 0.9, 0.5)
+    whole = tiny_encoder()
+    small, _ = prune(whole, problem_of(count=40), width.Options(**SEARCH, distill={}), tmp_path)
+    assert seen[0] is whole
+    assert seen[1] is small
+
+
+def test_where_the_first_step_is_too_much_the_model_stays_as_it_was(
+    tiny_encoder, problem_of, tmp_path, machine, judged
+):
+    judged(0.9, 0.8)
+    whole = tiny_encoder()
+    small, facts = prune(whole, problem_of(count=40), width.Options(**SEARCH), tmp_path)
+    assert architectures.shapes(small) == architectures.shapes(whole)
+    assert searched(facts) == [(1.2, 0.8)]
+    assert "speedup" not in facts
+
+
+def test_a_search_ends_where_there_is_nothing_left_to_remove(tiny_encoder, problem_of, tmp_path, machine, judged):
+    judged(*[0.9] * 99)
+    small, facts = prune(tiny_encoder(), problem_of(count=40), width.Options(**SEARCH), tmp_path)
+    assert architectures.shapes(small) == [Shape(1, 64)] * 2
+    assert facts["speedup"]["measured"]["value"] == pytest.approx(1 / 0.62)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(None, 3), (100, 3), (2.9, 2), (1, 1)])
+def test_no_step_is_begun_that_would_not_end_in_time(
+    minutes, steps, tiny_encoder, problem_of, tmp_path, machine, judged, monkeypatch
+):
+    now = {"seconds": 0.0}
+
+    def distill(*_):
+        now["seconds"] += 60
+        return []
+
+    monkeypatch.setattr(width.time, "monotonic", lambda: now["seconds"])
+    monkeypatch.setattr(width, "distill", distill)
+    judged(*[0.9] * 3, 0.1)
+    _, facts = prune(
+        tiny_encoder(), problem_of(count=40), width.Options(**SEARCH, minutes=minutes, distill={}), tmp_path
+    )
+    assert len(facts["search"]) == steps

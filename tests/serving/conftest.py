@@ -15,6 +15,7 @@ from asgi import Client
 
 import deploykit
 from deploykit import artifact, golden
+from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.serving import keys
 
@@ -33,7 +34,8 @@ with warnings.catch_warnings():
 
 LIBRARY = Path(deploykit.__file__).parent
 SERVED = (
-    *("__init__", "errors", "execution", "cost", "artifact", "methods", "hardware", "tokenizer", "predictor", "golden"),
+    *("__init__", "errors", "execution", "cost", "artifact", "methods", "hardware", "tokenizer", "predictor"),
+    *("fallback", "golden"),
     *("tasks/*", "engines/__init__", "engines/onnxruntime", "serving/*"),
 )
 SERVICE = """from pathlib import Path
@@ -63,10 +65,15 @@ def pytest_unconfigure():
 
 def write_package(folder, manifest):
     """Adds to a draft what makes a model a package."""
-    predictor = Predictor.load(artifact.Artifact(folder, manifest), cores=1)
+    made = artifact.Artifact(folder, manifest)
     pairs = ["the end"] * len(TEXTS) if manifest.pair else [None] * len(TEXTS)
-    scores = [rows.tolist() for rows in predictor.predict(TEXTS, pairs)]
-    golden.save(folder, golden.Golden(texts=TEXTS, pairs=pairs, scores=scores, reference=scores))
+
+    def answers(*how):
+        return [rows.tolist() for rows in Predictor.load(made, 1, *how).predict(TEXTS, pairs)]
+
+    exact = answers(Execution(), artifact.FLOAT_GRAPH if made.file(artifact.FLOAT_GRAPH).is_file() else artifact.GRAPH)
+    scores = answers()
+    golden.save(folder, golden.Golden(texts=TEXTS, pairs=pairs, scores=scores, reference=scores, float_scores=exact))
     (folder / artifact.SERVICE).write_text(SERVICE)
     (folder / artifact.BENTOFILE).write_text(BENTOFILE)
     (folder / artifact.REQUIREMENTS).write_text("bentoml\nonnxruntime\n")
@@ -79,13 +86,25 @@ def write_package(folder, manifest):
 
 
 @pytest.fixture(scope="session")
-def make_package(tiny_artifact, manifest_facts):
-    """`make_package(target, **changes) -> Artifact`: a sealed package; `changes` go into the manifest."""
+def make_package(tiny_artifact, tiny_graph, manifest_facts):
+    """`make_package(target, float_seed=None, then=None, **changes) -> Artifact`: a sealed package.
 
-    def build(target, **changes):
+    `float_seed` adds a float graph whose answers are not those of the chosen one, `then(draft)` comes last, and
+    `changes` go into the manifest.
+    """
+
+    def build(target, float_seed=None, then=None, **changes):
         facts = manifest_facts(kind="package", stage="package", **changes)
         manifest = artifact.Manifest(format_version=artifact.FORMAT_VERSION, files={}, **facts)
-        return tiny_artifact(target, fill=lambda folder: write_package(folder, manifest), **facts)
+
+        def fill(folder):
+            if float_seed is not None:
+                tiny_graph(folder / artifact.FLOAT_GRAPH, manifest.task, len(manifest.labels), float_seed)
+            write_package(folder, manifest)
+            if then:
+                then(folder)
+
+        return tiny_artifact(target, fill=fill, **facts)
 
     return build
 
@@ -149,18 +168,30 @@ def client(serve, package):
 
 
 @pytest.fixture
-def engine(client):
-    """Holds the engine: `started` once it has a batch, goes on with `go`; `batches` lists their sizes."""
-    runtime = client._app._runtime
-    found = SimpleNamespace(started=threading.Event(), go=threading.Event(), batches=[])
-    compute = runtime._batcher._compute
+def hold():
+    """`hold(client)`: its engine has `started` once it has a batch, goes on with `go`, lists sizes in `batches`."""
+    held = []
 
-    def held(texts, encodings):
-        found.batches.append(len(texts))
-        found.started.set()
-        assert found.go.wait(10)
-        return compute(texts, encodings)
+    def start(client):
+        batcher = client._app._runtime._batcher
+        found = SimpleNamespace(started=threading.Event(), go=threading.Event(), batches=[])
+        compute = batcher._compute
 
-    runtime._batcher._compute = held
-    yield found
-    found.go.set()
+        def wait(texts, encodings):
+            found.batches.append(len(texts))
+            found.started.set()
+            assert found.go.wait(10)
+            return compute(texts, encodings)
+
+        batcher._compute = wait
+        held.append(found)
+        return found
+
+    yield start
+    for found in held:
+        found.go.set()
+
+
+@pytest.fixture
+def engine(hold, client):
+    return hold(client)

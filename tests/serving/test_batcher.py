@@ -5,19 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+from queueing import BOUNDS, WIDE, refused, run
 
-from deploykit.serving.batcher import Batcher, Bounds, Cost, choose
-from deploykit.serving.metrics import Metrics
-from deploykit.serving.problems import Problem
-from deploykit.tokenizer import Encoding
-
-BOUNDS = Bounds(batch_tokens=4096, batch_items=64, queue_tokens=1000)
-WIDE = Cost(fixed=1.0, per_token=1e-9)  # padding costs nothing
-
-
-def encoding(tokens):
-    ids = np.arange(tokens)
-    return Encoding(ids, ids, np.zeros((tokens, 2), np.int64), 0, False)
+from deploykit.serving.batcher import Bounds, Cost, choose
 
 
 class Engine:
@@ -38,37 +28,11 @@ class Engine:
         return [np.full((1, 2), len(found), np.float32) for found in encodings]
 
 
-def run(scenario, engine, bounds=BOUNDS, cost=WIDE):
-    """Runs `scenario(submit, batcher)`; `submit(*texts, tokens=4, ...)` starts one request as a task."""
-    metrics = Metrics(["/v1/predict"], ["a", "b"], {"name": "tiny"})
-
-    async def body():
-        batcher = Batcher(engine, bounds, metrics, cost)
-
-        def submit(*texts, tokens=4, timeout_s=10, gone=None):
-            found = batcher.submit(texts, [encoding(tokens) for _ in texts], timeout_s, gone)
-            return asyncio.get_running_loop().create_task(found)
-
-        try:
-            return await scenario(submit, batcher)
-        finally:
-            engine.go.set()
-            batcher.close()
-
-    return asyncio.run(body()), metrics
-
-
 async def busy(submit, engine, **options):
     """Occupies the engine with one text."""
     task = submit("first", **options)
     await asyncio.to_thread(engine.started.wait, 10)
     return task
-
-
-def refused(task):
-    error = task.exception()
-    assert isinstance(error, Problem)
-    return error.status, error.reason
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back():

@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deploykit.artifact import GRAPH, MANIFEST, sha256_of
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, MANIFEST, sha256_of
 from deploykit.errors import ArtifactError, BusyError, InputError
+from deploykit.execution import Execution
+from deploykit.predictor import Predictor
 from deploykit.serving import keys, launch
+from deploykit.tasks import softmax
 
 FORBIDDEN = ("torch", "transformers", "datasets", "optimum", "sklearn", "accelerate", "peft", "pandas")
 TELL_MODULES = """
@@ -137,6 +140,7 @@ def test_the_metrics_of_a_real_process_are_joined(told):
     assert status == 200
     assert 'deploykit_requests_total{route="/v1/predict",status="401"} 1.0' in page
     assert "deploykit_ready 1.0" in page
+    assert "deploykit_fallback 0.0" in page
     assert "deploykit_queue_items 0.0" in page
     assert "pid=" not in page
 
@@ -159,6 +163,7 @@ def test_a_serving_process_imports_nothing_of_training(told):
             "hardware",
             "tokenizer",
             "predictor",
+            "fallback",
             "golden",
             "tasks",
             "engines",
@@ -169,6 +174,20 @@ def test_a_serving_process_imports_nothing_of_training(told):
 
 def test_a_real_process_logs_no_traceback(told):
     assert "Traceback" not in told[2]
+
+
+def test_a_real_process_on_a_cpu_that_lacks_what_was_chosen_for(make_package, key_file, alice, tmp_path):
+    made = make_package(tmp_path / "p", float_seed=7, execution=Execution(features=("avx1024",)))  # no CPU has it
+    log, text = tmp_path / "log", "a great film"
+    with launch.running(made.path, key_file, environ=environ(tmp_path), log=log) as url:
+        answer = json.loads(ask(f"{url}/v1/predict", alice, {"texts": [text]})[1])["predictions"][0]
+        page = ask(f"{url}/metrics", alice)[1]
+    scores = Predictor.load(made, 1, Execution(), FLOAT_GRAPH).predict([text])[0]
+    assert answer["score"] == pytest.approx(float(softmax(scores).max()), abs=1e-6)
+    assert "deploykit_fallback 1.0" in page
+    assert f'graph="{FLOAT_GRAPH}"' in page
+    (line,) = [line for line in log.read_text().splitlines() if '"level": "warning"' in line]
+    assert all(word in line for word in ("avx1024", FLOAT_GRAPH, f"deploykit retune {made.path}"))
 
 
 def slowed(package):

@@ -159,15 +159,16 @@ def test_keys_change_while_the_service_runs(client, key_file, alice, monkeypatch
 def test_the_metrics_are_there_from_the_first_scrape(client):
     found = metrics(client)
     for name in (
-        *("requests_in_flight", "queue_items", "queue_tokens", "ready", "golden_passed", "keys", "tokens_total"),
+        *("requests_in_flight", "queue_items", "queue_tokens", "ready", "golden_passed", "keys", "fallback"),
         *("queue_seconds_count", "batch_items_count", "batch_tokens_count", "batch_padding_ratio_count"),
-        *("inference_seconds_count", "tokenize_seconds_count", "confidence_count", "truncated_total"),
+        *("inference_seconds_count", "tokenize_seconds_count", "confidence_count", "input_tokens_count"),
+        *("tokens_total", "truncated_total"),
         *('rejected_total{reason="rate"}', 'predictions_total{label="positive"}', 'predictions_total{label="other"}'),
         f'requests_total{{route="{PREDICT}",status="504"}}',
     ):
         assert f"deploykit_{name}" in found
     assert found["deploykit_ready"] == found["deploykit_golden_passed"] == found["deploykit_keys"] == 1
-    assert any(name.startswith('deploykit_model_info{engine="onnxruntime",name="tiny"') for name in found)
+    assert any(name.startswith('deploykit_model_info{engine="onnxruntime",graph="model.onnx",') for name in found)
 
 
 def test_counts_add_up(client):

@@ -58,7 +58,7 @@ def test_a_misspelt_variable_is_pointed_out(package, caplog):
 def test_the_manifest_the_environment_and_the_defaults(make_package, tmp_path):
     made = make_package(tmp_path / "p", serve=ServeOptions(max_texts=3, threads=5, timeout_s=2.5))
     found, artifact = settings.load(made.path, {})
-    assert (found.max_texts, found.threads, found.timeout_s) == (3, 5, 2.5)
+    assert (found.max_texts, found.cores, found.timeout_s) == (3, 5, 2.5)
     assert artifact.manifest.name == "tiny"
     elsewhere, _ = settings.load(tmp_path, {"DEPLOYKIT_PACKAGE": str(made.path), "DEPLOYKIT_THREADS": "2"})
-    assert (elsewhere.package, elsewhere.threads) == (made.path.resolve(), 2)
+    assert (elsewhere.package, elsewhere.cores) == (made.path.resolve(), 2)

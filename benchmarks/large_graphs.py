@@ -1,0 +1,106 @@
+"""Sends graphs of BERT-base's and T5-small's size, with random weights, through every variant and every quantizer.
+
+It takes some minutes, 12 GB of memory and 2 GB of disk, and downloads nothing. Each line says how long a step took,
+the size of what it wrote beside the float graph's, and how near the outputs stayed to it.
+
+    python benchmarks/large_graphs.py
+"""
+
+import logging
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from optimum.exporters.onnx import onnx_export_from_model
+
+from deploykit import exporting, graphs, quantizers, sensitivity
+from deploykit.errors import DeploykitError
+
+ROWS, TOKENS, HIDDEN = 8, 32, 512
+
+
+def bert(folder: Path) -> Iterator[Path]:
+    """Exports a classifier of 110 million weights."""
+    model = transformers.BertForSequenceClassification._from_config(
+        transformers.BertConfig(), attn_implementation="eager"
+    )
+    exporting.write_graph(model.eval(), folder, "text-classification", 18)
+    yield folder / "model.onnx"
+
+
+def t5(folder: Path) -> Iterator[Path]:
+    """Exports the encoder and the decoder of a model of 60 million weights."""
+    config = transformers.T5Config(d_model=HIDDEN, num_layers=6, num_heads=8, d_ff=2048, decoder_start_token_id=0)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    onnx_export_from_model(model, folder, task="text2text-generation", opset=18, do_validation=False, device="cpu")
+    yield from (folder / "encoder_model.onnx", folder / "decoder_model.onnx")
+
+
+def batches(seed: int) -> list[dict[str, Any]]:
+    """Makes inputs for all of the graphs; each takes those that it knows."""
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(TOKENS) < rng.integers(TOKENS // 2, TOKENS + 1, (ROWS, 1))).astype(np.int64)
+    return [
+        {
+            "input_ids": rng.integers(1, 30000, (ROWS, TOKENS)),
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(mask),
+            "encoder_attention_mask": mask,
+            "encoder_hidden_states": rng.normal(size=(ROWS, TOKENS, HIDDEN)).astype(np.float32),
+        }
+    ]
+
+
+def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, target: Path) -> None:
+    """Runs a step and prints one line about it."""
+    start = time.perf_counter()
+    try:
+        facts = step(target)
+    except DeploykitError as error:
+        print(f"| {name} | {time.perf_counter() - start:.1f} s | refused: {error} |", flush=True)
+        return
+    seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    near = sensitivity.require_near(source, target, batches(1))
+    share = target.stat().st_size / source.stat().st_size
+    print(f"| {name} | {seconds:.1f} s | {share:.2f} | {near:.0f} dB | {memory:.1f} GB so far | {facts} |", flush=True)
+
+
+def main() -> None:
+    """Prints the table."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    for export in (bert, t5):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for graph in export(folder):
+                label = f"{export.__name__} {graph.stem}"
+                for variant in graphs.VARIANTS:
+                    report(
+                        f"{label} {variant}", lambda to, v=variant, g=graph: graphs.write(v, g, to), graph, folder / "v"
+                    )
+                for method in quantizers.writers():
+                    found = quantizers.load(method)
+                    report(
+                        f"{label} {method}",
+                        lambda to, q=found, g=graph: q.quantize(g, q.Options(), to, batches(0)),
+                        graph,
+                        folder / "q",
+                    )
+                dynamic = quantizers.load("dynamic")
+                start = time.perf_counter()
+                ranking = sensitivity.rank(graph, dynamic, dynamic.Options(), batches(2), folder)
+                print(
+                    f"| {label} ranking | {time.perf_counter() - start:.1f} s for {len(ranking)} products |", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How long a text takes when it comes alone, at the lengths of the user's own texts: what `max_p95_ms` bounds."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from deploykit.artifact import Metric
+from deploykit.evaluation.metrics import RESAMPLES
+from deploykit.predictor import Predictor
+from deploykit.tasks import Example
+
+TEXTS = 300
+FIRST = 10  # not timed: first calls build caches
+
+
+def p95(predictor: Predictor, examples: Sequence[Example], seed: int) -> Metric:
+    """Times single texts, tokenization included.
+
+    Args:
+        predictor: what is served.
+        examples: usually the validation split; at most 300 drawn from it are timed.
+        seed: of the draw and of the bootstrap.
+
+    Returns:
+        The 95 % quantile in milliseconds, with its bootstrap interval over texts.
+    """
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(examples))[:TEXTS]
+    for index in chosen[:FIRST]:
+        _milliseconds(predictor, examples[index])
+    times = np.array([_milliseconds(predictor, examples[index]) for index in chosen])
+    samples = np.quantile(random.choice(times, (RESAMPLES, len(times))), 0.95, axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return Metric(value=float(np.quantile(times, 0.95)), low=float(low), high=float(high))
+
+
+def _milliseconds(predictor: Predictor, example: Example) -> float:
+    start = time.perf_counter()
+    predictor.predict([example.text], [example.pair])
+    return (time.perf_counter() - start) * 1000

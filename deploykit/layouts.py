@@ -1,0 +1,162 @@
+"""The table of architectures: where types of models keep their prunable parts, as names.
+
+An architecture is a row here, not a class: whoever adds one writes down what its modules and its
+configuration call things. Surgery by these names is in `architectures`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploykit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Dotted names below a layer: the module, its four linear layers.
+
+    `heads` is the module's attribute with its head count, `width` the one with heads times head size.
+    """
+
+    module: str
+    query: str
+    key: str
+    value: str
+    projection: str
+    heads: str = "num_attention_heads"
+    width: str = "all_head_size"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Dotted names of a stack of layers, `path` below the base model and the rest below a layer.
+
+    `depth` are the configuration's attributes with the number of layers. `ups` lead into the feed-forward (of
+    these a layer has some; a gate is one of two) and `down` leads out of it. `attention` is None where heads
+    stay, `first` is what only the first layer holds, for all of them. `listed`: transformers 4.57 would make a cache
+    for as many layers as the first stack has, unless the configuration lists the kinds of this one's.
+    """
+
+    path: str
+    ups: tuple[str, ...]
+    down: str
+    attention: Attention | None = None
+    depth: tuple[str, ...] = ("num_hidden_layers",)
+    first: str = ""
+    listed: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The stacks of a type of model, those that it has of these.
+
+    `repeated`: the stack's one layer is run as often as the configuration's depth says. `after_padding`:
+    positions are counted from the padding token's id. `only` are values of the configuration that the row
+    stands for.
+    """
+
+    stacks: tuple[Stack, ...]
+    repeated: bool = False
+    after_padding: bool = False
+    only: Mapping[str, object] = field(default_factory=dict)
+
+
+BERT = Stack(
+    path="encoder.layer",
+    ups=("intermediate.dense",),
+    down="output.dense",
+    attention=Attention(
+        module="attention.self",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        projection="attention.output.dense",
+    ),
+)
+DISTILBERT = Stack(
+    path="transformer.layer",
+    ups=("ffn.lin1",),
+    down="ffn.lin2",
+    attention=Attention(
+        module="attention",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        projection="attention.out_lin",
+        heads="n_heads",
+        width="dim",
+    ),
+)
+ALBERT = Stack(
+    path="encoder.albert_layer_groups",
+    ups=("albert_layers.0.ffn",),
+    down="albert_layers.0.ffn_output",
+    attention=Attention(
+        module="albert_layers.0.attention",
+        query="albert_layers.0.attention.query",
+        key="albert_layers.0.attention.key",
+        value="albert_layers.0.attention.value",
+        projection="albert_layers.0.attention.dense",
+    ),
+)
+# Heads stay: all layers add one relative position bias, which has a column a head.
+MPNET = Stack(path="encoder.layer", ups=("intermediate.dense",), down="output.dense")
+# Heads of the decoders stay too: caches, grouped keys and rotary positions are laid out for one head count.
+GPT2 = Stack(path="h", ups=("mlp.c_fc",), down="mlp.c_proj")
+LLAMA = Stack(path="layers", ups=("mlp.gate_proj", "mlp.up_proj"), down="mlp.down_proj")
+T5_ENCODER = Stack(
+    path="encoder.block",
+    ups=tuple(f"layer.1.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1")),
+    down="layer.1.DenseReluDense.wo",
+    depth=("num_layers",),
+    first="layer.0.SelfAttention.relative_attention_bias.weight",
+)
+T5_DECODER = Stack(
+    path="decoder.block",
+    ups=tuple(f"layer.2.DenseReluDense.{name}" for name in ("wi", "wi_0", "wi_1")),
+    down="layer.2.DenseReluDense.wo",
+    depth=("num_decoder_layers",),
+    first=T5_ENCODER.first,
+    listed=True,
+)
+MARIAN_ENCODER = Stack(path="encoder.layers", ups=("fc1",), down="fc2", depth=("encoder_layers", "num_hidden_layers"))
+MARIAN_DECODER = Stack(path="decoder.layers", ups=("fc1",), down="fc2", depth=("decoder_layers",))
+
+ROBERTA = Architecture((BERT,), after_padding=True)
+ARCHITECTURES = {
+    "albert": Architecture((ALBERT,), repeated=True, only={"num_hidden_groups": 1, "inner_group_num": 1}),
+    "bert": Architecture((BERT,)),
+    "camembert": ROBERTA,
+    "distilbert": Architecture((DISTILBERT,)),
+    "electra": Architecture((BERT,)),
+    "gpt2": Architecture((GPT2,)),
+    "llama": Architecture((LLAMA,)),
+    "marian": Architecture((MARIAN_ENCODER, MARIAN_DECODER), only={"share_encoder_decoder_embeddings": True}),
+    "mpnet": Architecture((MPNET,), after_padding=True),
+    "roberta": ROBERTA,
+    "t5": Architecture((T5_ENCODER, T5_DECODER)),
+    "xlm-roberta": ROBERTA,
+}
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Returns where models of a configuration keep their parts.
+
+    Raises:
+        ModelError: the type is not in the table, or the configuration is not what its row stands for.
+    """
+    if is_known(config):
+        return ARCHITECTURES[config.model_type]
+    found = f"models of type {config.model_type!r} cannot be pruned: known are {', '.join(ARCHITECTURES)}."
+    if config.model_type in ARCHITECTURES:
+        only = ARCHITECTURES[config.model_type].only
+        needed = ", ".join(f"{name}: {value}" for name, value in only.items())
+        given = ", ".join(str(getattr(config, name)) for name in only)
+        found = f"{config.model_type} models are pruned only with {needed}; this one has {given}."
+    raise ModelError(f"{found} To keep the model as it is, set prune: null.")
+
+
+def is_known(config: Any) -> bool:
+    """Says whether the table has a row for models of a configuration."""
+    row = ARCHITECTURES.get(config.model_type)
+    return row is not None and all(getattr(config, name) == value for name, value in row.only.items())

@@ -1,0 +1,45 @@
+"""What `--set key=value` puts on top of a recipe before it is validated."""
+
+import re
+from typing import Any
+
+import yaml
+
+from deploykit.errors import RecipeError
+
+DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that a recipe leaves out
+
+
+def apply(content: dict[str, Any], override: str) -> None:
+    """Sets one value, in place; sections on the way that are not there are made.
+
+    Args:
+        content: what the YAML file holds.
+        override: `key=value`, with dots for nested keys and a number in brackets for one of several steps:
+            `prune[0].keep=4`. The value is YAML.
+
+    Raises:
+        RecipeError: it is of another form, or there is no such step.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*)*", key):
+        raise RecipeError(f"--set takes key=value with dots for nested keys, as in train.epochs=1; got {override!r}.")
+    place: Any = content
+    *parents, last = [int(name) if name.isdigit() else name for name in re.findall(r"\w+", key)]
+    for name in parents:
+        _check_step(place, name, override)
+        if isinstance(place, dict) and not isinstance(place.get(name), (dict, list)):
+            place[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
+        place = place[name]
+    _check_step(place, last, override)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of --set {override!r} is not YAML: {error}") from error
+
+
+def _check_step(place: Any, name: int | str, override: str) -> None:
+    if isinstance(place, list) and name not in range(len(place)):
+        raise RecipeError(
+            f"--set {override!r} is about a list of {len(place)} steps: name one by its number, as in prune[0].keep=1."
+        )

@@ -1,0 +1,44 @@
+"""No quantizer of its own: measures combinations of graph, quantizer, engine and threads, and keeps the best.
+
+The stage `quantize` does the search; here is what a recipe may say about it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from deploykit import methods
+from deploykit.methods import Options as Base
+
+Objective = Literal["latency", "throughput", "size"]
+Graph = Literal["exported", "fused", "attention", "multi-head", "merged"]
+
+
+class Options(Base):
+    """What is searched, and for how long.
+
+    `objective` is `latency` (one text at a time), `throughput` (mixed lengths, sorted and batched) or `size`.
+    The search takes about `minutes`. `lengths` is a saved page of a running service's metrics, whose histogram
+    of input lengths is measured at; without it, the lengths of the training texts. `engines`, `graphs` and
+    `quantizers` narrow the search to some of each (null: all that this machine has). With `fallback`, the
+    products that do most damage return to float where an int8 graph would be the best but for a gate.
+    """
+
+    objective: Objective = "latency"
+    minutes: float = Field(default=5.0, gt=0)
+    lengths: Path | None = None
+    engines: tuple[str, ...] | None = None
+    graphs: tuple[Graph, ...] | None = None
+    quantizers: tuple[str, ...] | None = None
+    fallback: bool = True
+
+    @field_validator("engines", "quantizers")
+    @classmethod
+    def _are_there(cls, names: tuple[str, ...] | None, field: ValidationInfo) -> tuple[str, ...] | None:
+        kind = str(field.field_name).removesuffix("s")
+        known = [name for name in methods.available(kind) if name not in ("auto", "torch")]
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"no {kind} is called {name!r}. There are: {', '.join(known)}")
+        return names

@@ -1,0 +1,32 @@
+"""Leaves the graph as it is: the candidate that every other one is held against."""
+
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit import products
+from deploykit.methods import Options
+from deploykit.quantizers import Batch
+
+__all__ = ["ENGINES", "OPERATORS", "PRECISION", "Options", "quantize"]
+
+PRECISION = "float32"
+ENGINES = ("onnxruntime", "openvino")
+OPERATORS: tuple[str, ...] = ()
+
+
+def quantize(
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+) -> dict[str, Any]:
+    """Copies a graph.
+
+    Args:
+        graph: to copy.
+        options: none.
+        target: the file to write.
+        calibration: not looked at.
+        keep: not looked at: everything stays.
+    """
+    shutil.copy(graph, target)
+    return {"quantized": 0, "float": len(products.precisions(products.load(graph)))}

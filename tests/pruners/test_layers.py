@@ -1,0 +1,167 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from models import TASKS
+from pydantic import ValidationError
+
+from deploykit import architectures
+from deploykit.engines.torch import TorchModel
+from deploykit.errors import ModelError
+from deploykit.evaluation import splits
+from deploykit.execution import Execution
+from deploykit.fitting import Teacher
+from deploykit.predictor import Predictor
+from deploykit.pruners import _distillation, _fisher, layers
+from deploykit.pruners._judging import first_metric
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RECOVERY = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8, "bf16": "off", "soft": 1.0}
+
+
+def silenced(model, indices):
+    """Makes some layers of a GPT-2 add nothing."""
+    for index in indices:
+        block = model.transformer.h[index]
+        for part in (block.attn.c_proj, block.mlp.c_proj):
+            part.weight.data.zero_()
+            part.bias.data.zero_()
+    return model
+
+
+# what is asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0}, "greater than or equal to 1"),
+        ({"max_drop": -0.1}, "greater than or equal to 0"),
+        ({"calibration_rows": 0}, "greater than or equal to 1"),
+        ({"kep": 1}, "kep"),
+        ({"keep": 1, "max_drop": 0.1}, "takes either keep or max_drop"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        layers.Options(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "keep", "least"), [("bert", TASKS[0], 4, 1), ("t5", "text2text-generation", 1, 2)]
+)
+def test_a_number_of_layers_that_the_model_cannot_have_is_refused(
+    kind, task, keep, least, tiny_encoder, problem_of, tmp_path
+):
+    model, options = tiny_encoder(kind, task, layers=3), layers.Options(keep=keep)
+    depth = sum(architectures.depths(model))
+    message = rf"^keep must be from {least} to {depth}, the layers that there are, got {keep}\.$"
+    with pytest.raises(ModelError, match=message):
+        layers.prune(model, problem_of(task, 8), options, tmp_path)
+
+
+# which layers go
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("idle", [(0,), (3,), (2, 0), (1, 3)], ids=str)
+def test_layers_that_do_nothing_go_first_wherever_they_are(idle, task, tiny_encoder, problem_of, tmp_path):
+    model = silenced(tiny_encoder("gpt2", task, layers=4), idle)
+    made = layers.prune(model, problem_of(task, 40), layers.Options(keep=4 - len(idle)), tmp_path)
+    assert set(made.facts["gone"]) == set(idle)
+    assert made.layers == tuple(layer for layer in range(4) if layer not in idle)
+    assert architectures.depths(made.model) == [4 - len(idle)]
+    assert architectures.depths(model) == [4]
+
+
+def test_the_damage_of_every_candidate_is_told_and_is_that_of_removing_it(tiny_encoder, problem_of, tmp_path):
+    model, problem = tiny_encoder(layers=3), problem_of(count=20)
+    made = layers.prune(model, problem, layers.Options(keep=1), tmp_path)
+    first, second = made.facts["ablation"]
+    assert set(first["damage"]) == {"0", "1", "2"}
+    assert set(second["damage"]) == {"0", "1", "2"} - {str(first["gone"][0])}
+    assert second["gone"] == made.facts["gone"] == [*first["gone"], second["gone"][-1]]
+    whole = TorchModel(model, Execution(engine="torch"))
+    batch = problem.tokenizer.collate([row.encoding for row in problem.train])
+    for step, before in ((first, []), (second, first["gone"])):
+        for layer, damage in step["damage"].items():
+            small = TorchModel(architectures.without(model, [*before, int(layer)]), Execution(engine="torch"))
+            logits = [torch.from_numpy(found.run(batch)) for found in (small, whole)]
+            assert damage == pytest.approx(float(_distillation.divergence(*logits, 1.0)), rel=1e-3)
+        assert min(step["damage"], key=step["damage"].get) == str(step["gone"][-1])
+
+
+def test_of_two_stacks_both_lose_layers_and_neither_all(tiny_encoder, problem_of, tmp_path):
+    model = tiny_encoder("t5", "text2text-generation", layers=3)
+    made = layers.prune(model, problem_of("text2text-generation", 20), layers.Options(keep=2), tmp_path)
+    assert architectures.depths(made.model) == [1, 1]
+    assert len(made.facts["gone"]) == 4
+    assert all(set(step["damage"]).isdisjoint({"6"}) for step in made.facts["ablation"])
+
+
+def test_of_repetitions_of_one_layer_only_the_number_counts(tiny_encoder, problem_of, tmp_path):
+    made = layers.prune(tiny_encoder("albert", layers=4), problem_of(count=20), layers.Options(keep=2), tmp_path)
+    assert [list(step["damage"]) for step in made.facts["ablation"]] == [["3"], ["2"]]
+    assert made.model.config.num_hidden_layers == 2
+
+
+def test_layers_go_as_long_as_the_metric_stays(fitted, problem_of, tmp_path):
+    whole, problem = fitted()[0], problem_of()
+    before = first_metric(whole, problem)
+    for drop in (0.0, 0.01, 1.0):
+        made = layers.prune(whole, problem, layers.Options(max_drop=drop), tmp_path)
+        assert first_metric(made.model, problem) >= before - drop
+        assert len(made.facts["ablation"]) == len(made.facts["gone"]) <= 1
+        if not made.facts["gone"]:
+            assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), made.model.parameters(), strict=True))
+    assert made.facts["gone"]  # anything goes when all may be lost
+
+
+def test_idle_layers_go_where_nothing_is_said(tiny_encoder, problem_of, tmp_path):
+    """As many as cost at most a hundredth of the metric, which these do not."""
+    whole, problem = silenced(tiny_encoder("gpt2", layers=4), [0, 2]), problem_of(count=40)
+    made = layers.prune(whole, problem, layers.Options(), tmp_path)
+    assert set(made.facts["gone"][:2]) == {0, 2}
+    assert first_metric(made.model, problem) >= first_metric(whole, problem) - layers.MAX_DROP
+
+
+# recovery
+
+
+def test_the_teacher_is_the_unpruned_model_and_each_layer_has_its_place_in_it(
+    tiny_encoder, problem_of, tmp_path, monkeypatch
+):
+    captured = []
+    monkeypatch.setattr(layers, "distill", lambda *arguments: captured.append(arguments) or [])
+    model, problem = silenced(tiny_encoder("gpt2", layers=4), [1, 2]), problem_of(count=20)
+    options = layers.Options(keep=2, distill={})
+    layers.prune(model, problem, options, tmp_path)
+    other = tiny_encoder(layers=6)
+    layers.prune(model, replace(problem, teacher=Teacher(other, (0, 2, 3, 5))), options, tmp_path)
+    assert [found[2].teacher for found in captured] == [Teacher(model, (0, 3)), Teacher(other, (0, 5))]
+
+
+def test_a_teacher_brings_a_shallower_model_nearer(fitted, problem_of, tmp_path):
+    whole, problem = fitted()[0], problem_of()
+    loss = []
+    for index, distill in enumerate((None, RECOVERY)):
+        made = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
+        data = list(_fisher.padded(problem.validation, problem.tokenizer))
+        loss.append(float(_distillation.divergence(layers._logits(made.model, data), layers._logits(whole, data), 1.0)))
+    assert loss[1] < 0.7 * loss[0]
+    assert [point["epoch"] for point in made.facts["curve"] if point["split"] == "validation"] == [1, 2]
+
+
+# the judge
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_metric_is_the_one_that_evaluation_finds(task, fitted, problem_of, dataset_of):
+    model, problem, dataset = fitted(task)[0], problem_of(task), dataset_of(task)
+    predictor = Predictor(problem.task, problem.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch")))
+    scores = splits.score_all(predictor, dataset)
+    judged = splits.judge(problem.task, dataset, problem.labels, scores, 0)["validation"][problem.task.METRICS[0]]
+    assert first_metric(model, problem) == pytest.approx(judged.value)
+    assert np.isfinite(judged.value)

@@ -1,0 +1,209 @@
+"""A small tokenizer of each kind, trained on one corpus and pruned to a part of it."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from deploykit.errors import ModelError
+from deploykit.pruners._tokens import necessary, reduced
+
+WORDS = ("wonderful", "story", "stories", "storytelling", "told", "teller", "untold", "wonder", "wondering", "full")
+ELSEWHERE = ("quantum", "mechanics", "mechanical", "quarks", "quartz", "quarters", "equations", "equals", "measures")
+CORPUS = [f"the {one} {two} was  {three}!" for one in WORDS for two in WORDS[:4] for three in WORDS[2:6]]
+OTHERS = [f"{one} {two}, {three} in 1926?" for one in ELSEWHERE for two in ELSEWHERE[:4] for three in ELSEWHERE[3:7]]
+STRANGE = ["naïve ☃ story", "ßtories\tand\nlines", "  ", "", "日本 wonder", "<extra> told </s>"]
+
+
+def wordpiece(texts):
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    backend.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return backend
+
+
+def byte_level(texts):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(["<s>", "</s>"])  # behind the others, where they get new numbers
+    ends = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
+    backend.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=True), processors.RobertaProcessing(*ends)]
+    )
+    return backend
+
+
+def with_byte_tokens(texts):
+    """BPE over characters with a token a byte for those that are unknown, one piece a text, as LLaMA has it."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, special_tokens=pieces))
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]  # bytes are ordinary tokens
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.add_special_tokens(["<end>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A <end>", special_tokens=[("<s>", 1), ("<end>", backend.token_to_id("<end>"))]
+    )
+    return backend
+
+
+def unigram(texts):
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>")
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return backend
+
+
+BUILDERS = {
+    **{"WordPiece": wordpiece, "Unigram": unigram},
+    **{"byte-level BPE": byte_level, "BPE with bytes": with_byte_tokens},
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    kind: str
+    whole: Tokenizer
+    small: Tokenizer
+    ids: list
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def pair(request):
+    """A tokenizer of both corpora, and what is left of it for the first."""
+    whole = BUILDERS[request.param]([*CORPUS, *OTHERS])
+    whole.add_tokens([AddedToken("<extra>", normalized=False)])
+    used = {token for found in whole.encode_batch(CORPUS) for token in found.ids}
+    ids = necessary(whole, used)
+    return Pair(request.param, whole, reduced(whole, ids), ids)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (models.WordLevel({"a": 0}, unk_token="a"), "WordLevel tokenizer"),
+        (models.BPE({"a": 0}, [], end_of_word_suffix="</w>"), "BPE tokenizer with affixes"),
+        (models.BPE({"a": 0}, [], continuing_subword_prefix="##"), "BPE tokenizer with affixes"),
+    ],
+)
+def test_other_kinds_of_tokenizers_are_refused(model, found):
+    message = (
+        f"^the vocabulary of a {found} cannot be pruned: known are WordPiece, BPE, Unigram\\."
+        " Leave out the vocabulary step\\.$"
+    )
+    with pytest.raises(ModelError, match=message):
+        necessary(Tokenizer(model), {0})
+
+
+def test_added_tokens_that_would_get_other_numbers_are_refused():
+    """The library numbers added tokens behind the others, so they must be last where some go."""
+    whole = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    whole.add_special_tokens(["[X]", "[Y]"])
+    with pytest.raises(ModelError, match=r"^the added tokens of this tokenizer cannot be numbered anew\."):
+        reduced(whole, [0, 1, 4, 3])
+
+
+# what stays
+
+
+def test_texts_of_the_corpus_are_cut_as_before(pair):
+    assert len(pair.ids) < 0.9 * pair.whole.get_vocab_size()
+    for text, one, other in zip(CORPUS, pair.whole.encode_batch(CORPUS), pair.small.encode_batch(CORPUS), strict=True):
+        assert one.tokens == other.tokens, text
+        assert one.offsets == other.offsets
+        assert one.ids == [pair.ids[token] for token in other.ids]
+        assert other.type_ids == one.type_ids
+
+
+def test_pairs_of_texts_get_their_special_tokens(pair):
+    for texts in ((CORPUS[0], CORPUS[1]), (CORPUS[2],))[pair.kind == "BPE with bytes" :]:
+        one, other = (backend.encode(*texts) for backend in (pair.whole, pair.small))
+        assert one.tokens == other.tokens
+        assert one.special_tokens_mask == other.special_tokens_mask
+        assert one.ids == [pair.ids[token] for token in other.ids]
+
+
+@pytest.mark.parametrize("text", [*OTHERS[:5], *STRANGE])
+def test_other_texts_are_cut_into_smaller_pieces_and_lose_nothing(pair, text):
+    one, other = (backend.encode(text) for backend in (pair.whole, pair.small))
+    assert len(other.tokens) >= len(one.tokens)
+    unknown = [found.tokens.count(token) for found in (one, other) for token in ("[UNK]", "<unk>")]
+    assert unknown[:2] == unknown[2:]
+    assert pair.small.decode(other.ids) == pair.whole.decode(one.ids)
+
+
+def test_special_added_single_and_byte_tokens_stay(pair):
+    kept = pair.small.get_vocab(with_added_tokens=True)
+    added = {token.content for token in pair.whole.get_added_tokens_decoder().values()}
+    single = {token for token in pair.whole.get_vocab() if len(token.removeprefix("##")) == 1}
+    assert "<extra>" in added <= set(kept)
+    assert len(single) > 25
+    assert single <= set(kept)
+    assert {token for token in pair.whole.get_vocab() if token.startswith("<0x")} <= set(kept)
+
+
+def test_tokens_keep_their_order_and_leave_no_gap(pair):
+    kept = sorted(pair.small.get_vocab(with_added_tokens=True).items(), key=lambda found: found[1])
+    assert [place for _, place in kept] == list(range(len(pair.ids)))
+    assert [pair.whole.token_to_id(token) for token, _ in kept] == pair.ids
+
+
+def test_what_is_left_can_be_pruned_again(pair):
+    used = {token for found in pair.small.encode_batch(CORPUS[:3]) for token in found.ids}
+    few = necessary(pair.small, used)
+    again = reduced(pair.small, few)
+    assert len(few) <= len(pair.ids)
+    assert [found.tokens for found in again.encode_batch(CORPUS[:3])] == [
+        found.tokens for found in pair.whole.encode_batch(CORPUS[:3])
+    ]
+
+
+def test_keeping_everything_gives_the_same_tokenizer(pair):
+    one, other = pair.whole, reduced(pair.whole, range(pair.whole.get_vocab_size()))
+    contents = [
+        json.loads(found.to_str(), parse_float=lambda digits: round(float(digits), 9)) for found in (one, other)
+    ]
+    assert contents[0] == contents[1]
+
+
+# what each kind needs
+
+
+def test_merging_keeps_the_tokens_on_the_way():
+    """Without `to` there is no `told`, although no text of the corpus ends up with it."""
+    whole = byte_level(CORPUS)
+    small = reduced(whole, necessary(whole, {whole.token_to_id("told")}))
+    assert json.loads(small.to_str())["model"]["merges"] == [["t", "o"], ["l", "d"], ["to", "ld"]]
+    assert len(json.loads(whole.to_str())["model"]["merges"]) > 30
+    assert small.encode("told", add_special_tokens=False).tokens == ["told"]
+
+
+def test_the_price_of_the_unknown_stays():
+    """It is reckoned from the lowest score, so the token that has it stays though no text uses it."""
+    pieces = [("cc", -4.0), ("▁", -1.0), ("a", -2.0), ("▁a", -3.5), ("bb", -9.0), ("<unk>", 0.0)]
+    whole = Tokenizer(models.Unigram(pieces, unk_id=5))
+    assert necessary(whole, {2}) == [1, 2, 4, 5]
+    small = reduced(whole, necessary(whole, {2}))
+    assert json.loads(small.to_str())["model"]["unk_id"] == 3
+    for text in ("a", "▁aé▁a", "éa", "a☃☃a"):  # as cheap as before: as often chosen
+        assert small.encode(text).tokens == whole.encode(text).tokens

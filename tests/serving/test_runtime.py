@@ -1,0 +1,100 @@
+"""A package on the machine that serves it: its streams, its cost, and its float graph where the choice cannot run."""
+
+import sys
+from concurrent.futures import wait
+from threading import Barrier
+
+import numpy as np
+import pytest
+from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
+
+from deploykit import hardware
+from deploykit.artifact import FLOAT_GRAPH, GRAPH
+from deploykit.cost import Cost
+from deploykit.execution import Execution
+from deploykit.predictor import Predictor
+from deploykit.tasks import softmax
+
+ELSEWHERE = Execution(features=("avx1024",))  # chosen where the CPU had what none has
+
+
+def test_a_choice_for_another_cpu_without_a_float_graph_is_never_ready(serve, make_package, tmp_path, capfd):
+    client = serve(make_package(tmp_path / "p", execution=ELSEWHERE).path)
+    assert_problem(client.get("/readyz"), 503, "not ready")
+    log = capfd.readouterr().out
+    assert "this service will not become ready: this CPU lacks avx1024" in log
+    assert "carries no float graph to fall back to" in log
+    assert "Traceback" not in log
+    assert (metrics(client)["deploykit_ready"], metrics(client)["deploykit_fallback"]) == (0, 0)
+
+
+def test_a_float_graph_that_answers_otherwise_is_never_ready(serve, make_package, tiny_graph, tmp_path, capfd):
+    def exchange(folder):
+        tiny_graph(folder / FLOAT_GRAPH, seed=8)
+
+    made = make_package(tmp_path / "p", float_seed=7, then=exchange, execution=ELSEWHERE)
+    assert serve(made.path).get("/readyz").status == 503
+    assert "golden answers moved" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("features", "graph", "fallen"), [(("avx1024",), GRAPH, 0), (("avx2", "avx_vnni"), FLOAT_GRAPH, 1)]
+)
+def test_the_float_graph_is_served_where_the_cpu_lacks_what_was_chosen_for(
+    serve, make_package, tmp_path, monkeypatch, capfd, log_lines, features, graph, fallen
+):
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    made = make_package(tmp_path / "p", float_seed=7, execution=ELSEWHERE)
+    client = serve(made.path)
+    scores = Predictor.load(made, 1, Execution(), graph).predict(TEXTS)
+    found = client.post(PREDICT, json_body=BODY).json()["predictions"]
+    best = [float(softmax(rows).max()) for rows in scores]
+    np.testing.assert_allclose([answer["score"] for answer in found], best, atol=1e-6)
+    page = metrics(client)
+    assert page["deploykit_fallback"] == fallen
+    info = f'deploykit_model_info{{engine="onnxruntime",graph="{graph}",name="tiny",precision="float32"'
+    assert [name.startswith(info) for name in page if "model_info" in name] == [True]
+    lines = [line["message"] for line in log_lines(capfd.readouterr().out) if line["level"] == "warning"]
+    assert len(lines) == fallen
+    for line in lines:
+        assert all(word in line for word in ("avx1024", FLOAT_GRAPH, f"deploykit retune {made.path}"))
+
+
+def test_the_float_graph_is_served_where_the_engine_is_missing(serve, make_package, tmp_path, monkeypatch, capfd):
+    made = make_package(tmp_path / "p", float_seed=7, execution=Execution(engine="openvino"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "deploykit.engines.openvino")
+    client = serve(made.path)
+    assert client.post(PREDICT, json_body=BODY).status == 200
+    assert metrics(client)["deploykit_fallback"] == 1
+    assert "pip install 'deploykit[openvino]'" in capfd.readouterr().out
+
+
+def test_as_many_batches_at_once_as_the_choice_has_streams(serve, make_package, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_THREADS", "2")
+    client = serve(make_package(tmp_path / "p", execution=Execution(streams=2)).path)
+    engine, together = client._app._runtime._batcher, Barrier(2)
+    compute = engine._compute
+
+    def meet(texts, encodings):
+        together.wait(timeout=10)  # fails unless two batches are in the engine at once
+        return compute(texts, encodings)
+
+    engine._compute = meet
+    asked = [client.start("POST", PREDICT, json_body={"texts": [text]}) for text in TEXTS]
+    found = [one.result(20).json()["predictions"][0] for one in asked]
+    engine._compute = compute
+    assert found == client.post(PREDICT, json_body=BODY).json()["predictions"]
+
+
+def test_batches_are_chosen_by_the_cost_that_was_measured(serve, hold, make_package, tmp_path):
+    client = serve(make_package(tmp_path / "p", cost=Cost(fixed=0.0)).path)  # where padding never pays
+    engine = hold(client)
+    first = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
+    assert engine.started.wait(5)
+    others = [client.start("POST", PREDICT, json_body={"texts": [text]}) for text in TEXTS]
+    while metrics(client)["deploykit_queue_items"] < 2:
+        pass
+    engine.go.set()
+    wait([first, *others], 5)
+    assert engine.batches == [1, 1, 1]

@@ -1,0 +1,141 @@
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from deploykit import timing
+from deploykit.execution import Execution
+from deploykit.lengths import Lengths
+from deploykit.predictor import Predictor
+
+LENGTHS = Lengths.from_counts({5: 15, 9: 75, 40: 9, 500: 1})
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Milliseconds pass only when `clock(milliseconds)` is called."""
+    now = {"ms": 0.0}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now["ms"] / 1000)
+    monkeypatch.setattr(timing.time, "sleep", lambda _: None)
+
+    def passes(milliseconds):
+        now["ms"] += milliseconds
+
+    return passes
+
+
+class Clocked:
+    """An engine that takes `fixed + per_token * tokens + per_square * rows * width ** 2` milliseconds."""
+
+    def __init__(self, clock, fixed=0.0, per_token=0.0, per_square=0.0, cache_tokens=np.inf, **execution):
+        self.clock, self.fixed, self.per_token, self.per_square = clock, fixed, per_token, per_square
+        self.cache_tokens, self.execution, self.shapes = cache_tokens, Execution(**execution), []
+
+    def run(self, batch):
+        rows, width = batch["input_ids"].shape
+        self.shapes.append((rows, width))
+        full = 2 if rows * width > self.cache_tokens else 1
+        self.clock(self.fixed + full * self.per_token * rows * width + self.per_square * rows * width**2)
+
+
+@pytest.fixture
+def work(tokenizer, sentences):
+    return timing.workload(LENGTHS, tokenizer, [text for text, _ in sentences], seed=0)
+
+
+def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the_model_reads(work, tokenizer):
+    assert list(work.singles) == ["batch 1, 9 tokens", "batch 1, 5 tokens", "batch 1, 40 tokens"]
+    assert [batch["input_ids"].shape for batch in work.singles.values()] == [(1, 9), (1, 5), (1, 40)]
+    assert all(batch["attention_mask"].all() for batch in work.singles.values())
+    counts = Counter(map(len, work.mixed))
+    assert set(counts) <= {5, 9, 40, tokenizer.max_tokens}
+    assert 0.7 < counts[9] / timing.MIXED < 0.8
+    assert {int(token) for text in work.mixed for token in text.ids} > {2, 3}  # real ones, of many texts
+
+
+def test_mixed_texts_are_grouped_within_the_budget(work):
+    grouped = work.grouped(100)
+    assert sum(len(batch["input_ids"]) for batch in grouped) == timing.MIXED
+    assert max(batch["input_ids"].size for batch in grouped) <= 100
+    assert len(work.grouped(1000)) < len(grouped)
+
+
+def test_calls_are_timed_in_turn_in_an_order_that_alternates_after_a_call_that_is_not_counted(clock):
+    seen = []
+
+    def call(name, milliseconds):
+        def run():
+            seen.append(name)
+            clock(milliseconds * (10 if len(seen) <= 3 else 1))  # the very first calls are slow
+
+        return run
+
+    found = timing.in_turn({"a": call("a", 1), "b": call("b", 2), "c": call("c", 3)}, seconds=0)
+    assert {name: set(np.round(samples, 6)) for name, samples in found.items()} == {"a": {1}, "b": {2}, "c": {3}}
+    assert {len(samples) for samples in found.values()} == {timing.ROUNDS[0]}
+    turns = seen[3:]
+    assert len(turns) == 3 * timing.BURST * timing.ROUNDS[0]
+    rounds = [turns[start : start + 3 * timing.BURST] for start in range(0, len(turns), 3 * timing.BURST)]
+    assert all(one == other[::-1] for one, other in pairwise(rounds))
+
+
+def test_more_seconds_bring_more_rounds_up_to_a_limit(clock):
+    def rounds(seconds):
+        return len(timing.in_turn({"it": lambda: clock(10)}, seconds)["it"])
+
+    assert rounds(0) == timing.ROUNDS[0]
+    assert rounds(0.6) == 20  # a burst takes 30 ms
+    assert rounds(100) == timing.ROUNDS[1]
+
+
+def test_latency_is_the_median_with_an_interval_that_holds_it(clock, work):
+    found = timing.latencies({"quick": Clocked(clock, 1.0), "slow": Clocked(clock, 1.0, 0.1)}, work, seconds=1)
+    assert found["quick"]["batch 1, 40 tokens"].p50 == pytest.approx(1.0)
+    assert found["slow"]["batch 1, 40 tokens"].p50 == pytest.approx(5.0)
+    latency = timing._latency(np.array([1.0] * 20 + [9.0] * 2))
+    assert (latency.low, latency.p50, latency.high) == (1.0, 1.0, 1.0)
+    assert latency.p95 == pytest.approx(8.6, abs=0.5)
+    spread = timing._latency(np.arange(1.0, 22.0))
+    assert spread.low < spread.p50 == 11.0 < spread.high
+
+
+def test_a_rate_counts_every_text_and_larger_batches_show_what_they_cost(clock, work):
+    engine = Clocked(clock, fixed=1.0, per_token=0.01, cache_tokens=300)
+    rates = timing.rates({"it": engine}, work, (64, 256, 2048), seconds=1)["it"]
+    assert max(rates, key=lambda budget: rates[budget].value) == 256
+    tokens = sum(batch["input_ids"].size for batch in work.grouped(256))
+    expected = 1000 * timing.MIXED / (len(work.grouped(256)) + 0.01 * tokens)
+    assert rates[256].value == pytest.approx(expected)
+    assert rates[256].low <= rates[256].value <= rates[256].high
+
+
+def test_streams_get_the_batches_all_at_once(clock, work):
+    engine = Clocked(clock, fixed=1.0, streams=2)
+    timing.rates({"it": engine}, work, (256,), seconds=0)
+    assert Counter(engine.shapes)[work.grouped(256)[0]["input_ids"].shape] % (1 + timing.ROUNDS[0]) == 0
+
+
+def test_the_cost_of_batches_is_found_again(clock, work):
+    engine = Clocked(clock, fixed=2.0, per_token=0.1, per_square=0.002, batch_tokens=256)
+    found = timing.cost(engine, work)
+    assert (found.fixed, found.per_token, found.per_square) == pytest.approx((2e-3, 1e-4, 2e-6), rel=1e-3)
+    assert max(rows * width for rows, width in engine.shapes if rows > 1) <= 256
+    assert found.seconds(4, 40) == pytest.approx((2.0 + 0.1 * 160 + 0.002 * 4 * 1600) / 1000, rel=1e-3)
+
+
+def test_no_part_of_a_cost_is_negative(clock, work):
+    found = timing.cost(Clocked(clock, fixed=1.0), work)
+    assert found.fixed == pytest.approx(1e-3, rel=1e-3)
+    assert min(found.per_token, found.per_square) >= 0
+
+
+@pytest.mark.parametrize("words", [[1], [1, 1, 9], [1, 9, 9], [2, 9]], ids=str)
+def test_the_typical_time_is_that_of_one_input_of_median_length(words, clock, tmp_path, tiny_artifact):
+    loaded = Predictor.load(tiny_artifact(tmp_path / "export"), cores=1)
+    engine = Clocked(clock, per_token=0.5)
+    predictor = Predictor(loaded.task, loaded.labels, loaded.tokenizer, engine)
+    median = sorted(words)[(len(words) - 1) // 2] + 2
+    found = timing.typical(predictor, [" ".join(["film"] * count) for count in words], [None] * len(words))
+    assert found == pytest.approx(0.5 * median)
+    assert set(engine.shapes) == {(1, median)}
