@@ -279,6 +279,7 @@ def _empty(model: nn.Module, config: Any, sizes: Sequence[Shape]) -> nn.Module:
     whole = cast(Any, model)
     with no_init_weights():  # drawing them would take longer than all else
         small = type(whole)._from_config(config, dtype=whole.dtype)
+    small.tie_weights()
     if shapes(small) != list(sizes):
         small = resized(small, sizes)
     if whole.can_generate():
