@@ -229,6 +229,7 @@ def test_fewer_tokens_give_the_same_answers_about_those_that_stay(kind, task, ti
     assert torch.equal(one[..., TOKENS] if "generation" in task else one, other)
     assert small.get_input_embeddings().num_embeddings == small.config.vocab_size == len(TOKENS)
     assert architectures.shapes(small) == architectures.shapes(model)
+    assert len(list(small.parameters())) == len(list(model.parameters()))  # what was one tensor is one
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size > 110
 
 
