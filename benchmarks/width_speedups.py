@@ -71,10 +71,10 @@ def row(base: Recipe, speedup: float, epochs: int) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the figures in Markdown, with 95 % intervals."""
-    names = ("wanted", "recovery", "predicted", "measured", "test", "drop, test", "drop, validation", "parameters")
+    names = ("wanted", "way", "predicted", "measured", "test", "drop, test", "drop, validation", "parameters")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for found in results.values():
-        start = f"| {found['wanted']:g} | {found['recovery']} "
+        start = f"| {found['wanted']:g} | {found['way']} "
         if "error" in found:
             lines.append(f"{start}| {found['error']} | | | | | |")
             continue
@@ -107,7 +107,7 @@ def main() -> None:
             key = pipeline.plan(variant(base, speedup, epochs), until="prune")[-1].key
             if key in content["rows"]:
                 continue
-            found: dict[str, Any] = {"wanted": speedup, "recovery": f"{epochs} epochs" if epochs else "none"}
+            found: dict[str, Any] = {"wanted": speedup, "way": f"distilled, epochs: {epochs}" if epochs else "one-shot"}
             try:
                 found |= row(base, speedup, epochs)
             except ModelError as error:  # out of reach

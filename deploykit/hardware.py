@@ -61,6 +61,12 @@ def memory_limit(cgroup: Path = CGROUP) -> int:
     return min([host, *(int(text) for text in found if text.isdigit())])
 
 
+def waited() -> float:
+    """Returns the seconds in which this thread was ready while others held the cores; 0 where the kernel tells none."""
+    fields = _read(Path("/proc/thread-self/schedstat")).split()
+    return int(fields[1]) / 1e9 if len(fields) == 3 else 0.0
+
+
 def gpus() -> tuple[str, ...]:
     """Names the NVIDIA GPUs that the driver shows; empty without one."""
     found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

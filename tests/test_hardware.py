@@ -104,3 +104,13 @@ def test_the_limit_of_the_own_group_and_of_those_above_it_holds(tmp_path, monkey
     (inner / "cpu.max").write_text("250000 100000")
     (inner / "memory.max").write_text("4096")
     assert (hardware.cpu_limit(tmp_path), hardware.memory_limit(tmp_path)) == (3, 4096)
+
+
+def test_waiting_for_a_core_is_read_from_the_kernel_and_never_falls(monkeypatch):
+    before = hardware.waited()
+    assert before >= 0
+    assert hardware.waited() >= before
+    monkeypatch.setattr(hardware, "_read", lambda _: "104005 2237010000 1")
+    assert hardware.waited() == pytest.approx(2.23701)
+    monkeypatch.setattr(hardware, "_read", lambda _: "")
+    assert hardware.waited() == 0.0

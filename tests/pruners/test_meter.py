@@ -13,20 +13,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Clocked:
-    """An engine that takes the next of its times, in seconds; the first call is not timed."""
+    """An engine that takes the next of its times, in seconds, and waits; the first call is not timed."""
+
+    waits = 0.0
 
     def __init__(self, clock, times):
         self.clock, self.times, self.calls = clock, iter([1000.0, *times]), []
 
     def run(self, batch):
-        self.clock["now"] += next(self.times)
+        seconds = next(self.times)
+        self.clock["now"] += seconds + self.waits
+        self.clock["waited"] += self.waits
         self.calls.append((self.clock["now"], batch))
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    found = {"now": 0.0}
+    found = {"now": 0.0, "waited": 5.0}
     monkeypatch.setattr(_timing.time, "perf_counter", lambda: found["now"])
+    monkeypatch.setattr(_timing.hardware, "waited", lambda: found["waited"])
     return found
 
 
@@ -40,6 +45,12 @@ def test_a_share_is_the_median_of_the_ratios_averaged_over_the_batches(clock):
     one = Clocked(clock, [*([0.5] * 8), 99.0, 7.0, *([0.25] * 8), 99.0])  # each batch has a first call and nine more
     found = _timing.share(one, Clocked(clock, [*([1.0] * 9), 7.0, *([1.0] * 9)]), ["long", "short"])
     assert (found.value, found.low, found.high) == pytest.approx((0.375, 0.375, 0.375))
+
+
+def test_what_others_take_of_the_cores_is_not_counted(clock):
+    one, whole = Clocked(clock, [0.1] * 99), Clocked(clock, [0.4] * 99)
+    whole.waits = 3.0  # longer calls are interrupted
+    assert _timing.share(one, whole, ["it"]).value == pytest.approx(0.25)
 
 
 def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(clock):
