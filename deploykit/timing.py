@@ -1,7 +1,9 @@
 """How long engines take, measured so that a shared and noisy machine treats all of them alike.
 
 Calls are timed in turn, round by round, in an order that alternates. A turn is a short burst whose first call
-is not counted: it finds the caches full of somebody else's weights, which a service never does.
+is not counted: it finds the caches full of somebody else's weights, which a service never does. Nor is what the
+caller waits for a core that other processes hold: it would favour short calls, which more often end before they
+are interrupted.
 """
 
 import time
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
+from deploykit import hardware
 from deploykit.artifact import Metric, Record
 from deploykit.cost import Cost
 from deploykit.engines import Engine
@@ -199,10 +202,11 @@ def _turn(call: Callable[[], Any], burst: int) -> float:
     time.sleep(PAUSE_S)
     if burst > 1:
         call()
-    start = time.perf_counter()
+    waited, start = hardware.waited(), time.perf_counter()
     for _ in range(max(1, burst - 1)):
         call()
-    return (time.perf_counter() - start) * 1000 / max(1, burst - 1)
+    taken = time.perf_counter() - start
+    return max(taken - (hardware.waited() - waited), 1e-9) * 1000 / max(1, burst - 1)
 
 
 def _call(run: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:

@@ -14,13 +14,15 @@ LENGTHS = Lengths.from_counts({5: 15, 9: 75, 40: 9, 500: 1})
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Milliseconds pass only when `clock(milliseconds)` is called."""
-    now = {"ms": 0.0}
+    """Milliseconds pass, and are waited for a core, only when `clock(milliseconds, waited)` is called."""
+    now = {"ms": 0.0, "waited": 500.0}
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now["ms"] / 1000)
+    monkeypatch.setattr(timing.hardware, "waited", lambda: now["waited"] / 1000)
     monkeypatch.setattr(timing.time, "sleep", lambda _: None)
 
-    def passes(milliseconds):
-        now["ms"] += milliseconds
+    def passes(milliseconds, waited=0.0):
+        now["ms"] += milliseconds + waited
+        now["waited"] += waited
 
     return passes
 
@@ -78,6 +80,12 @@ def test_calls_are_timed_in_turn_in_an_order_that_alternates_after_a_call_that_i
     assert len(turns) == 3 * timing.BURST * timing.ROUNDS[0]
     rounds = [turns[start : start + 3 * timing.BURST] for start in range(0, len(turns), 3 * timing.BURST)]
     assert all(one == other[::-1] for one, other in pairwise(rounds))
+
+
+def test_what_is_waited_for_a_core_is_not_counted(clock):
+    calls = {"short": lambda: clock(1), "long": lambda: clock(4, waited=30)}  # long calls are interrupted
+    found = timing.in_turn(calls, seconds=0)
+    assert {name: set(np.round(samples, 6)) for name, samples in found.items()} == {"short": {1}, "long": {4}}
 
 
 def test_more_seconds_bring_more_rounds_up_to_a_limit(clock):

@@ -2,21 +2,18 @@
 
 Both go the way to the engine that the stages after pruning go: saved, exported, quantized, loaded. They run in
 turn, on batches of the training rows' own lengths, so that a machine whose speed drifts treats both the same.
-What a call waited for a core that other processes held is not counted: it would favour the shorter one, which
-more often ends before it is interrupted.
 """
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from deploykit import architectures, checkpoint, engines, hardware, quantizers, tracing
+from deploykit import architectures, checkpoint, engines, quantizers, timing, tracing
 from deploykit.artifact import GRAPH, Metric
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
@@ -27,7 +24,7 @@ from deploykit.tokenizer import Batch
 
 Measure = Callable[[torch.nn.Module], Metric]  # the time of a model as a share of the whole one's
 BATCHES = (1, 8)  # rows of about the median length
-SECONDS, ROUNDS = 2.0, (9, 99)  # spent on each batch, and the fewest and most rounds in them
+SECONDS = 3.0  # spent on each batch
 RESAMPLES = 1000
 
 
@@ -40,7 +37,7 @@ def meter(whole: torch.nn.Module, problem: Problem, execution: Execution, quanti
         whole: its own time is the unit.
         problem: its training rows say which lengths are typical.
         execution: how the graphs are run.
-        quantizer: a name of the folder `quantizers`, or `"none"`.
+        quantizer: a name of the folder `quantizers`.
         work: directory for the notes.
     """
     batches, notes = typical(problem), work / "measured.json"
@@ -76,10 +73,9 @@ def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quan
                 "the time of a model is measured on one graph, and this one is exported as several."
                 " Set `keep` in place of `speedup` or `max_drop`."
             )
-        if quantizer != "none":
-            method, graph = quantizers.load(quantizer), folder / "quantized.onnx"
-            method.quantize(folder / GRAPH, method.Options(), graph)
-        return engines.load(execution.engine).load(graph, execution)
+        method, quantized = quantizers.load(quantizer), folder / "quantized.onnx"
+        method.quantize(graph, method.Options(), quantized)
+        return engines.load(execution.engine).load(quantized, execution)
 
 
 def share(one: Engine, whole: Engine, batches: Sequence[Batch]) -> Metric:
@@ -90,25 +86,11 @@ def share(one: Engine, whole: Engine, batches: Sequence[Batch]) -> Metric:
     Returns:
         The share with its 95 % bootstrap interval.
     """
-    ratios = [_ratios(one, whole, batch) for batch in batches]
+    ratios = []
+    for batch in batches:
+        times = timing.in_turn({"one": partial(one.run, batch), "whole": partial(whole.run, batch)}, SECONDS)
+        ratios.append(times["one"] / times["whole"])
     random = np.random.default_rng(0)
     drawn = [np.median(random.choice(found, (RESAMPLES, len(found))), axis=1) for found in ratios]
     low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
     return Metric(value=float(np.mean([np.median(found) for found in ratios])), low=float(low), high=float(high))
-
-
-def _ratios(one: Engine, whole: Engine, batch: Batch) -> npt.NDArray[np.float64]:
-    for engine in (one, whole):  # a first call builds caches
-        engine.run(batch)
-    found, spent = list[float](), 0.0
-    while len(found) < ROUNDS[0] or (len(found) < ROUNDS[1] and spent < SECONDS):
-        times = {engine: _seconds(engine, batch) for engine in ((one, whole) if len(found) % 2 else (whole, one))}
-        found.append(times[one] / times[whole])
-        spent += sum(times.values())
-    return np.array(found)
-
-
-def _seconds(engine: Engine, batch: Batch) -> float:
-    waited, start = hardware.waited(), time.perf_counter()
-    engine.run(batch)
-    return max(time.perf_counter() - start - (hardware.waited() - waited), 1e-9)
