@@ -1,7 +1,8 @@
-"""Sends graphs of BERT-base's and T5-small's size, with random weights, through every variant and every quantizer.
+"""Sends graphs of BERT-base's and T5-small's size, with random weights, through every variant, quantizer and engine.
 
 It takes some minutes, 12 GB of memory and 2 GB of disk, and downloads nothing. Each line says how long a step took,
-the size of what it wrote beside the float graph's, and how near the outputs stayed to it.
+the size of what it wrote beside the float graph's, and how near the outputs stayed to it; below each quantizer, the
+engines that claim its graphs run it, and answer as near.
 
     python benchmarks/large_graphs.py
 """
@@ -11,7 +12,7 @@ import resource
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import torch
 import transformers
 from optimum.exporters.onnx import onnx_export_from_model
 
-from deploykit import exporting, graphs, quantizers, sensitivity
+from deploykit import checkpoint, engines, exporting, graphs, hardware, quantizers, sensitivity
+from deploykit.artifact import WEIGHTS
 from deploykit.errors import DeploykitError
+from deploykit.execution import Execution
 
 ROWS, TOKENS, HIDDEN = 8, 32, 512
 
@@ -32,6 +35,7 @@ def bert(folder: Path) -> Iterator[Path]:
         transformers.BertConfig(), attn_implementation="eager"
     )
     exporting.write_graph(model.eval(), folder, "text-classification", 18)
+    checkpoint.save(model, folder)
     yield folder / "model.onnx"
 
 
@@ -72,6 +76,23 @@ def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, targ
     print(f"| {name} | {seconds:.1f} s | {share:.2f} | {near:.0f} dB | {memory:.1f} GB so far | {facts} |", flush=True)
 
 
+def run_everywhere(name: str, claimed: Sequence[str], model: Path, source: Path) -> None:
+    """Runs a graph, or a checkpoint, in every engine that claims it, and prints a line for each precision."""
+    (batch,) = batches(1)
+    before = engines.load("onnxruntime").load(source, Execution(threads=hardware.cpu_limit())).run(batch)
+    for engine in claimed:
+        for precision in engines.load(engine).PRECISIONS:
+            execution = Execution(engine=engine, precision=precision, threads=hardware.cpu_limit())
+            opened = engines.load(engine).load(model, execution)
+            opened.run(batch)
+            start = time.perf_counter()
+            after = opened.run(batch)
+            seconds = time.perf_counter() - start
+            pair = (found.reshape(-1, found.shape[-1]) for found in (before, after))
+            near = sensitivity.decibels(sensitivity.damage(*pair))
+            print(f"| {name} in {execution} | {1000 * seconds:.0f} ms | {near:.0f} dB |", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     warnings.simplefilter("ignore")
@@ -94,6 +115,9 @@ def main() -> None:
                         graph,
                         folder / "q",
                     )
+                    run_everywhere(f"{label} {method}", found.ENGINES, folder / "q", graph)
+                if (folder / WEIGHTS).exists():
+                    run_everywhere(f"{label} checkpoint", ("torch",), folder, graph)
                 dynamic = quantizers.load("dynamic")
                 start = time.perf_counter()
                 ranking = sensitivity.rank(graph, dynamic, dynamic.Options(), batches(2), folder)

@@ -80,6 +80,7 @@ def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any
         "judged": judged,
         "candidates": candidates,
         "batches": list(dict.fromkeys(batch for found in candidates for batch in found["latency"])),
+        "pruned": [(step["method"], _what_went(step), step.get("layers", ())) for step in _pruning(details)],
         "parity": details.get("export", {}),
         "compared": compared,
         "drops": list(_drops(compared, metric)),
@@ -87,6 +88,30 @@ def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any
         "flips": next((found["flips"] for found in reversed(details.values()) if "flips" in found), []),
         "figures": _figures(details["train"], candidates, metric),
     }
+
+
+def _pruning(details: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Returns the steps of pruning."""
+    found: Sequence[Mapping[str, Any]] = details.get("prune", {}).get("steps", ())
+    return found
+
+
+def _what_went(step: Mapping[str, Any]) -> str:
+    """Says what a step of pruning took away, or what it was to reach."""
+    if speedup := step.get("speedup"):
+        found = speedup["measured"]
+        return (
+            f"{found['value']:.2f} times as fast as before (95 % interval {found['low']:.2f} to {found['high']:.2f});"
+            f" wanted {speedup['wanted']:.2f}, predicted {speedup['predicted']:.2f}"
+        )
+    if "gone" in step:
+        return f"removed layers: {', '.join(map(str, sorted(step['gone']))) or 'none'}"
+    if "tokens" in step:
+        return (
+            f"{step['tokens']:,} of {step['tokens_before']:,} tokens stay, {step['bytes_saved']:,} bytes less; of the"
+            f" validation texts {step['validation_unchanged']:.1%} are tokenized as before"
+        )
+    return "a share of all heads and neurons stays"
 
 
 def _compared(

@@ -18,6 +18,23 @@ LABELS = ("negative", "positive")
 BATCH = "batch 1, 27 tokens"
 GATES = GateSection(max_drop=0.02, max_flips=0.1)
 EVIL = "<script>alert('x')</script> | a & b"
+SIZES = [{"heads": 11, "neurons": 1472}, {"heads": 2, "neurons": 64}]
+PRUNED = [
+    {"method": "layers", "gone": [4, 1], "layers": SIZES},
+    {
+        "method": "width",
+        "layers": SIZES,
+        "speedup": {"wanted": 1.5, "predicted": 1.62, "measured": {"value": 1.53, "low": 1.52, "high": 1.56}},
+    },
+    {
+        "method": "vocabulary",
+        "tokens": 9000,
+        "tokens_before": 30522,
+        "bytes_saved": 33_058_368,
+        "validation_unchanged": 0.987,
+    },
+    {"method": "width", "layers": []},
+]
 VOID = {"meta", "path", "use", "rect", "br", "img", "link", "input", "hr", "stop", "circle", "line"}
 
 
@@ -73,7 +90,7 @@ def details(dataset_of, tokenizer):
     summary = {**dataset.summary, "warnings": [f"{EVIL} is odd"]}
     return {
         "train": {"data": summary, "lengths": data.lengths(dataset, tokenizer), "curve": curve, "test": table},
-        "prune": {"layers": [], "curve": [], "comparison": comparison(0.0123, 0.045).model_dump()},
+        "prune": {"steps": PRUNED, "curve": [], "comparison": comparison(0.0123, 0.045).model_dump()},
         "export": {"parity": {"batch 1": 2.5e-6, "batch 8, left padding": 3.5e-6}, "tolerance": 1e-3},
         "quantize": {
             "candidates": [
@@ -198,7 +215,9 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
         *("0.0123", "0.0023", "0.0223", "4.5 (3.5 to 5.5)", "-0.0077", "3.1 (2.1 to 4.1)"),  # and flips, in %
         *("0.0456 (0.0356 to 0.0556)", "60 rows cannot tell, about 110 would", "0.1000", "holds"),
         *("0.0777", "up to 9 tokens", "0.0022"),
-        *("2.5e-06", "3.5e-06", "batch 8, left padding"),
+        *("Removed layers: 1, 4.", "1.53 times as fast as before (95 % interval 1.52 to 1.56); wanted 1.50"),
+        *("9,000 of 30,522 tokens stay, 33,058,368 bytes less", "98.7% are tokenized as before", "1472"),
+        *("A share of all heads and neurons stays.", "2.5e-06", "3.5e-06", "batch 8, left padding"),
         *("2.00 times slower than int8", "kept: the fastest that keeps every gate", "123,456", "batch 8, 15 tokens"),
         *("torch 2.0", "onnxruntime 1.25", "a processor", "tiny-bert", "4,004"),
         *(f"{row['precision']:.3f}" for row in details["train"]["test"]["labels"].values()),
@@ -214,7 +233,7 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
 def test_tables_of_the_markdown_are_whole(chain, tmp_path):
     _, markdown = written(tmp_path, chain("package"))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 11
+    assert len(tables) == 13
     for table in tables:
         assert re.fullmatch(r"\|( --- \|)+", table[1])
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}

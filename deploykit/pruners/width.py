@@ -32,7 +32,7 @@ from deploykit.pruners._latency import tabulate
 from deploykit.pruners._ranking import BLOCK, Float64
 from deploykit.pruners._refit import refit
 from deploykit.pruners._sizing import of_share, of_speedup
-from deploykit.pruners._timing import meter
+from deploykit.pruners._timing import Objective, meter
 
 TARGETS = ("keep", "speedup", "max_drop")
 KEEP = 0.75  # where no target is given
@@ -47,7 +47,8 @@ class Options(Base):
 
     One target: `keep` is the share of heads and of feed-forward neurons that stays (0.75 where no target is
     given). `speedup` is how many times as fast as before the model is to be, measured with `engine` at
-    `precision` on the graph that `quantizer` makes (`none`: the float graph). `max_drop` finds the fastest model
+    `precision` on the graph that `quantizer` makes (`none`: the float graph), and for `objective`: `latency` of
+    texts one at a time, or `throughput` at mixed lengths, sorted and batched. `max_drop` finds the fastest model
     whose first metric on the validation split falls by no more: each step makes the one before faster, and no step
     is begun that would not end within `minutes`, going by the one before.
 
@@ -65,6 +66,7 @@ class Options(Base):
     engine: str = "onnxruntime"
     precision: Precision = "float32"
     quantizer: Literal["dynamic", "none"] = "dynamic"
+    objective: Objective = "latency"
     calibration_rows: int = Field(default=1024, ge=1)
     refit_tokens: int = Field(default=16384, ge=0)
     distill: DistillOptions | None = None
@@ -156,7 +158,7 @@ def _by_share(problem: Problem, options: Options) -> Choose:
 
 def _by_time(whole: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Choose:
     execution = Execution(engine=options.engine, precision=options.precision, threads=hardware.cpu_limit())
-    measure = meter(whole, problem, execution, options.quantizer, work)
+    measure = meter(whole, problem, execution, options.quantizer, work, options.objective)
     table = tabulate(whole, measure)
     return lambda model, speedup: of_speedup(
         model, *_importance(model, problem, options), table=table, measure=measure, speedup=speedup

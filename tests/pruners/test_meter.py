@@ -24,18 +24,21 @@ class Engine:
 
 @pytest.fixture
 def timed(monkeypatch):
-    """`timed(*samples)`: the milliseconds, of one and of the whole, that are found on each batch."""
+    """`timed(*samples)`: the milliseconds, of one and of the whole, that are found on each part; returns the bursts."""
+    bursts = []
 
     def given(*samples):
         left = iter(samples)
 
-        def in_turn(calls, seconds):
+        def in_turn(calls, seconds, burst):
             assert seconds == _timing.SECONDS
+            bursts.append(burst)
             for call in calls.values():
                 call()
             return dict(zip(calls, map(np.array, next(left)), strict=True))
 
         monkeypatch.setattr(_timing.timing, "in_turn", in_turn)
+        return bursts
 
     return given
 
@@ -46,11 +49,12 @@ def test_a_model_that_is_exported_as_several_graphs_is_refused(tiny_encoder, pro
         _timing.meter(tiny_encoder(), problem_of(), Execution(), "none", tmp_path)
 
 
-def test_a_share_is_the_median_of_the_ratios_averaged_over_the_batches(timed):
-    timed(([50, 5, 1], [100, 10, 1]), ([25, 1, 9], [100, 4, 9]))
+def test_a_share_is_the_median_of_the_ratios_averaged_over_the_parts(timed):
+    bursts = timed(([50, 5, 1], [100, 10, 1]), ([25, 1, 9], [100, 4, 9]))
     one, whole = Engine(), Engine()
-    assert _timing.share(one, whole, ["long", "short"]).value == (0.5 + 0.25) / 2
-    assert one.seen == whole.seen == ["long", "short"]
+    assert _timing.share(one, whole, [["long"], ["short", "middle"]]).value == (0.5 + 0.25) / 2
+    assert one.seen == whole.seen == ["long", "short", "middle"]
+    assert bursts == [_timing.timing.BURST, 1]  # several batches warm each other's caches
 
 
 def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
@@ -58,44 +62,61 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
     widths = []
     for scatter in (0.01, 0.2):
         timed((1 + scatter * random.normal(size=99), np.full(99, 2.0)))
-        found = _timing.share(Engine(), Engine(), ["it"])
+        found = _timing.share(Engine(), Engine(), [["it"]])
         assert found.low < found.value < found.high
         assert found.value == pytest.approx(0.5, abs=scatter)
         widths.append(found.high - found.low)
     assert widths[1] > 5 * widths[0]
 
 
-def test_batches_are_of_the_median_length(problem_of):
+def test_single_rows_are_of_the_lengths_that_are_typical(problem_of):
     problem = problem_of()
     lengths = sorted(len(row.encoding) for row in problem.train)
-    one, eight = _timing.typical(problem)
-    middle = (len(lengths) - 1) // 2
-    assert one["input_ids"].shape == (1, lengths[middle])
-    assert eight["input_ids"].shape == (8, lengths[middle + 7])
+    shapes = [batch["input_ids"].shape for (batch,) in _timing.singles(problem)]
+    assert shapes == [(1, lengths[int(at * (len(lengths) - 1))]) for at in (0.5, 0.1, 0.95)]
 
 
-def test_a_model_is_timed_as_it_would_serve_and_only_once(tiny_encoder, problem_of, tmp_path, monkeypatch):
+def test_mixed_rows_are_all_there_in_the_batches_that_the_whole_model_runs_best(problem_of, monkeypatch):
+    monkeypatch.setattr(_timing, "BUDGETS", (8, 32, 64))
+    seconds = dict(zip(_timing.BUDGETS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
+    monkeypatch.setattr(
+        _timing.timing, "in_turn", lambda calls, *_, burst: {name: np.array(seconds[name]) for name in calls}
+    )
+    problem = problem_of(count=300)
+    found = _timing.mixed(problem, Engine())
+    rows = [batch["attention_mask"].sum(axis=1) for batch in found]
+    assert sum(map(len, rows)) == _timing.timing.MIXED
+    assert len(found) > 1
+    assert all(batch["input_ids"].size <= 32 for batch in found)
+    assert [batch["input_ids"].shape[1] for batch in found] == sorted(batch["input_ids"].shape[1] for batch in found)
+    assert len({int(length) for row in rows for length in row}) > 1
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encoder, problem_of, tmp_path, monkeypatch):
     seen = []
 
-    def share(one, whole, batches):
-        seen.append([engine.run(batches[1]) for engine in (one, whole)])
-        return real(one, whole, batches)
+    def share(one, whole, parts):
+        assert len(parts) == (1 if objective == "throughput" else 3)
+        seen.append([engine.run(parts[0][0]) for engine in (one, whole)])
+        return real(one, whole, parts)
 
     real = _timing.share
     monkeypatch.setattr(_timing, "share", share)
     monkeypatch.setattr(_timing, "SECONDS", 0.0)
     whole, problem = tiny_encoder(), problem_of()
     small = architectures.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
-    measure = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work")
+    measure = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
     found = measure(small)
     assert 0 < found.low <= found.value <= found.high
     assert measure(small) == found
     ((narrow, wide),) = seen
-    assert narrow.shape == wide.shape == (8, 2)
+    assert narrow.shape == wide.shape == (len(narrow), 2)
+    assert len(narrow) == 1 or objective == "throughput"
     assert not np.allclose(narrow, wide)
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["measured.json"]
 
-    again = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work")  # as after a kill
+    again = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)  # as after a kill
     assert again(small) == found
     assert len(seen) == 1
     assert json.loads((tmp_path / "work" / "measured.json").read_text()) == {"1x64 1x64": found.model_dump()}
