@@ -4,12 +4,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploykit import golden, quantizers, retuning, search, sensitivity, timing
+from deploykit import golden, grid, quantizers, retuning, sensitivity, timing
 from deploykit.artifact import Record
+from deploykit.bench import Bench
 from deploykit.errors import InputError
+from deploykit.grid import Spec
 from deploykit.quantizers import auto
 from deploykit.retuning import Carried
-from deploykit.search import Bench, Spec
 from deploykit.sensitivity import Damage
 from deploykit.timing import Latency
 
@@ -55,7 +56,7 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         '/bert/encoder/layer.3/output/dense/MatMul'
     """
     package = retuning.carried(path)
-    spec = search.spec_of(package.kept, package.base.engine.execution)
+    spec = grid.spec_of(package.kept, package.base.engine.execution)
     if quantizer or spec.quantizer == "none":
         spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), keep=())
     if spec.quantizer == "none":

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from deploykit import hardware, search, timing
+from deploykit import grid, hardware, search, timing
 from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
+from deploykit.bench import Bench, Judged
 from deploykit.data import Dataset
 from deploykit.evaluation import latency, splits
 from deploykit.evaluation.comparison import compare, flips
 from deploykit.execution import Execution
+from deploykit.grid import Spec
 from deploykit.job import Job
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
 from deploykit.quantizers import auto
-from deploykit.search import Bench, Judged, Spec
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch, Encoding, Tokenizer
 
@@ -40,7 +41,7 @@ def quantize(job: Job) -> Artifact:
     dataset, source, cores = job.dataset(), job.source, hardware.cpu_limit()
     options, base = job.recipe.options("quantize"), Predictor.load(source, cores)
     searched = options if isinstance(options, auto.Options) else auto.Options()
-    specs = search.grid(searched, cores, hardware.cpu_features())
+    specs = grid.specs(searched, cores, hardware.cpu_features())
     if searched is not options:
         given = tuple(sorted(options.model_dump().items()))
         specs = [specs[0], Spec("exported", job.recipe.method("quantize"), given, Execution(threads=cores))]
@@ -53,7 +54,7 @@ def quantize(job: Job) -> Artifact:
 
     with draft(job.target) as folder:
         job.copy(folder)
-        predictor = search.write(folder, bench, entries[place].spec, candidates[place])
+        predictor = bench.write(folder, entries[place].spec, candidates[place])
         before = load_predictions(source)["validation"]
         scores = splits.score_all(predictor, dataset)
         kept = candidates[place]

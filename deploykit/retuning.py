@@ -17,20 +17,21 @@ import numpy as np
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from deploykit import bundle, golden, hardware, search, timing
+from deploykit import bundle, golden, grid, hardware, search, timing
 from deploykit.artifact import FLOAT_GRAPH, GENERATED, GRAPH, MANIFEST, Artifact, Manifest, draft, key_of, seal
+from deploykit.bench import Bench, Judged
 from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.evaluation import gates
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 from deploykit.execution import Execution
 from deploykit.golden import Golden
+from deploykit.grid import Spec
 from deploykit.job import versions
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
 from deploykit.quantizers import auto
 from deploykit.recipe import GateSection
-from deploykit.search import Bench, Judged, Spec
 from deploykit.selection import Candidate
 from deploykit.tasks import Float32
 
@@ -136,21 +137,21 @@ def options(**wanted: Any) -> auto.Options:
 def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
     """Returns what passed every gate where the package was made and can run here, the float graph first."""
     limits = GateSection.model_validate(package.then["gates"])
-    here = {spec.execution.place for spec in search.grid(options, cores, hardware.cpu_features())}
+    here = {spec.execution.place for spec in grid.specs(options, cores, hardware.cpu_features())}
     found: dict[Spec, Candidate] = {}
     for content in package.then["candidates"]:
         candidate = Candidate.model_validate(content)
         passed = candidate.comparison is not None and not gates.failing(limits, candidate.verdicts)
         if passed and candidate.execution.place in here:
-            for execution in search.ways(candidate.execution, cores, options.objective):
-                found.setdefault(search.spec_of(candidate, execution), candidate)
+            for execution in grid.ways(candidate.execution, cores, options.objective):
+                found.setdefault(grid.spec_of(candidate, execution), candidate)
     return found
 
 
 def first_specs(package: Carried, known: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
     """Returns what a search begins with: the float graph, and the likelier way to share the cores of all others."""
     first, cores = Spec(execution=package.base.engine.execution), package.base.engine.execution.threads
-    likely = [spec for spec in known if spec.execution == search.ways(spec.execution, cores, options.objective)[0]]
+    likely = [spec for spec in known if spec.execution == grid.ways(spec.execution, cores, options.objective)[0]]
     return [first, *(spec for spec in likely if spec != first)]
 
 
@@ -207,7 +208,7 @@ def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates:
     with draft(target) as folder:
         shutil.copytree(artifact.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
         (folder / FLOAT_GRAPH).unlink(missing_ok=True)
-        predictor = search.write(folder, bench, spec, kept)
+        predictor = bench.write(folder, spec, kept)
         scores = predictor.predict(asked.texts, asked.pairs)
         tolerance = golden.tolerance_of(package.exact, scores)
         answers = {"scores": [rows.tolist() for rows in scores], "tolerance": tolerance}

@@ -6,233 +6,33 @@ that do most damage return to float until the gate holds. What was measured or j
 is remembered.
 """
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import product
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from deploykit import cache, engines, graphs, hardware, methods, quantizers, selection, sensitivity, timing
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, sha256_of
+from deploykit import cache, quantizers, selection, sensitivity, timing
+from deploykit.artifact import Metric
+from deploykit.bench import Bench, Judged
 from deploykit.errors import DeploykitError
-from deploykit.evaluation.comparison import Comparison
-from deploykit.evaluation.gates import Verdict, failing, verdicts
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor
-from deploykit.quantizers import Batch
-from deploykit.quantizers.auto import Graph, Objective, Options
+from deploykit.evaluation.gates import failing
+from deploykit.grid import Spec, ways
+from deploykit.quantizers.auto import Objective, Options
 from deploykit.recipe import GateSection
 from deploykit.selection import Candidate
-from deploykit.timing import Latency, Workload
+from deploykit.timing import Latency
 
 FINALISTS = 6  # timed together
 NEAR = 1.3  # of those that are at most this many times slower than the best at a first look
 LOOKING = 0.6  # share of the minutes that first looks may take
 BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
-WRITERS = {  # what is tried unless a recipe names others
-    "latency": ("none", "dynamic", "static"),
-    "throughput": ("none", "dynamic", "static"),
-    "size": ("none", "dynamic", "static", "weight-only", "float16"),
-}
-SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
 LOOK_S, TIMED_S = 1.0, 15.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
 TIMED = 0.05  # of the minutes: at most for the latter
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A candidate before anything is known of it; `keep` are nodes that stay in float."""
-
-    graph: Graph = "exported"
-    quantizer: str = "none"
-    options: tuple[tuple[str, Any], ...] = ()
-    execution: Execution = field(default_factory=Execution)
-    keep: tuple[str, ...] = ()
-
-    @property
-    def file(self) -> tuple[Any, ...]:
-        """What decides the graph's content."""
-        return self.graph, self.quantizer, self.options, self.keep
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What decides the predictions: all but threads and streams."""
-        return *self.file, *self.execution.place
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        weights = "float32" if self.quantizer == "none" else f"{self.quantizer} {self.precision}"
-        graph = "" if self.graph == "exported" else self.graph
-        kept = f"{len(self.keep)} products in float" if self.keep else ""
-        return ", ".join(part for part in (weights, graph, kept, str(self.execution)) if part)
-
-    @property
-    def precision(self) -> str:
-        """Of the weights."""
-        return quantizers.load(self.quantizer).PRECISION
-
-
-class Judged(Record):
-    """How a candidate's predictions compare with the float graph's; `p95_ms` where a gate asks for it."""
-
-    metric: Metric
-    comparison: Comparison
-    p95_ms: Metric | None = None
-
-    def verdicts(self, gates: GateSection, size_bytes: int) -> tuple[Verdict, ...]:
-        """Holds it against the gates."""
-        return verdicts(gates, self.comparison, p95_ms=self.p95_ms, size_bytes=size_bytes)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a search works on.
-
-    `graph` is in float, as exported, and `base` its predictor on all cores; `folder` takes the graphs that are
-    written, `work` is timed, `calibration` are padded batches of training rows, `judge` evaluates a predictor,
-    and `data` is a hash of what it evaluates on.
-    """
-
-    graph: Path
-    base: Predictor
-    folder: Path
-    work: Workload
-    calibration: Sequence[Batch]
-    judge: Callable[[Spec, Predictor], Judged]
-    gates: GateSection
-    data: str
-
-    @cached_property
-    def key(self) -> str:
-        """What every memory of a measurement begins with: the graph, the data and the machine."""
-        names = ("cpu", "cores", "cpu_features", "gpus")
-        machine = {name: value for name, value in hardware.describe().items() if name in names}
-        versions = [engines.load(name).versions() for name in installed()]
-        return cache.key_of(sha256_of(self.graph), self.data, self.work.key, machine, versions)
-
-    def file(self, spec: Spec) -> Path:
-        """Writes a candidate's graph, unless it is there.
-
-        Raises:
-            DeploykitError: the variant or the quantizer does not apply to this graph.
-        """
-        source = self.variant(spec.graph)
-        if spec.quantizer == "none":
-            return source
-        method = quantizers.load(spec.quantizer)
-        options = method.Options.model_validate(dict(spec.options))
-        return self._written(
-            f"{spec.graph}-{spec.quantizer}-{cache.key_of(*spec.file)[:12]}",
-            lambda target: method.quantize(source, options, target, self.calibration, spec.keep),
-        )
-
-    def variant(self, name: Graph) -> Path:
-        """Writes a variant of the graph, unless it is there.
-
-        Raises:
-            DeploykitError: it does not apply.
-        """
-        return self.graph if name == "exported" else self._written(name, lambda to: graphs.write(name, self.graph, to))
-
-    def facts(self, spec: Spec) -> dict[str, Any]:
-        """Returns what was noted when a candidate's graph was written."""
-        notes = self.file(spec).with_suffix(".json")
-        return json.loads(notes.read_text(encoding="utf-8")) if self.file(spec) != self.graph else {}
-
-    def _written(self, name: str, write: Callable[[Path], Any]) -> Path:
-        target = self.folder / f"{name}.onnx"
-        if not target.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft = self.folder / f"{name}.draft.onnx"
-            target.with_suffix(".json").write_text(json.dumps(write(draft)), encoding="utf-8")
-            draft.replace(target)
-        return target
-
-    def open(self, spec: Spec) -> Predictor:
-        """Opens a candidate."""
-        if self.file(spec) == self.graph and spec.execution == self.base.engine.execution:
-            return self.base
-        return opened(self.base, self.file(spec), spec.execution)
-
-
-def write(folder: Path, bench: Bench, spec: Spec, kept: Candidate) -> Predictor:
-    """Writes the chosen graph into a draft and, where it is another one, the float graph; opens it as it will serve."""
-    chosen = bench.file(spec)
-    shutil.copy(chosen, folder / GRAPH)
-    if chosen != bench.graph:
-        shutil.copy(bench.graph, folder / FLOAT_GRAPH)
-    relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
-    execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
-    return opened(bench.base, folder / GRAPH, execution)
-
-
-def opened(base: Predictor, graph: Path, execution: Execution) -> Predictor:
-    """Returns a predictor on another graph or engine."""
-    return replace(base, engine=engines.load(execution.engine).load(graph, execution))
-
-
-def installed() -> list[str]:
-    """Lists the engines that run graphs and can be imported here."""
-    found = []
-    for name in methods.available("engine"):
-        try:
-            if engines.load(name).KIND == "onnx":
-                found.append(name)
-        except DeploykitError:  # its package is not installed
-            continue
-    return found
-
-
-def grid(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
-    """Lists the candidates that make sense on a machine: the float graph first, then plain ones, for time may run out.
-
-    Args:
-        options: narrow the search; the objective says how cores are shared, see `ways`.
-        cores: of the machine.
-        features: of the CPU.
-    """
-    places, objective = [], options.objective
-    chosen = SMALLEST if objective == "size" else {}
-    for engine in options.engines or installed():
-        module = engines.load(engine)
-        usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
-        variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
-        places += [(engine, precision, graph) for precision in usable for graph in variants]
-    found = [
-        Spec(graph, way, chosen.get(way, ()), ways(Execution(engine=engine, precision=precision), cores, objective)[0])
-        for (engine, precision, graph), way in product(places, options.quantizers or WRITERS[objective])
-        if engine in quantizers.load(way).ENGINES
-    ]
-    first = Spec(execution=Execution(threads=cores))
-    return [
-        first,
-        *sorted((spec for spec in found if spec != first), key=lambda spec: graphs.VARIANTS.index(spec.graph)),
-    ]
-
-
-def ways(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
-    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first."""
-    engine, precision, device = execution.place
-    shares = dict.fromkeys([(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)])
-    return [
-        Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
-        for threads, streams in shares
-    ]
-
-
-def spec_of(candidate: Candidate, execution: Execution) -> Spec:
-    """Returns what a reported candidate was made from, run in another way."""
-    options = tuple(sorted(candidate.options.items()))
-    return Spec(candidate.graph, candidate.quantizer, options, execution, candidate.keep)
 
 
 @dataclass

@@ -33,6 +33,8 @@ LEVELS = (
     ("timing",),
     ("pruners",),  # which time what they make as the stages after them would serve it
     ("selection",),
+    ("grid",),
+    ("bench",),
     ("search",),
     ("job",),
     ("bundle", "serving"),

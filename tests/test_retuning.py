@@ -8,7 +8,17 @@ import onnx
 import pytest
 from models import set_times
 
-from deploykit import architectures, bundle, explaining, exporting, golden, packaging, quantization, retuning, search
+from deploykit import (
+    architectures,
+    bench,
+    bundle,
+    explaining,
+    exporting,
+    golden,
+    packaging,
+    quantization,
+    retuning,
+)
 from deploykit.architectures import Kept
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact
 from deploykit.cost import Cost
@@ -30,7 +40,7 @@ def clock(monkeypatch, tmp_path):
 
 
 def set_clock(patch, **times):
-    opened = search.Bench.open
+    opened = bench.Bench.open
 
     def spy(self, spec):
         predictor = opened(self, spec)
@@ -41,7 +51,7 @@ def set_clock(patch, **times):
         name = getattr(engine, "name", FLOAT)
         return next(ms for start, ms in times.items() if name.startswith(start))
 
-    patch.setattr(search.Bench, "open", spy)
+    patch.setattr(bench.Bench, "open", spy)
     set_times(patch, lambda _, engine: of(engine))
 
 
@@ -144,7 +154,7 @@ def test_what_broke_a_gate_where_it_was_made_is_not_tried(package, clock):
 
 def test_golden_answers_that_change_more_than_they_did_put_a_candidate_out(package, clock, monkeypatch):
     clock(float32=4.0, dynamic=1.0, static=2.0)
-    file = search.Bench.file
+    file = bench.Bench.file
 
     def other(self, spec):  # dynamic kernels of this machine are wrong
         found = file(self, spec)
@@ -156,7 +166,7 @@ def test_golden_answers_that_change_more_than_they_did_put_a_candidate_out(packa
             onnx.save(model, found)
         return found
 
-    monkeypatch.setattr(search.Bench, "file", other)
+    monkeypatch.setattr(bench.Bench, "file", other)
     found = retuning.retune(package.path, options=auto.Options(engines=("onnxruntime",)))
     reasons = {c["name"]: c["reason"] for c in found.manifest.details["retune"]["candidates"]}
     assert "golden answers change on this machine, where " in reasons["dynamic int8, onnxruntime"]

@@ -5,16 +5,18 @@ import onnx
 import pytest
 from models import set_times
 
-from deploykit import cache, engines, graphs, hardware, search, sensitivity, timing
+from deploykit import cache, engines, graphs, grid, hardware, search, sensitivity, timing
 from deploykit.artifact import Metric
+from deploykit.bench import Bench, Judged
 from deploykit.errors import GateError
 from deploykit.evaluation.comparison import compare
 from deploykit.execution import Execution
+from deploykit.grid import Spec
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
 from deploykit.quantizers import auto, dynamic
 from deploykit.recipe import GateSection
-from deploykit.search import Bench, Entry, Judged, Spec
+from deploykit.search import Entry
 
 FLOAT, DYNAMIC, STATIC = Spec(), Spec(quantizer="dynamic"), Spec(quantizer="static")
 BFLOAT = Spec(execution=Execution(engine="openvino", precision="bfloat16"))
@@ -160,7 +162,7 @@ def test_a_gate_stops_the_fastest_and_the_fallback_returns_the_worst_products_to
     assert candidates[1].reason.startswith("stopped by a gate:   max_drop is 0.0300")
     ranking = sensitivity.rank(bench.graph, dynamic, dynamic.Options(), bench.calibration, bench.folder)
     assert set(candidates[2].keep) == {damage.node for damage in ranking[:2]}
-    graph = onnx.load(bench.file(search.spec_of(candidates[2], Execution()))).graph
+    graph = onnx.load(bench.file(grid.spec_of(candidates[2], Execution()))).graph
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == len(ranking) - 2
 
 
@@ -219,7 +221,7 @@ def test_the_best_are_tried_with_their_cores_shared_in_the_other_way(bench, cloc
 
 
 def test_a_grid_holds_what_this_machine_can_run_the_float_graph_first():
-    specs = search.grid(auto.Options(), 2, ("avx512f", "amx_bf16"))
+    specs = grid.specs(auto.Options(), 2, ("avx512f", "amx_bf16"))
     assert specs[0] == Spec(execution=Execution(threads=2))
     places = {(spec.execution.engine, spec.execution.precision, spec.quantizer) for spec in specs}
     assert ("openvino", "bfloat16", "none") in places
@@ -230,14 +232,14 @@ def test_a_grid_holds_what_this_machine_can_run_the_float_graph_first():
     assert [graphs.VARIANTS.index(spec.graph) for spec in specs] == sorted(
         graphs.VARIANTS.index(s.graph) for s in specs
     )
-    assert {spec.execution.precision for spec in search.grid(auto.Options(), 2, ("avx2",))} == {"float32"}
+    assert {spec.execution.precision for spec in grid.specs(auto.Options(), 2, ("avx2",))} == {"float32"}
 
 
 def test_a_grid_can_be_narrowed_and_throughput_shares_the_cores():
     narrow = auto.Options(
         engines=("onnxruntime",), graphs=("exported",), quantizers=("dynamic",), objective="throughput"
     )
-    float_graph, dynamic = search.grid(narrow, 4, ())
+    float_graph, dynamic = grid.specs(narrow, 4, ())
     assert (float_graph.execution.threads, float_graph.quantizer) == (4, "none")
     assert (dynamic.execution.threads, dynamic.execution.streams, dynamic.quantizer) == (1, 4, "dynamic")
 
@@ -249,7 +251,7 @@ def test_graphs_that_can_be_asked_for_are_those_that_there_are():
 def test_a_candidate_can_be_made_again_from_what_is_reported():
     spec = Spec("merged", "dynamic", (("per_channel", False),), Execution(threads=2), ("a", "b"))
     entry = Entry(spec, bytes=3)
-    assert search.spec_of(entry.candidate(LIMITS), spec.execution) == spec
+    assert grid.spec_of(entry.candidate(LIMITS), spec.execution) == spec
 
 
 def test_a_file_that_is_there_is_not_written_again_and_a_broken_one_never_is(bench, monkeypatch):

@@ -1,0 +1,108 @@
+"""Which candidates make sense on a machine: graph variants, quantizers, engines, precisions and ways to share cores."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from deploykit import engines, graphs, methods, quantizers
+from deploykit.errors import DeploykitError
+from deploykit.execution import Execution
+from deploykit.quantizers.auto import Graph, Objective, Options
+from deploykit.selection import Candidate
+
+WRITERS = {  # what is tried unless a recipe names others
+    "latency": ("none", "dynamic", "static"),
+    "throughput": ("none", "dynamic", "static"),
+    "size": ("none", "dynamic", "static", "weight-only", "float16"),
+}
+SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A candidate before anything is known of it; `keep` are nodes that stay in float."""
+
+    graph: Graph = "exported"
+    quantizer: str = "none"
+    options: tuple[tuple[str, Any], ...] = ()
+    execution: Execution = field(default_factory=Execution)
+    keep: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> tuple[Any, ...]:
+        """What decides the graph's content."""
+        return self.graph, self.quantizer, self.options, self.keep
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What decides the predictions: all but threads and streams."""
+        return *self.file, *self.execution.place
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        weights = "float32" if self.quantizer == "none" else f"{self.quantizer} {self.precision}"
+        graph = "" if self.graph == "exported" else self.graph
+        kept = f"{len(self.keep)} products in float" if self.keep else ""
+        return ", ".join(part for part in (weights, graph, kept, str(self.execution)) if part)
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return quantizers.load(self.quantizer).PRECISION
+
+
+def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
+    """Lists the candidates that make sense on a machine: the float graph first, then plain ones, for time may run out.
+
+    Args:
+        options: narrow the search; the objective says how cores are shared, see `ways`.
+        cores: of the machine.
+        features: of the CPU.
+    """
+    places, objective = [], options.objective
+    chosen = SMALLEST if objective == "size" else {}
+    for engine in options.engines or installed():
+        module = engines.load(engine)
+        usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
+        variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
+        places += [(engine, precision, graph) for precision in usable for graph in variants]
+    found = [
+        Spec(graph, way, chosen.get(way, ()), ways(Execution(engine=engine, precision=precision), cores, objective)[0])
+        for (engine, precision, graph), way in product(places, options.quantizers or WRITERS[objective])
+        if engine in quantizers.load(way).ENGINES
+    ]
+    first = Spec(execution=Execution(threads=cores))
+    return [
+        first,
+        *sorted((spec for spec in found if spec != first), key=lambda spec: graphs.VARIANTS.index(spec.graph)),
+    ]
+
+
+def ways(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
+    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first."""
+    engine, precision, device = execution.place
+    shares = dict.fromkeys([(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)])
+    return [
+        Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
+        for threads, streams in shares
+    ]
+
+
+def spec_of(candidate: Candidate, execution: Execution) -> Spec:
+    """Returns what a reported candidate was made from, run in another way."""
+    options = tuple(sorted(candidate.options.items()))
+    return Spec(candidate.graph, candidate.quantizer, options, execution, candidate.keep)
+
+
+def installed() -> list[str]:
+    """Lists the engines that run graphs and can be imported here."""
+    found = []
+    for name in methods.available("engine"):
+        try:
+            if engines.load(name).KIND == "onnx":
+                found.append(name)
+        except DeploykitError:  # its package is not installed
+            continue
+    return found
