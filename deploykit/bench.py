@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from deploykit.quantizers.auto import Graph
 from deploykit.recipe import GateSection
 from deploykit.selection import Candidate
 from deploykit.timing import Workload
+
+TASTE_S = 0.2
 
 
 class Judged(Record):
@@ -59,6 +62,14 @@ class Bench:
         machine = {name: value for name, value in hardware.describe().items() if name in names}
         versions = [engines.load(name).versions() for name in installed()]
         return cache.key_of(sha256_of(self.graph), self.data, self.work.key, machine, versions)
+
+    @cached_property
+    def taste(self) -> Workload:
+        """As many of the mixed texts as the float graph answers in `TASTE_S` seconds: for first looks."""
+        start = time.perf_counter()
+        for batch in self.work.grouped(self.base.engine.execution.batch_tokens):
+            self.base.engine.run(batch)
+        return self.work.part(min(1.0, TASTE_S / max(time.perf_counter() - start, 1e-9)))
 
     def file(self, spec: Spec) -> Path:
         """Writes a candidate's graph, unless it is there.

@@ -9,7 +9,7 @@ are interrupted.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ QUANTILES = (0.5, 0.1, 0.95)  # the median first: lengths that are equal share o
 MIXED = 128  # texts of the mixed workload
 BURST = 3  # calls of one turn, of which the first is not counted
 ROUNDS = (7, 40)  # at least and at most
+FEW = 3  # rounds, at least, where a first look is enough
 PAUSE_S = 0.001  # lets the threads of the engine before go to sleep
 TYPICAL_S, COST_S = 1.0, 5.0  # seconds for one text, and for what batches cost
 RESAMPLES = 500
@@ -65,6 +66,13 @@ class Workload:
         """Returns a batch of `items` texts of `width` tokens each."""
         pool = np.concatenate([found.ids for found in self.mixed])
         return self.tokenizer.collate([_text(pool, width, start) for start in range(items)])
+
+    def part(self, share: float) -> "Workload":
+        """Returns the same with a share of the mixed texts, of all lengths, at least one."""
+        count = max(1, round(share * len(self.mixed)))
+        places = ((np.arange(count) + 0.5) / count * len(self.mixed)).astype(int)
+        ranked = sorted(self.mixed, key=len)
+        return replace(self, mixed=tuple(ranked[place] for place in places))
 
     def grouped(self, batch_tokens: int) -> list[Batch]:
         """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, short ones first."""
@@ -105,13 +113,16 @@ def typical(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str | No
     return float(np.median(in_turn({"it": _call(predictor.engine.run, batch)}, TYPICAL_S)["it"]))
 
 
-def latencies(engines: Mapping[str, Engine], work: Workload, seconds: float) -> dict[str, dict[str, Latency]]:
+def latencies(
+    engines: Mapping[str, Engine], work: Workload, seconds: float, least: int = ROUNDS[0]
+) -> dict[str, dict[str, Latency]]:
     """Times every engine on every single text, in turn.
 
     Args:
         engines: by name; all with as many cores.
         work: see `Workload`.
         seconds: about how long all of it may take.
+        least: rounds that are done whatever they take.
 
     Returns:
         Engine to text to latency.
@@ -119,13 +130,13 @@ def latencies(engines: Mapping[str, Engine], work: Workload, seconds: float) -> 
     found: dict[str, dict[str, Latency]] = {name: {} for name in engines}
     for probe, batch in work.singles.items():
         calls = {name: _call(engine.run, batch) for name, engine in engines.items()}
-        for name, samples in in_turn(calls, seconds / len(work.singles)).items():
+        for name, samples in in_turn(calls, seconds / len(work.singles), least=least).items():
             found[name][probe] = _latency(samples)
     return found
 
 
 def rates(
-    engines: Mapping[str, Engine], work: Workload, budgets: Sequence[int], seconds: float
+    engines: Mapping[str, Engine], work: Workload, budgets: Sequence[int], seconds: float, least: int = ROUNDS[0]
 ) -> dict[str, dict[int, Metric]]:
     """Times every engine on the mixed texts, batched in each of several ways.
 
@@ -134,6 +145,7 @@ def rates(
         work: see `Workload`.
         budgets: padded tokens of a batch.
         seconds: about how long all of it may take.
+        least: rounds that are done whatever they take.
 
     Returns:
         Engine to budget to texts a second, with the 95 % interval.
@@ -145,7 +157,7 @@ def rates(
         for budget, found in grouped.items()
     }
     rate: dict[str, dict[int, Metric]] = {name: {} for name in engines}
-    for (name, budget), samples in in_turn(calls, seconds, burst=1).items():
+    for (name, budget), samples in in_turn(calls, seconds, burst=1, least=least).items():
         middle = _latency(samples)
         count = 1000 * len(work.mixed)
         rate[name][budget] = Metric(value=count / middle.p50, low=count / middle.high, high=count / middle.low)
@@ -174,13 +186,16 @@ def cost(engine: Engine, work: Workload) -> Cost:
     return Cost(fixed=found[0], per_token=found[1], per_square=found[2])
 
 
-def in_turn(calls: Mapping[Any, Callable[[], Any]], seconds: float, burst: int = BURST) -> dict[Any, Float64]:
+def in_turn(
+    calls: Mapping[Any, Callable[[], Any]], seconds: float, burst: int = BURST, least: int = ROUNDS[0]
+) -> dict[Any, Float64]:
     """Times calls in turn.
 
     Args:
         calls: by name.
-        seconds: about how long all of it may take; at least the least of `ROUNDS` are done.
+        seconds: about how long all of it may take.
         burst: calls of one turn; the first is not counted where there are several.
+        least: rounds that are done whatever they take.
 
     Returns:
         Milliseconds of each call, one entry a round: the mean of the burst's counted calls.
@@ -190,7 +205,7 @@ def in_turn(calls: Mapping[Any, Callable[[], Any]], seconds: float, burst: int =
     start = time.perf_counter()
     samples = {name: [_turn(call, burst)] for name, call in calls.items()}
     round_s = max(time.perf_counter() - start, 1e-6)
-    rounds = int(np.clip(seconds / round_s, *ROUNDS))
+    rounds = int(np.clip(seconds / round_s, least, ROUNDS[1]))
     for turn in range(1, rounds):
         names = list(calls)
         for name in reversed(names) if turn % 2 else names:

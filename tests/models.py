@@ -97,14 +97,14 @@ def set_times(patch, of):
     from deploykit.artifact import Metric
     from deploykit.cost import Cost
 
-    def latencies(engines, work, seconds):
+    def latencies(engines, work, seconds, least=0):
         times = {name: of(name, engine) for name, engine in engines.items()}
         return {
             name: dict.fromkeys(work.singles, timing.Latency(p50=ms, low=ms, high=ms, p95=ms))
             for name, ms in times.items()
         }
 
-    def rates(engines, work, budgets, seconds):  # a little lower for each larger batch
+    def rates(engines, work, budgets, seconds, least=0):  # a little lower for each larger batch
         times = {name: of(name, engine) for name, engine in engines.items()}
         return {
             name: {budget: Metric(value=1000 / ms - budget / 1e6, low=1, high=9999) for budget in budgets}

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from models import set_times
 
+from deploykit import bench as module
 from deploykit import cache, engines, graphs, grid, hardware, search, sensitivity, timing
 from deploykit.artifact import Metric
 from deploykit.bench import Bench, Judged
@@ -276,3 +277,11 @@ def test_memory_survives_what_is_half_written(tmp_path, monkeypatch):
     assert cache.remember(key, lambda: next(calls)) == 1
     assert cache.remember(cache.key_of("a", 2), lambda: next(calls)) == 2
     assert cache.remember(key, lambda: next(calls)) == 1
+
+
+def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):
+    assert len(bench.taste.mixed) == timing.MIXED  # a tiny model is done with all of them in no time
+    slow = replace(bench)
+    seconds = iter((0.0, 10 * module.TASTE_S))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
+    assert len(slow.taste.mixed) == round(timing.MIXED / 10)

@@ -95,6 +95,7 @@ def test_more_seconds_bring_more_rounds_up_to_a_limit(clock):
     assert rounds(0) == timing.ROUNDS[0]
     assert rounds(0.6) == 20  # a burst takes 30 ms
     assert rounds(100) == timing.ROUNDS[1]
+    assert len(timing.in_turn({"it": lambda: clock(10)}, 0, least=timing.FEW)["it"]) == timing.FEW
 
 
 def test_latency_is_the_median_with_an_interval_that_holds_it(clock, work):
@@ -116,6 +117,23 @@ def test_a_rate_counts_every_text_and_larger_batches_show_what_they_cost(clock, 
     expected = 1000 * timing.MIXED / (len(work.grouped(256)) + 0.01 * tokens)
     assert rates[256].value == pytest.approx(expected)
     assert rates[256].low <= rates[256].value <= rates[256].high
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
+def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
+    part = work.part(share)
+    assert len(part.mixed) == max(1, round(share * timing.MIXED))
+    assert part.singles == work.singles
+    whole = sorted(map(len, work.mixed))
+    assert {len(text) for text in part.mixed} <= set(whole)
+    middle = np.median([len(text) for text in part.mixed])
+    assert whole[int(0.35 * timing.MIXED)] <= middle <= whole[int(0.65 * timing.MIXED)]
+
+
+def test_a_first_look_at_rates_is_short(clock, work):
+    engine = Clocked(clock, fixed=1.0)
+    timing.rates({"it": engine}, work.part(0.1), (2048,), seconds=0, least=timing.FEW)
+    assert len(engine.shapes) == 1 + timing.FEW
 
 
 def test_streams_get_the_batches_all_at_once(clock, work):
