@@ -28,11 +28,11 @@ from deploykit.timing import Latency
 
 FINALISTS = 6  # timed together
 NEAR = 1.3  # of those that are at most this many times slower than the best at a first look
-LOOKING = 0.6  # share of the minutes that first looks may take
+LOOKING = 0.5  # share of the minutes that first looks may take
 BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
-LOOK_S, TIMED_S = 1.0, 15.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
-TIMED = 0.05  # of the minutes: at most for the latter
+LOOK_S, TIMED_S = 1.0, 20.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
+TIMED = 0.15  # of the minutes: at most for the latter
 
 
 @dataclass
