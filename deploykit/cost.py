@@ -1,6 +1,16 @@
 """What a padded batch costs on the machine where it was measured: the selection fits it, the batcher asks it."""
 
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+TERMS = {"fixed": 1.0, "per_token": 2.0**-7, "per_square": 2.0**-14}  # in units that make them alike in size
+PRIOR, LEAST = 30.0, 1.0  # batches that what was measured before counts for, at first and at last
+MEMORY = 0.998  # of what each batch says after the next one: some hundreds are remembered
+EVERY = 32  # batches between two solutions
+POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
 class Cost(BaseModel):
@@ -25,3 +35,50 @@ class Cost(BaseModel):
         """Says whether a text of `tokens` joins a batch of `items` padded to `width` at no loss."""
         together = self.seconds(items + 1, max(width, tokens))
         return together <= self.seconds(items, width) + self.seconds(1, tokens)
+
+
+class Learned:
+    """A cost that follows what batches take where they are served.
+
+    Least squares of relative errors with exponential forgetting (Ljung and Soderstrom, 1983), none of the terms
+    below zero; it begins from what was measured before, and keeps a little of that for lengths that are not met.
+
+    Args:
+        start: what was measured before.
+    """
+
+    def __init__(self, start: Cost) -> None:
+        self.now = start
+        prior = [_row(*point) / start.seconds(*point) for point in POINTS if start.seconds(*point) > 0]
+        self._prior = sum((np.outer(row, row) for row in prior), np.zeros((3, 3))) / len(POINTS)
+        self._right = sum(prior, np.zeros(3)) / len(POINTS)
+        self._seen, self._sum, self._count = np.zeros((3, 3)), np.zeros(3), 0
+
+    def learn(self, items: int, width: int, seconds: float) -> None:
+        """Takes in a batch of `items` padded to `width` tokens that took so many seconds."""
+        row = _row(items, width) / max(seconds, 1e-9)
+        self._seen = MEMORY * self._seen + np.outer(row, row)
+        self._sum = MEMORY * self._sum + row
+        self._count += 1
+        if self._count % EVERY == 0:
+            weight = max(PRIOR * MEMORY**self._count, LEAST)
+            solved = _non_negative(weight * self._prior + self._seen, weight * self._right + self._sum)
+            self.now = Cost(**{name: value * unit for (name, unit), value in zip(TERMS.items(), solved, strict=True)})
+
+
+def _row(items: int, width: int) -> npt.NDArray[np.float64]:
+    """Returns what each term of the cost is multiplied by."""
+    return np.array([1.0, items * width, items * width**2]) * list(TERMS.values())
+
+
+def _non_negative(square: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Minimizes `x A x / 2 - b x` over x that are not below zero: of the sets of free terms the best that fits."""
+    best, lowest = np.zeros(3), 0.0
+    for count in (1, 2, 3):
+        for free in map(list, combinations(range(3), count)):
+            found = np.zeros(3)
+            found[free] = np.linalg.lstsq(square[np.ix_(free, free)], right[free], rcond=None)[0]
+            value = float(found @ square @ found / 2 - right @ found)
+            if (found >= 0).all() and value < lowest:
+                best, lowest = found, value
+    return best

@@ -1,7 +1,7 @@
 """Which texts share a batch: an asyncio queue in front of the engine's threads, one for each of its streams.
 
 Work-conserving: an idle stream starts at once, and batches form while all are busy; there is no timer. Each
-batch is built around the text that has waited longest, so nobody starves, and takes others of similar
+batch is built around the text whose turn it is (see `fairness`), so nobody starves, and takes others of similar
 length while that is cheaper than running them alone: padding a short text to a long one costs a CPU more
 than batching saves. Streams that are idle together share what waits. Texts whose request has met its
 deadline, or whose client has left, are dropped before they are computed. The rule for choosing is `choose`,
@@ -10,15 +10,15 @@ a pure function.
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from math import ceil
 from time import perf_counter
+from typing import Literal
 
-from deploykit.cost import Cost
+from deploykit.cost import Cost, Learned
+from deploykit.serving.fairness import FairQueue
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
 from deploykit.tasks import Float32
@@ -26,7 +26,10 @@ from deploykit.tokenizer import Encoding
 
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
 SPEED = 0.3  # weight of the newest batch in the measured seconds per token
+HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
+# why a batch is not larger: nobody else waits, it is full, or more would cost more than they save
+Release = Literal["all", "items", "tokens", "cost"]
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 logger = logging.getLogger("deploykit.serving")
 
@@ -40,6 +43,14 @@ class Bounds:
     queue_tokens: int
 
 
+@dataclass
+class Timing:
+    """The longest, in seconds, that a text of a request waited, and that it was in the engine."""
+
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+
 @dataclass(eq=False)
 class Item:
     """One text of a request."""
@@ -50,6 +61,16 @@ class Item:
     encoding: Encoding
     since: float = field(default_factory=perf_counter)
 
+    @property
+    def client(self) -> str:
+        """Who pays for it."""
+        return self.job.client
+
+    @property
+    def request(self) -> "Job":
+        """What it is a part of."""
+        return self.job
+
     def __len__(self) -> int:
         return len(self.encoding)
 
@@ -58,10 +79,11 @@ class Item:
 class Job:
     """One request: done when all its items have scores, or with the first that fails."""
 
+    client: str
     done: asyncio.Future[None]
     scores: list[Float32 | None]
     left: int
-    queue_s: float = 0.0
+    timing: Timing = field(default_factory=Timing)
 
     def put(self, index: int, scores: Float32) -> None:
         """Stores the scores of one item."""
@@ -76,26 +98,31 @@ class Job:
             self.done.set_exception(error)
 
 
-def choose(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> list[int]:
+def choose(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
     """Chooses a batch.
 
     Args:
-        lengths: tokens of the texts that wait, the oldest first; at least one.
+        lengths: tokens of the texts that wait, at least one; the one whose turn it is comes first.
         cost: what batches cost.
         bounds: what they may hold; a text that exceeds them runs alone.
 
     Returns:
-        Positions in `lengths`, the oldest first among them.
+        Positions in `lengths`, the first one first among them, and why there are no more.
     """
     chosen, width = [0], lengths[0]
+    release: Release = "all"
     for index in sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0])):
         if len(chosen) == bounds.batch_items:
-            break
+            return chosen, "items"
         padded = (len(chosen) + 1) * max(width, lengths[index])
-        if padded <= bounds.batch_tokens and cost.pays(len(chosen), width, lengths[index]):
+        if not cost.pays(len(chosen), width, lengths[index]):
+            release = "cost"
+        elif padded > bounds.batch_tokens:
+            release = "tokens" if release == "all" else release
+        else:
             chosen.append(index)
             width = max(width, lengths[index])
-    return chosen
+    return chosen, release
 
 
 class Batcher:
@@ -115,11 +142,10 @@ class Batcher:
         self._compute = compute
         self._bounds = bounds
         self._metrics = metrics
-        self._cost = cost or Cost()
+        self._cost = Learned(cost or Cost())
         self._streams = streams
-        self._waiting: OrderedDict[Item, None] = OrderedDict()
-        self._tokens = 0
-        self._per_token = self._cost.per_token
+        self._waiting: FairQueue[Item] = FairQueue()
+        self._per_token = self._cost.now.per_token
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -135,7 +161,8 @@ class Batcher:
         encodings: Sequence[Encoding],
         timeout_s: float,
         gone: asyncio.Future[None] | None = None,
-    ) -> tuple[list[Float32], float]:
+        client: str = "none",
+    ) -> tuple[list[Float32], Timing]:
         """Waits for the scores of a request.
 
         Args:
@@ -143,16 +170,17 @@ class Batcher:
             encodings: what the tokenizer made of them.
             timeout_s: how long the client will wait, in seconds.
             gone: done when the client has left.
+            client: who asks; clients share the engine.
 
         Returns:
-            One array `(units, labels)` a text, and the longest that one of them waited, in seconds.
+            One array `(units, labels)` a text, and the longest that one of them waited and took.
 
         Raises:
-            Problem: 503 the queue is full, 504 the deadline has passed, 499 the client left, 500 the
-                engine failed on one of these texts.
+            Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
+                client left, 500 the engine failed on one of these texts.
         """
-        self._admit(sum(map(len, encodings)))
-        job = Job(asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts))
+        self._admit(sum(map(len, encodings)), client, timeout_s)
+        job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts))
         items = [Item(job, index, *pair) for index, pair in enumerate(zip(texts, encodings, strict=True))]
         if gone is not None:
             gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", "the client has left")))
@@ -168,35 +196,42 @@ class Batcher:
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
             self._leave(items)
-        return [scores for scores in job.scores if scores is not None], job.queue_s
+        return [scores for scores in job.scores if scores is not None], job.timing
 
     def close(self) -> None:
         """Ends the engine's threads once they are done; does not wait, because an engine may be stuck."""
         self._pool.shutdown(wait=False)
 
-    def _admit(self, tokens: int) -> None:
-        if self._waiting and self._tokens + tokens > self._bounds.queue_tokens:
-            headers = retry_after(self._tokens * self._per_token / self._streams)
+    def _admit(self, tokens: int, client: str, timeout_s: float) -> None:
+        """Refuses what would have to wait too long; a client that waits for little is not made to pay for others."""
+        queue = self._waiting
+        if not queue:
+            return
+        clients = queue.clients + (not queue.tokens_of(client))
+        own = queue.tokens_of(client) + tokens
+        most, total = self._bounds.queue_tokens, queue.tokens + tokens
+        full = total > most and (own > most / clients or total > HARD * most)
+        ahead = min(queue.tokens, queue.tokens_of(client) * clients + tokens * (clients - 1))
+        wait_s = ahead * self._per_token / self._streams
+        if full or wait_s > timeout_s:
+            headers = retry_after(queue.tokens * self._per_token / self._streams)
             raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
 
     def _enter(self, items: Sequence[Item]) -> None:
         for item in items:
-            self._waiting[item] = None
-            self._tokens += len(item)
+            self._waiting.add(item)
         self._report()
         for _ in range(min(len(items), self._streams - len(self._workers))):
             self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
-    def _leave(self, items: Sequence[Item]) -> None:
+    def _leave(self, items: Iterable[Item]) -> None:
         for item in items:
-            if item in self._waiting:
-                del self._waiting[item]
-                self._tokens -= len(item)
+            self._waiting.discard(item)
         self._report()
 
     def _report(self) -> None:
         self._metrics.queue_items.set(len(self._waiting))
-        self._metrics.queue_tokens.set(self._tokens)
+        self._metrics.queue_tokens.set(self._waiting.tokens)
 
     async def _work(self) -> None:
         """Runs batches, one after the other, until nobody waits."""
@@ -207,24 +242,27 @@ class Batcher:
             self._workers.discard(asyncio.current_task())
 
     def _next(self) -> list[Item]:
-        seen = list(islice(self._waiting, SCANNED))
-        dead = [item for item in seen if item.job.done.done()]
-        self._leave(dead)
-        if dead:
-            return self._next()
-        if not seen:
+        while self._waiting and (first := self._waiting.first()).job.done.done():
+            self._leave([first])
+        if not self._waiting:
             return []
+        others = self._waiting.others(SCANNED)
+        seen = [first, *(item for item in others if item is not first and not item.job.done.done())]
         share = ceil(len(seen) / (self._streams - len(self._starts)))
         bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
-        batch = [seen[index] for index in choose([len(item) for item in seen], self._cost, bounds)]
-        self._leave(batch)
+        positions, release = choose([len(item) for item in seen], self._cost.now, bounds)
+        self._metrics.batches.labels(release).inc()
+        batch = [seen[position] for position in positions]
+        for item in batch:
+            self._waiting.take(item)
+        self._report()
         return batch
 
     async def _run(self, batch: Sequence[Item]) -> None:
         """Runs a batch; if it fails, its items one by one, so that only the culprit's request fails."""
         now = perf_counter()
         for item in batch:
-            item.job.queue_s = max(item.job.queue_s, now - item.since)
+            item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
             self._metrics.queue_seconds.observe(now - item.since)
         try:
             for item, scores in zip(batch, await self._timed(batch), strict=True):
@@ -245,7 +283,8 @@ class Batcher:
     async def _timed(self, batch: Sequence[Item]) -> Sequence[Float32]:
         start = perf_counter()
         self._starts.append(start)
-        padded = len(batch) * max(map(len, batch))
+        width = max(map(len, batch))
+        padded = len(batch) * width
         texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
@@ -253,6 +292,9 @@ class Batcher:
             self._starts.remove(start)
         taken = perf_counter() - start
         self._per_token += SPEED * (taken / padded - self._per_token)
+        self._cost.learn(len(batch), width, taken)
+        for item in batch:
+            item.job.timing.inference_s = max(item.job.timing.inference_s, taken)
         self._metrics.inference_seconds.observe(taken)
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_tokens.observe(padded)

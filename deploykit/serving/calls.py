@@ -6,7 +6,8 @@ says of it. BentoML's own context is not used for this: it is not reliable for e
 
 import asyncio
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 
 from deploykit.serving.keys import Client
 from deploykit.serving.problems import Problem
@@ -16,16 +17,28 @@ from deploykit.serving.problems import Problem
 class Call:
     """What is known of a request.
 
-    `gone` is done once the client has left; `problem` is why there is no answer, for the guard to render.
+    `gone` is done once the client has left; `timeout_s` is how long it will wait, where it says so; `problem` is
+    why there is no answer, for the guard to render.
     """
 
     id: str
     client: Client
     gone: asyncio.Future[None] | None = None
+    timeout_s: float | None = None
     items: int = 0
     tokens: int = 0
+    tokenize_s: float = 0.0
     queue_s: float = 0.0
+    inference_s: float = 0.0
+    start: float = field(default_factory=perf_counter)
     problem: Problem | None = None
+
+    def timing(self) -> str:
+        """Renders what is known of where the time went, for the header Server-Timing (W3C), in milliseconds."""
+        parts = {"tokenize": self.tokenize_s, "queue": self.queue_s, "inference": self.inference_s}
+        parts = {name: seconds for name, seconds in parts.items() if self.items}
+        parts["total"] = perf_counter() - self.start
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
 
     def leave(self) -> None:
         """Notes that the client has closed the connection."""

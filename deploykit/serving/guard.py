@@ -30,6 +30,7 @@ from deploykit.serving.schemas import faults
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MOST_IN_FLIGHT = 512  # each may hold a body; more are refused before it is read
 BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
+DIGITS = 9  # of milliseconds
 BODY_S = 20.0  # a client that sends its body slower than this is not waited for
 
 logger = logging.getLogger("deploykit.serving")
@@ -72,6 +73,7 @@ class Guard:
             try:
                 if problem is not None:
                     raise problem
+                call.timeout_s = _timeout(headers)
                 await self._admit(route, headers, call)
                 await self._handle(route, scope, receive, reply, headers, call)
             except Problem as found:
@@ -151,6 +153,16 @@ class Guard:
 def _key(headers: Mapping[str, str]) -> str | None:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+def _timeout(headers: Mapping[str, str]) -> float | None:
+    """Returns how many seconds the client will wait, None where it does not say."""
+    given = headers.get("x-request-timeout-ms")
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal() and len(given) <= DIGITS and int(given)):
+        raise Problem(400, "malformed", "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1")
+    return int(given) / 1000
 
 
 async def _read(receive: Receive, most: int) -> bytes | None:

@@ -27,6 +27,7 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (*(size * step // 4 for size in (4, *TOKENS[:-1]) for step in (4, 5, 6, 7)), TOKENS[-1])  # see lengths.py
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("name", "version", "task", "engine", "precision", "graph")
+RELEASES = ("all", "items", "tokens", "cost")
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -50,6 +51,7 @@ class Metrics:
         self.batch_items = self._histogram("batch_items", "Texts in a batch.", ITEMS)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch, padding included.", TOKENS)
         self.batch_padding = self._histogram("batch_padding_ratio", "Share of a batch that is padding.", SHARES)
+        self.batches = self._counter("batches", "Batches, by why they are not larger.", "release")
         self.batch_retries = self._counter("batch_retries", "Batches that failed and were run again text by text.")
         self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
         self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
@@ -109,6 +111,8 @@ class Metrics:
         for status in STATUSES:
             self.requests.labels(routes[0], status)
         self.requests.labels(routes[-1], "404")
+        for release in RELEASES:
+            self.batches.labels(release)
         for reason in REASONS:
             self.rejected.labels(reason)
         for label in (*sorted(self._known), OTHER):

@@ -72,5 +72,6 @@ class Reply:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
-        headers = [*headers, (b"x-request-id", self._call.id.encode())]
+        own = {"x-request-id": self._call.id, "server-timing": self._call.timing()}
+        headers = [*headers, *((name.encode(), value.encode()) for name, value in own.items())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

@@ -112,10 +112,12 @@ class Runtime:
             raise Problem(503, "not_ready", "the model is not ready; the log says why", headers=retry_after(10))
         start = perf_counter()
         encodings = await self._encode(predictor, texts, pairs)
-        self.metrics.tokenize_seconds.observe(perf_counter() - start)
+        call.tokenize_s = perf_counter() - start
+        self.metrics.tokenize_seconds.observe(call.tokenize_s)
         call.items, call.tokens = len(texts), sum(map(len, encodings))
-        left = self.settings.timeout_s - (perf_counter() - start)
-        found, call.queue_s = await batcher.submit(texts, encodings, left, call.gone)
+        left = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s) - call.tokenize_s
+        found, timing = await batcher.submit(texts, encodings, left, call.gone, call.client.name)
+        call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
         self._count(predictor, found, encodings)
         rows = zip(found, texts, encodings, strict=True)
         return [predictor.task.answer(scores, text, encoding, predictor.labels) for scores, text, encoding in rows]

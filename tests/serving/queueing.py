@@ -25,8 +25,8 @@ def run(scenario, engine, bounds=BOUNDS, cost=WIDE, streams=1):
     async def body():
         batcher = Batcher(engine, bounds, metrics, cost, streams)
 
-        def submit(*texts, tokens=4, timeout_s=10, gone=None):
-            found = batcher.submit(texts, [encoding(tokens) for _ in texts], timeout_s, gone)
+        def submit(*texts, tokens=4, timeout_s=10, gone=None, client="none"):
+            found = batcher.submit(texts, [encoding(tokens) for _ in texts], timeout_s, gone, client)
             return asyncio.get_running_loop().create_task(found)
 
         try:

@@ -60,7 +60,7 @@ def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
         late = submit("late", timeout_s=0.05)
         await asyncio.wait([late])
         assert refused(late) == (504, "deadline")
-        waiting = len(batcher._waiting), batcher._tokens
+        waiting = len(batcher._waiting), batcher._waiting.tokens
         engine.go.set()
         await first
         return waiting
@@ -178,7 +178,131 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
     ],
 )
 def test_choosing(lengths, cost, bounds, expected):
-    assert sorted(choose(lengths, cost, bounds)) == expected
+    assert sorted(choose(lengths, cost, bounds)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "bounds", "release"),
+    [
+        ([10], Cost(), BOUNDS, "all"),
+        ([10, 10], Cost(), BOUNDS, "all"),
+        ([10, 500], Cost(), BOUNDS, "cost"),
+        ([10] * 9, WIDE, Bounds(50, 64, 99), "tokens"),
+        ([10] * 9, WIDE, Bounds(999, 3, 99), "items"),
+        ([10] * 3, WIDE, Bounds(999, 3, 99), "all"),
+    ],
+)
+def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
+    assert choose(lengths, cost, bounds)[1] == release
+
+
+def test_releases_are_counted():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        tasks = [await busy(submit, engine), submit("b"), submit("c"), submit("long", tokens=500)]
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.gather(*tasks)
+
+    _, metrics = run(scenario, engine, cost=Cost())
+    assert engine.batches == [["first"], ["b", "c"], ["long"]]
+    page = metrics.page()
+    assert b'deploykit_batches_total{release="all"} 2.0' in page  # the first and the last
+    assert b'deploykit_batches_total{release="cost"} 1.0' in page
+    assert b'deploykit_batches_total{release="items"} 0.0' in page
+
+
+def test_a_request_of_many_texts_does_not_hold_up_others():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        many = submit(*[f"m{index}" for index in range(100)])
+        await asyncio.sleep(0)
+        one, other = submit("one"), submit("other", client="b")
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.gather(first, many, one, other)
+
+    run(scenario, engine, Bounds(batch_tokens=4096, batch_items=1, queue_tokens=1000))
+    places = {text: place for place, (text,) in enumerate(engine.batches)}
+    assert places["one"] <= 3
+    assert places["other"] <= 66  # after a turn of the one who came before
+    assert [text for (text,) in engine.batches if text[0] == "m"] == [f"m{index}" for index in range(100)]
+
+
+def test_clients_that_ask_for_much_wait_for_those_that_ask_for_little():
+    engine = Engine(held=True)
+    done = []
+
+    async def scenario(submit, batcher):
+        tasks = [await busy(submit, engine)]
+        greedy = [submit(f"g{index}", tokens=64, client="greedy") for index in range(60)]
+        await asyncio.sleep(0)
+        modest = [submit(f"m{index}", tokens=64, client="modest") for index in range(4)]
+        for task in (*greedy, *modest):
+            task.add_done_callback(done.append)
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.gather(*tasks, *greedy, *modest)
+        return max(done.index(task) for task in modest)
+
+    last, _ = run(scenario, engine, Bounds(batch_tokens=128, batch_items=2, queue_tokens=9999))
+    assert last < 16  # of 64: their four came with the first turns
+
+
+def test_a_full_queue_still_takes_those_who_have_their_share_yet_to_come():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        greedy = submit(*"abcdefghij", tokens=100, client="greedy")
+        await asyncio.sleep(0)
+        more, modest = submit("k", client="greedy"), submit("m", tokens=400, client="modest")
+        await asyncio.sleep(0)
+        await asyncio.wait([more], timeout=5)
+        assert refused(more) == (503, "queue_full")
+        over = submit("n", tokens=700, client="third")  # above all shares together
+        await asyncio.wait([over], timeout=5)
+        assert refused(over) == (503, "queue_full")
+        engine.go.set()
+        await asyncio.gather(first, greedy, modest)
+
+    run(scenario, engine)
+
+
+def test_who_would_wait_longer_than_they_will_is_refused_at_once():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        waiting = submit("b", tokens=900)  # 0.9 s at the measured speed
+        await asyncio.sleep(0)
+        batcher._per_token = 1e-3
+        late, patient = submit("c", timeout_s=0.5), submit("d", timeout_s=5)
+        other = submit("e", timeout_s=0.5, client="other")  # whose turn comes before
+        await asyncio.wait([late])
+        assert refused(late) == (503, "queue_full")
+        engine.go.set()
+        await asyncio.gather(first, waiting, patient, other)
+
+    run(scenario, engine)
+
+
+def test_a_request_knows_how_long_its_texts_waited_and_took():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        second = submit("b")
+        await asyncio.sleep(0.05)
+        engine.go.set()
+        return [found[1] for found in await asyncio.gather(first, second)]
+
+    (one, two), _ = run(scenario, engine)
+    assert one.queue_s < 0.04 < one.inference_s
+    assert two.inference_s < 0.04 < two.queue_s
 
 
 def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
@@ -186,7 +310,7 @@ def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
     bounds = Bounds(256, 8, 0)
     for _ in range(200):
         lengths = random.integers(1, 200, size=random.integers(1, 40)).tolist()
-        chosen = choose(lengths, Cost(), bounds)
+        chosen, _ = choose(lengths, Cost(), bounds)
         assert chosen[0] == 0
         assert len(set(chosen)) == len(chosen) <= 8
         assert len(chosen) * max(lengths[index] for index in chosen) <= 256

@@ -3,6 +3,7 @@
 import gc
 import json
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -117,6 +118,41 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
         assert_problem(answer.result(5), 504, "it is busy")
     go.set()
     assert metrics(client)['deploykit_rejected_total{reason="deadline"}'] == 3
+
+
+@pytest.mark.parametrize("asked", ["0", "", "-5", "1.5", "1e3", "soon", "9" * 10, "\u0661"])
+def test_a_deadline_that_makes_no_sense(client, asked):
+    answer = client.post(
+        PREDICT, json_body=BODY, headers={"x-request-timeout-ms": asked.encode("utf-8").decode("latin-1")}
+    )
+    assert_problem(answer, 400, "X-Request-Timeout-Ms must be a whole number")
+
+
+def test_a_client_may_wait_less_than_the_service_allows_but_not_more(serve, make_package, tmp_path):
+    client = serve(make_package(tmp_path / "p", serve=ServeOptions(timeout_s=0.5)).path)
+    go = threading.Event()
+    client._app._runtime._batcher._compute = lambda texts, encodings: go.wait(3)
+    times = {}
+    for asked in ("50", "60000"):
+        start = time.perf_counter()
+        answer = client.post(PREDICT, json_body=BODY, headers={"x-request-timeout-ms": asked})
+        assert answer.status in (503, 504)  # the second may be told at once that it would wait too long
+        times[asked] = time.perf_counter() - start
+    go.set()
+    assert 0.04 < times["50"] < 0.4
+    assert times["60000"] < 2
+
+
+def test_every_answer_says_where_its_time_went(client):
+    def timing(answer):
+        return dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+
+    found = {name: float(value) for name, value in timing(client.post(PREDICT, json_body=BODY)).items()}
+    assert list(found) == ["tokenize", "queue", "inference", "total"]
+    assert all(value >= 0 for value in found.values())
+    assert found["inference"] > 0
+    assert found["total"] >= found["tokenize"] + found["inference"]
+    assert list(timing(client.get("/livez"))) == list(timing(client.get("/nowhere"))) == ["total"]
 
 
 def test_too_many_at_once(client, engine, monkeypatch):

@@ -140,7 +140,7 @@ def test_under_load_every_text_gets_its_own_answer_and_bad_ones_fail_alone(strea
             tasks.append(submit(name, name, tokens=tokens))
             await asyncio.sleep(0.002 * random.random())
         await asyncio.wait(tasks)
-        assert (batcher.busy_s, batcher._workers, batcher._tokens) == (0.0, set(), 0)
+        assert (batcher.busy_s, batcher._workers, batcher._waiting.tokens) == (0.0, set(), 0)
         return tasks
 
     tasks, metrics = run(scenario, engine, Bounds(4096, 8, 10**6), Cost(), streams)
