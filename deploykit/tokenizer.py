@@ -6,7 +6,7 @@ Reads only the files `tokenizer.json` and `tokenizer_config.json`; needs neither
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from deploykit.errors import ModelError
 Int64 = npt.NDArray[np.int64]
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
+OVERLAP = 4  # a window of a long text shares a part of one in so many with the one before
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Encoding:
     """One tokenized input.
 
     `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character
-    offsets into the text, (0, 0) for special tokens.
+    offsets into the text, (0, 0) for special tokens. `windows` is how many parts the text was read in, and
+    `truncated` says that its end was not read.
     """
 
     ids: Int64
@@ -35,6 +37,7 @@ class Encoding:
     offsets: Int64
     unknown: int
     truncated: bool
+    windows: int = 1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,7 +76,8 @@ class Tokenizer:
         if pad_id is None:
             raise ModelError(f"{folder / TOKENIZER_CONFIG} names no padding token. Add one, for example the end token.")
         backend.no_padding()
-        backend.enable_truncation(max_tokens)
+        room = max_tokens - backend.num_special_tokens_to_add(is_pair=False)
+        backend.enable_truncation(max_tokens, stride=max(room, 0) // OVERLAP)
         side: Side = "left" if config.get("padding_side") == "left" else "right"
         return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
 
@@ -99,6 +103,33 @@ class Tokenizer:
             pairs = [None] * len(texts)
         inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs, strict=True)]
         return [self._encoding(found) for found in self.backend.encode_batch(inputs)]
+
+    def windows(self, texts: Sequence[str], most: int) -> "list[list[Window]]":
+        """Tokenizes texts that may be longer than the model reads.
+
+        Args:
+            texts: single ones, no pairs.
+            most: windows of one text; what they do not hold is cut off.
+
+        Returns:
+            For each text its windows, at least one, each overlapping with the one before.
+        """
+        found = self.backend.encode_batch(list(texts))
+        return [self._windows(text, whole, most) for text, whole in zip(texts, found, strict=True)]
+
+    def _windows(self, text: str, whole: tokenizers.Encoding, most: int) -> "list[Window]":
+        parts = [self._encoding(part) for part in (whole, *whole.overflowing)[:most]]
+        cut = len(whole.overflowing) >= most
+        if len(parts) == 1:
+            return [Window(text, 0, replace(parts[0], truncated=cut))]
+        windows = []
+        for part in parts:
+            real = part.offsets[:, 1] > part.offsets[:, 0]
+            start, end = int(part.offsets[real, 0].min(initial=len(text))), int(part.offsets[:, 1].max(initial=0))
+            offsets = np.where(real[:, None], part.offsets - start, 0)
+            windows.append(Window(text[start:end], start, replace(part, offsets=offsets, truncated=False)))
+        last = windows[-1]
+        return [*windows[:-1], replace(last, encoding=replace(last.encoding, truncated=cut))]
 
     def _encoding(self, found: tokenizers.Encoding) -> Encoding:
         ids = np.array(found.ids, dtype=np.int64)
@@ -141,6 +172,34 @@ class Tokenizer:
         """Returns where in a padded row of `width` the `tokens` real ones stand."""
         left = (padding_side or self.padding_side) == "left"
         return slice(width - tokens, width) if left else slice(0, tokens)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a text that the model reads at once; its encoding's offsets count from `start`."""
+
+    text: str
+    start: int
+    encoding: Encoding
+
+
+def joined(windows: Sequence[Window]) -> Encoding:
+    """Returns what was read of a text in all its windows, with offsets into the whole of it."""
+    if len(windows) == 1:
+        return windows[0].encoding
+    found = [window.encoding for window in windows]
+    real = [one.offsets[:, 1:] > one.offsets[:, :1] for one in found]
+    places = [
+        np.where(shown, one.offsets + window.start, 0) for shown, one, window in zip(real, found, windows, strict=True)
+    ]
+    return Encoding(
+        ids=np.concatenate([one.ids for one in found]),
+        type_ids=np.concatenate([one.type_ids for one in found]),
+        offsets=np.concatenate(places),
+        unknown=sum(one.unknown for one in found),
+        truncated=found[-1].truncated,
+        windows=len(found),
+    )
 
 
 def _special(backend: tokenizers.Tokenizer, config: dict[str, object], role: str) -> int | None:

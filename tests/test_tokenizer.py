@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ModelError
-from deploykit.tokenizer import Tokenizer
+from deploykit.tokenizer import Tokenizer, joined
 
 
 @pytest.fixture
@@ -119,3 +120,65 @@ def test_padding_is_the_padding_token(folder):
     batch = tokenizer.collate(tokenizer.encode(["film", "the film"]))
     assert batch["input_ids"][0, -1] == tokenizer.pad_id
     assert batch["attention_mask"][0, -1] == 0
+
+
+# long texts
+
+
+def long_text(words, seed=0):
+    random = np.random.default_rng(seed)
+    return " ".join(random.choice(["the", "film", "great,", "plot", "moving", "unbelievably"], size=words))
+
+
+@pytest.mark.parametrize("words", [1, 5, 12, 40, 200])
+def test_windows_overlap_and_hold_all_of_a_text(tokenizer, words):
+    text = long_text(words)
+    (windows,) = tokenizer.windows([text], most=1000)
+    whole = Tokenizer(tokenizer.backend, tokenizer.pad_id, "right", tokenizer.unknown_id, 10_000)
+    whole.backend.no_truncation()
+    (expected,) = whole.encode([text])
+    whole.backend.enable_truncation(16, stride=3)
+    seen = set()
+    for window in windows:
+        assert len(window.encoding) <= 16
+        assert not window.encoding.truncated
+        assert text[window.start : window.start + len(window.text)] == window.text
+        for start, end in window.encoding.offsets.tolist():
+            if end > start:
+                seen.add((window.start + start, window.start + end))
+                assert window.text[start:end] == text[window.start + start : window.start + end]
+    assert seen == {(start, end) for start, end in expected.offsets.tolist() if end > start}
+    for before, after in itertools.pairwise(windows):
+        assert before.start < after.start < before.start + len(before.text)
+    read = joined(windows)
+    assert (len(read), read.windows, read.truncated) == (sum(len(one.encoding) for one in windows), len(windows), False)
+    assert {(start, end) for start, end in read.offsets.tolist() if end > start} == seen
+    assert (len(windows) == 1) == (len(expected) <= 16)
+
+
+def test_a_text_of_one_window_is_what_it_always_was(tokenizer):
+    for text in ("", "a film", long_text(200)):
+        ((window,),) = tokenizer.windows([text], most=1)
+        (encoding,) = tokenizer.encode([text])
+        assert (window.text, window.start) == (text, 0)
+        np.testing.assert_array_equal(window.encoding.ids, encoding.ids)
+        np.testing.assert_array_equal(window.encoding.offsets, encoding.offsets)
+        assert window.encoding.truncated == encoding.truncated == (len(text) > 100)
+
+
+def test_what_the_windows_do_not_hold_is_cut_and_says_so(tokenizer):
+    text = long_text(200)
+    (windows,) = tokenizer.windows([text], most=3)
+    assert [window.encoding.truncated for window in windows] == [False, False, True]
+    assert joined(windows).truncated
+    (every,) = tokenizer.windows([text], most=1000)
+    (exactly,) = tokenizer.windows([text], most=len(every))
+    assert not joined(exactly).truncated
+
+
+def test_a_model_that_reads_next_to_nothing_has_windows_too(tokenizer_folder):
+    for most in (3, 4, 5):
+        short = Tokenizer.load(tokenizer_folder, max_tokens=most)
+        (windows,) = short.windows(["the film was great"], most=100)
+        assert len(windows) > 1
+        assert max(len(window.encoding) for window in windows) <= most

@@ -56,6 +56,7 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
         self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
         self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
+        self.windowed = self._counter("windowed", "Texts that were read in several windows because they are long.")
         self.inference_seconds = self._histogram(
             "inference_seconds", "Seconds that the engine took for a batch.", SECONDS
         )

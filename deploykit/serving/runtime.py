@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from time import perf_counter
 
 from pydantic import BaseModel
@@ -28,7 +29,7 @@ from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import Problem, retry_after
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Float32, softmax
-from deploykit.tokenizer import Encoding
+from deploykit.tokenizer import Encoding, Window, joined
 
 INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
 STUCK_S = 60.0  # a batch that takes longer will not come back
@@ -110,29 +111,48 @@ class Runtime:
         predictor, batcher = self._predictor, self._batcher
         if self.fault or predictor is None or batcher is None:
             raise Problem(503, "not_ready", "the model is not ready; the log says why", headers=retry_after(10))
-        start = perf_counter()
-        encodings = await self._encode(predictor, texts, pairs)
+        start, task = perf_counter(), predictor.task
+        inputs = await self._encode(predictor, texts, pairs)
         call.tokenize_s = perf_counter() - start
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
+        parts = [window for windows in inputs for window in windows]
+        encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
         left = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s) - call.tokenize_s
-        found, timing = await batcher.submit(texts, encodings, left, call.gone, call.client.name)
+        given = [window.text for window in parts]
+        found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
-        self._count(predictor, found, encodings)
-        rows = zip(found, texts, encodings, strict=True)
-        return [predictor.task.answer(scores, text, encoding, predictor.labels) for scores, text, encoding in rows]
+        rest = iter(found)
+        scores = [
+            next(rest) if len(windows) == 1 else task.merge(list(islice(rest, len(windows))), windows, text)
+            for windows, text in zip(inputs, texts, strict=True)
+        ]
+        read = list(map(joined, inputs))
+        self._count(predictor, scores, read)
+        rows = zip(scores, texts, read, strict=True)
+        return [task.answer(one, text, encoding, predictor.labels) for one, text, encoding in rows]
 
-    async def _encode(self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Encoding]:
+    async def _encode(
+        self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> list[list[Window]]:
+        """Tokenizes; a long text becomes windows, a long pair is cut."""
+
+        def encode() -> list[list[Window]]:
+            if pairs is None:
+                return predictor.tokenizer.windows(texts, self.settings.max_windows)
+            found = predictor.tokenizer.encode(texts, pairs)
+            return [[Window(text, 0, encoding)] for text, encoding in zip(texts, found, strict=True)]
+
         if sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
-            return predictor.tokenizer.encode(texts, pairs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizing, predictor.tokenizer.encode, texts, pairs)
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
         for scores, encoding in zip(found, encodings, strict=True):
             self.metrics.tokens.inc(len(encoding))
             self.metrics.input_tokens.observe(len(encoding))
             self.metrics.truncated.inc(encoding.truncated)
+            self.metrics.windowed.inc(encoding.windows > 1)
             for row in softmax(scores) if len(scores) else ():
                 best = int(row.argmax())
                 self.metrics.predicted(predictor.labels[best], float(row[best]))

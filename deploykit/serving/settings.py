@@ -51,6 +51,7 @@ class Settings(BaseModel):
     timeout_s: float
     max_texts: int
     max_body_bytes: int
+    max_windows: int
 
 
 def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.tokenizer import Encoding
+from deploykit.tokenizer import Encoding, Window
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -74,6 +74,9 @@ class Task(Protocol):
 
     def scores(self, logits: Float32, text: str, encoding: Encoding) -> Float32:
         """Turns the logits of one input, padding removed, into scores of its units, `(units, labels)`."""
+
+    def merge(self, scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
+        """Turns the scores of overlapping windows of a text into scores of the text's units."""
 
     def answer(self, scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> BaseModel:
         """Turns scores into what a client gets."""

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploykit.tasks import Example, Float32, Int64, softmax
-from deploykit.tokenizer import Encoding
+from deploykit.tokenizer import Encoding, Window
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
@@ -24,6 +24,7 @@ class Answer(BaseModel):
     score: float = Field(description="its probability, 0 to 1")
     scores: dict[str, float] = Field(description="the probability of every label")
     tokens: int = Field(description="tokens that the model read")
+    windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
 
 
@@ -80,6 +81,14 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
     return logits.reshape(1, -1)
 
 
+def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
+    """Averages the probabilities of the windows, each by its tokens; returns their logarithms, `(1, labels)`."""
+    weights = np.array([len(window.encoding) for window in windows], dtype=np.float32)
+    mean = weights @ softmax(np.concatenate(scores)) / weights.sum()
+    merged: Float32 = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).reshape(1, -1)
+    return merged
+
+
 def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
     """Returns the most probable label with all probabilities."""
     probabilities = softmax(scores[0])
@@ -89,5 +98,6 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
         score=float(probabilities[best]),
         scores={label: float(value) for label, value in zip(labels, probabilities, strict=True)},
         tokens=len(encoding),
+        windows=encoding.windows,
         truncated=encoding.truncated,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Span, softmax
-from deploykit.tokenizer import Encoding
+from deploykit.tokenizer import Encoding, Window
 
 AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
@@ -46,6 +46,7 @@ class Answer(BaseModel):
 
     entities: list[Entity]
     tokens: int = Field(description="tokens that the model read")
+    windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
 
 
@@ -164,6 +165,29 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
     return found
 
 
+def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
+    """Takes each unit's scores from the window that shows most of what stands around it.
+
+    A word that a window's edge cuts in two is no unit of that window.
+
+    Returns:
+        Scores of the units in all that was read, `(units, labels)`.
+    """
+    places = units(text[: windows[-1].start + len(windows[-1].text)])
+    index = {tuple(place): number for number, place in enumerate(places.tolist())}
+    found = np.zeros((len(places), scores[0].shape[1]), dtype=np.float32)
+    found[:, 0], shown = UNSEEN_LOGIT, np.full(len(places), -1.0)
+    for number, (window, rows) in enumerate(zip(windows, scores, strict=True)):
+        first, last = number == 0, number == len(windows) - 1
+        for (start, end), row in zip((units(window.text) + window.start).tolist(), rows, strict=True):
+            before = np.inf if first else start - window.start
+            after = np.inf if last else window.start + len(window.text) - end
+            unit = index.get((start, end), -1)
+            if unit >= 0 and min(before, after) > shown[unit]:
+                found[unit], shown[unit] = row, min(before, after)
+    return found
+
+
 def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
     """Joins units into entities: an I- label continues an entity of the same name, or begins one."""
     entities: list[Entity] = []
@@ -180,4 +204,4 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
                 entities.pop()
             entities.append(Entity(label=label, text=text[start:end], start=start, end=end, score=score))
         before = tag
-    return Answer(entities=entities, tokens=len(encoding), truncated=encoding.truncated)
+    return Answer(entities=entities, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)

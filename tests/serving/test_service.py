@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
 
-from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact
+from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact, ServeOptions
 from deploykit.predictor import Predictor
 from deploykit.serving import keys, runtime
 from deploykit.serving.service import build
@@ -102,12 +102,37 @@ def test_answers(client, package):
         np.testing.assert_allclose(found["score"], wanted["score"], atol=1e-6)
 
 
-def test_a_long_text_is_cut_and_says_so(client):
-    texts = ["great " * 1000, "great"]
+@pytest.mark.parametrize(
+    ("most", "words", "windows", "truncated"), [(1, 1000, 1, True), (16, 200, 4, False), (16, 1000, 16, True)]
+)
+def test_a_long_text_is_read_in_windows_and_what_is_cut_says_so(
+    serve, make_package, tmp_path, most, words, windows, truncated
+):
+    client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_windows=most)).path)
+    texts = ["the plot is weak", "great " * words, "great"]
     found = client.post(PREDICT, json_body={"texts": texts}).json()["predictions"]
-    assert [answer["truncated"] for answer in found] == [True, False]
-    assert found[0]["tokens"] == 64
-    assert metrics(client)["deploykit_truncated_total"] == 1
+    assert [answer["windows"] for answer in found] == [1, windows, 1]
+    assert [answer["truncated"] for answer in found] == [False, truncated, False]
+    assert 64 * (windows - 1) < found[1]["tokens"] <= 64 * windows
+    seen = metrics(client)
+    assert (seen["deploykit_truncated_total"], seen["deploykit_windowed_total"]) == (truncated, windows > 1)
+    alone = [client.post(PREDICT, json_body={"texts": [text]}).json()["predictions"][0] for text in texts]
+    for one, other in zip(found, alone, strict=True):  # the parts are put together again, each in its place
+        assert one["label"] == other["label"]
+        np.testing.assert_allclose(list(one["scores"].values()), list(other["scores"].values()), atol=1e-5)
+
+
+def test_names_far_into_a_text_have_their_place_in_all_of_it(serve, make_package, tmp_path):
+    labels = ("O", "B-NAME", "I-NAME")
+    client = serve(make_package(tmp_path / "p", task="token-classification", labels=labels).path)
+    text = " ".join(["the", "plot", "is", "weak"] * 60)
+    (found,) = client.post(PREDICT, json_body={"texts": [text]}).json()["predictions"]
+    assert found["windows"] > 1
+    assert not found["truncated"]
+    assert found["entities"], "the tiny model finds names everywhere"
+    assert max(entity["end"] for entity in found["entities"]) > len(text) // 2
+    for entity in found["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
 
 
 def test_pairs_are_asked_for_when_the_model_reads_pairs(serve, make_package, tmp_path):
@@ -215,7 +240,7 @@ def test_the_description_is_typed_and_has_an_example(serve, package, key_file):
     docs = {"x-api-key": keys.add(key_file, "docs", ["docs"])}
     content = serve(package).get("/docs.json", headers=docs).json()
     schemas = content["components"]["schemas"]
-    assert set(schemas["Answer"]["properties"]) == {"label", "score", "scores", "tokens", "truncated"}
+    assert set(schemas["Answer"]["properties"]) == {"label", "score", "scores", "tokens", "windows", "truncated"}
     assert "A film that I will watch again." in json.dumps(content)
     assert content["info"]["description"] == "# tiny\n"
 

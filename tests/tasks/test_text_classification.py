@@ -3,9 +3,9 @@ import pytest
 from pydantic import ValidationError
 
 from deploykit import tasks
-from deploykit.tasks import Example
+from deploykit.tasks import Example, softmax
 from deploykit.tasks import text_classification as task
-from deploykit.tokenizer import Tokenizer
+from deploykit.tokenizer import Encoding, Tokenizer, Window
 
 COLUMNS = {"text": "text", "text_pair": None, "label": "label"}
 PAIR = {**COLUMNS, "text_pair": "second"}
@@ -85,3 +85,19 @@ def test_probabilities_of_large_logits_are_finite():
     found = tasks.softmax(np.array([[1e4, 0.0], [-1e4, 0.0]], dtype=np.float32))
     np.testing.assert_array_equal(found, [[1, 0], [0, 1]])
     assert found.dtype == np.float32
+
+
+def test_windows_are_averaged_by_their_tokens():
+    def window(tokens):
+        ids = np.zeros(tokens, dtype=np.int64)
+        return Window("", 0, Encoding(ids, ids, np.zeros((tokens, 2), np.int64), 0, truncated=False))
+
+    random = np.random.default_rng(0)
+    logits = [random.normal(size=(1, 3)).astype(np.float32) for _ in range(3)]
+    merged = task.merge(logits, [window(10), window(10), window(5)], "")
+    assert merged.shape == (1, 3)
+    assert merged.dtype == np.float32
+    expected = sum(weight * softmax(row) for weight, row in zip((0.4, 0.4, 0.2), logits, strict=True))
+    np.testing.assert_allclose(softmax(merged), expected, rtol=1e-5)
+    certain = [np.array([[200.0, 0.0, 0.0]], np.float32)] * 2
+    assert np.isfinite(task.merge(certain, [window(1), window(1)], "")).all()

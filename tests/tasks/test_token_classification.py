@@ -3,7 +3,7 @@ import pytest
 
 from deploykit.tasks import IGNORED, Example, Span
 from deploykit.tasks import token_classification as task
-from deploykit.tokenizer import Tokenizer
+from deploykit.tokenizer import Tokenizer, Window
 
 TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
 SPANS = {**TAGS, "spans": "spans"}
@@ -190,3 +190,34 @@ def test_what_was_read_comes_back_from_perfect_scores(tokenizer, tagged_sentence
         (encoding,) = tokenizer.encode([example.text])
         answer = task.answer(logits_for(task.targets(example, LABELS)), example.text, encoding, LABELS)
         assert tuple(Span(found.start, found.end, found.label) for found in answer.entities) == example.spans
+
+
+# long texts
+
+
+def test_each_word_is_answered_by_the_window_that_shows_most_around_it():
+    text = "alpha beta gamma delta epsilon"
+    parts = [(0, 16), (6, 22), (11, 30)]  # two words and a bit in common
+    windows = [Window(text[start:end], start, None) for start, end in parts]
+    found = [
+        np.full((len(task.units(window.text)), 3), number, dtype=np.float32) for number, window in enumerate(windows)
+    ]
+    merged = task.merge(found, windows, text)
+    assert merged.shape == (5, 3)
+    # beta stands 6 from the edge of the first and 0 from that of the second; gamma at an edge of all but the second
+    assert merged[:, 1].tolist() == [0, 0, 1, 2, 2]
+
+
+def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
+    text = "alpha beta gamma"
+    windows = [Window("alpha bet", 0, None), Window("eta gamma", 7, None), Window("beta gamma", 6, None)]
+    found = [np.full((2, 3), number, dtype=np.float32) for number in range(3)]
+    assert task.merge(found, windows, text)[:, 1].tolist() == [0, 2, 2]
+    lost = task.merge(found[:2], windows[:2], text)
+    assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
+
+
+def test_what_was_not_read_has_no_units():
+    windows = [Window("alpha beta", 0, None), Window("beta gamma", 6, None)]
+    found = [np.zeros((2, 3), dtype=np.float32)] * 2
+    assert task.merge(found, windows, "alpha beta gamma delta").shape == (3, 3)
