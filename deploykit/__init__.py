@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+    from deploykit.client import AsyncClient, Client
     from deploykit.explaining import explain_quantization
     from deploykit.golden import verify
     from deploykit.methods import available
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Artifact": "artifact",
+    "AsyncClient": "client",
+    "Client": "client",
     "Predictor": "predictor",
     "Recipe": "recipe",
     "available": "methods",
@@ -45,6 +48,8 @@ _HOME = {
 
 __all__ = [
     "Artifact",
+    "AsyncClient",
+    "Client",
     "Predictor",
     "Recipe",
     "available",

@@ -94,7 +94,8 @@ class ServeOptions(Record):
 
     `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `timeout_s` is the
     deadline of a request in seconds, `max_texts` and `max_body_bytes` bound one request, `max_windows` is in how
-    many overlapping parts a text is read that is longer than the model reads (1: it is cut), `threads` are
+    many overlapping parts a text is read that is longer than the model reads (1: it is cut), `redact` masks
+    personal data before the model reads a text, `threads` are
     cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that
     the cgroup allows).
     """
@@ -106,6 +107,7 @@ class ServeOptions(Record):
     max_texts: int = Field(default=256, ge=1)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_windows: int = Field(default=16, ge=1)
+    redact: bool = False
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -24,7 +24,7 @@ from deploykit.evaluation.gates import Verdict
 ROOT = Path(__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
-    *("predictor.py", "fallback.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
+    *("predictor.py", "fallback.py", "drift.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
 SERVING_PACKAGES = (

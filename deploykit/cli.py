@@ -139,6 +139,18 @@ def serve(
 
 
 @app.command()
+def drain(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the service listens on.")] = 3000,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until the load balancer has noticed.")] = 0.0,
+) -> None:
+    """Let a service on this machine go out of the load balancer; it answers on until it is stopped."""
+    from deploykit.serving import launch
+
+    launch.drain(port, wait)
+    out.print(f"the service on port {port} is not ready any more; it can be stopped", markup=False)
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")] = Path("recipe.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,

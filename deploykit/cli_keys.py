@@ -3,11 +3,14 @@
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploykit.cli_print import err, out, print_table
+
+if TYPE_CHECKING:
+    from deploykit.serving.keys import Key
 
 app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
 KeyFile = Annotated[
@@ -20,17 +23,31 @@ def add_key(
     client: Annotated[str, typer.Argument(help="Who the key is for.")],
     keys: KeyFile = None,
     scopes: Annotated[
-        list[str] | None, typer.Option("--scope", help="predict, metrics, docs; may be repeated.")
+        list[str] | None, typer.Option("--scope", help="predict, explain, metrics, docs, admin; may be repeated.")
     ] = None,
     days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    starts: Annotated[datetime | None, typer.Option("--from", help="When it begins to be valid, in UTC.")] = None,
     per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
+    per_day: Annotated[int | None, typer.Option(help="Requests allowed in a day.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens allowed in a minute.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests allowed at the same time, in each replica.")] = None,
 ) -> None:
     """Make a key and print it; only its hash is stored, so this is the only time that it can be seen."""
     from deploykit.serving import keys as store
 
     path = keys or store.default_path()
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
-    text = store.add(path, client, scopes or ("predict", "metrics"), expires=expires, requests_per_minute=per_minute)
+    text = store.add(
+        path,
+        client,
+        scopes or ("predict", "metrics"),
+        not_before=starts and starts.replace(tzinfo=UTC),
+        expires=expires,
+        requests_per_minute=per_minute,
+        requests_per_day=per_day,
+        tokens_per_minute=tokens_per_minute,
+        concurrency=concurrency,
+    )
     err.print(f"stored in {path}; the key is shown only now:", markup=False)
     sys.stdout.write(text + "\n")
 
@@ -48,11 +65,61 @@ def list_keys(keys: KeyFile = None) -> None:
             ", ".join(key.scopes),
             f"{key.created:%Y-%m-%d}",
             f"{key.expires:%Y-%m-%d}" if key.expires else "never",
-            str(key.requests_per_minute or "no limit"),
+            _limits(key),
         )
         for key in found
     ]
-    print_table(("id", "client", "scopes", "created", "expires", "requests per minute"), shown)
+    print_table(("id", "client", "scopes", "created", "expires", "limits"), shown)
+
+
+def _limits(key: "Key") -> str:
+    named = {
+        "a minute": key.requests_per_minute,
+        "a day": key.requests_per_day,
+        "tokens a minute": key.tokens_per_minute,
+        "at once": key.concurrency,
+    }
+    found = [f"{limit:,} {what}" for what, limit in named.items() if limit]
+    state = ["disabled"] if key.disabled else [f"from {key.not_before:%Y-%m-%d %H:%M}"] if key.not_before else []
+    return ", ".join(state + found) or "none"
+
+
+@app.command("rotate")
+def rotate_key(
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    keys: KeyFile = None,
+    hours: Annotated[float, typer.Option(min=0, help="How long the old key stays valid.")] = 24.0,
+) -> None:
+    """Make a key that allows the same, print it, and let the old one expire."""
+    from deploykit.serving import keys as store
+
+    text = store.rotate(keys or store.default_path(), key, timedelta(hours=hours))
+    err.print(f"the old key {key} expires in {hours:g} hours; the new one is shown only now:", markup=False)
+    sys.stdout.write(text + "\n")
+
+
+@app.command("disable")
+def disable_key(
+    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    keys: KeyFile = None,
+) -> None:
+    """Disable keys until they are enabled again; a running service notices within seconds."""
+    from deploykit.serving import keys as store
+
+    found = store.switch(keys or store.default_path(), key, disabled=True)
+    out.print(f"disabled: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
+
+
+@app.command("enable")
+def enable_key(
+    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    keys: KeyFile = None,
+) -> None:
+    """Enable keys that were disabled."""
+    from deploykit.serving import keys as store
+
+    found = store.switch(keys or store.default_path(), key, disabled=False)
+    out.print(f"enabled: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
 
 
 @app.command("revoke")

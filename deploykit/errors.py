@@ -3,6 +3,7 @@
     DeploykitError              3   something inside went wrong
     ├── GateError               1   a promise about the result was broken
     ├── GraphError              3   a graph cannot be written in the form that was asked for
+    ├── ServiceError            3   a running service refused a request, or did not answer
     └── InputError              2   what was given is wrong; the message says what to do
         ├── RecipeError             the recipe, with every mistake in it
         ├── DataError               the labelled data, with line numbers
@@ -39,6 +40,14 @@ class GateError(DeploykitError):
 
 class GraphError(DeploykitError):
     """A graph cannot be written in the form that was asked for."""
+
+
+class ServiceError(DeploykitError):
+    """A running service refused a request or did not answer; `status` is None where there was no answer at all."""
+
+    def __init__(self, message: str, status: int | None = None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.request_id = status, request_id
 
 
 class InputError(DeploykitError):

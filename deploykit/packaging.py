@@ -6,7 +6,7 @@ deploykit which serves, pinned requirements without torch, a service file and a 
 
 import numpy as np
 
-from deploykit import bundle, golden, hardware
+from deploykit import bundle, drift, golden, hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft, load_predictions
 from deploykit.errors import GateError
 from deploykit.evaluation import gates, latency, metrics, splits
@@ -15,6 +15,7 @@ from deploykit.execution import Execution
 from deploykit.job import REFERENCE, Job
 from deploykit.predictor import Predictor
 from deploykit.recipe import PackageSection
+from deploykit.tasks import softmax
 
 
 def package(job: Job) -> Artifact:
@@ -34,6 +35,7 @@ def package(job: Job) -> Artifact:
     verdicts = _judge(job, predictor, comparison)
     gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
     table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)
+    seen = drift.reference(lengths, [softmax(row) for row in after], len(predictor.labels))
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))
         golden.save(folder, _golden(job, options, predictor))
@@ -50,6 +52,7 @@ def package(job: Job) -> Artifact:
                 "verdicts": [verdict.model_dump() for verdict in verdicts],
                 "flips": flips(job.task, rows, predictor.labels, before, after, comparison.flipped),
                 "test": table,
+                "reference": {name: found.model_dump(mode="json") for name, found in seen.items()},
             },
         )
 

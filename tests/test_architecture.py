@@ -13,8 +13,8 @@ ROOT = Path(deploykit.__file__).parent
 
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
-    ("errors", "recipes", "execution", "cost"),
-    ("artifact", "methods", "hardware", "layouts", "overrides", "cache"),
+    ("errors", "recipes", "execution", "cost", "drift"),
+    ("artifact", "methods", "hardware", "layouts", "overrides", "cache", "client"),
     ("mistakes",),
     ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
@@ -56,6 +56,7 @@ CLOSED = {
         "errors",
         "execution",
         "cost",
+        "drift",
         "artifact",
         "methods",
         "tokenizer",
@@ -66,6 +67,7 @@ CLOSED = {
         "tasks",
         "engines",
     },
+    "client": {"errors"},
     "fleet": {"errors", "artifact", "methods", "hardware", "recipe"},
     "benchmarking": {"errors", "artifact", "methods", "hardware", "recipe"},
 }

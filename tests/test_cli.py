@@ -354,6 +354,16 @@ def test_keys_are_added_listed_and_revoked(call, tmp_path):
     assert secret.split("_", 2)[2] not in keys.read_text()
     _, out, _ = call("keys", "list", "--keys", keys)
     assert "alice" in out
+    call("keys", "add", "bob", "--keys", keys, "--per-day", 5000, "--concurrency", 3, "--from", "2030-01-01")
+    _, out, _ = call("keys", "list", "--keys", keys)
+    assert "from 2030-01-01 00:00, 5,000 a day, 3 at once" in " ".join(out.split())
+    code, out, message = call("keys", "rotate", secret[3:11], "--keys", keys, "--hours", 2)
+    assert code == 0
+    assert re.fullmatch(r"dk_[0-9a-f]{8}_[\w-]{43}", out.strip())
+    assert "expires in 2 hours" in message
+    for command in ("disable", "enable"):
+        _, out, _ = call("keys", command, "bob", "--keys", keys)
+        assert out.startswith(f"{command}d: ")
     assert call("keys", "revoke", "alice", "--keys", keys)[0] == 0
     code, _, message = call("keys", "revoke", "alice", "--keys", keys)
     assert code == 2

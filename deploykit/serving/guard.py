@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
 
-from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,7 +74,8 @@ class Guard:
                     raise problem
                 call.timeout_s = _timeout(headers)
                 await self._admit(route, headers, call)
-                await self._handle(route, scope, receive, reply, headers, call)
+                with self._runtime.limits.running(call.client):
+                    await self._handle(route, scope, receive, reply, headers, call)
             except Problem as found:
                 await self._refuse(reply, found)
             except Exception:
@@ -93,15 +93,13 @@ class Guard:
         """Asks who it is, whether they may, and whether there is room; raises a problem if not."""
         runtime = self._runtime
         needed = None if route.scope == "metrics" and runtime.settings.metrics_public else route.scope
-        if needed is not None and runtime.keys is not None:
-            found = runtime.keys.check(_key(headers), needed)
+        if needed is not None:
+            found = runtime.identify(_key(headers), needed)
             if isinstance(found, Refusal):
                 challenge = {"www-authenticate": 'Bearer realm="deploykit"'} if found.status == 401 else {}
                 raise Problem(found.status, found.reason, found.detail, headers=challenge)
             call.client = found
-            if wait := runtime.limits.wait(found):
-                detail = f"this key may send {found.requests_per_minute} requests a minute; wait {wait:.1f} s"
-                raise Problem(429, "rate", detail, headers=retry_after(wait))
+            await runtime.limits.request(found)
         if route.scope is not None and self._in_flight > MOST_IN_FLIGHT:
             raise Problem(503, "busy", f"{MOST_IN_FLIGHT} requests are in progress", headers=retry_after(1))
 
@@ -110,7 +108,7 @@ class Guard:
     ) -> None:
         """Lets an admitted request in, its body checked, and watches whether the client stays."""
         if route.page is not None:
-            await reply.whole(200, {"content-type": METRICS_TYPE}, await asyncio.to_thread(route.page))
+            await reply.whole(200, {"content-type": route.media}, await asyncio.to_thread(route.page))
             return
         body = b""
         if route.body is not None:

@@ -19,18 +19,20 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from deploykit.errors import InputError, storage_errors
 from deploykit.methods import did_you_mean
 
-Scope = Literal["predict", "metrics", "docs"]
+Scope = Literal["predict", "explain", "metrics", "docs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY = re.compile(r"dk_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
+LIMITS = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "concurrency")
+OVERLAP = timedelta(days=1)  # how long an old key and its successor are both valid
 POLL_S = 1.0  # how often a running service looks whether the file has changed
 NOBODY = hashlib.sha256(b"").hexdigest()  # compared with when the id is unknown, so that it takes as long
 
@@ -47,8 +49,13 @@ class Key(BaseModel):
     client: str = Field(min_length=1, max_length=64)
     scopes: tuple[Scope, ...] = Field(min_length=1)
     created: AwareDatetime
+    not_before: AwareDatetime | None = None
     expires: AwareDatetime | None = None
+    disabled: bool = False
     requests_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_day: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
 
 
 class KeyFile(BaseModel):
@@ -67,6 +74,9 @@ class Client:
     name: str
     key: str = ""
     requests_per_minute: int | None = None
+    requests_per_day: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,12 @@ def add(
     client: str,
     scopes: Sequence[str] = ("predict", "metrics"),
     *,
+    not_before: datetime | None = None,
     expires: datetime | None = None,
     requests_per_minute: int | None = None,
+    requests_per_day: int | None = None,
+    tokens_per_minute: int | None = None,
+    concurrency: int | None = None,
 ) -> str:
     """Makes a key and stores its hash.
 
@@ -98,8 +112,12 @@ def add(
         path: the key file; made if it is not there.
         client: the name to log and count by; one client may hold several keys.
         scopes: what the key opens, some of `SCOPES`.
+        not_before: until when it is refused; needs a time zone.
         expires: from when on it is refused; needs a time zone.
-        requests_per_minute: the rate limit; none by default.
+        requests_per_minute: the most that it may send; no limit by default, and so for the others.
+        requests_per_day: the most that it may send.
+        tokens_per_minute: the most that its texts may have.
+        concurrency: requests that may be in progress at the same time, in each replica.
 
     Returns:
         The key. It cannot be shown again.
@@ -112,27 +130,67 @@ def add(
         >>> add(Path("keys.json"), "alice", ["predict"])  # doctest: +SKIP
         'dk_1f0c22ab_Yk…'
     """
-    identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
         near = did_you_mean(unknown[0], SCOPES)
         raise InputError(f"no scope is called {unknown[0]!r}{near}. There are: {', '.join(SCOPES)}.")
+    if expires and not_before and expires <= not_before:
+        raise InputError(f"the key would expire ({expires}) before it is valid ({not_before}). Let it expire later.")
     try:
-        key = Key(
-            id=identity,
-            sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        text, key = _made(
             client=client,
             scopes=tuple(scope for scope in SCOPES if scope in scopes),
-            created=datetime.now(UTC).replace(microsecond=0),
+            not_before=not_before,
             expires=expires,
             requests_per_minute=requests_per_minute,
+            requests_per_day=requests_per_day,
+            tokens_per_minute=tokens_per_minute,
+            concurrency=concurrency,
         )
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{'.'.join(map(str, first['loc']))} of the key: {first['msg']}") from error
     with _changing(path):
         _write(path, [*(listing(path) if path.exists() else ()), key])
-    return f"dk_{identity}_{secret}"
+    return text
+
+
+def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
+    """Makes a key that allows what another one does, which expires once its holder has had time to change.
+
+    Args:
+        path: the key file.
+        identity: the id of the old key.
+        overlap: how long both are valid; zero ends the old one at once.
+
+    Returns:
+        The new key. It cannot be shown again.
+
+    Raises:
+        InputError: nobody has that id, the key is disabled or has expired, or the file cannot be read.
+        StorageError: the file cannot be written.
+    """
+    with _changing(path):
+        keys, now = listing(path), datetime.now(UTC).replace(microsecond=0)
+        old = next((key for key in keys if key.id == identity), None)
+        if old is None:
+            raise InputError(f"no key has the id {identity!r}{did_you_mean(identity, [key.id for key in keys])}.")
+        if old.disabled or (old.expires is not None and old.expires <= now):
+            raise InputError(f"the key {identity} is disabled or has expired. Make a new one with: deploykit keys add")
+        kept = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires"})
+        lasts = old.expires and now + (old.expires - (old.not_before or old.created))
+        text, fresh = _made(**kept, expires=lasts)
+        end = min(now + overlap, old.expires) if old.expires else now + overlap
+        ended = old.model_copy(update={"expires": end})
+        _write(path, [*(ended if key is old else key for key in keys), fresh])
+    return text
+
+
+def _made(**facts: Any) -> tuple[str, Key]:
+    """Returns a new key as its holder sees it, and what is kept of it."""
+    identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    hashed, now = hashlib.sha256(secret.encode()).hexdigest(), datetime.now(UTC).replace(microsecond=0)
+    return f"dk_{identity}_{secret}", Key(id=identity, sha256=hashed, created=now, **facts)
 
 
 def listing(path: Path) -> tuple[Key, ...]:
@@ -164,12 +222,35 @@ def revoke(path: Path, id_or_client: str) -> tuple[Key, ...]:
     """
     with _changing(path):
         keys = listing(path)
-        gone = tuple(key for key in keys if id_or_client in (key.id, key.client))
-        if not gone:
-            names = sorted({name for key in keys for name in (key.id, key.client)})
-            raise InputError(f"no key has the id or the client {id_or_client!r}{did_you_mean(id_or_client, names)}.")
+        gone = _named(keys, id_or_client)
         _write(path, [key for key in keys if key not in gone])
     return gone
+
+
+def switch(path: Path, id_or_client: str, *, disabled: bool) -> tuple[Key, ...]:
+    """Disables or enables one key by its id, or all keys of a client; running services follow within a second.
+
+    Returns:
+        The keys as they are now.
+
+    Raises:
+        InputError: nobody has that id or name, or the file cannot be read.
+        StorageError: the file cannot be written.
+    """
+    with _changing(path):
+        keys = listing(path)
+        meant = _named(keys, id_or_client)
+        changed = {key.id: key.model_copy(update={"disabled": disabled}) for key in meant}
+        _write(path, [changed.get(key.id, key) for key in keys])
+    return tuple(changed.values())
+
+
+def _named(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
+    found = tuple(key for key in keys if id_or_client in (key.id, key.client))
+    if not found:
+        names = sorted({name for key in keys for name in (key.id, key.client)})
+        raise InputError(f"no key has the id or the client {id_or_client!r}{did_you_mean(id_or_client, names)}.")
+    return found
 
 
 class Keys:
@@ -202,7 +283,12 @@ class Keys:
         same = hmac.compare_digest(found, key.sha256 if key else NOBODY)
         if key is None or not same:
             return Refusal(401, "auth_invalid", "the key is not one of this service's keys")
-        if key.expires is not None and key.expires <= datetime.now(UTC):
+        now = datetime.now(UTC)
+        if key.disabled:
+            return Refusal(401, "auth_disabled", "the key is disabled; ask who gave it to you")
+        if key.not_before is not None and now < key.not_before:
+            return Refusal(401, "auth_early", f"the key is valid from {key.not_before:%Y-%m-%d %H:%M %Z} on")
+        if key.expires is not None and key.expires <= now:
             return Refusal(
                 401, "auth_expired", f"the key expired on {key.expires:%Y-%m-%d %H:%M %Z}; ask for a new one"
             )
@@ -211,7 +297,14 @@ class Keys:
             return Refusal(
                 403, "auth_scope", f"the key lacks the scope {scope!r} that this route needs; it has {opens}"
             )
-        return Client(key.client, key.id, key.requests_per_minute)
+        limits = {name: getattr(key, name) for name in LIMITS}
+        return Client(key.client, key.id, **limits)
+
+    def next_expiry(self) -> float | None:
+        """Returns the time, in seconds since 1970, at which the next key expires; None where none does."""
+        now = datetime.now(UTC)
+        ends = [key.expires.timestamp() for key in self._keys.values() if key.expires is not None and key.expires > now]
+        return min(ends, default=None)
 
     def _follow(self) -> None:
         """Reads the file again when it has changed; a broken one leaves the keys as they are."""

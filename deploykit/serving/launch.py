@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError
+from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.settings import AUTH, KEYS, PACKAGE, load, require_keys
+from deploykit.serving.settings import AUTH, KEYS, PACKAGE, drain_file, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
@@ -144,6 +144,33 @@ def running(
             yield launch.url
         finally:
             stop(process)
+
+
+def drain(port: int = PORT, seconds: float = 0.0, environ: Mapping[str, str] = os.environ) -> Path:
+    """Tells a service on this machine to let go of its traffic: it says that it is not ready, and answers on.
+
+    A load balancer then sends its traffic elsewhere; the process can be ended once it has noticed.
+
+    Args:
+        port: that it listens on.
+        seconds: to wait until the load balancer has noticed: its interval times its threshold.
+        environ: the environment, as the service has it.
+
+    Returns:
+        The file that says so; the next start takes it away.
+
+    Raises:
+        InputError: no service was started there.
+        StorageError: the file cannot be written.
+    """
+    home = environ.get("BENTOML_HOME") or str(_home(environ, port))
+    file = drain_file({**environ, "BENTOML_HOME": home})
+    if not file.parent.is_dir():
+        raise InputError(f"no service was started on port {port} by this user. Name its port with --port.")
+    with storage_errors(file):
+        file.touch()
+    time.sleep(seconds)
+    return file
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,8 +7,10 @@ collected from their files. Without that mode, in tests, the registry itself is 
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from deploykit.serving.problems import REASONS
+from deploykit.serving.redaction import NAMES
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 MOST_LABELS = 50
@@ -27,6 +30,7 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (*(size * step // 4 for size in (4, *TOKENS[:-1]) for step in (4, 5, 6, 7)), TOKENS[-1])  # see lengths.py
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("name", "version", "task", "engine", "precision", "graph")
+DRIFTING = ("length", "confidence", "label")
 RELEASES = ("all", "items", "tokens", "cost")
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -56,6 +60,7 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens of the texts that were answered.")
         self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
         self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
+        self.redacted = self._counter("redacted", "Personal data that was masked in texts, by kind.", "kind")
         self.windowed = self._counter("windowed", "Texts that were read in several windows because they are long.")
         self.inference_seconds = self._histogram(
             "inference_seconds", "Seconds that the engine took for a batch.", SECONDS
@@ -65,20 +70,41 @@ class Metrics:
         )
         self.predictions = self._counter("predictions", "Predictions by label.", "label")
         self.confidence = self._histogram("confidence", "Probability of what was predicted.", CONFIDENCES)
+        self.entropy = self._histogram("entropy", "Entropy of predictions: 0 certain, 1 all labels alike.", SHARES)
+        self.unknown_ratio = self._histogram("unknown_token_ratio", "Share of unknown tokens in a text.", SHARES)
+        self.drift = self._gauge("drift_psi", "Population stability index against what was judged.", "feature")
+        self.memory = self._gauge("process_resident_bytes", "Memory of the process, in bytes.")
+        self.cpu_seconds = self._gauge("process_cpu_seconds", "Processor time that the process has taken.")
+        self.open_files = self._gauge("process_open_files", "Files and sockets that the process holds open.")
+        self.started = self._gauge("process_start_seconds", "When the process started, since 1970.")
         self.model_info = self._gauge("model_info", "What is served; always 1, once it is loaded.", *MODEL)
         self.fallback = self._gauge("fallback", "1 when the float graph is served in place of what was chosen, else 0.")
         self.ready = self._gauge("ready", "1 when the service answers, else 0.")
+        self.draining = self._gauge("draining", "1 when the service was told to let go of its traffic, else 0.")
         self.golden_passed = self._gauge("golden_passed", "1 when the golden set gave its answers again, else 0.")
         self.load_seconds = self._gauge("model_load_seconds", "Seconds to verify, load and replay the model.")
         self.keys = self._gauge("keys", "Keys that are known.")
         self.key_failures = self._gauge("key_file_failures", "Times that a changed key file could not be read.")
+        self.key_expiry = self._gauge("next_key_expiry_seconds", "When the next key expires, since 1970; 0 for never.")
+        self.limit_failures = self._gauge("shared_limit_failures", "Times that the shared store of limits failed.")
+        self.token_failures = self._gauge("token_key_failures", "Times that the keys for tokens could not be read.")
         self._known = frozenset(labels[:MOST_LABELS])
+        self.started.set(time.time())
         self._fill(routes)
 
-    def predicted(self, label: str, confidence: float) -> None:
+    def predicted(self, label: str, confidence: float, entropy: float) -> None:
         """Counts one prediction."""
         self.predictions.labels(label if label in self._known else OTHER).inc()
         self.confidence.observe(confidence)
+        self.entropy.observe(entropy)
+
+    def process(self) -> None:
+        """Looks at the process itself; prometheus_client's own collector does not join several."""
+        with suppress(OSError):  # where there is no /proc
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+            self.memory.set(pages * os.sysconf("SC_PAGE_SIZE"))
+            self.open_files.set(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        self.cpu_seconds.set(time.process_time())
 
     def status(self, route: str, status: int) -> None:
         """Counts one response; a status that nobody foresaw counts as its class's first."""
@@ -112,6 +138,10 @@ class Metrics:
         for status in STATUSES:
             self.requests.labels(routes[0], status)
         self.requests.labels(routes[-1], "404")
+        for feature in DRIFTING:
+            self.drift.labels(feature)
+        for kind in NAMES:
+            self.redacted.labels(kind)
         for release in RELEASES:
             self.batches.labels(release)
         for reason in REASONS:

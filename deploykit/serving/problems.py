@@ -22,6 +22,8 @@ REASONS = (
     "auth_missing",
     "auth_invalid",
     "auth_expired",
+    "auth_early",
+    "auth_disabled",
     "auth_scope",
     "rate",
     "busy",
@@ -31,6 +33,7 @@ REASONS = (
     "client_gone",
     "failed",
 )
+NOT_READY = "the model is not ready; the log says why"
 CLIENT_GONE = 499  # nobody reads it; the log line and the counter do
 
 

@@ -7,9 +7,11 @@ from pydantic import BaseModel
 
 from deploykit.serving.keys import Scope
 from deploykit.serving.problems import Problem
+from deploykit.serving.protocols import Protocol
 
 PREDICT = "/v1/predict"
 METRICS = "/metrics"
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Route:
         method: GET (HEAD too) or POST.
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
-        page: renders the response here, instead of letting the request in.
+        page: renders the response here, instead of letting the request in; raises a problem where there is none.
+        media: the content type of the page.
     """
 
     path: str
@@ -29,6 +32,7 @@ class Route:
     scope: Scope | None = None
     body: type[BaseModel] | None = None
     page: Callable[[], bytes] | None = None
+    media: str = JSON
 
     @property
     def label(self) -> str:
@@ -48,19 +52,19 @@ class Route:
 UNKNOWN = Route("unknown")
 
 
-def table(body: type[BaseModel], page: Callable[[], bytes]) -> tuple[Route, ...]:
+def table(asked: Sequence[Protocol], pages: Sequence[Route]) -> tuple[Route, ...]:
     """Lists the routes of a service.
 
     Args:
-        body: what `POST /v1/predict` takes.
-        page: renders the metrics.
+        asked: the ways to ask for predictions, our own first.
+        pages: what is rendered here.
     """
     return (
-        Route(PREDICT, "POST", "predict", body),
+        *(Route(way.path, "POST", way.scope, way.request) for way in asked),
         Route("/livez"),
         Route("/healthz"),
         Route("/readyz"),
-        Route(METRICS, scope="metrics", page=page),
+        *pages,
         Route("/", scope="docs"),
         Route("/docs.json", scope="docs"),
         Route("/schema.json", scope="docs"),

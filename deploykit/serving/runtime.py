@@ -9,25 +9,30 @@ reason in the log and in the metrics instead of a process that restarts for ever
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from time import perf_counter
 
+import numpy as np
 from pydantic import BaseModel
 
 from deploykit import fallback, golden
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, Manifest
+from deploykit.drift import Drift, Feature
 from deploykit.errors import DeploykitError
 from deploykit.predictor import Predictor
 from deploykit.serving.batcher import Batcher, Bounds
 from deploykit.serving.calls import Call
-from deploykit.serving.keys import Keys
-from deploykit.serving.limits import Limits
+from deploykit.serving.keys import Client, Keys, Refusal, Scope
+from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.metrics import Metrics
-from deploykit.serving.problems import Problem, retry_after
+from deploykit.serving.metrics import DRIFTING, Metrics
+from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
+from deploykit.serving.tokens import Tokens
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, Window, joined
 
@@ -49,8 +54,10 @@ class Runtime:
     def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
         self.settings = settings
         self.keys = None if settings.keys is None else Keys(settings.keys)
-        self.limits = Limits()
+        self.tokens = Tokens(*settings.jwt) if settings.jwt else None
+        self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.metrics = Metrics(routes, artifact.manifest.labels)
+        self.drift = Drift(reference_of(artifact.manifest))
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
@@ -62,6 +69,7 @@ class Runtime:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
         start = perf_counter()
         try:
+            self.settings.drain.unlink(missing_ok=True)  # of the process before
             self._artifact.verify()
             predictor, served = fallback.load(self._artifact, self.settings.cores)
             golden.replay(golden.load(self._artifact), predictor, served.expected)
@@ -93,24 +101,42 @@ class Runtime:
         self._tokenizing.shutdown(wait=False)
 
     @property
+    def ready(self) -> bool:
+        """Whether traffic may come: the model answers, and nobody has asked to let it go."""
+        draining = self.settings.drain.exists()
+        self.metrics.draining.set(draining)
+        return not self.fault and not draining
+
+    @property
     def alive(self) -> bool:
         """Whether the engine still comes back with its batches."""
         return self._batcher is None or self._batcher.busy_s < STUCK_S
 
-    async def predict(self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call) -> list[BaseModel]:
+    def identify(self, text: str | None, scope: Scope) -> Client | Refusal:
+        """Decides whether a key, or a token where a provider is known, opens a scope; everybody may without keys."""
+        if self.keys is None:
+            return Client("none")
+        if text and self.tokens is not None and self.tokens.is_one(text):
+            return self.tokens.check(text, scope)
+        return self.keys.check(text, scope)
+
+    async def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call, *, counted: bool = True
+    ) -> list[BaseModel]:
         """Answers a request.
 
         Args:
             texts: the first, or only, text of each input.
             pairs: the second texts, for a model that reads pairs.
             call: the request; gains its figures for the log.
+            counted: whether these are predictions that the metrics tell of.
 
         Raises:
             Problem: 503 not ready or too busy, 504 too late, 499 the client left, 500 the model failed.
         """
         predictor, batcher = self._predictor, self._batcher
         if self.fault or predictor is None or batcher is None:
-            raise Problem(503, "not_ready", "the model is not ready; the log says why", headers=retry_after(10))
+            raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
         start, task = perf_counter(), predictor.task
         inputs = await self._encode(predictor, texts, pairs)
         call.tokenize_s = perf_counter() - start
@@ -118,6 +144,7 @@ class Runtime:
         parts = [window for windows in inputs for window in windows]
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
+        await self.limits.tokens(call.client, call.tokens)
         left = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s) - call.tokenize_s
         given = [window.text for window in parts]
         found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
@@ -128,7 +155,8 @@ class Runtime:
             for windows, text in zip(inputs, texts, strict=True)
         ]
         read = list(map(joined, inputs))
-        self._count(predictor, scores, read)
+        if counted:
+            self._count(predictor, scores, read)
         rows = zip(scores, texts, read, strict=True)
         return [task.answer(one, text, encoding, predictor.labels) for one, text, encoding in rows]
 
@@ -138,14 +166,24 @@ class Runtime:
         """Tokenizes; a long text becomes windows, a long pair is cut."""
 
         def encode() -> list[list[Window]]:
-            if pairs is None:
-                return predictor.tokenizer.windows(texts, self.settings.max_windows)
-            found = predictor.tokenizer.encode(texts, pairs)
-            return [[Window(text, 0, encoding)] for text, encoding in zip(texts, found, strict=True)]
+            first, second = self._read(texts), pairs and self._read(pairs)
+            if second is None:
+                return predictor.tokenizer.windows(first, self.settings.max_windows)
+            found = predictor.tokenizer.encode(first, second)
+            return [[Window(text, 0, encoding)] for text, encoding in zip(first, found, strict=True)]
 
         if sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
             return encode()
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
+
+    def _read(self, texts: Sequence[str]) -> Sequence[str]:
+        """Returns texts as the model may read them."""
+        if not self.settings.redact:
+            return texts
+        masked = [redact(text) for text in texts]
+        for kind, count in sum((found for _, found in masked), Counter[str]()).items():
+            self.metrics.redacted.labels(kind).inc(count)
+        return [text for text, _ in masked]
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
         for scores, encoding in zip(found, encodings, strict=True):
@@ -153,13 +191,39 @@ class Runtime:
             self.metrics.input_tokens.observe(len(encoding))
             self.metrics.truncated.inc(encoding.truncated)
             self.metrics.windowed.inc(encoding.windows > 1)
-            for row in softmax(scores) if len(scores) else ():
-                best = int(row.argmax())
-                self.metrics.predicted(predictor.labels[best], float(row[best]))
+            self.metrics.unknown_ratio.observe(encoding.unknown / max(len(encoding), 1))
+            self.drift.see("length", [len(encoding)])
+            if not len(scores):
+                continue
+            rows = softmax(scores)
+            best = rows.argmax(axis=1)
+            certain = rows[np.arange(len(rows)), best]
+            self.drift.see("label", best)
+            self.drift.see("confidence", certain)
+            for index, confidence, entropy in zip(best, certain, entropies(rows), strict=True):
+                self.metrics.predicted(predictor.labels[index], float(confidence), float(entropy))
 
     def page(self) -> bytes:
         """Renders the metrics."""
+        for name, index in self.drift.psi().items():
+            self.metrics.drift.labels(name).set(index)
+        self.metrics.process()
         if self.keys is not None:
             self.metrics.keys.set(len(self.keys))
             self.metrics.key_failures.set(self.keys.failures)
+            self.metrics.key_expiry.set(self.keys.next_expiry() or 0)
+        self.metrics.limit_failures.set(self.limits.failures)
+        self.metrics.token_failures.set(self.tokens.failures if self.tokens else 0)
         return self.metrics.page()
+
+
+def reference_of(manifest: Manifest) -> dict[str, Feature]:
+    """Returns what the texts were like that the package was judged on; older packages do not know."""
+    found = manifest.details.get("package", {}).get("reference", {})
+    return {name: Feature.model_validate(feature) for name, feature in found.items() if name in DRIFTING}
+
+
+def entropies(rows: Float32) -> Float32:
+    """Returns how undecided probabilities `(units, labels)` are, from 0 for certain to 1 for all the same."""
+    found: Float32 = -(rows * np.log(np.maximum(rows, 1e-12))).sum(axis=1) / np.log(max(rows.shape[1], 2))
+    return found

@@ -42,6 +42,18 @@ class Pairs(Wire):
         return self
 
 
+class Pair(Wire):
+    """Two texts that belong together."""
+
+    text: str
+    text_pair: str
+
+
+def example(pair: bool) -> Any:
+    """Returns an input to show."""
+    return {"text": EXAMPLE, "text_pair": EXAMPLE} if pair else EXAMPLE
+
+
 def request_model(manifest: Manifest) -> type[BaseModel]:
     """Makes the type of a request body: `texts`, and `text_pairs` for a model that reads pairs."""
     bounds: dict[str, Any] = {"min_length": 1, "max_length": manifest.serve.max_texts}

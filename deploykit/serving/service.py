@@ -5,27 +5,31 @@ rest: its access log, metrics and tracing stand outside any access control and c
 One worker a container: replicas scale, restart and are watched from outside.
 """
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import bentoml
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.exceptions import BentoMLConfigException
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from deploykit import tasks
-from deploykit.artifact import MODEL_CARD
+from deploykit.artifact import MODEL_CARD, Manifest
 from deploykit.errors import DeploykitError
-from deploykit.serving import calls, logs, routes, schemas
+from deploykit.serving import calls, explanations, logs, protocols, routes
 from deploykit.serving.guard import Guard
-from deploykit.serving.problems import Problem
+from deploykit.serving.problems import NOT_READY, Problem
+from deploykit.serving.protocols import Protocol
+from deploykit.serving.routes import Route
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings, load, require_keys
-
-VERSION_LETTERS = 12
+from deploykit.tasks import Task
 
 
 class GuardedService(Service[Any]):  # type: ignore[misc]
@@ -68,18 +72,19 @@ def build(package: Path) -> Service[Any]:
         task = tasks.load(artifact.manifest.task)
     except DeploykitError as error:
         raise BentoMLConfigException(str(error)) from error
-    request, response = schemas.request_model(artifact.manifest), schemas.response_model(task)
-    name, version = artifact.manifest.name, artifact.manifest.key[:VERSION_LETTERS]
-    model = schemas.Model(name=name, version=version)
-    opened: list[tuple[Runtime, tuple[routes.Route, ...]]] = []
+    manifest, opened = artifact.manifest, list[tuple[Runtime, tuple[Route, ...]]]()
+    asked = (
+        *(protocols.predict(manifest, task), protocols.infer(manifest), protocols.pipeline(manifest, task)),
+        *explanations.explain(manifest, task),
+    )
+    table = routes.table(asked, _pages(lambda: opened[0][0], manifest, task))
 
-    def open_() -> tuple[Runtime, tuple[routes.Route, ...]]:
+    def open_() -> tuple[Runtime, tuple[Route, ...]]:
         if not opened:
             logs.configure()
             _check_keys(settings)
-            labels = [route.label for route in routes.table(request, bytes)]
-            runtime = Runtime(settings, artifact, [*labels, routes.UNKNOWN.label])
-            opened.append((runtime, routes.table(request, runtime.page)))
+            labels = [route.label for route in (*table, routes.UNKNOWN)]
+            opened.append((Runtime(settings, artifact, labels), table))
         return opened[0]
 
     class Predictions:
@@ -89,17 +94,6 @@ def build(package: Path) -> Service[Any]:
             self.runtime, _ = open_()
             self.runtime.start()
 
-        async def predict(self, asked: BaseModel, /) -> BaseModel | Response:
-            """Predicts one answer a text, in the order asked."""
-            call = calls.current.get()
-            texts, pairs = getattr(asked, "texts"), getattr(asked, "text_pairs", None)  # noqa: B009
-            try:
-                answers = await self.runtime.predict(texts, pairs, call)
-            except Problem as problem:
-                call.problem = problem
-                return Response(status_code=problem.status)
-            return response.model_construct(predictions=answers, model=model)
-
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         @staticmethod
         def require_keys() -> None:
@@ -107,20 +101,21 @@ def build(package: Path) -> Service[Any]:
             _check_keys(settings)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
-        def close(self) -> None:
-            """Ends the threads, once the last request has its answer."""
+        async def close(self) -> None:
+            """Ends threads and connections, once the last request has its answer."""
             self.runtime.close()
+            await self.runtime.limits.close()
 
         async def __is_ready__(self) -> bool:
-            return not self.runtime.fault
+            return self.runtime.ready
 
         async def __is_alive__(self) -> bool:
             return self.runtime.alive
 
-    Predictions.predict.__annotations__ = {"asked": request, "return": response}
-    setattr(Predictions, "predict", bentoml.api(route=routes.PREDICT)(Predictions.predict))  # noqa: B010
+    for protocol in asked:
+        setattr(Predictions, protocol.name, bentoml.api(route=protocol.path)(_operation(protocol)))
     service = bentoml.service(
-        name=_service_name(name),
+        name=_service_name(manifest.name),
         service_class=GuardedService,
         workers=1,
         http={"host": "0.0.0.0" if os.environ.get("BENTOML_CONTAINERIZED") else "127.0.0.1"},  # noqa: S104
@@ -130,6 +125,49 @@ def build(package: Path) -> Service[Any]:
     )(Predictions)
     service.open, service.card = open_, artifact.file(MODEL_CARD)
     return service
+
+
+def _operation(protocol: Protocol) -> Callable[..., Any]:
+    """Makes the method that answers in a protocol."""
+
+    async def operation(self: Any, asked: BaseModel, /) -> Any:
+        call = calls.current.get()
+        try:
+            answers = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
+        except Problem as problem:
+            call.problem = problem
+            return Response(status_code=problem.status)
+        found = protocol.write(asked, answers)
+        return found if isinstance(found, BaseModel) else JSONResponse(found)
+
+    operation.__name__ = protocol.name
+    operation.__doc__ = protocol.request.__doc__
+    operation.__annotations__ = {"asked": protocol.request, "return": protocol.response}
+    return operation
+
+
+def _pages(runtime: Callable[[], Runtime], manifest: Manifest, task: Task) -> tuple[Route, ...]:
+    """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
+
+    def ready() -> bytes:
+        if not runtime().ready:
+            raise Problem(503, "not_ready", NOT_READY)
+        return json.dumps({"name": manifest.name, "ready": True}).encode()
+
+    def live() -> bytes:
+        if not runtime().alive:
+            raise Problem(503, "not_ready", "the engine does not come back with a batch")
+        return json.dumps({"live": True}).encode()
+
+    model = protocols.model_path(manifest)
+    return (
+        Route(routes.METRICS, scope="metrics", page=lambda: runtime().page(), media=CONTENT_TYPE_LATEST),
+        Route("/v2", scope="predict", page=protocols.server_metadata),
+        Route("/v2/health/live", page=live),
+        Route("/v2/health/ready", page=ready),
+        Route(model, scope="predict", page=lambda: protocols.model_metadata(manifest, task)),
+        Route(f"{model}/ready", page=ready),
+    )
 
 
 def _check_keys(settings: Settings) -> None:

@@ -6,6 +6,11 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_PACKAGE         the package's directory; default: the one of the service.py that is served
     DEPLOYKIT_KEYS            the key file; default: keys.json below ~/.config/deploykit
     DEPLOYKIT_AUTH            `off` lets everybody in; default `on`
+    DEPLOYKIT_REDIS           redis://HOST:PORT of what replicas count limits in; default: each counts for itself
+    DEPLOYKIT_JWKS            a file, or an https URL, of an identity provider's keys: its tokens are taken, too,
+                              with DEPLOYKIT_JWT_ISSUER and DEPLOYKIT_JWT_AUDIENCE, which must be set with it
+    DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
+                              default: `drain` below BENTOML_HOME
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
     DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
                               chose; default: those of the manifest, else all that the cgroup allows
@@ -16,7 +21,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, InputError
@@ -26,8 +31,11 @@ from deploykit.serving.keys import default_path, listing
 
 PREFIX = "DEPLOYKIT_"
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
-METRICS_PUBLIC, THREADS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS"
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS)
+METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
+DRAIN, HOME = "DEPLOYKIT_DRAIN", "BENTOML_HOME"
+JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
+SECURE = ("https://", "http://127.0.0.1:", "http://localhost:")
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, *JWT)
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -43,6 +51,9 @@ class Settings(BaseModel):
 
     package: Path
     keys: Path | None
+    redis: SecretStr | None
+    drain: Path
+    jwt: tuple[str, str, str] | None
     metrics_public: bool
     cores: int
     max_batch_tokens: int
@@ -52,6 +63,7 @@ class Settings(BaseModel):
     max_texts: int
     max_body_bytes: int
     max_windows: int
+    redact: bool
 
 
 def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:
@@ -78,11 +90,21 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
     settings = Settings(
         package=package,
         keys=Path(environ.get(KEYS) or default_path()) if guarded else None,
+        redis=_redis(environ),
+        drain=drain_file(environ),
+        jwt=_jwt(environ),
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
         **serve,
     )
     return settings, artifact
+
+
+def drain_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Returns the file that tells a service to let go of its traffic."""
+    if given := environ.get(DRAIN):
+        return Path(given)
+    return Path(environ.get(HOME) or Path.home() / "bentoml") / "drain"
 
 
 def require_keys(settings: Settings) -> None:
@@ -112,6 +134,26 @@ def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
     if value in ("", "on", "off", "true", "false", "1", "0"):
         return value in ("on", "true", "1") if value else default
     raise InputError(f"{name} must be on or off, got {environ[name]!r}.")
+
+
+def _redis(environ: Mapping[str, str]) -> SecretStr | None:
+    value = environ.get(REDIS, "").strip()
+    if value and not value.startswith(("redis://", "rediss://")):
+        raise InputError(f"{REDIS} must be an address such as redis://127.0.0.1:6379, and does not begin so.")
+    return SecretStr(value) if value else None
+
+
+def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
+    jwks, issuer, audience = found = [environ.get(name, "").strip() for name in JWT]
+    if not any(found):
+        return None
+    if missing := [name for name, value in zip(JWT, found, strict=True) if not value]:
+        raise InputError(f"{' and '.join(missing)} must be set, too: all of {', '.join(JWT)} or none.")
+    if "://" in jwks and not jwks.startswith(SECURE):
+        raise InputError(
+            f"{JWT[0]} must be a file or an https URL, got {jwks!r}: keys must not be changed on their way."
+        )
+    return jwks, issuer, audience
 
 
 def _cores(environ: Mapping[str, str]) -> int | None:

@@ -45,7 +45,8 @@ class Task(Protocol):
 
     `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model,
     `OPTIMUM_TASK` is the exporter's name for it, `METRICS` are computed in `evaluation`, the first of
-    them decides, and `Answer` is the pydantic model of one served prediction.
+    them decides, and `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether
+    Hugging Face's inference API wraps the answer to a single input into a list.
     """
 
     AUTO_CLASS: str
@@ -53,6 +54,7 @@ class Task(Protocol):
     OPTIMUM_TASK: str
     METRICS: tuple[str, ...]
     Answer: type[BaseModel]
+    PIPELINE_NESTED: bool
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
         """Turns a row of a file into an example; raises ValueError with what is wrong in it."""
@@ -80,6 +82,9 @@ class Task(Protocol):
 
     def answer(self, scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> BaseModel:
         """Turns scores into what a client gets."""
+
+    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
+        """Turns an answer into what transformers' pipeline for this task returns."""
 
 
 def load(name: str) -> Task:

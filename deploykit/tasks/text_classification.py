@@ -13,6 +13,7 @@ AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
 OPTIMUM_TASK = "text-classification"
 METRICS = ("accuracy", "macro_f1")
+PIPELINE_NESTED = True
 
 
 class Answer(BaseModel):
@@ -101,3 +102,9 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
         windows=encoding.windows,
         truncated=encoding.truncated,
     )
+
+
+def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
+    """Lists labels with their probabilities, the most probable first."""
+    ranked = sorted(answer.scores.items(), key=lambda found: -found[1])
+    return [{"label": label, "score": score} for label, score in ranked[:top_k]]

@@ -21,6 +21,7 @@ AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
 OPTIMUM_TASK = "token-classification"
 METRICS = ("entity_f1", "accuracy")
+PIPELINE_NESTED = False
 
 OUTSIDE = "O"
 UNIT = re.compile(r"\w+|[^\w\s]")
@@ -205,3 +206,17 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
             entities.append(Entity(label=label, text=text[start:end], start=start, end=end, score=score))
         before = tag
     return Answer(entities=entities, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
+
+
+def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
+    """Lists entities with the names that transformers gives their parts."""
+    return [
+        {
+            "entity_group": found.label,
+            "score": found.score,
+            "word": found.text,
+            "start": found.start,
+            "end": found.end,
+        }
+        for found in answer.entities
+    ]

@@ -5,13 +5,12 @@ import json
 import threading
 import time
 import weakref
-from types import SimpleNamespace
 
 import pytest
 from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
-from deploykit.serving import guard, keys
+from deploykit.serving import guard, keys, limits
 
 
 def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
@@ -102,6 +101,28 @@ def test_too_many_requests_a_minute(client, key_file, monkeypatch):
     assert client.post(PREDICT, json_body=BODY).status == 200
 
 
+def test_too_many_tokens_a_minute_and_too_many_at_once(client, engine, key_file, monkeypatch):
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    engine.go.set()
+    few = {"x-api-key": keys.add(key_file, "few", tokens_per_minute=30)}
+    long = {"texts": ["the plot is weak " * 8]}
+    answer = client.post(PREDICT, json_body=long, headers=few)
+    assert_problem(answer, 429, "tokens, and the key may send 30 a minute: send less at once")
+    assert "retry-after" not in answer.headers
+    statuses = [client.post(PREDICT, json_body=BODY, headers=few).status for _ in range(4)]
+    assert statuses[0] == 200
+    assert statuses[-1] == 429
+    engine.go.clear()
+    engine.started.clear()
+    one = {"x-api-key": keys.add(key_file, "one", concurrency=1)}
+    first = client.start("POST", PREDICT, json_body=BODY, headers=one)
+    assert engine.started.wait(5)
+    assert_problem(client.post(PREDICT, json_body=BODY, headers=one), 429, "1 requests in progress")
+    engine.go.set()
+    assert first.result(5).status == 200
+    assert client.post(PREDICT, json_body=BODY, headers=one).status == 200
+
+
 def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     made = make_package(tmp_path / "p", serve=ServeOptions(timeout_s=1.0, max_queue_tokens=12))
     client = serve(made.path)
@@ -171,19 +192,17 @@ def test_a_slow_body_is_not_waited_for(client, monkeypatch):
     assert_problem(client.post(PREDICT, json_body=BODY), 408, "did not arrive")
 
 
-@pytest.mark.parametrize("place", ["check", "wait"])
+@pytest.mark.parametrize("place", ["check", "request", "running"])
 def test_the_guard_fails_closed_and_at_once(client, monkeypatch, place):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(keys.Keys if place == "check" else guard.Runtime, "check", broken, raising=False)
-    if place == "wait":
-        client._app._runtime.limits = SimpleNamespace(wait=broken)
+    monkeypatch.setattr(keys.Keys if place == "check" else limits.Limits, place, broken)
     assert_problem(client.post(PREDICT, json_body=BODY), 503, "could not check")
 
 
 def test_a_failure_inside_is_a_problem_too(client, monkeypatch):
-    async def broken(*_):
+    async def broken(*_, **__):
         raise ZeroDivisionError("a text")
 
     monkeypatch.setattr(client._app._runtime, "predict", broken)
@@ -194,7 +213,7 @@ def test_a_failure_inside_is_a_problem_too(client, monkeypatch):
 
 def test_a_handler_that_never_answers_is_given_up(client, monkeypatch):
     monkeypatch.setattr(guard, "BACKSTOP_S", 0.05 - client._app._runtime.settings.timeout_s)
-    monkeypatch.setattr(client._app._runtime, "predict", lambda *_: guard.asyncio.sleep(10))
+    monkeypatch.setattr(client._app._runtime, "predict", lambda *_, **__: guard.asyncio.sleep(10))
     assert_problem(client.post(PREDICT, json_body=BODY), 504, "no answer in the time")
 
 
@@ -202,9 +221,9 @@ def test_nothing_of_a_request_is_kept_after_its_answer(client, monkeypatch):
     runtime, kept = client._app._runtime, []
     predict = runtime.predict
 
-    def remembering(texts, pairs, call):
+    def remembering(texts, pairs, call, **how):
         kept.append(weakref.ref(call))
-        return predict(texts, pairs, call)
+        return predict(texts, pairs, call, **how)
 
     monkeypatch.setattr(runtime, "predict", remembering)
     for _ in range(5):

@@ -93,7 +93,9 @@ def test_only_hashes_are_stored_and_only_the_owner_reads_them(key_file, alice):
     assert secret not in key_file.read_text()
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
     assert secret not in repr(keys.listing(key_file))
-    assert set(json.loads(key_file.read_text())["keys"][0]) == {"id", "sha256", "client", "scopes", "created"}
+    assert set(json.loads(key_file.read_text())["keys"][0]) == {
+        *("id", "sha256", "client", "scopes", "created", "disabled")
+    }
 
 
 def test_revoking_by_id_and_by_client(key_file):
@@ -150,3 +152,104 @@ def test_a_key_is_made_without_the_command_line(key_file, capsys):
         keys.main([])
     keys.main(["carol", str(key_file)])
     assert isinstance(Keys(key_file).check(capsys.readouterr().out.strip(), "predict"), Client)
+
+
+# what a key may be told
+
+
+def test_a_key_is_not_valid_before_its_time(key_file):
+    now = datetime.now(UTC)
+    early = keys.add(key_file, "early", not_before=now + timedelta(minutes=5))
+    begun = keys.add(key_file, "begun", not_before=now - timedelta(seconds=5))
+    found = Keys(key_file)
+    refusal = found.check(early, "predict")
+    assert (refusal.status, refusal.reason) == (401, "auth_early")
+    assert f"{now + timedelta(minutes=5):%H:%M} UTC" in refusal.detail
+    assert found.check(begun, "predict").name == "begun"
+
+
+def test_a_key_that_would_end_before_it_begins_is_refused(key_file):
+    now = datetime.now(UTC)
+    with pytest.raises(InputError, match=r"expire .* before it is valid"):
+        keys.add(key_file, "alice", not_before=now + timedelta(days=2), expires=now + timedelta(days=1))
+    assert not key_file.exists()
+
+
+@pytest.mark.parametrize("name", keys.LIMITS)
+def test_a_limit_of_nothing_is_refused(key_file, name):
+    with pytest.raises(InputError, match=f"{name} of the key: Input should be greater than or equal to 1"):
+        keys.add(key_file, "alice", **{name: 0})
+
+
+def test_limits_go_with_the_client(key_file):
+    given = dict(zip(keys.LIMITS, (10, 20, 30, 40), strict=True))
+    text = keys.add(key_file, "alice", **given)
+    assert Keys(key_file).check(text, "predict") == Client("alice", text[3:11], **given)
+
+
+def test_disabled_keys_are_refused_until_they_are_enabled(key_file, monkeypatch):
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    one, two, other = (keys.add(key_file, name) for name in ("alice", "alice", "bob"))
+    found = Keys(key_file)
+    assert [key.client for key in keys.switch(key_file, "alice", disabled=True)] == ["alice", "alice"]
+    assert [found.check(text, "predict").reason for text in (one, two)] == ["auth_disabled"] * 2
+    assert found.check(other, "predict").name == "bob"
+    keys.switch(key_file, one[3:11], disabled=False)
+    assert found.check(one, "predict").name == "alice"
+    assert found.check(two, "predict").reason == "auth_disabled"
+    with pytest.raises(InputError, match="did you mean 'alice'"):
+        keys.switch(key_file, "alcie", disabled=True)
+
+
+def test_a_rotated_key_allows_the_same_and_the_old_one_ends(key_file, monkeypatch):
+    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    given = dict(zip(keys.LIMITS, (10, 20, 30, 40), strict=True))
+    old = keys.add(key_file, "alice", ["predict", "explain"], expires=datetime.now(UTC) + timedelta(days=30), **given)
+    other = keys.add(key_file, "bob")
+    found = Keys(key_file)
+    new = keys.rotate(key_file, old[3:11], timedelta(hours=1))
+    assert found.check(new, "explain") == Client("alice", new[3:11], **given)
+    assert found.check(old, "predict").name == "alice"  # both are valid for an hour
+    before, _, after = keys.listing(key_file)
+    assert (before.id, after.id) == (old[3:11], new[3:11])
+    assert before.expires - datetime.now(UTC) < timedelta(hours=1)
+    assert abs(after.expires - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=1)
+    assert found.check(other, "predict").name == "bob"
+    assert found.next_expiry() == before.expires.timestamp()
+
+
+def test_a_key_that_ends_sooner_anyway_does_not_live_longer_by_being_rotated(key_file):
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+    old = keys.add(key_file, "alice", expires=soon)
+    keys.rotate(key_file, old[3:11], timedelta(days=1))
+    assert keys.listing(key_file)[0].expires == soon
+
+
+def test_without_overlap_the_old_key_ends_at_once(key_file):
+    old = keys.add(key_file, "alice")
+    new = keys.rotate(key_file, old[3:11], timedelta(0))
+    assert Keys(key_file).check(old, "predict").reason == "auth_expired"
+    assert Keys(key_file).check(new, "predict").name == "alice"
+    assert keys.listing(key_file)[1].expires is None
+
+
+def test_keys_that_open_nothing_are_not_rotated(key_file):
+    gone = keys.add(key_file, "a", expires=datetime.now(UTC) - timedelta(days=1))
+    off = keys.add(key_file, "b")
+    keys.switch(key_file, "b", disabled=True)
+    for text in (gone, off):
+        with pytest.raises(InputError, match="is disabled or has expired"):
+            keys.rotate(key_file, text[3:11])
+    with pytest.raises(InputError, match="no key has the id 'nobody'"):
+        keys.rotate(key_file, "nobody")
+    assert len(keys.listing(key_file)) == 2
+
+
+def test_the_next_key_to_expire_is_known(key_file):
+    assert not key_file.exists()
+    keys.add(key_file, "never")
+    assert Keys(key_file).next_expiry() is None
+    past, near, far = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1, 9))
+    for when in (past, far, near):
+        keys.add(key_file, "a", expires=when)
+    assert Keys(key_file).next_expiry() == pytest.approx(near.timestamp(), abs=1)

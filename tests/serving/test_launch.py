@@ -164,6 +164,7 @@ def test_a_serving_process_imports_nothing_of_training(told):
             "tokenizer",
             "predictor",
             "fallback",
+            "drift",
             "golden",
             "tasks",
             "engines",
@@ -198,6 +199,31 @@ def slowed(package):
     manifest["files"][name] = {"sha256": sha256_of(engine), "bytes": engine.stat().st_size}
     (package / MANIFEST).write_text(json.dumps(manifest))
     return package
+
+
+def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopped(package, key_file, alice, tmp_path):
+    around = environ(tmp_path)
+    with launch.running(package, key_file, environ=around) as url:
+        port = int(url.rpartition(":")[2])
+        assert ask(f"{url}/readyz", None)[0] == 200
+        start = time.monotonic()
+        file = launch.drain(port, 0.2, around)
+        assert time.monotonic() - start >= 0.2
+        assert ask(f"{url}/readyz", None)[0] == 503
+        assert ask(f"{url}/livez", None)[0] == 200  # or it would be restarted
+        assert ask(f"{url}/v1/predict", alice, {"texts": ["a film"]})[0] == 200
+        assert "deploykit_draining 1.0" in ask(f"{url}/metrics", alice)[1]
+    assert file.exists()
+    with launch.running(package, key_file, environ=around) as url:  # of the process before, and not of this one
+        assert ask(f"{url}/readyz", None)[0] == 200
+        assert not file.exists()
+
+
+def test_only_what_was_started_can_be_drained(tmp_path):
+    with pytest.raises(InputError, match=r"no service was started on port 4999"):
+        launch.drain(4999, environ={"XDG_CACHE_HOME": str(tmp_path)})
+    assert launch.drain(1, environ={"DEPLOYKIT_DRAIN": str(tmp_path / "mine")}) == tmp_path / "mine"
+    assert (tmp_path / "mine").exists()
 
 
 def test_requests_in_flight_finish_after_sigterm(copied, key_file, alice, tmp_path):

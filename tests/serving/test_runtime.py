@@ -1,6 +1,7 @@
 """A package on the machine that serves it: its streams, its cost, and its float graph where the choice cannot run."""
 
 import sys
+import time
 from concurrent.futures import wait
 from threading import Barrier
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
 
-from deploykit import hardware
+from deploykit import drift, hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH
 from deploykit.cost import Cost
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
+from deploykit.serving import runtime
 from deploykit.tasks import softmax
 
 ELSEWHERE = Execution(features=("avx1024",))  # chosen where the CPU had what none has
@@ -98,3 +100,40 @@ def test_batches_are_chosen_by_the_cost_that_was_measured(serve, hold, make_pack
     engine.go.set()
     wait([first, *others], 5)
     assert engine.batches == [1, 1, 1]
+
+
+def test_drift_is_told_from_the_first_scrape_and_grows_when_texts_change(serve, make_package, tmp_path):
+    known = drift.reference([50, 60, 70], [np.array([[0.9, 0.1]], np.float32)] * 3, 2)
+    details = {"package": {"reference": {name: found.model_dump(mode="json") for name, found in known.items()}}}
+    client = serve(make_package(tmp_path / "p", details=details).path)
+    names = {feature: f'deploykit_drift_psi{{feature="{feature}"}}' for feature in known}
+    assert [metrics(client)[name] for name in names.values()] == [0, 0, 0]
+    for _ in range(2):
+        assert client.post(PREDICT, json_body={"texts": ["a great film"] * 128}).status == 200
+    assert metrics(client)[names["length"]] > 0.25  # they are much shorter
+
+
+def test_without_a_reference_nothing_drifts(client):
+    client.post(PREDICT, json_body={"texts": TEXTS * 100})
+    assert metrics(client)['deploykit_drift_psi{feature="length"}'] == 0
+
+
+def test_how_undecided_and_how_unknown_texts_are(client):
+    client.post(PREDICT, json_body={"texts": ["the film", "\u4e16\u754c \u4e16\u754c"]})
+    found = metrics(client)
+    assert found["deploykit_entropy_count"] == found["deploykit_unknown_token_ratio_count"] == 2
+    assert found["deploykit_entropy_sum"] <= 2
+    assert 0 < found["deploykit_unknown_token_ratio_sum"] < 1
+
+
+def test_entropy_is_of_all_labels_alike():
+    rows = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
+    assert runtime.entropies(rows) == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
+
+
+def test_the_process_is_told_of(client):
+    found = metrics(client)
+    assert 10e6 < found["deploykit_process_resident_bytes"] < 10e9
+    assert found["deploykit_process_cpu_seconds"] > 0
+    assert found["deploykit_process_open_files"] >= 3
+    assert abs(time.time() - found["deploykit_process_start_seconds"]) < 3600

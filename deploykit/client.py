@@ -1,0 +1,266 @@
+"""A client of a running service, for one request at a time or for many: `Client` and `AsyncClient`.
+
+What a busy service refuses (429, 503) is asked again when it says so, and a connection that fails once more, as long
+as there is time: asking for a prediction twice does no harm. It needs nothing of a service but its public interface.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from deploykit.errors import ServiceError
+
+AGAIN = (429, 502, 503)  # who answers so has not begun to work
+FIRST_S, MOST_S = 0.1, 5.0  # between two attempts, where the service does not say
+
+
+class Received(BaseModel):
+    """Base of what comes back; fields of newer services are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Entity(Received):
+    """A labelled stretch of a text, with character offsets into it."""
+
+    label: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+class Prediction(Received):
+    """The answer for one text: `label` and `scores` of a classifier of texts, `entities` of one of words."""
+
+    label: str | None = None
+    score: float | None = None
+    scores: dict[str, float] = {}
+    entities: list[Entity] = []
+    tokens: int
+    truncated: bool
+
+
+class Part(Received):
+    """A part of a text, and what the probability of the label loses without it."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+
+
+class Explanation(Received):
+    """Which parts of a text speak for a label."""
+
+    label: str
+    score: float
+    parts: list[Part]
+
+
+# one step of a conversation: a request to send, or seconds to sleep
+Steps = Generator[httpx.Request | float, httpx.Response | httpx.TransportError | None, Any]
+
+
+class _Conversation:
+    """What both clients do, but for waiting.
+
+    Args:
+        url: of the service, for example `http://127.0.0.1:3000`.
+        key: that opens it; None where access control is off.
+        timeout_s: for each call, all attempts together.
+        retries: attempts after the first.
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
+        self._url, self._timeout_s, self._retries = url.rstrip("/"), timeout_s, retries
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    def _predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> Steps:
+        pairs = {} if text_pairs is None else {"text_pairs": list(text_pairs)}
+        found = yield from self._asked("POST", "/v1/predict", {"texts": list(texts), **pairs})
+        return [Prediction.model_validate(answer) for answer in found["predictions"]]
+
+    def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps:
+        given = {"text": text, "label": label, "text_pair": text_pair}
+        body = {name: value for name, value in given.items() if value is not None}
+        return Explanation.model_validate((yield from self._asked("POST", "/v1/explain", body)))
+
+    def _ready(self) -> Steps:
+        found = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_timeouts(self._timeout_s))
+        return isinstance(found, httpx.Response) and found.status_code == 200
+
+    def _asked(self, method: str, path: str, body: Mapping[str, Any]) -> Steps:
+        end = time.monotonic() + self._timeout_s
+        for attempt in range(self._retries + 1):
+            left = max(end - time.monotonic(), 0.001)
+            headers = {**self._headers, "x-request-timeout-ms": str(max(1, int(1000 * left)))}
+            found = yield httpx.Request(
+                method, self._url + path, json=body, headers=headers, extensions=_timeouts(left)
+            )
+            if isinstance(found, httpx.Response) and found.status_code == 200:
+                return found.json()
+            pause = _pause(found, attempt)
+            if pause is None or attempt == self._retries or time.monotonic() + pause >= end:
+                raise _error(found, self._url)
+            yield pause
+        raise AssertionError("not reached")
+
+
+class Client(_Conversation):
+    """Asks a service and waits.
+
+    Example:
+        >>> with Client("http://127.0.0.1:3000", key) as client:  # doctest: +SKIP
+        ...     client.predict(["The invoice is wrong."])[0].label
+        'billing'
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
+        super().__init__(url, key, timeout_s=timeout_s, retries=retries)
+        self._http = httpx.Client()
+
+    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Returns one answer a text, in the order asked.
+
+        Args:
+            texts: as many as the service takes at once.
+            text_pairs: the second texts, for a model that reads pairs.
+
+        Raises:
+            ServiceError: the service refused, failed, or did not answer in time.
+        """
+        found: list[Prediction] = self._run(self._predict(texts, text_pairs))
+        return found
+
+    def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
+        """Returns which parts of a text speak for a label (default: the most probable).
+
+        Raises:
+            ServiceError: the service refused, failed, or did not answer in time.
+        """
+        found: Explanation = self._run(self._explain(text, label, text_pair))
+        return found
+
+    def ready(self) -> bool:
+        """Says whether the service takes traffic; asks once."""
+        return bool(self._run(self._ready()))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, steps: Steps) -> Any:
+        outcome: httpx.Response | httpx.TransportError | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return done.value
+            if isinstance(step, float):
+                time.sleep(step)
+                outcome = None
+                continue
+            try:
+                outcome = self._http.send(step)
+            except httpx.TransportError as error:
+                outcome = error
+
+
+class AsyncClient(_Conversation):
+    """Asks a service without holding up the event loop; any number of calls may be in progress.
+
+    Example:
+        >>> async with AsyncClient("http://127.0.0.1:3000", key) as client:  # doctest: +SKIP
+        ...     (await client.predict(["The invoice is wrong."]))[0].label
+        'billing'
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
+        super().__init__(url, key, timeout_s=timeout_s, retries=retries)
+        self._http = httpx.AsyncClient()
+
+    async def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Returns one answer a text; see `Client.predict`."""
+        found: list[Prediction] = await self._run(self._predict(texts, text_pairs))
+        return found
+
+    async def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
+        """Returns which parts of a text speak for a label; see `Client.explain`."""
+        found: Explanation = await self._run(self._explain(text, label, text_pair))
+        return found
+
+    async def ready(self) -> bool:
+        """Says whether the service takes traffic; asks once."""
+        return bool(await self._run(self._ready()))
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, steps: Steps) -> Any:
+        outcome: httpx.Response | httpx.TransportError | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return done.value
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+                outcome = None
+                continue
+            try:
+                outcome = await self._http.send(step)
+            except httpx.TransportError as error:
+                outcome = error
+
+
+def _timeouts(seconds: float) -> dict[str, Any]:
+    return {"timeout": httpx.Timeout(seconds).as_dict()}
+
+
+def _pause(found: httpx.Response | httpx.TransportError | None, attempt: int) -> float | None:
+    """Returns how long to wait before the next attempt; None where another one would be of no use."""
+    own = min(FIRST_S * 2**attempt, MOST_S) * random.uniform(0.5, 1.0)  # noqa: S311  spreads clients, hides nothing
+    if isinstance(found, httpx.Response):
+        if found.status_code not in AGAIN:
+            return None
+        said = found.headers.get("retry-after", "")
+        if found.status_code == 429 and not said:  # there will never be room
+            return None
+        return float(said) if said.isdecimal() else own
+    return None if isinstance(found, httpx.ReadTimeout) else own
+
+
+def _error(found: httpx.Response | httpx.TransportError | None, url: str) -> ServiceError:
+    if not isinstance(found, httpx.Response):
+        return ServiceError(f"{url} did not answer: {type(found).__name__}. Is the service there, and is it ready?")
+    try:
+        content = found.json()
+        errors = (f"{one['where']}: {one['message']}" for one in content.get("errors", ()))
+        detail = "; ".join([content["detail"], *errors])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        detail = found.text[:200]
+    return ServiceError(f"{found.status_code}: {detail}", found.status_code, found.headers.get("x-request-id"))

@@ -1,0 +1,98 @@
+"""How far what a service sees has moved from what its model was judged on: the population stability index.
+
+`PSI = sum (p - q) ln(p / q)` over bins of equal weight in the reference (Siddiqi, 2006, chapter 6): below 0.1 nothing
+has moved, above 0.25 it should be looked at. Numbers only, never a text; numpy only, so that a service can have it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+BINS = 10
+LEAST = 200  # texts, before anything is said
+MEMORY = 1 - 1 / 2000  # of what each text says after the next one: some thousands are remembered
+SMOOTHING = 0.5  # of a text in each bin, so that an empty one is not infinitely far
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Feature(BaseModel):
+    """What one number was distributed like: `edges` between bins, and the share of texts in each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float], edges: Sequence[float] | None = None) -> "Feature":
+        """Takes values as the reference, at least one.
+
+        Args:
+            values: of the texts that the model was judged on.
+            edges: between bins, ascending; default: such that all weigh about the same.
+        """
+        if edges is None:
+            inner = np.quantile(values, np.arange(1, BINS) / BINS, method="inverted_cdf")  # values, not what is between
+            edges = np.unique(inner[inner < max(values)]).tolist()
+        counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+        return cls(edges=tuple(map(float, edges)), shares=tuple((counts / counts.sum()).tolist()))
+
+
+def reference(lengths: Sequence[int], rows: Sequence[npt.NDArray[np.float32]], labels: int) -> dict[str, Feature]:
+    """Describes the texts that a model was judged on.
+
+    Args:
+        lengths: in tokens.
+        rows: probabilities of the units of each text, `(units, labels)`.
+        labels: how many there are.
+
+    Returns:
+        The features `length`, `confidence` and `label`; the last two are of units.
+    """
+    units = np.concatenate([row for row in rows if len(row)])
+    return {
+        "length": Feature.of(lengths),
+        "confidence": Feature.of(units.max(axis=1).tolist()),
+        "label": Feature.of(units.argmax(axis=1).tolist(), (np.arange(labels - 1) + 0.5).tolist()),
+    }
+
+
+class Drift:
+    """Follows what a service sees.
+
+    Args:
+        known: the reference, by feature.
+    """
+
+    def __init__(self, known: Mapping[str, Feature]) -> None:
+        self._known = dict(known)
+        self._counts = {name: np.zeros(len(found.shares)) for name, found in known.items()}
+        self._seen = dict.fromkeys(known, 0)
+
+    def see(self, name: str, values: Sequence[float]) -> None:
+        """Takes in values of a feature, all of one text; what is not in the reference is let pass."""
+        if name not in self._known or not len(values):
+            return
+        counts = self._counts[name]
+        counts *= MEMORY
+        places = np.searchsorted(self._known[name].edges, values, side="left")
+        counts += np.bincount(places, minlength=len(counts)) / len(values)
+        self._seen[name] += 1
+
+    def psi(self) -> dict[str, float]:
+        """Returns the index of each feature; 0 until enough texts were seen."""
+        return {
+            name: _psi(np.array(found.shares), self._counts[name]) if self._seen[name] >= LEAST else 0.0
+            for name, found in self._known.items()
+        }
+
+
+def _psi(shares: Float64, counts: Float64) -> float:
+    """Compares shares with counts, both smoothed alike."""
+    total = counts.sum()
+    was, now = (found + SMOOTHING for found in (shares * total, counts))
+    was, now = was / was.sum(), now / now.sum()
+    return float(((now - was) * np.log(now / was)).sum())

@@ -1,0 +1,87 @@
+import time
+
+import pytest
+from asgi import PREDICT, metrics
+
+from deploykit.artifact import ServeOptions
+from deploykit.serving.redaction import NAMES, redact
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Order 4111 1111 1111 1112 was late",  # no checksum
+        "0000 0000 0000 0000",
+        "GB29NWBK60161331926818",  # no checksum
+        "version 1.2.3.4.5 and 999.1.1.1 at 12:30:45",
+        "std::vector and a::b are no addresses",
+        "on 2024-01-15 at 10:15, 1,234,567 of 89 012",
+        "12345678A",  # not its letter
+        "111.111.111-11 and 123.456.789-00",
+        "666-12-3456, 900-12-3456, 123-00-4567, 123-45-0000",
+        "invoice 123456789012 of 2023",
+        "me@home and @handle",
+        "",
+    ],
+)
+def test_what_is_no_personal_data_stays(text):
+    assert redact(text) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "masked"),
+    [
+        ("email", "anna.lee+x@mail.example.org", "xxxx.xxx+x@xxxx.xxxxxxx.xxx"),
+        ("email", "jörg@müller.de", "xxxx@xxxxxx.xx"),
+        ("card", "4111 1111 1111 1111", "0000 0000 0000 0000"),
+        ("card", "378282246310005", "0" * 15),
+        ("card", "5555-5555-5555-4444", "0000-0000-0000-0000"),
+        ("iban", "DE89 3704 0044 0532 0130 00", "xx00 0000 0000 0000 0000 00"),
+        ("iban", "GB29NWBK60161331926819", "xx00xxxx" + "0" * 14),
+        ("ip", "192.168.10.254", "000.000.00.000"),
+        ("ip", "2001:db8::ff00:42:8329", "0000:xx0::xx00:00:0000"),
+        ("ip", "::1", "::0"),
+        ("national_id", "529.982.247-25", "000.000.000-00"),
+        ("national_id", "52998224725", "0" * 11),
+        ("national_id", "12345678Z", "00000000x"),
+        ("national_id", "X1234567L", "x0000000x"),
+        ("national_id", "219-09-9999", "000-00-0000"),
+        ("phone", "+49 170 1234567", "+00 000 0000000"),
+        ("phone", "+1 (555) 010-9999", "+0 (000) 000-0000"),
+        ("phone", "0170/1234567", "0000/0000000"),
+        ("phone", "00351 912 345 678", "00000 000 000 000"),
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "Call {}, please.", "({})", "über {} und\n"])
+def test_personal_data_is_masked_in_place(kind, data, masked, around):
+    text, found = redact(around.format(data))
+    assert text == around.format(masked)
+    assert found == {kind: 1}
+
+
+def test_all_of_a_text_is_looked_at():
+    text = "a@b.example, c@d.example and 4111111111111111, again 4111111111111111"
+    masked, found = redact(text)
+    assert len(masked) == len(text)
+    assert found == {"email": 2, "card": 2}
+    assert redact(masked)[0] == masked
+
+
+@pytest.mark.parametrize("piece", ["1", "a@", ":", "1 ", "DE11 ", "a.", "0 (", "1.", "a@b."])
+def test_no_text_takes_long(piece):
+    start = time.perf_counter()
+    redact(piece * (200_000 // len(piece)))
+    assert time.perf_counter() - start < 5
+
+
+def test_the_model_reads_what_is_masked_where_that_is_asked_for(serve, make_package, tmp_path):
+    def answered(redacted, text):
+        made = make_package(tmp_path / f"{redacted}-{len(text)}", serve=ServeOptions(redact=redacted))
+        client = serve(made.path)
+        return client.post(PREDICT, json_body={"texts": [text]}).json()["predictions"], metrics(client)
+
+    text = "the film of anna@mail.example is great"
+    masked, seen = answered(True, text)
+    assert masked == answered(False, redact(text)[0])[0]
+    assert masked != answered(False, text + " ")[0]
+    assert [seen[f'deploykit_redacted_total{{kind="{name}"}}'] for name in NAMES] == [1, 0, 0, 0, 0, 0]
