@@ -76,8 +76,7 @@ class Tokenizer:
         if pad_id is None:
             raise ModelError(f"{folder / TOKENIZER_CONFIG} names no padding token. Add one, for example the end token.")
         backend.no_padding()
-        room = max_tokens - backend.num_special_tokens_to_add(is_pair=False)
-        backend.enable_truncation(max_tokens, stride=max(room, 0) // OVERLAP)
+        truncate(backend, max_tokens)
         side: Side = "left" if config.get("padding_side") == "left" else "right"
         return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
 
@@ -200,6 +199,12 @@ def joined(windows: Sequence[Window]) -> Encoding:
         truncated=found[-1].truncated,
         windows=len(found),
     )
+
+
+def truncate(backend: tokenizers.Tokenizer, max_tokens: int) -> None:
+    """Makes a tokenizer cut inputs to this many tokens, and keep the rest as overlapping windows."""
+    room = max_tokens - backend.num_special_tokens_to_add(is_pair=False)
+    backend.enable_truncation(max_tokens, stride=max(room, 0) // OVERLAP)
 
 
 def _special(backend: tokenizers.Tokenizer, config: dict[str, object], role: str) -> int | None:

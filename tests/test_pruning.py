@@ -17,6 +17,7 @@ from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.serving import settings
 from deploykit.serving.calls import Call
+from deploykit.serving.keys import Client
 from deploykit.serving.runtime import Runtime
 from deploykit.tokenizer import Tokenizer
 
@@ -158,7 +159,7 @@ def test_a_model_of_several_steps_is_served(served):
     try:
         assert runtime.fault == ""
         texts = ["the film is great", "words never heard of"]
-        answers = asyncio.run(runtime.predict(texts, None, Call("id", None)))
+        answers = asyncio.run(runtime.predict(texts, None, Call("id", Client("none"))))
     finally:
         runtime.close()
     expected = [scores[0].argmax() for scores in Predictor.load(package, 1).predict(texts)]

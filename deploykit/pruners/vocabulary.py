@@ -23,6 +23,7 @@ from deploykit.layouts import architecture_of
 from deploykit.methods import Options as Base
 from deploykit.pruners import Pruned
 from deploykit.pruners._tokens import necessary, reduced
+from deploykit.tokenizer import truncate
 
 CHUNK = 1024  # texts that are tokenized at a time
 FLOAT_BYTES = 4
@@ -47,7 +48,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     backend = reduced(whole, ids)
     verify(whole, backend, texts)
     small = architectures.with_tokens(model, ids)
-    backend.enable_truncation(problem.tokenizer.max_tokens)
+    truncate(backend, problem.tokenizer.max_tokens)
     places = {old: new for new, old in enumerate(ids)}
     unknown = problem.tokenizer.unknown_id
     tokenizer = replace(
