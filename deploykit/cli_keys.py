@@ -18,6 +18,9 @@ KeyFile = Annotated[
 ]
 
 
+IdOrClient = Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")]
+
+
 @app.command("add")
 def add_key(
     client: Annotated[str, typer.Argument(help="Who the key is for.")],
@@ -100,31 +103,33 @@ def rotate_key(
 
 @app.command("disable")
 def disable_key(
-    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
     """Disable keys until they are enabled again; a running service notices within seconds."""
-    from deploykit.serving import keys as store
-
-    found = store.switch(keys or store.default_path(), key, disabled=True)
-    out.print(f"disabled: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
+    _switch(key, keys, disabled=True)
 
 
 @app.command("enable")
 def enable_key(
-    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
     """Enable keys that were disabled."""
+    _switch(key, keys, disabled=False)
+
+
+def _switch(key: str, path: Path | None, *, disabled: bool) -> None:
     from deploykit.serving import keys as store
 
-    found = store.switch(keys or store.default_path(), key, disabled=False)
-    out.print(f"enabled: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
+    found = store.switch(path or store.default_path(), key, disabled=disabled)
+    word = "disabled" if disabled else "enabled"
+    out.print(f"{word}: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
 
 
 @app.command("revoke")
 def revoke_key(
-    key: Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")],
+    key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
     """Revoke keys; a running service notices within seconds."""
