@@ -1,9 +1,10 @@
 """How long engines take, measured so that a shared and noisy machine treats all of them alike.
 
-Calls are timed in turn, round by round, in an order that alternates. A turn is a short burst whose first call
-is not counted: it finds the caches full of somebody else's weights, which a service never does. Nor is what the
-caller waits for a core that other processes hold: it would favour short calls, which more often end before they
-are interrupted.
+Calls are timed in turn, round by round, each round in an order drawn at random: in any fixed one a call has always
+the same neighbours, and takes a few percent more or less for what those leave in the caches and the threads that they
+leave awake. A turn is a short burst whose first call is not counted: it finds the caches full of somebody else's
+weights, which a service never does. Nor is what the caller waits for a core that other processes hold: it would
+favour short calls, which more often end before they are interrupted.
 """
 
 import time
@@ -206,10 +207,10 @@ def in_turn(
     samples = {name: [_turn(call, burst)] for name, call in calls.items()}
     round_s = max(time.perf_counter() - start, 1e-6)
     rounds = int(np.clip(seconds / round_s, least, ROUNDS[1]))
-    for turn in range(1, rounds):
-        names = list(calls)
-        for name in reversed(names) if turn % 2 else names:
-            samples[name].append(_turn(calls[name], burst))
+    random, names = np.random.default_rng(0), list(calls)
+    for _ in range(1, rounds):
+        for place in random.permutation(len(names)):
+            samples[names[place]].append(_turn(calls[names[place]], burst))
     return {name: np.array(found) for name, found in samples.items()}
 
 
