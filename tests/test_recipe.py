@@ -274,12 +274,14 @@ def test_the_json_schema_knows_every_key_and_refuses_others():
 
 
 SHIPPED = sorted(Path(str(resources.files("deploykit"))).glob("recipes/*.yaml"))
+MEASURED = sorted((Path(__file__).parents[1] / "benchmarks").glob("recipes/*.yaml"))
 
 
 def test_recipes_are_shipped():
     assert SHIPPED
+    assert MEASURED
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SHIPPED, *MEASURED], ids=lambda path: f"{path.parents[1].name}-{path.name}")
 def test_recipes_that_are_shipped_are_valid(path):
     assert recipe.load(path).name == path.stem
