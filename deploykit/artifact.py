@@ -92,22 +92,26 @@ class Step(Record):
 class ServeOptions(Record):
     """How a package is served: the recipe's `serve` section, carried to the service by the manifest.
 
-    `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `timeout_s` is the
-    deadline of a request in seconds, `max_texts` and `max_body_bytes` bound one request, `max_windows` is in how
-    many overlapping parts a text is read that is longer than the model reads (1: it is cut), `redact` masks
-    personal data before the model reads a text, `threads` are
-    cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that
-    the cgroup allows).
+    `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `max_wait_s` is for how long a text
+    may wait for others before new ones are refused, `timeout_s` the deadline of a request, both in seconds,
+    `max_texts` and `max_body_bytes` bound one request, `max_windows` is in how many overlapping parts a text is read
+    that is longer than the model reads (1: it is cut), `redact` masks personal data before the model reads a text,
+    `batching` says which texts share a batch (`cost`: those that cost no more together than alone; the others are
+    there to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
+    BentoML's adaptive batching), `threads` are cores for the engine: threads of one call, or calls at a time, as the
+    selection chose (null: all cores that the cgroup allows).
     """
 
     max_batch_tokens: int = Field(default=4096, ge=1)
     max_batch_items: int = Field(default=64, ge=1)
     max_queue_tokens: int = Field(default=65536, ge=1)
+    max_wait_s: float = Field(default=0.5, gt=0)
     timeout_s: float = Field(default=10.0, gt=0)
     max_texts: int = Field(default=256, ge=1)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_windows: int = Field(default=16, ge=1)
     redact: bool = False
+    batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
     threads: int | None = Field(default=None, ge=1)
 
 

@@ -1,11 +1,9 @@
 """Which texts share a batch: an asyncio queue in front of the engine's threads, one for each of its streams.
 
 Work-conserving: an idle stream starts at once, and batches form while all are busy; there is no timer. Each
-batch is built around the text whose turn it is (see `fairness`), so nobody starves, and takes others of similar
-length while that is cheaper than running them alone: padding a short text to a long one costs a CPU more
-than batching saves. Streams that are idle together share what waits. Texts whose request has met its
-deadline, or whose client has left, are dropped before they are computed. The rule for choosing is `choose`,
-a pure function.
+batch is built around the text whose turn it is (see `fairness`), so nobody starves; which others share it is a rule
+of `batches`. Streams that are idle together share what waits. Texts whose request has met its deadline, or whose
+client has left, are dropped before they are computed, and who would wait for too long is refused at once.
 """
 
 import asyncio
@@ -15,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import ceil
 from time import perf_counter
-from typing import Literal
 
 from deploykit.cost import Cost, Learned
+from deploykit.serving.batches import Bounds, Choose, by_cost
 from deploykit.serving.fairness import FairQueue
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
@@ -28,19 +26,8 @@ SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the tim
 SPEED = 0.3  # weight of the newest batch in the measured seconds per token
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
-# why a batch is not larger: nobody else waits, it is full, or more would cost more than they save
-Release = Literal["all", "items", "tokens", "cost"]
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 logger = logging.getLogger("deploykit.serving")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The most of one batch (padded tokens, items) and of what may wait (tokens)."""
-
-    batch_tokens: int
-    batch_items: int
-    queue_tokens: int
 
 
 @dataclass
@@ -98,33 +85,6 @@ class Job:
             self.done.set_exception(error)
 
 
-def choose(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses a batch.
-
-    Args:
-        lengths: tokens of the texts that wait, at least one; the one whose turn it is comes first.
-        cost: what batches cost.
-        bounds: what they may hold; a text that exceeds them runs alone.
-
-    Returns:
-        Positions in `lengths`, the first one first among them, and why there are no more.
-    """
-    chosen, width = [0], lengths[0]
-    release: Release = "all"
-    for index in sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0])):
-        if len(chosen) == bounds.batch_items:
-            return chosen, "items"
-        padded = (len(chosen) + 1) * max(width, lengths[index])
-        if not cost.pays(len(chosen), width, lengths[index]):
-            release = "cost"
-        elif padded > bounds.batch_tokens:
-            release = "tokens" if release == "all" else release
-        else:
-            chosen.append(index)
-            width = max(width, lengths[index])
-    return chosen, release
-
-
 class Batcher:
     """The queue and the threads behind it.
 
@@ -134,12 +94,19 @@ class Batcher:
         metrics: where queue and batches are counted.
         cost: what batches cost where it was measured; default: of a small encoder.
         streams: how many batches run at the same time.
+        choose: which of those that wait share a batch.
     """
 
     def __init__(
-        self, compute: Compute, bounds: Bounds, metrics: Metrics, cost: Cost | None = None, streams: int = 1
+        self,
+        compute: Compute,
+        bounds: Bounds,
+        metrics: Metrics,
+        cost: Cost | None = None,
+        streams: int = 1,
+        choose: Choose = by_cost,
     ) -> None:
-        self._compute = compute
+        self._compute, self._choose = compute, choose
         self._bounds = bounds
         self._metrics = metrics
         self._cost = Learned(cost or Cost())
@@ -202,20 +169,37 @@ class Batcher:
         """Ends the engine's threads once they are done; does not wait, because an engine may be stuck."""
         self._pool.shutdown(wait=False)
 
+    def check(self, client: str) -> None:
+        """Refuses a client whose texts wait for so long already that no other could be taken: before it is read.
+
+        Raises:
+            Problem: 503 the wait would be too long.
+        """
+        if self._wait_s(client, 0) > self._bounds.wait_s:
+            raise self._full()
+
     def _admit(self, tokens: int, client: str, timeout_s: float) -> None:
         """Refuses what would have to wait too long; a client that waits for little is not made to pay for others."""
         queue = self._waiting
-        if not queue:
-            return
-        clients = queue.clients + (not queue.tokens_of(client))
         own = queue.tokens_of(client) + tokens
         most, total = self._bounds.queue_tokens, queue.tokens + tokens
-        full = total > most and (own > most / clients or total > HARD * most)
-        ahead = min(queue.tokens, queue.tokens_of(client) * clients + tokens * (clients - 1))
-        wait_s = ahead * self._per_token / self._streams
-        if full or wait_s > timeout_s:
-            headers = retry_after(queue.tokens * self._per_token / self._streams)
-            raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
+        full = total > most and (own > most / self._clients(client) or total > HARD * most)
+        if queue and (full or self._wait_s(client, tokens) > min(timeout_s, self._bounds.wait_s)):
+            raise self._full()
+
+    def _wait_s(self, client: str, tokens: int) -> float:
+        """Estimates how long so many tokens more of a client would wait for others, and for its own before them."""
+        clients = self._clients(client)
+        ahead = min(self._waiting.tokens, self._waiting.tokens_of(client) * clients + tokens * (clients - 1))
+        return ahead * self._per_token / self._streams
+
+    def _clients(self, client: str) -> int:
+        """Returns how many share the engine, with this one."""
+        return self._waiting.clients + (not self._waiting.tokens_of(client))
+
+    def _full(self) -> Problem:
+        headers = retry_after(self._waiting.tokens * self._per_token / self._streams)
+        return Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
 
     def _enter(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -250,7 +234,7 @@ class Batcher:
         seen = [first, *(item for item in others if item is not first and not item.job.done.done())]
         share = ceil(len(seen) / (self._streams - len(self._starts)))
         bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
-        positions, release = choose([len(item) for item in seen], self._cost.now, bounds)
+        positions, release = self._choose([len(item) for item in seen], self._cost.now, bounds)
         self._metrics.batches.labels(release).inc()
         batch = [seen[position] for position in positions]
         for item in batch:
@@ -295,8 +279,5 @@ class Batcher:
         self._cost.learn(len(batch), width, taken)
         for item in batch:
             item.job.timing.inference_s = max(item.job.timing.inference_s, taken)
-        self._metrics.inference_seconds.observe(taken)
-        self._metrics.batch_items.observe(len(batch))
-        self._metrics.batch_tokens.observe(padded)
-        self._metrics.batch_padding.observe(1 - sum(map(len, batch)) / padded)
+        self._metrics.batched([len(item) for item in batch], taken)
         return found

@@ -99,6 +99,8 @@ class Guard:
                 challenge = {"www-authenticate": 'Bearer realm="deploykit"'} if found.status == 401 else {}
                 raise Problem(found.status, found.reason, found.detail, headers=challenge)
             call.client = found
+            if route.body is not None:
+                runtime.check(found)
             await runtime.limits.request(found)
         if route.scope is not None and self._in_flight > MOST_IN_FLIGHT:
             raise Problem(503, "busy", f"{MOST_IN_FLIGHT} requests are in progress", headers=retry_after(1))

@@ -98,6 +98,14 @@ class Metrics:
         self.confidence.observe(confidence)
         self.entropy.observe(entropy)
 
+    def batched(self, lengths: Sequence[int], seconds: float) -> None:
+        """Counts one batch of texts of so many tokens that took the engine so many seconds."""
+        padded = len(lengths) * max(lengths)
+        self.inference_seconds.observe(seconds)
+        self.batch_items.observe(len(lengths))
+        self.batch_tokens.observe(padded)
+        self.batch_padding.observe(1 - sum(lengths) / padded)
+
     def process(self) -> None:
         """Looks at the process itself; prometheus_client's own collector does not join several."""
         with suppress(OSError):  # where there is no /proc

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from time import perf_counter
 
@@ -23,8 +24,10 @@ from deploykit.artifact import Artifact, Manifest
 from deploykit.drift import Drift, Feature
 from deploykit.errors import DeploykitError
 from deploykit.predictor import Predictor
-from deploykit.serving.batcher import Batcher, Bounds
+from deploykit.serving.batcher import Batcher, Compute
+from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
+from deploykit.serving.cork import Cork
 from deploykit.serving.keys import Client, Keys, Refusal, Scope
 from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
@@ -61,7 +64,7 @@ class Runtime:
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
-        self._batcher: Batcher | None = None
+        self._batcher: Batcher | Cork | None = None
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def start(self) -> None:
@@ -80,8 +83,10 @@ class Runtime:
         settings, manifest, execution = self.settings, self._artifact.manifest, served.execution
         model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
         batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
-        bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens)
-        self._batcher = Batcher(predictor.scores, bounds, self.metrics, manifest.cost, execution.streams)
+        bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
+        self._batcher = batcher_of(
+            settings.batching, predictor.scores, bounds, self.metrics, manifest, execution.streams
+        )
         self._predictor = predictor
         self.fault = ""
         seconds = perf_counter() - start
@@ -119,6 +124,15 @@ class Runtime:
         if text and self.tokens is not None and self.tokens.is_one(text):
             return self.tokens.check(text, scope)
         return self.keys.check(text, scope)
+
+    def check(self, client: Client) -> None:
+        """Refuses early, where a client's texts wait for too long already.
+
+        Raises:
+            Problem: 503 too busy.
+        """
+        if self._batcher is not None:
+            self._batcher.check(client.name)
 
     async def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call, *, counted: bool = True
@@ -215,6 +229,17 @@ class Runtime:
         self.metrics.limit_failures.set(self.limits.failures)
         self.metrics.token_failures.set(self.tokens.failures if self.tokens else 0)
         return self.metrics.page()
+
+
+def batcher_of(
+    batching: str, compute: Compute, bounds: Bounds, metrics: Metrics, manifest: Manifest, streams: int
+) -> Batcher | Cork:
+    """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
+    if batching == "bentoml":
+        return Cork(compute, bounds, metrics, manifest.serve.timeout_s)
+    items = 1 if batching == "none" else bounds.batch_items
+    choose = by_cost if batching == "cost" else in_order
+    return Batcher(compute, replace(bounds, batch_items=items), metrics, manifest.cost, streams, choose)
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:

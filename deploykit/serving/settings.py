@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
@@ -59,11 +60,13 @@ class Settings(BaseModel):
     max_batch_tokens: int
     max_batch_items: int
     max_queue_tokens: int
+    max_wait_s: float
     timeout_s: float
     max_texts: int
     max_body_bytes: int
     max_windows: int
     redact: bool
+    batching: Literal["cost", "fifo", "none", "bentoml"]
 
 
 def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:

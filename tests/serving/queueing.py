@@ -4,7 +4,9 @@ import asyncio
 
 import numpy as np
 
-from deploykit.serving.batcher import Batcher, Bounds, Cost
+from deploykit.cost import Cost
+from deploykit.serving.batcher import Batcher
+from deploykit.serving.batches import Bounds
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import Problem
 from deploykit.tokenizer import Encoding
@@ -18,12 +20,12 @@ def encoding(tokens):
     return Encoding(ids, ids, np.zeros((tokens, 2), np.int64), 0, False)
 
 
-def run(scenario, engine, bounds=BOUNDS, cost=WIDE, streams=1):
+def run(scenario, engine, bounds=BOUNDS, cost=WIDE, streams=1, make=None):
     """Runs `scenario(submit, batcher)`; `submit(*texts, tokens=4, ...)` starts one request as a task."""
     metrics = Metrics(["/v1/predict"], ["a", "b"])
 
     async def body():
-        batcher = Batcher(engine, bounds, metrics, cost, streams)
+        batcher = make(engine, bounds, metrics) if make else Batcher(engine, bounds, metrics, cost, streams)
 
         def submit(*texts, tokens=4, timeout_s=10, gone=None, client="none"):
             found = batcher.submit(texts, [encoding(tokens) for _ in texts], timeout_s, gone, client)

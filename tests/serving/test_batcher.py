@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from queueing import BOUNDS, WIDE, refused, run
 
-from deploykit.serving.batcher import Bounds, Cost, choose
+from deploykit.cost import Cost
+from deploykit.serving.batches import Bounds, by_cost, in_order
+from deploykit.serving.problems import Problem
 
 
 class Engine:
@@ -178,7 +180,7 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
     ],
 )
 def test_choosing(lengths, cost, bounds, expected):
-    assert sorted(choose(lengths, cost, bounds)[0]) == expected
+    assert sorted(by_cost(lengths, cost, bounds)[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,23 @@ def test_choosing(lengths, cost, bounds, expected):
     ],
 )
 def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
-    assert choose(lengths, cost, bounds)[1] == release
+    assert by_cost(lengths, cost, bounds)[1] == release
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bounds", "expected"),
+    [
+        ([10, 500, 12], Bounds(1200, 64, 9999), (2, "tokens")),
+        ([10, 500, 12], Bounds(9999, 64, 9999), (3, "all")),
+        ([10] * 9, Bounds(999, 3, 99), (3, "items")),
+        ([10] * 9, Bounds(50, 64, 99), (5, "tokens")),
+        ([10] * 3, Bounds(999, 1, 99), (1, "items")),
+        ([100, 1], Bounds(50, 64, 99), (1, "tokens")),  # too long for any batch: runs alone
+    ],
+)
+def test_batches_in_order_hold_what_came_first_whatever_it_costs(lengths, bounds, expected):
+    count, release = expected
+    assert in_order(lengths, Cost(), bounds) == (list(range(count)), release)
 
 
 def test_releases_are_counted():
@@ -290,6 +308,27 @@ def test_who_would_wait_longer_than_they_will_is_refused_at_once():
     run(scenario, engine)
 
 
+def test_who_would_wait_for_too_long_is_refused_however_patient():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        batcher._per_token = 1e-3
+        taken = [submit("b", tokens=40), submit("c", tokens=40)]  # waits for 40 ms
+        await asyncio.sleep(0)
+        batcher.check("other")
+        with pytest.raises(Problem) as early:
+            batcher.check("none")
+        late, other = submit("d", tokens=1), submit("e", tokens=40, client="other")
+        await asyncio.wait([late])
+        engine.go.set()
+        await asyncio.gather(first, *taken, other)
+        return refused(late), (early.value.status, early.value.reason)
+
+    found, _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05))
+    assert found == ((503, "queue_full"),) * 2
+
+
 def test_a_request_knows_how_long_its_texts_waited_and_took():
     engine = Engine(held=True)
 
@@ -310,7 +349,7 @@ def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
     bounds = Bounds(256, 8, 0)
     for _ in range(200):
         lengths = random.integers(1, 200, size=random.integers(1, 40)).tolist()
-        chosen, _ = choose(lengths, Cost(), bounds)
+        chosen, _ = by_cost(lengths, Cost(), bounds)
         assert chosen[0] == 0
         assert len(set(chosen)) == len(chosen) <= 8
         assert len(chosen) * max(lengths[index] for index in chosen) <= 256

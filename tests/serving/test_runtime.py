@@ -10,7 +10,7 @@ import pytest
 from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
 
 from deploykit import drift, hardware
-from deploykit.artifact import FLOAT_GRAPH, GRAPH
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, ServeOptions
 from deploykit.cost import Cost
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
@@ -87,6 +87,22 @@ def test_as_many_batches_at_once_as_the_choice_has_streams(serve, make_package, 
     found = [one.result(20).json()["predictions"][0] for one in asked]
     engine._compute = compute
     assert found == client.post(PREDICT, json_body=BODY).json()["predictions"]
+
+
+def test_who_would_wait_for_too_long_is_refused_before_the_body_is_read(serve, hold, make_package, tmp_path):
+    client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_wait_s=1e-6)).path)
+    engine = hold(client)
+    first = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
+    assert engine.started.wait(5)
+    second = client.start("POST", PREDICT, json_body=BODY)
+    while metrics(client)["deploykit_queue_items"] < 2:
+        pass
+    third = client.request("POST", PREDICT, content=b"no JSON", headers={"content-type": "text/plain"})
+    assert third.status == 503
+    assert int(third.headers["retry-after"]) >= 1
+    engine.go.set()
+    assert [one.result(5).status for one in (first, second)] == [200, 200]
+    assert metrics(client)['deploykit_rejected_total{reason="queue_full"}'] == 1
 
 
 def test_batches_are_chosen_by_the_cost_that_was_measured(serve, hold, make_package, tmp_path):

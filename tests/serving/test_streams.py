@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from queueing import refused, run
 
+from deploykit.cost import Cost
 from deploykit.serving import batcher as module
-from deploykit.serving.batcher import Bounds, Cost
+from deploykit.serving.batches import Bounds
 
 
 class Gates:

@@ -1,0 +1,253 @@
+"""How much load a service carries with our batching, with BentoML's, in order of arrival, and with none.
+
+Servers run on core 0, all of them started, one asked at a time and in turn with all others; the client runs on core
+1. Short texts are asked as they are; a mixed trace has one long text (600 to 1,800 characters) in ten. Capacity is
+what the same engine does in this process with the same texts, sorted and batched as suits it best.
+
+    python benchmarks/batching.py runs/movie-reviews/package --texts demo/test.jsonl --output benchmarks/batching.json
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import load
+import numpy as np
+import uvloop
+
+from deploykit import bundle, hardware, timing
+from deploykit.artifact import GENERATED, MANIFEST, Artifact, Manifest, draft, seal
+from deploykit.predictor import Predictor, batches
+from deploykit.serving import keys, launch
+
+BATCHINGS = ("cost", "fifo", "none", "bentoml")
+DOCUMENTED = "bentoml as documented"  # a plain service with a batchable method, as its documentation has it
+LOADS = (0.3, 0.6, 0.9, 1.2)  # of the capacity
+BUDGETS = (256, 512, 1024, 2048, 4096)
+SAMPLE = 256  # texts in this process
+GRID = 2 ** (1 / 4)  # between two rates that are tried
+LIMITS = {"mixed": 250.0, "short": 100.0}  # milliseconds of p99
+CLIENTS = 64
+PARTS = ("loads", "carried", "efficiency")
+SERVICE = """
+import bentoml
+from deploykit.predictor import Predictor
+from deploykit.artifact import Artifact
+
+@bentoml.service(traffic={"timeout": 10})
+class Plain:
+    def __init__(self):
+        self.predictor = Predictor.load(Artifact.load(%r), 1)
+
+    @bentoml.api(batchable=True, route="/v1/predict")
+    def predict(self, texts: list[str]) -> list[dict]:
+        found = self.predictor.tokenizer.encode(texts)
+        scores = self.predictor.scores(texts, found)
+        return [{"label": self.predictor.labels[int(rows.argmax())]} for rows in scores]
+"""
+
+
+def variant(package: Path, target: Path, **changes: Any) -> Artifact:
+    """Writes the same package with the code of this version, and other options of serving."""
+    artifact = Artifact.load(package)
+    with draft(target) as folder:
+        shutil.copytree(package, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
+        bundle.copy_library(folder)
+        manifest = artifact.manifest
+        facts = {
+            name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")
+        }
+        return seal(folder, target, **{**facts, "serve": manifest.serve.model_copy(update=changes)})
+
+
+@contextlib.contextmanager
+def started(package: Path, folder: Path) -> Iterator[tuple[dict[str, str], str]]:
+    """Runs all servers on core 0; yields name to url, and the key that opens them."""
+    file = folder / "keys.json"
+    key = keys.add(file, "load", scopes=["predict", "metrics"])
+    with contextlib.ExitStack() as stack, on_core(0):
+        urls = {}
+        for name in BATCHINGS:
+            found = variant(package, folder / name, batching=name)
+            urls[name] = stack.enter_context(launch.running(found.path, file, log=folder / f"{name}.log"))
+        urls[DOCUMENTED] = stack.enter_context(documented(package, folder))
+        with on_core(1):
+            yield urls, key
+
+
+@contextlib.contextmanager
+def documented(package: Path, folder: Path) -> Iterator[str]:
+    """Runs a service as BentoML's documentation has it."""
+    (folder / "plain").mkdir()
+    (folder / "plain" / "service.py").write_text(SERVICE % str(package.resolve()))
+    port, log = launch.free_port(), folder / "plain.log"
+    environ = {**os.environ, "BENTOML_HOME": str(folder / "plain-home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = [sys.executable, "-m", "bentoml", "serve", "service:Plain", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            argv, env=environ, cwd=folder / "plain", stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        launch.wait_ready(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        launch.stop(process)
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Keeps this thread, and what it starts, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def in_process(package: Path, trace: load.Trace) -> Callable[[float], float]:
+    """Returns what measures texts a second of the engine alone, on core 0, for about so many seconds."""
+    texts = [text for body in trace.bodies[:SAMPLE] for text in json.loads(body)["texts"]]
+    with on_core(0):
+        predictor = Predictor.load(Artifact.load(package), 1)
+    windows = [window.encoding for found in predictor.tokenizer.windows(texts, 16) for window in found]
+    grouped = {
+        budget: [
+            predictor.tokenizer.collate([windows[index] for index in rows])
+            for rows in batches([len(one) for one in windows], budget)
+        ]
+        for budget in BUDGETS
+    }
+
+    def run(found: list[Any]) -> None:
+        for batch in found:
+            predictor.engine.run(batch)
+
+    def measure(seconds: float) -> float:
+        with on_core(0):
+            calls = {budget: (lambda found=found: run(found)) for budget, found in grouped.items()}
+            samples = timing.in_turn(calls, seconds, burst=1, least=timing.FEW)
+        return max(1000 * len(texts) / float(np.median(found)) for found in samples.values())
+
+    return measure
+
+
+def run(coroutine: Any) -> load.Outcome:
+    """Runs one measurement on an event loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found: load.Outcome = runner.run(coroutine)
+        return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: servers by name, the key that opens them, and for how long each is asked.
+
+    `traces` are several of each mix, `alone` measures the engine by itself, and `capacity` is what it does, in texts
+    a second.
+    """
+
+    urls: Mapping[str, str]
+    key: str
+    seconds: float
+    traces: Mapping[str, Sequence[load.Trace]]
+    alone: Mapping[str, Callable[[float], float]]
+    capacity: Mapping[str, float]
+
+    def ask(self, name: str, trace: load.Trace, rate: float) -> dict[str, Any]:
+        """Asks one server at a rate; then waits until it has worked off what it kept."""
+        found = run(load.replay(self.urls[name], self.key, trace, rate, self.seconds)).figures()
+        run(load.saturate(self.urls[name], self.key, trace, 1, 0.5))
+        return found
+
+    def loads(self) -> dict[str, Any]:
+        """Asks every server at every load, in turn, once a trace."""
+        found: dict[str, Any] = {name: {str(share): [] for share in LOADS} for name in self.urls}
+        for turn, trace in enumerate(self.traces["mixed"]):
+            for share in LOADS:
+                for name in np.random.default_rng([turn, round(10 * share)]).permutation(list(self.urls)):
+                    figures = self.ask(name, trace, share * self.capacity["mixed"])
+                    found[name][str(share)].append(figures)
+                    print(f"{share:.1f} {name:>22} {_line(figures)}", flush=True)
+        return found
+
+    def carried(self) -> dict[str, Any]:
+        """Returns the highest rates, one a trace, at which p99 stays under a limit and nobody is refused."""
+        found: dict[str, Any] = {}
+        for mix, limit in LIMITS.items():
+            for trace in self.traces[mix]:
+                for name in ("cost", "bentoml", DOCUMENTED):
+                    rate = self._carried(name, trace, limit, self.capacity[mix])
+                    found.setdefault(mix, {}).setdefault(name, []).append(rate)
+                    print(f"{mix} {name:>22} carries {rate:.0f} a second", flush=True)
+        return found
+
+    def _carried(self, name: str, trace: load.Trace, limit_ms: float, capacity: float) -> float:
+        low, high = -20, 4  # exponents: rates from 3 % of the capacity to twice
+        while high - low > 1:
+            middle = (low + high) // 2
+            figures = self.ask(name, trace, capacity * GRID**middle)
+            holds = not figures["errors"] and figures["p99_ms"] < limit_ms
+            low, high = (middle, high) if holds else (low, middle)
+        return float(capacity * GRID**low)
+
+    def efficiency(self) -> dict[str, Any]:
+        """Compares answers a second at saturation with the engine alone, in turn."""
+        found = {}
+        for mix, traces in self.traces.items():
+            pairs = [(self._saturated(trace), self.alone[mix](self.seconds / 2)) for trace in traces]
+            shares = [served / alone for served, alone in pairs]
+            found[mix] = {"served": [one for one, _ in pairs], "alone": [one for _, one in pairs], "shares": shares}
+            print(f"{mix}: {statistics.median(shares):.0%} of the engine's rate; all: {shares}", flush=True)
+        return found
+
+    def _saturated(self, trace: load.Trace) -> float:
+        outcome = run(load.saturate(self.urls["cost"], self.key, trace, CLIENTS, self.seconds / 2))
+        return len(outcome.latencies) / outcome.seconds
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return "{served:7.1f}/s  p50 {p50_ms:8.1f}  p99 {p99_ms:8.1f}  errors {errors}".format(**figures)
+
+
+def main() -> None:
+    """Measures and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--texts", type=Path, required=True, help="JSON lines with a column `text`")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one server at one load")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    texts = load.texts_of(arguments.texts)
+    traces = {
+        mix: [load.record(texts, long_share=share, count=30_000, seed=seed) for seed in range(arguments.rounds)]
+        for mix, share in (("mixed", load.LONG_SHARE), ("short", 0.0))
+    }
+    alone = {mix: in_process(arguments.package, found[0]) for mix, found in traces.items()}
+    capacity = {mix: measure(10) for mix, measure in alone.items()}
+    print("texts a second of the engine alone:", capacity, flush=True)
+    content = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    content |= {"machine": hardware.describe(), "capacity": capacity}
+    with tempfile.TemporaryDirectory() as folder, started(arguments.package, Path(folder)) as (urls, key):
+        bench = Bench(urls, key, arguments.seconds, traces, alone, capacity)
+        for part in arguments.parts:
+            content[part] = getattr(bench, part)()
+            arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
