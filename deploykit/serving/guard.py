@@ -17,7 +17,7 @@ from time import perf_counter
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deploykit.serving import calls
+from deploykit.serving import calls, nesting
 from deploykit.serving.keys import Client, Refusal
 from deploykit.serving.logs import request_line
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
@@ -188,6 +188,8 @@ def _require_json(headers: Mapping[str, str]) -> None:
 
 
 def _validate(model: type[BaseModel], body: bytes) -> None:
+    if nesting.too_deep(body):
+        raise Problem(400, "malformed", f"the body is not JSON that is read here: it nests over {nesting.MOST} levels")
     try:
         model.model_validate_json(body)
     except ValidationError as error:
