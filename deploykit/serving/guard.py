@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving import calls, nesting
+from deploykit.serving.heads import require_few
 from deploykit.serving.keys import Client, Refusal
 from deploykit.serving.logs import request_line
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
@@ -70,12 +71,7 @@ class Guard:
         self._in_flight += 1
         with metrics.answering(route.label):
             try:
-                if problem is not None:
-                    raise problem
-                call.timeout_s = _timeout(headers)
-                await self._admit(route, headers, call)
-                with self._runtime.limits.running(call.client):
-                    await self._handle(route, scope, receive, reply, headers, call)
+                await self._respond(route, problem, scope, receive, reply, headers, call)
             except Problem as found:
                 await self._refuse(reply, found)
             except Exception:
@@ -88,6 +84,25 @@ class Guard:
                 if reply.problem is not None:
                     metrics.rejected.labels(reply.problem.reason).inc()
                 request_line(call, route.label, reply.status or CLIENT_GONE, reply.sent, perf_counter() - start)
+
+    async def _respond(
+        self,
+        route: Route,
+        problem: Problem | None,
+        scope: Scope,
+        receive: Receive,
+        reply: Reply,
+        headers: Mapping[str, str],
+        call: calls.Call,
+    ) -> None:
+        """Answers a request, or raises the problem why not."""
+        require_few(scope["headers"])
+        if problem is not None:
+            raise problem
+        call.timeout_s = _timeout(headers)
+        await self._admit(route, headers, call)
+        with self._runtime.limits.running(call.client):
+            await self._handle(route, scope, receive, reply, headers, call)
 
     async def _admit(self, route: Route, headers: Mapping[str, str], call: calls.Call) -> None:
         """Asks who it is, whether they may, and whether there is room; raises a problem if not."""

@@ -17,6 +17,7 @@ REASONS = (
     "media_type",
     "too_large",
     "slow",
+    "headers",
     "malformed",
     "invalid",
     "auth_missing",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import bentoml
+import uvicorn.config
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.exceptions import BentoMLConfigException
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -24,6 +25,7 @@ from deploykit.artifact import MODEL_CARD, Manifest
 from deploykit.errors import DeploykitError
 from deploykit.serving import calls, explanations, logs, protocols, routes
 from deploykit.serving.guard import Guard
+from deploykit.serving.heads import BoundedProtocol
 from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.protocols import Protocol
 from deploykit.serving.routes import Route
@@ -47,9 +49,11 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         """Returns the guarded application; BentoML calls this in the worker only.
 
         BentoML's timeout is taken out: it keeps every request in memory until its time is up, long after the
-        answer. The guard has a timeout of its own.
+        answer. The guard has a timeout of its own. BentoML cannot be told which protocol its server speaks, so the
+        server's default is changed.
         """
         runtime, table = self.open()
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{BoundedProtocol.__module__}:{BoundedProtocol.__name__}"
         app = super().to_asgi(is_main)
         app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ != "TimeoutMiddleware"]
         return Guard(cast(ASGIApp, app), table, runtime)

@@ -1,0 +1,68 @@
+"""The server's HTTP protocol, with a bound on what comes before a body, and after it.
+
+The parser has none: a header without an end would be kept, and copied with every packet, until memory is full, before
+anybody has seen a request. Headers that are complete are counted by the guard, which can say more.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deploykit.serving.problems import MEDIA_TYPE, Problem
+
+MOST, MOST_BYTES = 64, 16 * 1024  # headers of a request, and their bytes
+DETAIL = f"a request may have {MOST} headers of {MOST_BYTES} bytes together; send fewer or shorter ones"
+BODY = json.dumps(
+    {"type": "about:blank", "title": "Request Header Fields Too Large", "status": 431, "detail": DETAIL}
+).encode()
+REFUSAL = (
+    f"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: {MEDIA_TYPE}\r\n"
+    f"content-length: {len(BODY)}\r\nconnection: close\r\n\r\n"
+).encode() + BODY
+
+logger = logging.getLogger("deploykit.serving")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection that sends more than `MOST_BYTES` without completing headers or sending a body."""
+
+    _unread = 0
+    _moved = False
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what has arrived."""
+        self._moved = False
+        super().data_received(data)
+        self._unread = 0 if self._moved else self._unread + len(data)
+        if self._unread > MOST_BYTES and not self.transport.is_closing():
+            logger.warning("a connection was closed: it sent more than %d bytes of headers", MOST_BYTES)
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(REFUSAL)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """Notes progress; what is complete, the guard looks at."""
+        self._moved = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Notes progress; a body has a cap of its own."""
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Notes progress."""
+        self._moved = True
+        super().on_message_complete()
+
+
+def require_few(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses headers that are too many or too long.
+
+    Raises:
+        Problem: 431 they are.
+    """
+    if len(headers) > MOST or sum(len(name) + len(value) for name, value in headers) > MOST_BYTES:
+        raise Problem(431, "headers", DETAIL)
