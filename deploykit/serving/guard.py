@@ -17,13 +17,13 @@ from time import perf_counter
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deploykit.serving import calls, nesting
+from deploykit.serving import calls, cors, nesting
 from deploykit.serving.heads import require_few
 from deploykit.serving.keys import Client, Refusal
 from deploykit.serving.logs import request_line
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
-from deploykit.serving.replies import Reply
-from deploykit.serving.routes import Route, match
+from deploykit.serving.replies import NO_CONTENT, Reply
+from deploykit.serving.routes import UNKNOWN, Route, match
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.schemas import faults
 
@@ -66,7 +66,7 @@ class Guard:
         asked = headers.get("x-request-id", "")
         call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex, Client("none"))
         route, problem = match(self._routes, scope["method"], scope["path"])
-        reply = Reply(send, call)
+        reply = Reply(send, call, cors.marks(self._runtime.settings.cors_origins, headers))
         metrics, start = self._runtime.metrics, perf_counter()
         self._in_flight += 1
         with metrics.answering(route.label):
@@ -95,8 +95,12 @@ class Guard:
         headers: Mapping[str, str],
         call: calls.Call,
     ) -> None:
-        """Answers a request, or raises the problem why not."""
+        """Answers a request, or raises the problem why not; browsers may ask without a key what they may ask."""
         require_few(scope["headers"])
+        origins = self._runtime.settings.cors_origins
+        if route is not UNKNOWN and (told := cors.preflight(origins, scope["method"], headers, route.methods)):
+            await reply.whole(NO_CONTENT, told, b"")
+            return
         if problem is not None:
             raise problem
         call.timeout_s = _timeout(headers)

@@ -13,6 +13,7 @@ from deploykit.serving.calls import Call
 from deploykit.serving.problems import Problem
 
 HIDDEN = (b"server", b"x-bentoml-request-id", b"x-bentoml-trace-id")
+NO_CONTENT = 204  # has no body, and so no length
 DETAILS = {
     503: "the service is not ready; the log says why",
     504: "no answer in time: the service is busy",
@@ -25,14 +26,16 @@ class Reply:
     Args:
         send: the server's.
         call: the request that is answered.
+        marks: headers that every response has, whatever its status.
     """
 
-    def __init__(self, send: Send, call: Call) -> None:
+    def __init__(self, send: Send, call: Call, marks: Mapping[str, str]) -> None:
         self.status: int | None = None
         self.sent = 0
         self.problem: Problem | None = None
         self._send = send
         self._call = call
+        self._marks = marks
         self._held: int | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -65,13 +68,13 @@ class Reply:
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Sends a response in one piece."""
-        pairs = {**headers, "content-length": str(len(body))}
+        pairs = {**headers} if status == NO_CONTENT else {**headers, "content-length": str(len(body))}
         await self._start(status, [(name.encode(), value.encode()) for name, value in pairs.items()])
         self.sent = len(body)
         await self._send({"type": "http.response.body", "body": body})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
-        own = {"x-request-id": self._call.id, "server-timing": self._call.timing()}
+        own = {"x-request-id": self._call.id, "server-timing": self._call.timing(), **self._marks}
         headers = [*headers, *((name.encode(), value.encode()) for name, value in own.items())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

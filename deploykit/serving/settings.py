@@ -9,6 +9,7 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_REDIS           redis://HOST:PORT of what replicas count limits in; default: each counts for itself
     DEPLOYKIT_JWKS            a file, or an https URL, of an identity provider's keys: its tokens are taken, too,
                               with DEPLOYKIT_JWT_ISSUER and DEPLOYKIT_JWT_AUDIENCE, which must be set with it
+    DEPLOYKIT_CORS_ORIGINS    origins of the web pages that may ask from a browser, separated by commas; default: none
     DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
                               default: `drain` below BENTOML_HOME
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
@@ -28,15 +29,16 @@ from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
+from deploykit.serving import cors
 from deploykit.serving.keys import default_path, listing
 
 PREFIX = "DEPLOYKIT_"
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
 METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
-DRAIN, HOME = "DEPLOYKIT_DRAIN", "BENTOML_HOME"
+DRAIN, HOME, CORS = "DEPLOYKIT_DRAIN", "BENTOML_HOME", "DEPLOYKIT_CORS_ORIGINS"
 JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
 SECURE = ("https://", "http://127.0.0.1:", "http://localhost:")
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, *JWT)
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, *JWT)
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -55,6 +57,7 @@ class Settings(BaseModel):
     redis: SecretStr | None
     drain: Path
     jwt: tuple[str, str, str] | None
+    cors_origins: frozenset[str]
     metrics_public: bool
     cores: int
     max_batch_tokens: int
@@ -96,6 +99,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         redis=_redis(environ),
         drain=drain_file(environ),
         jwt=_jwt(environ),
+        cors_origins=_origins(environ),
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
         **serve,
@@ -144,6 +148,13 @@ def _redis(environ: Mapping[str, str]) -> SecretStr | None:
     if value and not value.startswith(("redis://", "rediss://")):
         raise InputError(f"{REDIS} must be an address such as redis://127.0.0.1:6379, and does not begin so.")
     return SecretStr(value) if value else None
+
+
+def _origins(environ: Mapping[str, str]) -> frozenset[str]:
+    try:
+        return cors.origins(environ.get(CORS, ""))
+    except InputError as error:
+        raise InputError(f"{CORS}: {error}") from None
 
 
 def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
