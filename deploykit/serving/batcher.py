@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from time import perf_counter
 
 from deploykit.cost import Cost, Learned
@@ -32,10 +32,21 @@ logger = logging.getLogger("deploykit.serving")
 
 @dataclass
 class Timing:
-    """The longest, in seconds, that a text of a request waited, and that it was in the engine."""
+    """The longest, in seconds, that a text of a request waited, and that it was in the engine.
+
+    Also when its texts began to wait, were first in the engine, and last left it.
+    """
 
     queue_s: float = 0.0
     inference_s: float = 0.0
+    since: float = field(default_factory=perf_counter)
+    begun: float = inf
+    ended: float = 0.0
+
+    def ran(self, start: float, seconds: float) -> None:
+        """Notes a batch that held some of its texts."""
+        self.inference_s = max(self.inference_s, seconds)
+        self.begun, self.ended = min(self.begun, start), start + seconds
 
 
 @dataclass(eq=False)
@@ -278,6 +289,6 @@ class Batcher:
         self._per_token += SPEED * (taken / padded - self._per_token)
         self._cost.learn(len(batch), width, taken)
         for item in batch:
-            item.job.timing.inference_s = max(item.job.timing.inference_s, taken)
+            item.job.timing.ran(start, taken)
         self._metrics.batched([len(item) for item in batch], taken)
         return found

@@ -17,8 +17,9 @@ from deploykit.serving.problems import Problem
 class Call:
     """What is known of a request.
 
-    `gone` is done once the client has left; `timeout_s` is how long it will wait, where it says so; `problem` is
-    why there is no answer, for the guard to render.
+    `gone` is done once the client has left; `timeout_s` is how long it will wait, where it says so; `phases` are when
+    what began and ended, by the clock of `start`; `trace` is an id, where traces are made; `problem` is why there is no
+    answer, for the guard to render.
     """
 
     id: str
@@ -31,6 +32,8 @@ class Call:
     queue_s: float = 0.0
     inference_s: float = 0.0
     start: float = field(default_factory=perf_counter)
+    phases: dict[str, tuple[float, float]] = field(default_factory=dict)
+    trace: str = ""
     problem: Problem | None = None
 
     def timing(self) -> str:

@@ -83,7 +83,9 @@ class Guard:
                 metrics.status(route.label, reply.status or CLIENT_GONE)
                 if reply.problem is not None:
                     metrics.rejected.labels(reply.problem.reason).inc()
-                request_line(call, route.label, reply.status or CLIENT_GONE, reply.sent, perf_counter() - start)
+                seconds = perf_counter() - start
+                self._trace(route, scope["method"], reply, headers, call)
+                request_line(call, route.label, reply.status or CLIENT_GONE, reply.sent, seconds)
 
     async def _respond(
         self,
@@ -163,6 +165,15 @@ class Guard:
         if found is None:
             raise too_large
         return found
+
+    def _trace(self, route: Route, method: str, reply: Reply, headers: Mapping[str, str], call: calls.Call) -> None:
+        """Makes the spans of a request to the model, where traces are made; probes and scrapes would hide those."""
+        if self._runtime.traces is None or route.body is None:
+            return
+        try:
+            call.trace = self._runtime.traces.record(call, method, route.label, reply.status or CLIENT_GONE, headers)
+        except Exception:
+            logger.exception("request %s has no trace", call.id)
 
     async def _refuse(self, reply: Reply, problem: Problem) -> None:
         with suppress(Exception):  # the connection may be gone; there is nobody left to tell

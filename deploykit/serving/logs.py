@@ -55,6 +55,7 @@ def request_line(call: Call, route: str, status: int, sent: int, seconds: float)
     access.info(
         {
             "request": call.id,
+            **({"trace": call.trace} if call.trace else {}),
             "client": call.client.name,
             "key": call.client.key,
             "route": route,

@@ -36,6 +36,7 @@ from deploykit.serving.problems import NOT_READY, Problem, retry_after
 from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
 from deploykit.serving.tokens import Tokens
+from deploykit.serving.traces import Traces
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, Window, joined
 
@@ -59,6 +60,7 @@ class Runtime:
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.tokens = Tokens(*settings.jwt) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
+        self.traces = Traces(artifact.manifest.name, artifact.manifest.key[:12]) if settings.traces else None
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
         self.fault = "the model is not loaded yet"
@@ -101,6 +103,8 @@ class Runtime:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
+        if self.traces is not None:
+            self.traces.close()
         if self._batcher is not None:
             self._batcher.close()
         self._tokenizing.shutdown(wait=False)
@@ -154,6 +158,7 @@ class Runtime:
         start, task = perf_counter(), predictor.task
         inputs = await self._encode(predictor, texts, pairs)
         call.tokenize_s = perf_counter() - start
+        call.phases["tokenize"] = (start, start + call.tokenize_s)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
         parts = [window for windows in inputs for window in windows]
         encodings = [window.encoding for window in parts]
@@ -163,6 +168,8 @@ class Runtime:
         given = [window.text for window in parts]
         found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
+        call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
+        call.phases["inference"] = (timing.begun, timing.ended)
         rest = iter(found)
         scores = [
             next(rest) if len(windows) == 1 else task.merge(list(islice(rest, len(windows))), windows, text)

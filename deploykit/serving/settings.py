@@ -15,6 +15,7 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
     DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
                               chose; default: those of the manifest, else all that the cgroup allows
+    OTEL_EXPORTER_OTLP_ENDPOINT and OpenTelemetry's other standard variables: where traces are sent; default: nowhere
 """
 
 import logging
@@ -29,7 +30,7 @@ from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
-from deploykit.serving import cors
+from deploykit.serving import cors, traces
 from deploykit.serving.keys import default_path, listing
 
 PREFIX = "DEPLOYKIT_"
@@ -59,6 +60,7 @@ class Settings(BaseModel):
     jwt: tuple[str, str, str] | None
     cors_origins: frozenset[str]
     metrics_public: bool
+    traces: bool
     cores: int
     max_batch_tokens: int
     max_batch_items: int
@@ -101,6 +103,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         jwt=_jwt(environ),
         cors_origins=_origins(environ),
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
+        traces=traces.wanted(environ),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
         **serve,
     )
