@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK := True
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test format clean
+.PHONY: demo test format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/deploykit demo demo
@@ -20,6 +20,9 @@ test: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed
+	$(BIN)/python -m deploykit.serving.metrics > docs/metrics.md
 
 clean:
 	rm -rf demo

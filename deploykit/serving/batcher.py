@@ -133,6 +133,12 @@ class Batcher:
         """Seconds that the batch which is longest in the engine has been there; 0 when it is idle."""
         return perf_counter() - min(self._starts) if self._starts else 0.0
 
+    @property
+    def oldest_s(self) -> float:
+        """Seconds that the text which waits longest has waited; 0 when none waits. Any thread may ask."""
+        now = perf_counter()
+        return max((now - item.since for item in self._waiting), default=0.0)
+
     async def submit(
         self,
         texts: Sequence[str],
@@ -227,6 +233,8 @@ class Batcher:
     def _report(self) -> None:
         self._metrics.queue_items.set(len(self._waiting))
         self._metrics.queue_tokens.set(self._waiting.tokens)
+        if not self._waiting:
+            self._metrics.queue_oldest.set(0)
 
     async def _work(self) -> None:
         """Runs batches, one after the other, until nobody waits."""

@@ -58,6 +58,11 @@ class Cork:
         """Seconds that the batch in the engine has been there; 0 when it is idle."""
         return perf_counter() - self._started if self._started else 0.0
 
+    @property
+    def oldest_s(self) -> float:
+        """Always 0: its queue tells nothing of what waits."""
+        return 0.0
+
     def check(self, client: str) -> None:
         """Refuses nobody: its queue has no end."""
 
@@ -110,7 +115,7 @@ class Cork:
             self._started = 0.0
         taken = perf_counter() - now
         for item in batch:
-            item.timing.inference_s = max(item.timing.inference_s, taken)
+            item.timing.ran(now, taken)
         self._metrics.batched([len(encoding) for encoding in encodings], taken)
         return found
 

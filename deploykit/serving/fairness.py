@@ -51,6 +51,12 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return self._items
 
+    def __iter__(self) -> Iterator[T]:
+        """Yields what waits, each request as it was when it was looked at: another thread may ask."""
+        for account in list(self._accounts.values()):
+            for request in list(account.requests.values()):
+                yield from list(request)
+
     def __contains__(self, item: T) -> bool:
         account = self._accounts.get(item.client)
         return account is not None and item in account.requests.get(item.request, {})

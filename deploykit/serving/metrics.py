@@ -4,9 +4,12 @@ Labels come from closed sets (routes, statuses, reasons, the model's own labels)
 the page grow by asking for odd things. All series exist from the first scrape. BentoML runs workers in
 prometheus_client's multiprocess mode; gauges therefore say how to join the processes, and a page is
 collected from their files. Without that mode, in tests, the registry itself is the page.
+
+`python -m deploykit.serving.metrics` prints docs/metrics.md, which is made of this file alone.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,8 +18,9 @@ from time import perf_counter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from deploykit.hardware import CPU_FEATURES
 from deploykit.serving.problems import REASONS
 from deploykit.serving.redaction import NAMES
 
@@ -35,6 +39,20 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("name", "version", "task", "engine", "precision", "graph")
 DRIFTING = ("length", "confidence", "label")
 RELEASES = ("all", "items", "tokens", "cost")
+# How the gauges of several processes become one: a sum, the least, or else the most.
+SUMMED = (
+    *("requests_in_flight", "queue_items", "queue_tokens", "key_file_failures", "shared_limit_failures"),
+    *("token_key_failures", "process_resident_bytes", "process_cpu_seconds", "process_open_files"),
+)
+LEAST = ("ready", "golden_passed")
+PAGE = """# Metrics
+
+What `GET /metrics` tells, made by `make docs` from `deploykit/serving/metrics.py`. A histogram is a series of
+`_bucket`, with `_sum` and `_count`. All series are there from the first scrape, and say the same with several workers.
+
+| name | type | labels | meaning |
+| --- | --- | --- | --- |
+"""
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -48,12 +66,14 @@ class Metrics:
 
     def __init__(self, routes: Sequence[str], labels: Sequence[str]) -> None:
         self._registry = CollectorRegistry()
+        self._rows: list[str] = []
         self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
         self.request_seconds = self._histogram("request_seconds", "Seconds from request to response.", SECONDS, "route")
         self.in_flight = self._gauge("requests_in_flight", "Requests that wait for their response.")
         self.rejected = self._counter("rejected", "Requests that got no answer, by reason.", "reason")
         self.queue_items = self._gauge("queue_items", "Texts that wait for the engine.")
         self.queue_tokens = self._gauge("queue_tokens", "Tokens that wait for the engine.")
+        self.queue_oldest = self._gauge("queue_oldest_seconds", "How long the text has waited that waits longest.")
         self.queue_seconds = self._histogram("queue_seconds", "Seconds that a text waited for the engine.", SECONDS)
         self.batch_items = self._histogram("batch_items", "Texts in a batch.", ITEMS)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens in a batch, padding included.", TOKENS)
@@ -81,6 +101,9 @@ class Metrics:
         self.open_files = self._gauge("process_open_files", "Files and sockets that the process holds open.")
         self.started = self._gauge("process_start_seconds", "When the process started, since 1970.")
         self.model_info = self._gauge("model_info", "What is served; always 1, once it is loaded.", *MODEL)
+        self.cpu_feature = self._gauge(
+            "cpu_feature", "1 when the CPU has it, else 0; and whether the choice relied on it.", "feature", "relied_on"
+        )
         self.fallback = self._gauge("fallback", "1 when the float graph is served in place of what was chosen, else 0.")
         self.ready = self._gauge("ready", "1 when the service answers, else 0.")
         self.draining = self._gauge("draining", "1 when the service was told to let go of its traffic, else 0.")
@@ -108,6 +131,11 @@ class Metrics:
         self.batch_items.observe(len(lengths))
         self.batch_tokens.observe(padded)
         self.batch_padding.observe(1 - sum(lengths) / padded)
+
+    def features(self, here: Sequence[str], relied_on: Sequence[str]) -> None:
+        """Tells what this CPU offers, and what of it was counted on when the package was made."""
+        for feature in dict.fromkeys((*CPU_FEATURES, *relied_on)):
+            self.cpu_feature.labels(feature, "yes" if feature in relied_on else "no").set(feature in here)
 
     def process(self) -> None:
         """Looks at the process itself; prometheus_client's own collector does not join several."""
@@ -138,8 +166,13 @@ class Metrics:
         registry = self._registry
         if MULTIPROCESS in os.environ:
             registry = CollectorRegistry()
+            _forget_dead(Path(os.environ[MULTIPROCESS]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+    def table(self) -> str:
+        """Renders what there is, for people to read."""
+        return PAGE + "".join(self._rows)
 
     def _fill(self, routes: Sequence[str]) -> None:
         """Makes the series appear before anything has happened."""
@@ -160,13 +193,35 @@ class Metrics:
         for label in (*sorted(self._known), OTHER):
             self.predictions.labels(label)
 
+    def _describe(self, name: str, kind: str, text: str, labels: Sequence[str]) -> None:
+        shown = ", ".join(f"`{label}`" for label in labels)
+        self._rows.append(f"| `deploykit_{name}` | {kind} | {shown} | {text} |\n")
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        self._describe(f"{name}_total", "counter", text, labels)
         return Counter(f"deploykit_{name}", text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        self._describe(name, "histogram", text, labels)
         return Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        modes: dict[str, Any] = {"ready": "livemin", "golden_passed": "livemin", "fallback": "livemax"}
-        mode = modes.get(name, "livemax" if labels else "livesum")
+        self._describe(name, "gauge", text, labels)
+        mode: Any = "livesum" if name in SUMMED else "livemin" if name in LEAST else "livemax"
         return Gauge(f"deploykit_{name}", text, labels, multiprocess_mode=mode, registry=self._registry)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Drops the gauges of processes that were killed; what they counted stays."""
+    for process in {file.stem.rpartition("_")[2] for file in folder.glob("gauge_live*_[0-9]*.db")}:
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another scrape was quicker
+                mark_process_dead(int(process), str(folder))  # type: ignore[no-untyped-call]
+        except PermissionError:  # somebody else's by now
+            continue
+
+
+if __name__ == "__main__":
+    sys.stdout.write(Metrics(["/"], []).table())

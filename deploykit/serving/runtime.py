@@ -9,6 +9,7 @@ reason in the log and in the metrics instead of a process that restarts for ever
 import asyncio
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from deploykit import fallback, golden
 from deploykit.artifact import Artifact, Manifest
 from deploykit.drift import Drift, Feature
 from deploykit.errors import DeploykitError
+from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
 from deploykit.serving.batcher import Batcher, Compute
 from deploykit.serving.batches import Bounds, by_cost, in_order
@@ -41,6 +43,7 @@ from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, Window, joined
 
 INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
+LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 STUCK_S = 60.0  # a batch that takes longer will not come back
 
 logger = logging.getLogger("deploykit.serving")
@@ -67,10 +70,13 @@ class Runtime:
         self._artifact = artifact
         self._predictor: Predictor | None = None
         self._batcher: Batcher | Cork | None = None
+        self._closed = threading.Event()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def start(self) -> None:
         """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
+        threading.Thread(target=self._keep_looking, name="gauges", daemon=True).start()
+        self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
         start = perf_counter()
         try:
@@ -101,6 +107,7 @@ class Runtime:
 
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
+        self._closed.set()
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self.traces is not None:
@@ -226,16 +233,28 @@ class Runtime:
 
     def page(self) -> bytes:
         """Renders the metrics."""
+        self._look()
+        return self.metrics.page()
+
+    def _keep_looking(self) -> None:
+        """Keeps the gauges of this process true while others are asked for the page of all."""
+        while not self._closed.is_set():
+            self._look()
+            self._closed.wait(LOOK_S)
+
+    def _look(self) -> None:
+        """Sets the gauges that tell how things are just now."""
         for name, index in self.drift.psi().items():
             self.metrics.drift.labels(name).set(index)
         self.metrics.process()
+        if self._batcher is not None:
+            self.metrics.queue_oldest.set(self._batcher.oldest_s)
         if self.keys is not None:
             self.metrics.keys.set(len(self.keys))
             self.metrics.key_failures.set(self.keys.failures)
             self.metrics.key_expiry.set(self.keys.next_expiry() or 0)
         self.metrics.limit_failures.set(self.limits.failures)
         self.metrics.token_failures.set(self.tokens.failures if self.tokens else 0)
-        return self.metrics.page()
 
 
 def batcher_of(
