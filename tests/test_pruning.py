@@ -16,8 +16,8 @@ from deploykit.errors import DataError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.serving import settings
+from deploykit.serving.access import Client
 from deploykit.serving.calls import Call
-from deploykit.serving.keys import Client
 from deploykit.serving.runtime import Runtime
 from deploykit.tokenizer import Tokenizer
 

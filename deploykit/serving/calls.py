@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from deploykit.serving.keys import Client
+from deploykit.serving.access import Client
 from deploykit.serving.problems import Problem
 
 

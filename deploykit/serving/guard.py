@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving import calls, cors, nesting
+from deploykit.serving.access import Client, Refusal
 from deploykit.serving.heads import require_few
-from deploykit.serving.keys import Client, Refusal
 from deploykit.serving.logs import request_line
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
 from deploykit.serving.replies import NO_CONTENT, Reply

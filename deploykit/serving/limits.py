@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from deploykit.errors import MissingExtraError
-from deploykit.serving.keys import Client
+from deploykit.serving.access import Client
 from deploykit.serving.problems import Problem, retry_after
 
 MINUTE, DAY = 60, 86400

@@ -26,11 +26,12 @@ from deploykit.drift import Drift, Feature
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
+from deploykit.serving.access import Client, Keys, Refusal
 from deploykit.serving.batcher import Batcher, Compute
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
 from deploykit.serving.cork import Cork
-from deploykit.serving.keys import Client, Keys, Refusal, Scope
+from deploykit.serving.keys import Scope
 from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import DRIFTING, Metrics

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import InputError, MissingExtraError
-from deploykit.serving.keys import SCOPES, Client, Refusal, Scope
+from deploykit.serving.access import Client, Refusal
+from deploykit.serving.keys import SCOPES, Scope
 
 ALGORITHMS = ("RS256", "ES256")  # never what the token itself asks for
 REFRESH_S = 300.0

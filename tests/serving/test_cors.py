@@ -5,7 +5,7 @@ from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
 from deploykit.errors import InputError
-from deploykit.serving import cors, keys, settings
+from deploykit.serving import access, cors, keys, settings
 
 PAGE = "https://app.example.org"
 ASKS = {"origin": PAGE, "access-control-request-method": "POST", "x-api-key": None}
@@ -109,7 +109,7 @@ def test_what_is_no_preflight_is_refused_as_ever(browser):
 
 
 def test_a_page_can_read_answers_and_refusals(browser, key_file, monkeypatch):
-    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    monkeypatch.setattr(access, "POLL_S", 0.0)
     slow = {"origin": PAGE, "x-api-key": keys.add(key_file, "slow", requests_per_minute=1)}
     asked = [
         (browser.post(PREDICT, json_body=BODY, headers={"origin": "http://localhost:8080"}), 200),

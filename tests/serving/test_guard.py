@@ -10,7 +10,7 @@ import pytest
 from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
-from deploykit.serving import guard, keys, limits
+from deploykit.serving import access, guard, keys, limits
 
 
 def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
@@ -92,7 +92,7 @@ def test_problems_and_log_lines_quote_no_text(serve, package, capfd):
 
 
 def test_too_many_requests_a_minute(client, key_file, monkeypatch):
-    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    monkeypatch.setattr(access, "POLL_S", 0.0)
     slow = {"x-api-key": keys.add(key_file, "slow", requests_per_minute=2)}
     assert [client.post(PREDICT, json_body=BODY, headers=slow).status for _ in range(2)] == [200, 200]
     answer = client.post(PREDICT, json_body=BODY, headers=slow)
@@ -102,7 +102,7 @@ def test_too_many_requests_a_minute(client, key_file, monkeypatch):
 
 
 def test_too_many_tokens_a_minute_and_too_many_at_once(client, engine, key_file, monkeypatch):
-    monkeypatch.setattr(keys, "POLL_S", 0.0)
+    monkeypatch.setattr(access, "POLL_S", 0.0)
     engine.go.set()
     few = {"x-api-key": keys.add(key_file, "few", tokens_per_minute=30)}
     long = {"texts": ["the plot is weak " * 8]}
@@ -197,7 +197,7 @@ def test_the_guard_fails_closed_and_at_once(client, monkeypatch, place):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(keys.Keys if place == "check" else limits.Limits, place, broken)
+    monkeypatch.setattr(access.Keys if place == "check" else limits.Limits, place, broken)
     assert_problem(client.post(PREDICT, json_body=BODY), 503, "could not check")
 
 

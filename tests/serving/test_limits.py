@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deploykit.serving.keys import Client
+from deploykit.serving.access import Client
 from deploykit.serving.launch import free_port
 from deploykit.serving.limits import AGAIN_S, Limits, Windows
 from deploykit.serving.problems import Problem
