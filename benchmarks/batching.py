@@ -27,7 +27,7 @@ import numpy as np
 import uvloop
 
 from deploykit import bundle, hardware, timing
-from deploykit.artifact import GENERATED, MANIFEST, Artifact, Manifest, draft, seal
+from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, Artifact, Manifest, draft, seal
 from deploykit.predictor import Predictor, batches
 from deploykit.serving import keys, launch
 
@@ -63,7 +63,7 @@ def variant(package: Path, target: Path, **changes: Any) -> Artifact:
     artifact = Artifact.load(package)
     with draft(target) as folder:
         shutil.copytree(package, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
-        bundle.copy_library(folder)
+        bundle.copy_library(folder / LIBRARY)
         manifest = artifact.manifest
         facts = {
             name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")
