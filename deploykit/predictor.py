@@ -59,7 +59,7 @@ class Predictor:
         encodings: Sequence[Encoding],
         padding_side: Side | None = None,
     ) -> list[Float32]:
-        """Runs one batch as it comes.
+        """Runs one batch, padded to a shape that the engine runs well.
 
         Args:
             texts: the first text of each input.
@@ -69,8 +69,10 @@ class Predictor:
         Returns:
             One array `(units, labels)` an input.
         """
-        batch = self.tokenizer.collate(encodings, padding_side)
-        logits = self.engine.run(batch)
+        rows, tokens = self.engine.shape(len(encodings), max(map(len, encodings)))
+        filled = [*encodings, *[encodings[0]] * (rows - len(encodings))]
+        batch = self.tokenizer.collate(filled, padding_side, tokens)
+        logits = self.engine.run(batch)[: len(encodings)]
         width = batch["input_ids"].shape[1]
         found = []
         for row, text, encoding in zip(logits, texts, encodings, strict=True):

@@ -144,17 +144,18 @@ class Tokenizer:
         """Repeats a text until no longer input can be read."""
         return " ".join([text] * self.max_tokens)
 
-    def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None) -> Batch:
+    def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None, tokens: int = 0) -> Batch:
         """Pads encodings to the longest of them.
 
         Args:
             encodings: at least one.
             padding_side: overrides the tokenizer's own side; parity checks try both.
+            tokens: pads to so many at least, as far as the model reads.
 
         Returns:
             `input_ids`, `attention_mask` and `token_type_ids`, each int64 of shape `(batch, tokens)`.
         """
-        width = max(map(len, encodings))
+        width = max(*map(len, encodings), min(tokens, self.max_tokens))
         batch = {
             "input_ids": np.full((len(encodings), width), self.pad_id, dtype=np.int64),
             "attention_mask": np.zeros((len(encodings), width), dtype=np.int64),

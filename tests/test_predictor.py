@@ -43,6 +43,9 @@ class Spy:
         self.shapes.append(batch["input_ids"].shape)
         return self.engine.run(batch)
 
+    def shape(self, rows, tokens):
+        return rows, tokens
+
 
 def test_an_unknown_engine_is_refused(found):
     with pytest.raises(MethodError, match=r"no engine is called 'onnxruntme' \(did you mean 'onnxruntime'\?\)"):
@@ -116,6 +119,18 @@ def test_units_of_padded_rows_are_found_on_either_side(tagger, tiny_graph, tmp_p
     assert pieces[1:4] == ["p", "##e", "##t"]
     np.testing.assert_array_equal(short, weights[encodings[0].ids[[1, -2]]])
     np.testing.assert_array_equal(long, weights[encodings[1].ids[1:-1]])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_padded_to_the_shape_that_the_engine_runs_well(tagger, side):
+    engine = Spy(tagger.engine)
+    engine.shape = lambda rows, tokens: (rows + 2, 9000)  # more than the model reads
+    texts = ["a great film", "the plot is weak, and the end too"]
+    encodings = tagger.tokenizer.encode(texts)
+    padded = replace(tagger, engine=engine).scores(texts, encodings, side)
+    assert engine.shapes == [(4, tagger.tokenizer.max_tokens)]
+    for one, other in zip(padded, tagger.scores(texts, encodings, side), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_nothing_to_predict(predictor):

@@ -97,7 +97,7 @@ class Named:
     """An engine that knows which candidate it is."""
 
     def __init__(self, engine, spec):
-        self.run, self.execution, self.spec = engine.run, engine.execution, spec
+        self.run, self.shape, self.execution, self.spec = engine.run, engine.shape, engine.execution, spec
 
 
 def kept(candidates):

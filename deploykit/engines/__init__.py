@@ -30,6 +30,9 @@ class Engine(Protocol):
             The logits, `(batch, labels)` or `(batch, tokens, labels)`.
         """
 
+    def shape(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Returns the shape, no smaller, to which a batch of this one is best padded."""
+
 
 class EngineModule(Protocol):
     """What a file of this folder provides.

@@ -51,6 +51,10 @@ class Session:
         (logits, *_) = self._session.run(None, {name: batch[name] for name in self._inputs})
         return cast("npt.NDArray[np.float32]", logits)
 
+    def shape(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Returns the shape as it is: all cost what they hold."""
+        return rows, tokens
+
 
 def load(model: Path, execution: Execution) -> Session:
     """Opens a graph.

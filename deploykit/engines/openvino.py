@@ -2,6 +2,10 @@
 
 The only engine here that uses the bfloat16 units of a CPU. Precision and threads are always set: by itself
 it would take bfloat16 wherever it can, and every core of the host.
+
+It compiles its kernels anew for every shape that it meets and keeps them: 14 to 40 ms and 4 MB for a shape of a small
+encoder, gigabytes once a service has met a few hundred. Batches are therefore padded to some 150 shapes; a step is an
+eighth to a quarter of the length, and a multiple of 8 tokens costs no more than the odd length below it.
 """
 
 from collections.abc import Mapping
@@ -21,6 +25,8 @@ KIND = "onnx"
 FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
 TYPES: dict[Precision, openvino.Type] = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
+ROWS = {8: 1, 16: 2, 32: 4, 10**9: 8}  # up to so many rows: steps of so many
+TOKENS = {64: 8, 128: 16, 256: 32, 10**9: 64}
 
 
 class CompiledModel:
@@ -48,6 +54,15 @@ class CompiledModel:
             return cast("npt.NDArray[np.float32]", request.get_output_tensor(0).data.astype(np.float32))
         finally:
             self._free.put(request)
+
+    def shape(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Returns the next larger of the shapes that are compiled."""
+        return _up(rows, ROWS), _up(tokens, TOKENS)
+
+
+def _up(count: int, steps: Mapping[int, int]) -> int:
+    step = next(step for last, step in steps.items() if count <= last)
+    return -(-count // step) * step
 
 
 def load(model: Path, execution: Execution) -> CompiledModel:

@@ -34,6 +34,10 @@ class TorchModel:
             logits = self._model(**tensors).logits
         return cast("npt.NDArray[np.float32]", logits.float().numpy())
 
+    def shape(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Returns the shape as it is: all cost what they hold."""
+        return rows, tokens
+
 
 def load(model: Path, execution: Execution) -> TorchModel:
     """Opens a checkpoint.

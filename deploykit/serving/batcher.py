@@ -106,6 +106,7 @@ class Batcher:
         cost: what batches cost where it was measured; default: of a small encoder.
         streams: how many batches run at the same time.
         choose: which of those that wait share a batch.
+        rows: to how many texts a batch of so many is padded: it is cut to what needs no padding.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class Batcher:
         cost: Cost | None = None,
         streams: int = 1,
         choose: Choose = by_cost,
+        rows: Callable[[int], int] = int,
     ) -> None:
-        self._compute, self._choose = compute, choose
+        self._compute, self._choose, self._rows = compute, choose, rows
         self._bounds = bounds
         self._metrics = metrics
         self._cost = Learned(cost or Cost())
@@ -255,6 +257,8 @@ class Batcher:
         bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
         positions, release = self._choose([len(item) for item in seen], self._cost.now, bounds)
         self._metrics.batches.labels(release).inc()
+        while self._rows(len(positions)) > len(positions):
+            positions.pop()
         batch = [seen[position] for position in positions]
         for item in batch:
             self._waiting.take(item)

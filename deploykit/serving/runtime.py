@@ -27,7 +27,7 @@ from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
 from deploykit.serving.access import Client, Keys, Refusal
-from deploykit.serving.batcher import Batcher, Compute
+from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
 from deploykit.serving.cork import Cork
@@ -93,9 +93,7 @@ class Runtime:
         model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
         batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
-        self._batcher = batcher_of(
-            settings.batching, predictor.scores, bounds, self.metrics, manifest, execution.streams
-        )
+        self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
         self._predictor = predictor
         self.fault = ""
         seconds = perf_counter() - start
@@ -259,14 +257,17 @@ class Runtime:
 
 
 def batcher_of(
-    batching: str, compute: Compute, bounds: Bounds, metrics: Metrics, manifest: Manifest, streams: int
+    batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
 ) -> Batcher | Cork:
     """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
     if batching == "bentoml":
-        return Cork(compute, bounds, metrics, manifest.serve.timeout_s)
-    items = 1 if batching == "none" else bounds.batch_items
-    choose = by_cost if batching == "cost" else in_order
-    return Batcher(compute, replace(bounds, batch_items=items), metrics, manifest.cost, streams, choose)
+        return Cork(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
+    engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
+    bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
+    streams = engine.execution.streams
+    return Batcher(
+        predictor.scores, bounds, metrics, manifest.cost, streams, choose, lambda count: engine.shape(count, 1)[0]
+    )
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:

@@ -44,6 +44,18 @@ def test_an_answer_stays_as_it_was_when_the_next_one_comes(graph):
     np.testing.assert_allclose(first, [weights[[2, 7, 3]].sum(axis=0)], rtol=1e-5)
 
 
+def test_batches_are_padded_to_few_shapes_that_are_little_larger(graph):
+    shape = engine.load(graph[0], Execution(engine="openvino")).shape
+    shapes = {shape(rows, tokens) for tokens in range(1, 513) for rows in range(1, 65) if rows * tokens <= 1024}
+    assert len(shapes) < 170  # of 5,000
+    for rows in range(1, 65):
+        more, tokens = shape(rows, 8 * rows)
+        assert rows <= more <= rows * 1.25
+        assert 8 * rows <= tokens <= 8 * rows * 1.25
+        assert shape(more, tokens) == (more, tokens)
+    assert shape(100, 700) == (104, 704)
+
+
 def test_streams_run_at_the_same_time_and_do_not_mix(graph):
     file, weights = graph
     compiled = engine.load(file, Execution(engine="openvino", streams=2))

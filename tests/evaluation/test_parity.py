@@ -61,6 +61,9 @@ class OnlyPadded:
         logits[batch["attention_mask"][:, self.column] == 0] += self.amount
         return logits
 
+    def shape(self, rows, tokens):
+        return rows, tokens
+
 
 def test_a_scaled_weight_is_noticed_in_every_batch(artifact, reference, rows):
     differences = parity.difference(reference, planted(artifact, lambda weights: weights * 1.01), rows)
@@ -122,6 +125,9 @@ def test_a_graph_that_does_not_run_is_refused_with_the_batch_on_which_it_failed(
             if batch["input_ids"].shape[1] > 63:
                 raise RuntimeError("indices element out of data bounds")
             return reference.engine.run(batch)
+
+        def shape(self, rows, tokens):
+            return rows, tokens
 
     with pytest.raises(GateError, match=r"fails on 64 tokens: indices element out of data bounds\. Try another export"):
         parity.difference(reference, Short(), rows)

@@ -8,6 +8,7 @@ import pytest
 from queueing import BOUNDS, WIDE, refused, run
 
 from deploykit.cost import Cost
+from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.problems import Problem
 
@@ -212,6 +213,22 @@ def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
 def test_batches_in_order_hold_what_came_first_whatever_it_costs(lengths, bounds, expected):
     count, release = expected
     assert in_order(lengths, Cost(), bounds) == (list(range(count)), release)
+
+
+def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
+    engine = Engine(held=True)
+
+    def make(engine, bounds, metrics):
+        return Batcher(engine, bounds, metrics, WIDE, rows=lambda count: -(-count // 4) * 4 if count > 2 else count)
+
+    async def scenario(submit, batcher):
+        tasks = [await busy(submit, engine), *(submit(text) for text in "bcdefghijkl")]
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario, engine, make=make)
+    assert [len(batch) for batch in engine.batches] == [1, 8, 2, 1]
 
 
 def test_releases_are_counted():
