@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from time import perf_counter
 
+import numpy as np
+
 from deploykit.cost import Cost, Learned
 from deploykit.serving.batches import Bounds, Choose, by_cost
 from deploykit.serving.fairness import FairQueue
@@ -23,7 +25,7 @@ from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
-SPEED = 0.3  # weight of the newest batch in the measured seconds per token
+REMEMBERED = 0.9  # of the seconds and tokens of earlier batches, after each one
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -126,6 +128,7 @@ class Batcher:
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
         self._per_token = self._cost.now.per_token
+        self._taken = np.array([self._per_token, 1.0]) * 1000  # seconds and padded tokens of late
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -298,7 +301,8 @@ class Batcher:
         finally:
             self._starts.remove(start)
         taken = perf_counter() - start
-        self._per_token += SPEED * (taken / padded - self._per_token)
+        self._taken = REMEMBERED * self._taken + (taken, padded)
+        self._per_token = float(self._taken[0] / self._taken[1])
         self._cost.learn(len(batch), width, taken)
         for item in batch:
             item.job.timing.ran(start, taken)

@@ -8,8 +8,8 @@ anything in here fails, the request is refused at once and not let through.
 
 import asyncio
 import logging
+import random
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
@@ -64,7 +64,7 @@ class Guard:
         """Answers one request, whatever happens, counts it and logs it."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         asked = headers.get("x-request-id", "")
-        call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex, Client("none"))
+        call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}", Client("none"))
         route, problem = match(self._routes, scope["method"], scope["path"])
         reply = Reply(send, call, cors.marks(self._runtime.settings.cors_origins, headers))
         metrics, start = self._runtime.metrics, perf_counter()

@@ -33,6 +33,8 @@ from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings, load, require_keys
 from deploykit.tasks import Task
 
+REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
+
 
 class GuardedService(Service[Any]):  # type: ignore[misc]
     """BentoML's service with the guard around its application; `open` makes what the process serves with."""
@@ -55,7 +57,7 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         runtime, table = self.open()
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{BoundedProtocol.__module__}:{BoundedProtocol.__name__}"
         app = super().to_asgi(is_main)
-        app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ != "TimeoutMiddleware"]
+        app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ not in REPLACED]
         return Guard(cast(ASGIApp, app), table, runtime)
 
 
