@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deploykit.recipe import load as load_recipe
     from deploykit.retuning import retune
     from deploykit.serving.launch import serve
+    from deploykit.signing import sign
 
 _HOME = {
     "Artifact": "artifact",
@@ -42,6 +43,7 @@ _HOME = {
     "retune": "retuning",
     "run": "pipeline",
     "serve": "serving.launch",
+    "sign": "signing",
     "train": "pipeline",
     "verify": "golden",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "retune",
     "run",
     "serve",
+    "sign",
     "train",
     "verify",
 ]

@@ -42,7 +42,9 @@ SERVICE = "service.py"
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
 LIBRARY = "deploykit"
-GENERATED = ("__pycache__", "model.yaml")  # what running a package, or a model store, leaves beside its files
+SIGNATURE = "model.sig"
+STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
+GENERATED = ("__pycache__", STORED)
 
 Kind = Literal["checkpoint", "onnx", "package"]
 
@@ -210,6 +212,11 @@ class Artifact:
         content = {name: entry.sha256 for name, entry in self.manifest.files.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def tag(self) -> str:
+        """Its name in BentoML's model store, where it is stored."""
+        return f"{self.manifest.name}:{self.digest[:12]}"
+
     def file(self, name: str) -> Path:
         """Returns the path of one of the names at the top of this module."""
         return self.path / name
@@ -326,5 +333,5 @@ def load_predictions(artifact: Artifact) -> dict[str, list[npt.NDArray[np.float3
 def _contents(folder: Path) -> Iterator[str]:
     for file in folder.rglob("*"):
         name = file.relative_to(folder)
-        if file.is_file() and str(name) != MANIFEST and not set(name.parts) & set(GENERATED):
+        if file.is_file() and str(name) not in (MANIFEST, SIGNATURE) and not set(name.parts) & set(GENERATED):
             yield name.as_posix()

@@ -24,7 +24,8 @@ from deploykit.evaluation.gates import Verdict
 ROOT = Path(__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
-    *("predictor.py", "fallback.py", "drift.py", "golden.py", "execution.py", "cost.py", "tasks/*.py", "serving/*.py"),
+    *("predictor.py", "fallback.py", "drift.py", "golden.py", "execution.py", "cost.py", "signing.py"),
+    *("tasks/*.py", "serving/*.py"),
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
 SERVING_PACKAGES = (
@@ -204,7 +205,7 @@ def store(artifact: Artifact) -> str:
         artifact: of kind `package`.
     """
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-    tag = f"{artifact.manifest.name}:{artifact.digest[:12]}"
+    tag = artifact.tag
     try:
         Artifact.load(bentoml.models.get(tag).path).verify()
     except (bentoml.exceptions.BentoMLException, ArtifactError):  # none, or half of one, left by a kill

@@ -194,12 +194,31 @@ def show(
 
 
 @app.command()
-def verify(artifact: ArtifactDir) -> None:
+def verify(
+    artifact: ArtifactDir,
+    key: Annotated[Path | None, typer.Option(help="A public key in PEM that must have signed it.")] = None,
+) -> None:
     """Check every file of an artifact, and ask a package its golden questions again."""
     import deploykit
 
-    found = deploykit.verify(artifact)
-    out.print(f"{artifact} is as it was made: {len(found.manifest.files)} files checked.", markup=False)
+    found = deploykit.verify(artifact, key)
+    signed = f" and signed by the owner of {key}" if key else ""
+    out.print(f"{artifact} is as it was made{signed}: {len(found.manifest.files)} files checked.", markup=False)
+
+
+@app.command()
+def sign(
+    artifact: ArtifactDir,
+    key: Annotated[Path, typer.Option(help="A private key in PEM, on the curve P-256, P-384 or P-521.")],
+    password: Annotated[
+        str | None, typer.Option(envvar="DEPLOYKIT_KEY_PASSWORD", help="Of the key; better given by the environment.")
+    ] = None,
+) -> None:
+    """Sign an artifact in the format of the OpenSSF's model signing; nothing but its files and the key is needed."""
+    import deploykit
+
+    found = deploykit.sign(artifact, key, password)
+    out.print(f"{artifact} is signed: {len(found.manifest.files)} files.", markup=False)
 
 
 @app.command()

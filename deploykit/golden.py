@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploykit import fallback, hardware
+from deploykit import fallback, hardware, signing
 from deploykit.artifact import GOLDEN, Artifact
 from deploykit.errors import ArtifactError
 from deploykit.predictor import Predictor
@@ -128,13 +128,19 @@ def changed(found: Sequence[Float32], expected: Sequence[Float32]) -> int:
     )
 
 
-def verify(path: Path | str) -> Artifact:
+def verify(path: Path | str, key: Path | None = None) -> Artifact:
     """Checks that an artifact is what was made: every file, and the golden answers where it has them.
 
     Where this machine cannot run what was chosen, the float graph is asked, as a service would do here.
 
+    Args:
+        path: its directory.
+        key: a public key in PEM that must have signed it; None asks for no signature.
+
     Raises:
-        ArtifactError: names the file that changed, or says how far answers moved.
+        ArtifactError: names the file that changed, says how far answers moved, or why a signature does not hold.
+        InputError: the key cannot be read.
+        MissingExtraError: signatures cannot be checked, for want of a library.
 
     Example:
         >>> verify("runs/movie-reviews/package").manifest.kind  # doctest: +SKIP
@@ -142,6 +148,8 @@ def verify(path: Path | str) -> Artifact:
     """
     artifact = Artifact.load(path)
     artifact.verify()
+    if key is not None:
+        signing.check(artifact, key)
     if artifact.file(GOLDEN).is_file():
         predictor, served = fallback.load(artifact, hardware.cpu_limit())
         replay(load(artifact), predictor, served.expected)

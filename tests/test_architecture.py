@@ -15,7 +15,7 @@ ROOT = Path(deploykit.__file__).parent
 LEVELS = (
     ("errors", "recipes", "execution", "cost", "drift"),
     ("artifact", "methods", "hardware", "layouts", "overrides", "cache", "client"),
-    ("mistakes",),
+    ("mistakes", "signing"),
     ("recipe", "tokenizer", "lengths"),
     ("tasks", "engines"),
     ("predictor",),
@@ -64,6 +64,7 @@ CLOSED = {
         "predictor",
         "fallback",
         "golden",
+        "signing",
         "tasks",
         "engines",
     },

@@ -345,6 +345,24 @@ def test_verify_counts_the_files(call, artifact):
     assert "is as it was made: 3 files checked" in out
 
 
+def test_an_artifact_is_signed_and_the_signature_verified(call, artifact, tmp_path):
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from forging import write_pair
+
+    private, public = write_pair(tmp_path / "keys", ec.generate_private_key(ec.SECP256R1()), b"secret")
+    code, _, message = call("sign", artifact, "--key", private)
+    assert code == 2
+    assert f"the private key {private} cannot be used" in message
+    code, out, _ = call("sign", artifact, "--key", private, "--password", "secret")
+    assert (code, "is signed: 3 files" in out) == (0, True)
+    code, out, _ = call("verify", artifact, "--key", public)
+    assert (code, f"signed by the owner of {public}" in " ".join(out.split())) == (0, True)
+    (artifact / "model.sig").unlink()
+    code, _, message = call("verify", artifact, "--key", public)
+    assert (code, "is not signed" in message) == (2, True)
+
+
 def test_keys_are_added_listed_and_revoked(call, tmp_path):
     keys = tmp_path / "keys.json"
     code, out, _ = call("keys", "add", "alice", "--keys", keys, "--days", 30)

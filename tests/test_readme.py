@@ -170,6 +170,17 @@ def test_optimum_gives_the_same_logits(finished):
     assert np.abs(ours - theirs).max() < 1e-5
 
 
+def test_the_package_is_signed_by_the_commands(finished):
+    pytest.importorskip("model_signing")
+    folder = finished[0]
+    *keys, sign, verify, serve = lines(*blocks("sh", "deploykit sign"))
+    for command in keys:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    assert "is signed" in run(sign, folder)
+    assert "signed by the owner of public.pem" in run(verify, folder)
+    assert serve[:3] == ["DEPLOYKIT_SIGNED_BY=public.pem", "deploykit", "serve"]
+
+
 def test_it_serves_and_the_curl_command_is_answered(finished, monkeypatch):
     folder = finished[0]
     serving, curl = (lines(text) for text in (blocks("sh", "deploykit serve")[0], blocks("sh", "curl")[0]))

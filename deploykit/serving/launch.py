@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploykit import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.settings import AUTH, KEYS, PACKAGE, drain_file, load, require_keys
+from deploykit.serving.settings import AUTH, KEYS, PACKAGE, SIGNED_BY, drain_file, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
@@ -55,7 +56,7 @@ def plan(
         environ: the environment to start from.
 
     Raises:
-        ArtifactError: the directory is no package.
+        ArtifactError: the directory is no package, or is not signed by whom the environment names.
         InputError: there is no key, or a setting makes no sense.
         BusyError: somebody listens on the port.
 
@@ -67,8 +68,12 @@ def plan(
     env = {name: value for name, value in environ.items() if name != PACKAGE}
     if keys is not None:
         env[KEYS] = str(keys.resolve())
-    settings, _ = load(package, env)
+    settings, artifact = load(package, env)
     require_keys(settings)
+    if settings.signed_by is not None:  # before any of its code runs, which could skip the check
+        artifact.verify()
+        signing.check(artifact, settings.signed_by)
+        env |= {SIGNED_BY: str(settings.signed_by.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
     _require_free(host, port)
     env.setdefault("BENTOML_HOME", str(_home(env, port)))
     env["PYTHONUNBUFFERED"] = "1"
@@ -98,7 +103,7 @@ def serve(
         auth: False lets everybody in.
 
     Raises:
-        ArtifactError: the directory is no package.
+        ArtifactError: the directory is no package, or is not signed by whom the environment names.
         InputError: there is no key, or a setting makes no sense.
         BusyError: somebody listens on the port.
 

@@ -20,7 +20,7 @@ from time import perf_counter
 import numpy as np
 from pydantic import BaseModel
 
-from deploykit import fallback, golden
+from deploykit import fallback, golden, signing
 from deploykit.artifact import Artifact, Manifest
 from deploykit.drift import Drift, Feature
 from deploykit.errors import DeploykitError
@@ -83,6 +83,8 @@ class Runtime:
         try:
             self.settings.drain.unlink(missing_ok=True)  # of the process before
             self._artifact.verify()
+            if self.settings.signed_by is not None:
+                signing.check(self._artifact, self.settings.signed_by)
             predictor, served = fallback.load(self._artifact, self.settings.cores)
             golden.replay(golden.load(self._artifact), predictor, served.expected)
         except Exception as error:

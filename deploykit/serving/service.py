@@ -30,7 +30,7 @@ from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.protocols import Protocol
 from deploykit.serving.routes import Route
 from deploykit.serving.runtime import Runtime
-from deploykit.serving.settings import Settings, load, require_keys
+from deploykit.serving.settings import Settings, load, require_keys, require_signer
 from deploykit.tasks import Task
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
@@ -88,7 +88,7 @@ def build(package: Path) -> Service[Any]:
     def open_() -> tuple[Runtime, tuple[Route, ...]]:
         if not opened:
             logs.configure()
-            _check_keys(settings)
+            _check(settings)
             labels = [route.label for route in (*table, routes.UNKNOWN)]
             opened.append((Runtime(settings, artifact, labels), table))
         return opened[0]
@@ -102,9 +102,9 @@ def build(package: Path) -> Service[Any]:
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         @staticmethod
-        def require_keys() -> None:
-            """Stops `bentoml serve` before it listens when nobody could get in."""
-            _check_keys(settings)
+        def require_what_is_needed() -> None:
+            """Stops `bentoml serve` before it listens when nobody could get in, or no signature could be checked."""
+            _check(settings)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def close(self) -> None:
@@ -176,9 +176,10 @@ def _pages(runtime: Callable[[], Runtime], manifest: Manifest, task: Task) -> tu
     )
 
 
-def _check_keys(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
     try:
         require_keys(settings)
+        require_signer(settings)
     except DeploykitError as error:
         raise BentoMLConfigException(str(error)) from error
 

@@ -13,6 +13,8 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
                               default: `drain` below BENTOML_HOME
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
+    DEPLOYKIT_SIGNED_BY       a public key in PEM: a package that is not signed by it is not served; default: none is
+                              asked for
     DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
                               chose; default: those of the manifest, else all that the cgroup allows
     OTEL_EXPORTER_OTLP_ENDPOINT and OpenTelemetry's other standard variables: where traces are sent; default: nowhere
@@ -26,6 +28,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
+from deploykit import signing
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
@@ -37,9 +40,10 @@ PREFIX = "DEPLOYKIT_"
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
 METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
 DRAIN, HOME, CORS = "DEPLOYKIT_DRAIN", "BENTOML_HOME", "DEPLOYKIT_CORS_ORIGINS"
+SIGNED_BY = "DEPLOYKIT_SIGNED_BY"
 JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
 SECURE = ("https://", "http://127.0.0.1:", "http://localhost:")
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, *JWT)
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, *JWT)
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -61,6 +65,7 @@ class Settings(BaseModel):
     cors_origins: frozenset[str]
     metrics_public: bool
     traces: bool
+    signed_by: Path | None
     cores: int
     max_batch_tokens: int
     max_batch_items: int
@@ -102,6 +107,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         drain=drain_file(environ),
         jwt=_jwt(environ),
         cors_origins=_origins(environ),
+        signed_by=_signer(environ),
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         traces=traces.wanted(environ),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
@@ -139,6 +145,17 @@ def require_keys(settings: Settings) -> None:
         )
 
 
+def require_signer(settings: Settings) -> None:
+    """Makes sure that signatures can be checked where they are asked for.
+
+    Raises:
+        InputError: the key that must have signed cannot be read.
+        MissingExtraError: the library that checks signatures is not installed.
+    """
+    if settings.signed_by is not None:
+        signing.require_key(settings.signed_by)
+
+
 def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
     value = environ.get(name, "").strip().lower()
     if value in ("", "on", "off", "true", "false", "1", "0"):
@@ -158,6 +175,14 @@ def _origins(environ: Mapping[str, str]) -> frozenset[str]:
         return cors.origins(environ.get(CORS, ""))
     except InputError as error:
         raise InputError(f"{CORS}: {error}") from None
+
+
+def _signer(environ: Mapping[str, str]) -> Path | None:
+    """Unlike the others this may not be empty: whoever sets it wants a check, and would get none."""
+    value = environ.get(SIGNED_BY)
+    if value is not None and not value.strip():
+        raise InputError(f"{SIGNED_BY} is empty. Name the file of a public key, or do not set it.")
+    return None if value is None else Path(value.strip())
 
 
 def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:

@@ -32,8 +32,8 @@ def bentoml(*argv, cwd, home, **changes):
     return done.stdout
 
 
-def build(folder, home):
-    (tag,) = bentoml("-m", "bentoml", "build", "-o", "tag", cwd=folder, home=home).strip().splitlines()[-1:]
+def build(folder, home, **changes):
+    (tag,) = bentoml("-m", "bentoml", "build", "-o", "tag", cwd=folder, home=home, **changes).strip().splitlines()[-1:]
     return home / "bentos" / Path(tag.removeprefix("__tag__:").replace(":", "/"))
 
 

@@ -166,6 +166,7 @@ def test_a_serving_process_imports_nothing_of_training(told):
             "fallback",
             "drift",
             "golden",
+            "signing",
             "tasks",
             "engines",
             "serving",
