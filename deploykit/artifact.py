@@ -91,6 +91,13 @@ class Step(Record):
     metrics: dict[str, dict[str, Metric]]
 
 
+class RecordOptions(Record):
+    """Which texts a service keeps to be looked at: a `share` of them, in files of `megabytes` together at most."""
+
+    share: float = Field(default=0.01, gt=0, le=1)
+    megabytes: int = Field(default=64, ge=1)
+
+
 class ServeOptions(Record):
     """How a package is served: the recipe's `serve` section, carried to the service by the manifest.
 
@@ -100,8 +107,9 @@ class ServeOptions(Record):
     that is longer than the model reads (1: it is cut), `redact` masks personal data before the model reads a text,
     `batching` says which texts share a batch (`cost`: those that cost no more together than alone; the others are
     there to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
-    BentoML's adaptive batching), `threads` are cores for the engine: threads of one call, or calls at a time, as the
-    selection chose (null: all cores that the cgroup allows).
+    BentoML's adaptive batching), `records` is what may be kept of texts and answers (null: nothing), `threads` are
+    cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that the
+    cgroup allows).
     """
 
     max_batch_tokens: int = Field(default=4096, ge=1)
@@ -114,6 +122,7 @@ class ServeOptions(Record):
     max_windows: int = Field(default=16, ge=1)
     redact: bool = False
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
+    records: RecordOptions | None = None
     threads: int | None = Field(default=None, ge=1)
 
 

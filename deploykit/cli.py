@@ -222,6 +222,23 @@ def sign(
 
 
 @app.command()
+def records(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What DEPLOYKIT_RECORDS names.")],
+    to: Annotated[Path | None, typer.Option(help="A file for rows of text and label, as a recipe reads them.")] = None,
+) -> None:
+    """Join the records that services kept with the feedback on them, and say how often answers were right."""
+    from deploykit import labelling
+
+    found = labelling.join(folder)
+    print_table(("model", "records", "with feedback", "accuracy on these"), labelling.table(found))
+    if found.lost or found.broken:
+        err.print(f"{found.lost} feedback without a record, {found.broken} broken lines: left out", markup=False)
+    if to is not None:
+        labelling.write(found, to)
+        out.print(f"{to} holds {len(found.rows)} labelled rows.", markup=False)
+
+
+@app.command()
 def retune(
     package: ArtifactDir,
     output: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="PACKAGE-retuned")] = None,

@@ -37,8 +37,13 @@ class Entity(Received):
 
 
 class Prediction(Received):
-    """The answer for one text: `label` and `scores` of a classifier of texts, `entities` of one of words."""
+    """The answer for one text: `label` and `scores` of a classifier of texts, `entities` of one of words.
 
+    `request` is the id of the request that it is of, `index` its place in there.
+    """
+
+    request: str = ""
+    index: int = 0
     label: str | None = None
     score: float | None = None
     scores: dict[str, float] = {}
@@ -85,12 +90,17 @@ class _Conversation:
     def _predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> Steps:
         pairs = {} if text_pairs is None else {"text_pairs": list(text_pairs)}
         found = yield from self._asked("POST", "/v1/predict", {"texts": list(texts), **pairs})
-        return [Prediction.model_validate(answer) for answer in found["predictions"]]
+        request, answers = found.headers.get("x-request-id", ""), found.json()["predictions"]
+        return [Prediction.model_validate({"request": request, "index": at, **one}) for at, one in enumerate(answers)]
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps:
         given = {"text": text, "label": label, "text_pair": text_pair}
         body = {name: value for name, value in given.items() if value is not None}
-        return Explanation.model_validate((yield from self._asked("POST", "/v1/explain", body)))
+        return Explanation.model_validate((yield from self._asked("POST", "/v1/explain", body)).json())
+
+    def _feedback(self, prediction: Prediction, label: str, comment: str | None) -> Steps:
+        body = {"id": prediction.request, "index": prediction.index, "label": label, "comment": comment}
+        return (yield from self._asked("POST", "/v1/feedback", body)).json()["recorded"]
 
     def _ready(self) -> Steps:
         found = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_timeouts(self._timeout_s))
@@ -105,7 +115,7 @@ class _Conversation:
                 method, self._url + path, json=body, headers=headers, extensions=_timeouts(left)
             )
             if isinstance(found, httpx.Response) and found.status_code == 200:
-                return found.json()
+                return found
             pause = _pause(found, attempt)
             if pause is None or attempt == self._retries or time.monotonic() + pause >= end:
                 raise _error(found, self._url)
@@ -147,6 +157,14 @@ class Client(_Conversation):
         """
         found: Explanation = self._run(self._explain(text, label, text_pair))
         return found
+
+    def feedback(self, prediction: Prediction, label: str, comment: str | None = None) -> bool:
+        """Says what the label of an answer should have been; returns whether that is kept: not every answer is.
+
+        Raises:
+            ServiceError: the service refused, failed, or did not answer in time; 404 where it keeps no records.
+        """
+        return bool(self._run(self._feedback(prediction, label, comment)))
 
     def ready(self) -> bool:
         """Says whether the service takes traffic; asks once."""
@@ -203,6 +221,10 @@ class AsyncClient(_Conversation):
         """Returns which parts of a text speak for a label; see `Client.explain`."""
         found: Explanation = await self._run(self._explain(text, label, text_pair))
         return found
+
+    async def feedback(self, prediction: Prediction, label: str, comment: str | None = None) -> bool:
+        """Says what the label of an answer should have been; see `Client.feedback`."""
+        return bool(await self._run(self._feedback(prediction, label, comment)))
 
     async def ready(self) -> bool:
         """Says whether the service takes traffic; asks once."""

@@ -39,7 +39,7 @@ LEVELS = (
     ("job",),
     ("bundle", "serving"),
     ("training", "pruning", "exporting", "quantization", "packaging", "retuning"),
-    ("summary", "scaffold", "diagnosis", "explaining"),
+    ("summary", "scaffold", "diagnosis", "explaining", "labelling"),
     ("report",),
     ("pipeline",),
     ("",),  # the package itself, which exports the verbs

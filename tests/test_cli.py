@@ -346,7 +346,6 @@ def test_verify_counts_the_files(call, artifact):
 
 
 def test_an_artifact_is_signed_and_the_signature_verified(call, artifact, tmp_path):
-    pytest.importorskip("model_signing")
     from cryptography.hazmat.primitives.asymmetric import ec
     from forging import write_pair
 
@@ -361,6 +360,25 @@ def test_an_artifact_is_signed_and_the_signature_verified(call, artifact, tmp_pa
     (artifact / "model.sig").unlink()
     code, _, message = call("verify", artifact, "--key", public)
     assert (code, "is not signed" in message) == (2, True)
+
+
+def test_records_become_labelled_rows(call, tmp_path):
+    code, _, message = call("records", tmp_path)
+    assert (code, "holds no records" in message) == (2, True)
+    place = {"time": "2026", "client": "a", "id": "r", "index": 0}
+    answer = {**place, "kind": "prediction", "model": "m", "version": "1", "text": "a film", "label": "x"}
+    events = [
+        answer,
+        {**place, "kind": "feedback", "label": "y"},
+        {**place, "kind": "feedback", "id": "s", "label": "y"},
+    ]
+    write_rows(tmp_path / "records-1.jsonl", events)
+    code, out, message = call("records", tmp_path, "--to", tmp_path / "rows.jsonl")
+    assert code == 0
+    assert re.search(r"m 1 +1 +1 +0\.0000 \(0\.0000 to 0\.7935\)", out)
+    assert "rows.jsonl holds 1 labelled rows" in out.replace("\n", "")
+    assert "1 feedback without a record, 0 broken lines" in message
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a film", "label": "y"}
 
 
 def test_keys_are_added_listed_and_revoked(call, tmp_path):

@@ -171,7 +171,6 @@ def test_optimum_gives_the_same_logits(finished):
 
 
 def test_the_package_is_signed_by_the_commands(finished):
-    pytest.importorskip("model_signing")
     folder = finished[0]
     *keys, sign, verify, serve = lines(*blocks("sh", "deploykit sign"))
     for command in keys:

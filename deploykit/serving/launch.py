@@ -21,7 +21,8 @@ from pathlib import Path
 from deploykit import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.settings import AUTH, KEYS, PACKAGE, SIGNED_BY, drain_file, load, require_keys
+from deploykit.serving.records import require_folder
+from deploykit.serving.settings import AUTH, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
@@ -70,10 +71,13 @@ def plan(
         env[KEYS] = str(keys.resolve())
     settings, artifact = load(package, env)
     require_keys(settings)
+    require_folder(settings)
     if settings.signed_by is not None:  # before any of its code runs, which could skip the check
         artifact.verify()
         signing.check(artifact, settings.signed_by)
         env |= {SIGNED_BY: str(settings.signed_by.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
+    if settings.records_folder is not None:
+        env[RECORDS] = str(settings.records_folder)  # which may have been relative to where we are
     _require_free(host, port)
     env.setdefault("BENTOML_HOME", str(_home(env, port)))
     env["PYTHONUNBUFFERED"] = "1"

@@ -84,6 +84,8 @@ class Metrics:
         self.input_tokens = self._histogram("input_tokens", "Tokens of one text.", LENGTHS)
         self.truncated = self._counter("truncated", "Texts that were cut because the model reads no more.")
         self.redacted = self._counter("redacted", "Personal data that was masked in texts, by kind.", "kind")
+        self.records_written = self._counter("records_written", "Records of answers and feedback that were stored.")
+        self.records_dropped = self._counter("records_dropped", "Records that could not be stored in time, or at all.")
         self.windowed = self._counter("windowed", "Texts that were read in several windows because they are long.")
         self.inference_seconds = self._histogram(
             "inference_seconds", "Seconds that the engine took for a batch.", SECONDS

@@ -36,6 +36,7 @@ from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import DRIFTING, Metrics
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.records import Recorder
 from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
 from deploykit.serving.tokens import Tokens
@@ -67,6 +68,7 @@ class Runtime:
         self.traces = Traces(artifact.manifest.name, artifact.manifest.key[:12]) if settings.traces else None
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
+        self.records: Recorder | None = None
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
@@ -97,6 +99,8 @@ class Runtime:
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
         self._predictor = predictor
+        if settings.records is not None and settings.records_folder is not None:
+            self.records = Recorder(settings.records_folder, settings.records, self._artifact, self.metrics)
         self.fault = ""
         seconds = perf_counter() - start
         self.metrics.model_info.labels(*model).set(1)
@@ -115,6 +119,8 @@ class Runtime:
             self.traces.close()
         if self._batcher is not None:
             self._batcher.close()
+        if self.records is not None:
+            self.records.close()
         self._tokenizing.shutdown(wait=False)
 
     @property
@@ -184,10 +190,13 @@ class Runtime:
             for windows, text in zip(inputs, texts, strict=True)
         ]
         read = list(map(joined, inputs))
+        rows = zip(scores, texts, read, strict=True)
+        answers = [task.answer(one, text, encoding, predictor.labels) for one, text, encoding in rows]
         if counted:
             self._count(predictor, scores, read)
-        rows = zip(scores, texts, read, strict=True)
-        return [task.answer(one, text, encoding, predictor.labels) for one, text, encoding in rows]
+            if self.records is not None:
+                self.records.answered(call, texts, pairs, read, answers)
+        return answers
 
     async def _encode(
         self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None

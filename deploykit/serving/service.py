@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from deploykit import tasks
 from deploykit.artifact import MODEL_CARD, Manifest
 from deploykit.errors import DeploykitError
-from deploykit.serving import calls, explanations, logs, protocols, routes
+from deploykit.serving import calls, explanations, feedback, logs, protocols, records, routes
 from deploykit.serving.guard import Guard
 from deploykit.serving.heads import BoundedProtocol
 from deploykit.serving.problems import NOT_READY, Problem
@@ -83,7 +83,9 @@ def build(package: Path) -> Service[Any]:
         *(protocols.predict(manifest, task), protocols.infer(manifest), protocols.pipeline(manifest, task)),
         *explanations.explain(manifest, task),
     )
-    table = routes.table(asked, _pages(lambda: opened[0][0], manifest, task))
+    corrected = feedback.request_model(manifest) if settings.recording and "label" in task.Answer.model_fields else None
+    kept = [Route(feedback.PATH, "POST", "predict", corrected)] if corrected else []
+    table = routes.table(asked, (*_pages(lambda: opened[0][0], manifest, task), *kept))
 
     def open_() -> tuple[Runtime, tuple[Route, ...]]:
         if not opened:
@@ -103,7 +105,7 @@ def build(package: Path) -> Service[Any]:
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         @staticmethod
         def require_what_is_needed() -> None:
-            """Stops `bentoml serve` before it listens when nobody could get in, or no signature could be checked."""
+            """Stops `bentoml serve` before it listens when nobody could get in, or something else is missing."""
             _check(settings)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
@@ -120,6 +122,8 @@ def build(package: Path) -> Service[Any]:
 
     for protocol in asked:
         setattr(Predictions, protocol.name, bentoml.api(route=protocol.path)(_operation(protocol)))
+    if corrected:
+        Predictions.feedback = bentoml.api(route=feedback.PATH)(feedback.operation(corrected))  # type: ignore[attr-defined]
     service = bentoml.service(
         name=_service_name(manifest.name),
         service_class=GuardedService,
@@ -180,6 +184,7 @@ def _check(settings: Settings) -> None:
     try:
         require_keys(settings)
         require_signer(settings)
+        records.require_folder(settings)
     except DeploykitError as error:
         raise BentoMLConfigException(str(error)) from error
 

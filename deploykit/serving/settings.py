@@ -13,6 +13,8 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
                               default: `drain` below BENTOML_HOME
     DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
+    DEPLOYKIT_RECORDS         a directory for the records that a recipe asks for; default: none are kept, since texts
+                              must not come to lie on a machine whose owner does not know of it
     DEPLOYKIT_SIGNED_BY       a public key in PEM: a package that is not signed by it is not served; default: none is
                               asked for
     DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
@@ -29,7 +31,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from deploykit import signing
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, RecordOptions
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
@@ -40,10 +42,10 @@ PREFIX = "DEPLOYKIT_"
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
 METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
 DRAIN, HOME, CORS = "DEPLOYKIT_DRAIN", "BENTOML_HOME", "DEPLOYKIT_CORS_ORIGINS"
-SIGNED_BY = "DEPLOYKIT_SIGNED_BY"
+SIGNED_BY, RECORDS = "DEPLOYKIT_SIGNED_BY", "DEPLOYKIT_RECORDS"
 JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
 SECURE = ("https://", "http://127.0.0.1:", "http://localhost:")
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, *JWT)
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, RECORDS, *JWT)
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -66,6 +68,7 @@ class Settings(BaseModel):
     metrics_public: bool
     traces: bool
     signed_by: Path | None
+    records_folder: Path | None
     cores: int
     max_batch_tokens: int
     max_batch_items: int
@@ -77,6 +80,12 @@ class Settings(BaseModel):
     max_windows: int
     redact: bool
     batching: Literal["cost", "fifo", "none", "bentoml"]
+    records: RecordOptions | None
+
+    @property
+    def recording(self) -> bool:
+        """Whether records are kept: the recipe and the machine agree."""
+        return self.records is not None and self.records_folder is not None
 
 
 def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:
@@ -108,6 +117,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         jwt=_jwt(environ),
         cors_origins=_origins(environ),
         signed_by=_signer(environ),
+        records_folder=Path(environ[RECORDS]).resolve() if environ.get(RECORDS) else None,
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         traces=traces.wanted(environ),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),

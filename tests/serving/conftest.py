@@ -115,6 +115,13 @@ def package(make_package, tmp_path_factory):
     return make_package(tmp_path_factory.mktemp("package") / "package").path
 
 
+@pytest.fixture(scope="session")
+def recording_package(make_package, tmp_path_factory):
+    """A package whose recipe asks for records of everything."""
+    records = artifact.RecordOptions(share=1, megabytes=1)
+    return make_package(tmp_path_factory.mktemp("recording") / "package", serve=artifact.ServeOptions(records=records))
+
+
 @pytest.fixture
 def copied(package, tmp_path):
     """A package of one's own."""

@@ -12,6 +12,7 @@ ROUTES = {  # path: method, the scope that opens it
     "/v2/models/tiny/infer": ("POST", "predict"),
     "/models/tiny": ("POST", "predict"),
     "/v1/explain": ("POST", "explain"),
+    "/v1/feedback": ("POST", "predict"),
     "/v2": ("GET", "predict"),
     "/v2/models/tiny": ("GET", "predict"),
     "/metrics": ("GET", "metrics"),
@@ -31,6 +32,7 @@ BODIES = {
     "/v2/models/tiny/infer": {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a film"]}]},
     "/models/tiny": {"inputs": "a film"},
     "/v1/explain": {"text": "a film"},
+    "/v1/feedback": {"id": "1", "label": "positive"},
 }
 REASONS = {
     "none": "auth_missing",
@@ -78,10 +80,13 @@ def texts(key_file):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_every_kind_of_key_at_every_route(path, serve, package, texts, key_file, capfd, log_lines):
+def test_every_kind_of_key_at_every_route(
+    path, serve, recording_package, texts, key_file, capfd, log_lines, monkeypatch, tmp_path
+):
     method, scope = ROUTES[path]
     given = texts(scope or "predict")
-    client, cells = serve(package), 0
+    monkeypatch.setenv("DEPLOYKIT_RECORDS", str(tmp_path / "records"))
+    client, cells = serve(recording_package.path), 0
     assert set(given) == {*REASONS, *RIGHT}
     for kind, text in given.items():
         header = (
@@ -102,7 +107,7 @@ def test_every_kind_of_key_at_every_route(path, serve, package, texts, key_file,
         assert text is None or text.encode() not in answer.content
         assert text is None or text not in str(line)
         cells += 1
-    assert cells == 15  # of 255
+    assert cells == 15  # of 270
 
 
 def test_the_order_of_keys_in_the_file_and_the_headers_does_not_matter(client, alice):

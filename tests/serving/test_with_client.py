@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from test_launch import environ
 
+from deploykit import labelling
 from deploykit.client import AsyncClient, Client
 from deploykit.errors import ServiceError
 from deploykit.serving import keys, launch
@@ -36,3 +37,32 @@ def test_the_client_and_the_service_understand_each_other(package, tmp_path):
         assert len(asyncio.run(many())) == 44  # four of them had to wait for the key's limit, and did
     with Client(url, key) as client:
         assert not client.ready()
+
+
+def test_what_clients_say_of_answers_becomes_labelled_rows(recording_package, tmp_path):
+    key_file, folder = tmp_path / "keys.json", tmp_path / "records"
+    key = keys.add(key_file, "alice", ["predict"])
+    texts = ["a great film", "ask anna@mail.example", "weak"]
+    around = environ(tmp_path, DEPLOYKIT_RECORDS=str(folder))
+    with launch.running(recording_package.path, key_file, environ=around) as url:
+        with Client(url, key) as client:
+            first, second, _ = client.predict(texts)
+            assert first.request == second.request
+            assert client.feedback(first, first.label)
+            assert client.feedback(second, "positive", comment="my friend bob@mail.example says so")
+            wrong = "negative" if second.label == "positive" else "positive"
+            with pytest.raises(ServiceError, match="label must be one of the 2"):
+                client.feedback(second, "joy")
+
+        async def again():
+            async with AsyncClient(url, key) as client:
+                return await client.feedback(second, wrong)
+
+        assert asyncio.run(again())
+    found = labelling.join(folder)  # after a stop that writes what waits
+    assert found.rows == [
+        {"text": "a great film", "label": first.label},
+        {"text": "ask xxxx@xxxx.xxxxxxx", "label": wrong},
+    ]
+    assert (found.records.total(), found.corrected.total(), found.right.total()) == (3, 2, 1)
+    assert not [file for file in folder.iterdir() if b"@mail" in file.read_bytes()]

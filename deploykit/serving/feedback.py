@@ -1,0 +1,67 @@
+"""What would have been right: a client says it of an answer that it got, by the request's id.
+
+It is kept beside the record of that answer (see `records`), and `deploykit records` joins the two. Only answers of one
+label each can be corrected so.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import BaseModel, Field, field_validator
+from starlette.responses import Response
+
+from deploykit.artifact import Manifest
+from deploykit.serving import calls
+from deploykit.serving.guard import REQUEST_ID
+from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.schemas import Wire
+
+PATH = "/v1/feedback"
+
+
+class FeedbackResponse(Wire):
+    """Whether the feedback is kept; it is not where the answer is not in the sample."""
+
+    recorded: bool
+
+
+def request_model(manifest: Manifest) -> type[BaseModel]:
+    """Makes the type of the body, which takes the labels of this model and no others."""
+
+    class FeedbackRequest(Wire):
+        """The label that would have been right."""
+
+        id: str = Field(pattern=f"^{REQUEST_ID.pattern}$", description="the X-Request-ID of the answer")
+        index: int = Field(default=0, ge=0, lt=manifest.serve.max_texts, description="which text of the request")
+        label: str = Field(description="the right label", examples=[manifest.labels[0]])
+        comment: str | None = Field(default=None, max_length=2000, description="kept with personal data masked")
+
+        @field_validator("label")
+        @classmethod
+        def _is_known(cls, label: str) -> str:
+            if label not in manifest.labels:
+                raise ValueError(f"the label must be one of the {len(manifest.labels)} of this model")
+            return label
+
+    return FeedbackRequest
+
+
+def operation(request: type[BaseModel]) -> Callable[..., Awaitable[Any]]:
+    """Makes the method that takes feedback."""
+
+    async def feedback(self: Any, asked: Any, /) -> Any:
+        records, call = self.runtime.records, calls.current.get()
+        if records is None:
+            call.problem = Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
+            return Response(status_code=503)
+        if not records.sampled(asked.id, asked.index):
+            return FeedbackResponse(recorded=False)
+        if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
+            detail = "feedback comes faster than it can be written; send it again later"
+            call.problem = Problem(503, "busy", detail, headers=retry_after(1))
+            return Response(status_code=503)
+        return FeedbackResponse(recorded=True)
+
+    feedback.__doc__ = request.__doc__
+    feedback.__annotations__ = {"asked": request, "return": FeedbackResponse}
+    return feedback
