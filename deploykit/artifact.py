@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploykit.cost import Cost
 from deploykit.errors import ArtifactError, storage_errors
@@ -101,15 +101,23 @@ class RecordOptions(Record):
 class ServeOptions(Record):
     """How a package is served: the recipe's `serve` section, carried to the service by the manifest.
 
-    `max_batch_tokens` bounds one padded batch, `max_queue_tokens` what may wait, `max_wait_s` is for how long a text
-    may wait for others before new ones are refused, `timeout_s` the deadline of a request, both in seconds,
-    `max_texts` and `max_body_bytes` bound one request, `max_windows` is in how many overlapping parts a text is read
-    that is longer than the model reads (1: it is cut), `redact` masks personal data before the model reads a text,
-    `batching` says which texts share a batch (`cost`: those that cost no more together than alone; the others are
-    there to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
-    BentoML's adaptive batching), `records` is what may be kept of texts and answers (null: nothing), `threads` are
-    cores for the engine: threads of one call, or calls at a time, as the selection chose (null: all cores that the
-    cgroup allows).
+    Attributes:
+        max_batch_tokens: the most of one padded batch, beside the one that the engine runs best.
+        max_batch_items: the most texts of one batch.
+        max_queue_tokens: the most that wait.
+        max_wait_s: for how long a text may wait for others before new ones are refused, in seconds.
+        timeout_s: the deadline of a request, in seconds.
+        max_texts: the most of one request.
+        max_body_bytes: the most of one request.
+        max_windows: in how many overlapping parts a text is read that is longer than the model reads; 1: it is cut.
+        redact: masks personal data before the model reads a text.
+        redact_names: the spaCy model that finds names of people for that; null: they stay.
+        records: what may be kept of texts and answers; null: nothing.
+        batching: which texts share a batch. `cost`: those that cost no more together than alone. The others are there
+            to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
+            BentoML's adaptive batching.
+        threads: cores for the engine: threads of one call, or calls at a time, as the selection chose; null: all that
+            the cgroup allows.
     """
 
     max_batch_tokens: int = Field(default=4096, ge=1)
@@ -122,8 +130,15 @@ class ServeOptions(Record):
     max_windows: int = Field(default=16, ge=1)
     redact: bool = False
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
+    redact_names: str | None = Field(default=None, min_length=1)
     records: RecordOptions | None = None
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _masks_somewhere(self) -> Self:
+        if self.redact_names and not (self.redact or self.records):
+            raise ValueError("redact_names adds to what `redact: true` or `records` mask; set one of them, too")
+        return self
 
 
 class Manifest(Record):

@@ -21,6 +21,7 @@ from pathlib import Path
 from deploykit import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.logs import NEVER_READY
+from deploykit.serving.names import require_model
 from deploykit.serving.records import require_folder
 from deploykit.serving.settings import AUTH, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
 
@@ -72,6 +73,7 @@ def plan(
     settings, artifact = load(package, env)
     require_keys(settings)
     require_folder(settings)
+    require_model(settings)
     if settings.signed_by is not None:  # before any of its code runs, which could skip the check
         artifact.verify()
         signing.check(artifact, settings.signed_by)

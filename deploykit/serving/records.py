@@ -26,7 +26,7 @@ from deploykit.errors import InputError
 from deploykit.serving.calls import Call
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.protocols import version_of
-from deploykit.serving.redaction import redact
+from deploykit.serving.redaction import Find, redact
 from deploykit.serving.settings import RECORDS, Settings
 from deploykit.tokenizer import Encoding
 
@@ -51,10 +51,13 @@ class Recorder:
         options: how many, and how much room.
         artifact: the package that answers.
         metrics: count what is written and what is dropped.
+        names: finds names of people to be masked, where that is asked for.
     """
 
-    def __init__(self, folder: Path, options: RecordOptions, artifact: Artifact, metrics: Metrics) -> None:
-        self._share, self._metrics = options.share, metrics
+    def __init__(
+        self, folder: Path, options: RecordOptions, artifact: Artifact, metrics: Metrics, names: Find | None = None
+    ) -> None:
+        self._share, self._metrics, self._names = options.share, metrics, names
         self._files = Files(folder, options.megabytes * MEGABYTE)
         manifest = artifact.manifest
         self._model = {"model": manifest.name, "version": version_of(manifest), "digest": artifact.digest[:12]}
@@ -113,7 +116,7 @@ class Recorder:
             if record is None:
                 return
             try:
-                self._files.write(_line(record))
+                self._files.write(_line(record, self._names))
                 self._metrics.records_written.inc()
                 self._failing = False
             except Exception as error:  # of any kind: a thread that ends would drop all that comes
@@ -178,9 +181,9 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: Mapping[str, Any], names: Find | None) -> bytes:
     """Renders a record, masked."""
-    masked = {name: redact(record[name])[0] for name in MASKED if record.get(name) is not None}
+    masked = {name: redact(record[name], names)[0] for name in MASKED if record.get(name) is not None}
     return json.dumps({**record, **masked}, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 

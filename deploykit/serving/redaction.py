@@ -2,7 +2,7 @@
 
 Texts keep their length, so that offsets stay true, and their shape, so that a model still sees that there was an
 address or a number. Where a kind has a checksum, only numbers that pass it are masked: an order number is no card.
-Patterns find what is written as such; names of people are not found by them.
+Patterns find what is written as such; names of people are not found by them (see `names`).
 """
 
 import ipaddress
@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 LETTER = re.compile(r"[^\W\d_]")
 DIGIT = re.compile(r"\d")
+PERSON = "person"
 TAKEN = "_"  # a part of a word, and of nothing that is looked for
+
+Find = Callable[[str], Sequence[tuple[int, int]]]  # where in a text something stands
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class Kind:
     holds: Callable[[str], bool] = bool
 
 
-def redact(text: str) -> tuple[str, Counter[str]]:
+def redact(text: str, names: Find | None = None) -> tuple[str, Counter[str]]:
     """Masks personal data.
 
     Args:
         text: of any length.
+        names: finds the names of people, where they are to be masked as well.
 
     Returns:
         The text, as long as before, and how much of each kind was found.
@@ -46,7 +50,20 @@ def redact(text: str) -> tuple[str, Counter[str]]:
         found.update({kind.name: len(taken)} if taken else {})
         spans += taken
         free = _over(free, taken, lambda part: TAKEN * len(part))
-    return _over(text, sorted(spans), lambda part: DIGIT.sub("0", LETTER.sub("x", part))), found
+    people = names(text) if names else ()
+    found.update({PERSON: len(people)} if people else {})
+    return _over(text, _joined([*spans, *people]), lambda part: DIGIT.sub("0", LETTER.sub("x", part))), found
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Joins spans that overlap, as a name does that is part of an address."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if found and start < found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return found
 
 
 def _over(text: str, spans: Sequence[tuple[int, int]], write: Callable[[str], str]) -> str:
@@ -119,4 +136,4 @@ KINDS = (  # in this order: what has a checksum before what has none
     Kind("national_id", re.compile(r"\b\d{3}-\d{2}-\d{4}\b"), ssn),
     Kind("phone", re.compile(r"(?<![\w.])(?:\+|00|\(?0)\d(?:[ ()/.-]{0,2}\d){7,14}(?!\w)"), phone),
 )
-NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS))
+NAMES = (*dict.fromkeys(kind.name for kind in KINDS), PERSON)

@@ -35,6 +35,7 @@ from deploykit.serving.keys import Scope
 from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import DRIFTING, Metrics
+from deploykit.serving.names import Names
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
 from deploykit.serving.records import Recorder
 from deploykit.serving.redaction import redact
@@ -69,6 +70,7 @@ class Runtime:
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
         self.records: Recorder | None = None
+        self._names: Names | None = None
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
@@ -89,6 +91,8 @@ class Runtime:
                 signing.check(self._artifact, self.settings.signed_by)
             predictor, served = fallback.load(self._artifact, self.settings.cores)
             golden.replay(golden.load(self._artifact), predictor, served.expected)
+            if self.settings.redact_names is not None:
+                self._names = Names(self.settings.redact_names)
         except Exception as error:
             self.fault = str(error) or type(error).__name__
             logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
@@ -100,7 +104,8 @@ class Runtime:
         self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
         self._predictor = predictor
         if settings.records is not None and settings.records_folder is not None:
-            self.records = Recorder(settings.records_folder, settings.records, self._artifact, self.metrics)
+            folder, kept = settings.records_folder, settings.records
+            self.records = Recorder(folder, kept, self._artifact, self.metrics, self._names)
         self.fault = ""
         seconds = perf_counter() - start
         self.metrics.model_info.labels(*model).set(1)
@@ -210,7 +215,8 @@ class Runtime:
             found = predictor.tokenizer.encode(first, second)
             return [[Window(text, 0, encoding)] for text, encoding in zip(first, found, strict=True)]
 
-        if sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
+        finding = self.settings.redact and self._names is not None  # takes milliseconds a text
+        if not finding and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
             return encode()
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
 
@@ -218,7 +224,7 @@ class Runtime:
         """Returns texts as the model may read them."""
         if not self.settings.redact:
             return texts
-        masked = [redact(text) for text in texts]
+        masked = [redact(text, self._names) for text in texts]
         for kind, count in sum((found for _, found in masked), Counter[str]()).items():
             self.metrics.redacted.labels(kind).inc(count)
         return [text for text, _ in masked]

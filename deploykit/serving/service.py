@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from deploykit import tasks
 from deploykit.artifact import MODEL_CARD, Manifest
 from deploykit.errors import DeploykitError
-from deploykit.serving import calls, explanations, feedback, logs, protocols, records, routes
+from deploykit.serving import calls, explanations, feedback, logs, names, protocols, records, routes
 from deploykit.serving.guard import Guard
 from deploykit.serving.heads import BoundedProtocol
 from deploykit.serving.problems import NOT_READY, Problem
@@ -185,6 +185,7 @@ def _check(settings: Settings) -> None:
         require_keys(settings)
         require_signer(settings)
         records.require_folder(settings)
+        names.require_model(settings)
     except DeploykitError as error:
         raise BentoMLConfigException(str(error)) from error
 

@@ -80,6 +80,7 @@ class Settings(BaseModel):
     max_windows: int
     redact: bool
     batching: Literal["cost", "fifo", "none", "bentoml"]
+    redact_names: str | None
     records: RecordOptions | None
 
     @property

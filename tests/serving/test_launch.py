@@ -20,7 +20,10 @@ from deploykit.predictor import Predictor
 from deploykit.serving import keys, launch
 from deploykit.tasks import softmax
 
-FORBIDDEN = ("torch", "transformers", "datasets", "optimum", "sklearn", "accelerate", "peft", "pandas")
+FORBIDDEN = (
+    *("torch", "transformers", "datasets", "optimum", "sklearn", "accelerate", "peft", "pandas"),
+    *("spacy", "presidio_analyzer", "model_signing"),  # of extras that nobody has asked for here
+)
 TELL_MODULES = """
 import json, os, sys, threading, time
 

@@ -74,6 +74,16 @@ def test_no_text_takes_long(piece):
     assert time.perf_counter() - start < 5
 
 
+def test_names_that_are_found_are_masked_with_the_rest():
+    def find(text):
+        return [(text.index("Anna"), text.index("Anna") + len("Anna Lee a")), (0, 3)]
+
+    text = "Bob and Anna Lee anna@mail.example, 12"
+    masked = "xxx and xxxx xxx xxxx@xxxx.xxxxxxx, 12"
+    assert redact(text, find) == (masked, {"email": 1, "person": 2})
+    assert redact("nobody", lambda _: []) == ("nobody", {})
+
+
 def test_the_model_reads_what_is_masked_where_that_is_asked_for(serve, make_package, tmp_path):
     def answered(redacted, text):
         made = make_package(tmp_path / f"{redacted}-{len(text)}", serve=ServeOptions(redact=redacted))
@@ -84,4 +94,4 @@ def test_the_model_reads_what_is_masked_where_that_is_asked_for(serve, make_pack
     masked, seen = answered(True, text)
     assert masked == answered(False, redact(text)[0])[0]
     assert masked != answered(False, text + " ")[0]
-    assert [seen[f'deploykit_redacted_total{{kind="{name}"}}'] for name in NAMES] == [1, 0, 0, 0, 0, 0]
+    assert [seen[f'deploykit_redacted_total{{kind="{name}"}}'] for name in NAMES] == [1, 0, 0, 0, 0, 0, 0]
