@@ -4,7 +4,6 @@ Also what is known of who was let in, and why somebody was not, for whatever che
 """
 
 import hashlib
-import hmac
 import logging
 import re
 import time
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from deploykit.errors import InputError
-from deploykit.serving.keys import LIMITS, Scope, listing
+from deploykit.serving.keys import LIMITS, Key, Scope, listing
 
 KEY = re.compile(r"dk_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 POLL_S = 1.0  # how often a running service looks whether the file has changed
-NOBODY = hashlib.sha256(b"").hexdigest()  # compared with when the id is unknown, so that it takes as long
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -50,7 +48,7 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen = self._broken = self._stamp()  # before the file is read: what changes in between is seen next time
-        self._keys = {key.id: key for key in listing(path)}
+        self._keys = self._read()
         self._looked = time.monotonic()
         self.failures = 0
 
@@ -59,6 +57,10 @@ class Keys:
 
     def check(self, text: str | None, scope: Scope) -> Client | Refusal:
         """Decides whether a key opens a scope.
+
+        A record is found by the id and the hash together: a wrong secret finds nothing, whether or not the id
+        exists, so that the time it takes does not tell which ids there are. What is not found may be a key that
+        was made a moment ago.
 
         Args:
             text: the key as the client sent it; None when it sent none.
@@ -69,10 +71,11 @@ class Keys:
             return Refusal(401, "auth_missing", "this route needs a key: send it as `Authorization: Bearer dk_...`")
         match = KEY.fullmatch(text)
         identity, secret = match.groups() if match else ("", "")
-        key = self._keys.get(identity)
-        found = hashlib.sha256(secret.encode()).hexdigest()
-        same = hmac.compare_digest(found, key.sha256 if key else NOBODY)
-        if key is None or not same:
+        mark = identity, hashlib.sha256(secret.encode()).hexdigest()
+        if mark not in self._keys:
+            self._follow(at_once=True)
+        key = self._keys.get(mark)
+        if key is None:
             return Refusal(401, "auth_invalid", "the key is not one of this service's keys")
         now = datetime.now(UTC)
         if key.disabled:
@@ -97,17 +100,23 @@ class Keys:
         ends = [key.expires.timestamp() for key in self._keys.values() if key.expires is not None and key.expires > now]
         return min(ends, default=None)
 
-    def _follow(self) -> None:
-        """Reads the file again when it has changed; a broken one leaves the keys as they are."""
+    def _follow(self, *, at_once: bool = False) -> None:
+        """Reads the file again when it has changed; a broken one leaves the keys as they are.
+
+        Args:
+            at_once: looks even if it has just looked, but leaves a file alone that it knows, or knows to be broken.
+        """
         now = time.monotonic()
-        if now - self._looked < POLL_S:
+        if now - self._looked < POLL_S and not at_once:
+            return
+        stamp = self._stamp()
+        if at_once and stamp == self._broken:
             return
         self._looked = now
-        stamp = self._stamp()
         if stamp == self._seen:
             return
         try:
-            self._keys = {key.id: key for key in listing(self._path)}
+            self._keys = self._read()
         except InputError as error:  # tried again until it can be read: new permissions change no stamp
             self.failures += 1
             if stamp != self._broken:
@@ -116,6 +125,9 @@ class Keys:
         else:
             self._seen = self._broken = stamp
             logger.info("keys read again: %d", len(self._keys))
+
+    def _read(self) -> dict[tuple[str, str], Key]:
+        return {(key.id, key.sha256): key for key in listing(self._path)}
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:

@@ -20,6 +20,7 @@ from deploykit.tasks import Task
 PATH = "/v1/explain"
 WORD = re.compile(r"\S+")
 MOST = 64  # parts of a text
+MOST_CHARACTERS = 20_000  # of each text, which is read once for each part
 
 
 class Part(Wire):
@@ -49,8 +50,10 @@ def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
     class ExplainRequest(Wire):
         """A text whose label is to be explained."""
 
-        text: str = Field(min_length=1, max_length=20_000, examples=[EXAMPLE])
-        text_pair: str | None = Field(default=None, description="the second text of a pair, which stays whole")
+        text: str = Field(min_length=1, max_length=MOST_CHARACTERS, examples=[EXAMPLE])
+        text_pair: str | None = Field(
+            default=None, max_length=MOST_CHARACTERS, description="the second text of a pair, which stays whole"
+        )
         label: str | None = Field(default=None, description="what to explain; default: what is most probable")
 
         @model_validator(mode="after")

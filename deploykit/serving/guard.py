@@ -31,6 +31,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MOST_IN_FLIGHT = 512  # each may hold a body; more are refused before it is read
 BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
 DIGITS = 9  # of milliseconds
+CONDITIONS = (b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since")
 BODY_S = 20.0  # a client that sends its body slower than this is not waited for
 
 logger = logging.getLogger("deploykit.serving")
@@ -62,7 +63,7 @@ class Guard:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens, counts it and logs it."""
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = _headers(scope)
         asked = headers.get("x-request-id", "")
         call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}", Client("none"))
         route, problem = match(self._routes, scope["method"], scope["path"])
@@ -143,7 +144,7 @@ class Guard:
         watch = asyncio.create_task(_watch(receive, call))
         try:
             async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
-                await self._app(scope, _once(body, call.gone), reply)
+                await self._app(_plain(scope), _once(body, call.gone), reply)
         except TimeoutError:
             raise Problem(504, "deadline", "no answer in the time that this service allows") from None
         finally:
@@ -178,6 +179,20 @@ class Guard:
     async def _refuse(self, reply: Reply, problem: Problem) -> None:
         with suppress(Exception):  # the connection may be gone; there is nobody left to tell
             await reply.refuse(problem)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Joins headers that are sent more than once (RFC 9110, 5.3): whoever reads one of them would be told another."""
+    found = dict[str, str]()
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def _plain(scope: Scope) -> Scope:
+    """Takes out what asks for parts of a file, or for none that is known: nothing here is worth that code."""
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in CONDITIONS]}
 
 
 def _key(headers: Mapping[str, str]) -> str | None:

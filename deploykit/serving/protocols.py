@@ -19,6 +19,7 @@ from deploykit.serving.schemas import EXAMPLE, Wire
 from deploykit.tasks import Task
 
 TEXT, PAIR = "text", "text_pair"  # the tensors of the Open Inference Protocol
+MOST_DIMENSIONS, MOST_OUTPUTS = 8, 16  # before they are multiplied, and before each gets a mistake of its own
 Texts = tuple[list[str], list[str] | None]
 
 
@@ -51,7 +52,7 @@ class Tensor(Wire):
     """A tensor of the Open Inference Protocol; its data are flat."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_DIMENSIONS)]
     datatype: Literal["BYTES", "FP32"]
     data: list[Any]
     parameters: dict[str, Any] | None = None
@@ -100,8 +101,8 @@ def infer(manifest: Manifest) -> Protocol:
         )
 
         id: str | None = Field(default=None, max_length=128)
-        inputs: list[Tensor]
-        outputs: list[Wanted] | None = None
+        inputs: list[Tensor] = Field(max_length=2)
+        outputs: list[Wanted] | None = Field(default=None, max_length=MOST_OUTPUTS)
         parameters: dict[str, Any] | None = None
 
         @model_validator(mode="after")

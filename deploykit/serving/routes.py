@@ -11,7 +11,8 @@ from deploykit.serving.protocols import Protocol
 
 PREDICT = "/v1/predict"
 METRICS = "/metrics"
-JSON = "application/json"
+DOCS = "/docs.json"
+JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Route:
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
         page: renders the response here, instead of letting the request in; raises a problem where there is none.
-        media: the content type of the page.
+        media: the content type of the answer.
     """
 
     path: str
@@ -61,12 +62,11 @@ def table(asked: Sequence[Protocol], pages: Sequence[Route]) -> tuple[Route, ...
     """
     return (
         *(Route(way.path, "POST", way.scope, way.request) for way in asked),
-        Route("/livez"),
-        Route("/healthz"),
-        Route("/readyz"),
+        Route("/livez", media=TEXT),
+        Route("/healthz", media=TEXT),
+        Route("/readyz", media=TEXT),
         *pages,
-        Route("/", scope="docs"),
-        Route("/docs.json", scope="docs"),
+        Route("/", scope="docs", media=HTML),
         Route("/schema.json", scope="docs"),
         Route("/static_content/*", scope="docs"),
     )

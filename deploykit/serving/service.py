@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import bentoml
-import uvicorn.config
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.exceptions import BentoMLConfigException
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,9 +22,19 @@ from starlette.types import ASGIApp
 from deploykit import tasks
 from deploykit.artifact import MODEL_CARD, Manifest
 from deploykit.errors import DeploykitError
-from deploykit.serving import calls, explanations, feedback, logs, names, protocols, records, routes
+from deploykit.serving import (
+    calls,
+    connections,
+    description,
+    explanations,
+    feedback,
+    logs,
+    names,
+    protocols,
+    records,
+    routes,
+)
 from deploykit.serving.guard import Guard
-from deploykit.serving.heads import BoundedProtocol
 from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.protocols import Protocol
 from deploykit.serving.routes import Route
@@ -54,8 +63,8 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         answer. The guard has a timeout of its own. BentoML cannot be told which protocol its server speaks, so the
         server's default is changed.
         """
+        connections.install()
         runtime, table = self.open()
-        uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{BoundedProtocol.__module__}:{BoundedProtocol.__name__}"
         app = super().to_asgi(is_main)
         app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ not in REPLACED]
         return Guard(cast(ASGIApp, app), table, runtime)
@@ -85,7 +94,12 @@ def build(package: Path) -> Service[Any]:
     )
     corrected = feedback.request_model(manifest) if settings.recording and "label" in task.Answer.model_fields else None
     kept = [Route(feedback.PATH, "POST", "predict", corrected)] if corrected else []
-    table = routes.table(asked, (*_pages(lambda: opened[0][0], manifest, task), *kept))
+    docs = Route(routes.DOCS, scope="docs", page=lambda: described())
+    table = routes.table(asked, (*_pages(lambda: opened[0][0], manifest, task), *kept, docs))
+
+    def described() -> bytes:
+        version, guarded = protocols.version_of(manifest), settings.keys is not None
+        return description.document(manifest.name, version, service.doc, asked, table, guarded=guarded)
 
     def open_() -> tuple[Runtime, tuple[Route, ...]]:
         if not opened:

@@ -54,15 +54,6 @@ def test_a_key_opens_its_scopes_and_names_its_client(key_file):
     assert (client.name, client.requests_per_minute) == ("alice", 7)
 
 
-def test_an_unknown_id_costs_a_hash_and_a_comparison_too(key_file, alice, monkeypatch):
-    compared = []
-    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    found = Keys(key_file)
-    found.check("dk_00000000_" + "a" * 43, "predict")
-    found.check(alice, "predict")
-    assert [len(part) for pair in compared for part in pair] == [64] * 4
-
-
 def test_a_running_service_follows_the_file_and_outlives_a_broken_one(key_file, alice, monkeypatch):
     monkeypatch.setattr(access, "POLL_S", 0.0)
     found = Keys(key_file)

@@ -1,0 +1,69 @@
+"""Connections below the application: the head of a request arrives in time and in bounds, or the connection ends.
+
+The guard sees a request once its head is complete. Before that there is only the server, which waits for ever and
+keeps whatever comes; so its protocol is extended here, by a timer and a count of bytes.
+"""
+
+import asyncio
+
+import uvicorn.config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_S = 20.0  # from the first byte that is not part of a request in progress
+MOST_HEAD_BYTES = 65_536
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; a request in progress has the guard's time limits instead of these."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _head: int | None = None  # bytes that were read while a head was not complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Gives a connection on which nothing arrives as long as one between two requests."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the timer."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Notes that a head begins."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Notes that the head is complete."""
+        self._head = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on, and looks whether a request has come of it."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > MOST_HEAD_BYTES:
+                self.send_400_response("The head of the request is too large.")
+                return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        self.transport.close()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def install() -> None:
+    """Makes the server of this process use these connections; before it reads its configuration."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"

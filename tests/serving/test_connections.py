@@ -1,0 +1,102 @@
+"""Connections on which no request arrives: real ones, with shorter limits."""
+
+import asyncio
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from deploykit.serving import connections, launch
+from deploykit.serving.connections import Connection
+
+HEAD = b"GET / HTTP/1.1\r\nhost: a\r\n"
+HEAD_S, KEEP_ALIVE_S, ANSWER_S = 0.5, 1, 0.9
+
+
+async def slow_app(scope, receive, send):
+    if scope["type"] == "http":
+        await asyncio.sleep(ANSWER_S)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """`connect() -> socket` to a server whose connections are ours."""
+    monkeypatch.setattr(connections, "HEAD_S", HEAD_S)
+    port = launch.free_port()
+    options = {"port": port, "lifespan": "off", "log_config": None, "timeout_keep_alive": KEEP_ALIVE_S}
+    server = uvicorn.Server(uvicorn.Config(slow_app, http=Connection, **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    opened = []
+
+    def start():
+        opened.append(socket.create_connection(("127.0.0.1", port), 5))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+    server.should_exit = True
+    thread.join()
+
+
+def end_of(one):
+    """Seconds until the server closes a connection, and what it sent before."""
+    start, found = time.monotonic(), b""
+    while got := one.recv(65536):
+        found += got
+    return time.monotonic() - start, found
+
+
+@pytest.mark.parametrize("begun", [b"G", HEAD, b"\r\n"])
+def test_a_head_that_does_not_come_to_its_end(connect, begun):
+    one = connect()
+    one.sendall(begun)
+    seconds, found = end_of(one)
+    assert HEAD_S - 0.1 < seconds < HEAD_S + 0.4
+    assert found == b""
+
+
+def test_a_head_that_comes_drop_by_drop(connect):
+    one, start = connect(), time.monotonic()
+    with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
+        while time.monotonic() - start < 5:
+            one.sendall(b"x")
+            time.sleep(0.1)
+    assert time.monotonic() - start < HEAD_S + 0.6
+
+
+def test_a_second_head_on_a_connection_that_was_used(connect):
+    one = connect()
+    one.sendall(HEAD + b"\r\n")
+    assert one.recv(65536).startswith(b"HTTP/1.1 204")
+    one.sendall(HEAD)
+    assert end_of(one)[0] < HEAD_S + 0.4
+
+
+def test_a_connection_on_which_nothing_arrives(connect):
+    assert KEEP_ALIVE_S - 0.1 < end_of(connect())[0] < KEEP_ALIVE_S + 0.9
+
+
+def test_a_request_in_progress_has_other_limits(connect):
+    one = connect()
+    one.sendall(HEAD)
+    time.sleep(0.2)
+    one.sendall(b"\r\n")
+    seconds, found = end_of(one)
+    assert found.startswith(b"HTTP/1.1 204")
+    assert seconds > ANSWER_S + KEEP_ALIVE_S - 0.2  # and after its answer it is kept for the next
+
+
+def test_a_head_without_end(connect):
+    one = connect()
+    one.sendall(HEAD + b"x: " + b"a" * (connections.MOST_HEAD_BYTES + 1))
+    _, found = end_of(one)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.endswith(b"The head of the request is too large.")
