@@ -243,7 +243,7 @@ def attack(url: str, key: str, options: argparse.Namespace, log: Path | None) ->
     text = log.read_text(errors="replace") if log else ""
     for mark in ("Traceback", '"level": "error"', "[ERROR]"):
         if count := text.count(mark):
-            findings.violation(f"{count} times {mark!r} in the log: {text[text.index(mark) :][:5000]}")
+            findings.violation(f"{count} times {mark!r} in the log: {text[text.index(mark) :][:9000]}")
     memory = [round(found["deploykit_process_resident_bytes"] / 2**20) for found in (plain, plain_after)]
     files = [found["deploykit_process_open_files"] for found in (plain, plain_after)]
     figures = {

@@ -5,9 +5,10 @@ keeps whatever comes; so its protocol is extended here, by a timer and a count o
 """
 
 import asyncio
+from collections import deque
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_S = 20.0  # from the first byte that is not part of a request in progress
 MOST_HEAD_BYTES = 65_536
@@ -22,11 +23,15 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives a connection on which nothing arrives as long as one between two requests."""
         super().connection_made(transport)
+        self._cycles = deque[RequestResponseCycle]()  # requests without their answers, the oldest first
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the timer."""
+        """Forgets the timer, and tells all requests; the server tells the last one, and the others would write on."""
         self._stop()
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -38,6 +43,12 @@ class Connection(HttpToolsProtocol):
         """Notes that the head is complete."""
         self._head = None
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
+
+    def on_response_complete(self) -> None:
+        """Notes that the oldest request has its answer."""
+        self._cycles.popleft()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         """Reads on, and looks whether a request has come of it."""

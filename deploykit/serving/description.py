@@ -55,7 +55,7 @@ def document(
         routes: everything that exists; what ends with a star is left out.
         guarded: whether keys are asked for.
     """
-    types = {ProblemDetails.__name__: ProblemDetails}
+    types: dict[str, Any] = {ProblemDetails.__name__: ProblemDetails}
     for way in asked:
         types |= {f"{way.path} in": way.request, f"{way.path} out": way.response}
     adapters = [(name, "validation", TypeAdapter(found)) for name, found in types.items()]

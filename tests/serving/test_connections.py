@@ -15,11 +15,16 @@ HEAD = b"GET / HTTP/1.1\r\nhost: a\r\n"
 HEAD_S, KEEP_ALIVE_S, ANSWER_S = 0.5, 1, 0.9
 
 
+raised = []
+
+
 async def slow_app(scope, receive, send):
-    if scope["type"] == "http":
-        await asyncio.sleep(ANSWER_S)
+    await asyncio.sleep(ANSWER_S)
+    try:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
+    except RuntimeError as error:
+        raised.append(error)
 
 
 @pytest.fixture
@@ -100,3 +105,22 @@ def test_a_head_without_end(connect):
     _, found = end_of(one)
     assert found.startswith(b"HTTP/1.1 400")
     assert found.endswith(b"The head of the request is too large.")
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+def test_nobody_writes_to_a_client_that_left_whatever_it_has_sent_at_once(connect, requests):
+    raised.clear()
+    one = connect()
+    one.sendall((HEAD + b"\r\n") * requests)
+    time.sleep(0.2)
+    one.close()
+    time.sleep(ANSWER_S + 0.2)
+    assert raised == []
+
+
+def test_requests_that_are_sent_at_once_are_answered_one_by_one(connect):
+    one = connect()
+    one.sendall((HEAD + b"\r\n") * 3)
+    seconds, found = end_of(one)
+    assert found.count(b"HTTP/1.1 204") == 3
+    assert seconds > 3 * ANSWER_S
