@@ -19,7 +19,13 @@ raised = []
 
 
 async def slow_app(scope, receive, send):
+    async def watch():
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    watching = asyncio.create_task(watch())  # which makes the server read on
     await asyncio.sleep(ANSWER_S)
+    watching.cancel()
     try:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
