@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from scipy import stats
 
-from deploykit.serving import keys, launch
+from deploykit.serving import access, keys, launch
 
 KINDS = ("unknown", "known", "disabled", "expired")
 EACH = 50  # keys of a kind
@@ -84,7 +84,7 @@ def in_process(calls: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         ids = filled(file, EACH)
-        check = keys.Keys(file).check
+        check = access.Keys(file).check
         return compared(sampled(lambda text: check(text, "predict"), ids, calls, seed))
 
 

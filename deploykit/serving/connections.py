@@ -1,24 +1,24 @@
-"""Connections below the application: the head of a request arrives in time and in bounds, or the connection ends.
+"""Connections below the application: the head of a request arrives in time, or the connection ends.
 
-The guard sees a request once its head is complete. Before that there is only the server, which waits for ever and
-keeps whatever comes; so its protocol is extended here, by a timer and a count of bytes.
+The guard sees a request once its head is complete. Before that there is only the server, which waits for ever; so its
+protocol is extended here by timers, after `heads` has bounded what it keeps.
 """
 
 import asyncio
 from collections import deque
 
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from deploykit.serving.heads import BoundedProtocol
 
 HEAD_S = 20.0  # from the first byte that is not part of a request in progress
-MOST_HEAD_BYTES = 65_536
 
 
-class Connection(HttpToolsProtocol):
+class Connection(BoundedProtocol):
     """One connection; a request in progress has the guard's time limits instead of these."""
 
     _timer: asyncio.TimerHandle | None = None
-    _head: int | None = None  # bytes that were read while a head was not complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives a connection on which nothing arrives as long as one between two requests."""
@@ -34,14 +34,8 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        """Notes that a head begins."""
-        self._head = 0
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        """Notes that the head is complete."""
-        self._head = None
+        """Notes that a request begins."""
         super().on_headers_complete()
         self._cycles.append(self.cycle)
 
@@ -55,11 +49,6 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._head is not None:
-            self._head += len(data)
-            if self._head > MOST_HEAD_BYTES:
-                self.send_400_response("The head of the request is too large.")
-                return
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._timer is None:

@@ -6,12 +6,11 @@ BentoML's own knows neither the problems nor the routes that the guard renders, 
 import json
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from deploykit.serving import problems
-from deploykit.serving.protocols import Protocol
 from deploykit.serving.routes import JSON, Route
 from deploykit.serving.schemas import Wire
 
@@ -42,8 +41,17 @@ class ProblemDetails(Wire):
     errors: list[Mistake] = Field(default=[], description="the first mistakes, where the body does not fit")
 
 
+class Way(NamedTuple):
+    """A way to ask: what it is called, where it is, and the types of what is sent and of the answer."""
+
+    name: str
+    path: str
+    request: type[BaseModel]
+    response: Any
+
+
 def document(
-    name: str, version: str, text: str, asked: Sequence[Protocol], routes: Sequence[Route], *, guarded: bool
+    name: str, version: str, text: str, asked: Sequence[Way], routes: Sequence[Route], *, guarded: bool
 ) -> bytes:
     """Renders the description.
 
@@ -51,7 +59,7 @@ def document(
         name: of the model.
         version: of the model.
         text: what the description begins with.
-        asked: the ways to ask for predictions.
+        asked: the ways to ask.
         routes: everything that exists; what ends with a star is left out.
         guarded: whether keys are asked for.
     """
@@ -77,9 +85,9 @@ def document(
     return json.dumps(content).encode()
 
 
-def _operation(route: Route, way: Protocol | None, schemas: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
+def _operation(route: Route, way: Way | None, schemas: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
     keyed = guarded and route.scope is not None
-    statuses = sorted((*(ASKED if way else ()), *(KEYED if keyed else ()), 503))
+    statuses = sorted((*(ASKED if way else ()), *(KEYED if keyed else ()), 431, 503))
     problem = {"content": {problems.MEDIA_TYPE: {"schema": schemas[ProblemDetails.__name__]}}}
     answer: dict[str, Any] = {"schema": schemas[f"{route.path} out"]} if way else {}
     operation = {

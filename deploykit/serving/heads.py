@@ -4,24 +4,17 @@ The parser has none: a header without an end would be kept, and copied with ever
 anybody has seen a request. Headers that are complete are counted by the guard, which can say more.
 """
 
-import json
 import logging
+import random
 from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deploykit.serving.problems import MEDIA_TYPE, Problem
+from deploykit.serving import problems
+from deploykit.serving.problems import Problem
 
 MOST, MOST_BYTES = 64, 16 * 1024  # headers of a request, and their bytes
 DETAIL = f"a request may have {MOST} headers of {MOST_BYTES} bytes together; send fewer or shorter ones"
-BODY = json.dumps(
-    {"type": "about:blank", "title": "Request Header Fields Too Large", "status": 431, "detail": DETAIL}
-).encode()
-REFUSAL = (
-    f"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: {MEDIA_TYPE}\r\n"
-    f"content-length: {len(BODY)}\r\nconnection: close\r\n\r\n"
-).encode() + BODY
-
 logger = logging.getLogger("deploykit.serving")
 
 
@@ -39,7 +32,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unread > MOST_BYTES and not self.transport.is_closing():
             logger.warning("a connection was closed: it sent more than %d bytes of headers", MOST_BYTES)
             if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(REFUSAL)
+                self.transport.write(_refusal())
             self.transport.close()
 
     def on_headers_complete(self) -> None:
@@ -56,6 +49,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Notes progress."""
         self._moved = True
         super().on_message_complete()
+
+
+def _refusal() -> bytes:
+    body = problems.body(Problem(431, "headers", DETAIL), f"{random.getrandbits(128):032x}")
+    head = f"content-type: {problems.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close"
+    return f"HTTP/1.1 431 Request Header Fields Too Large\r\n{head}\r\n\r\n".encode() + body
 
 
 def require_few(headers: Sequence[tuple[bytes, bytes]]) -> None:

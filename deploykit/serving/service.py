@@ -34,6 +34,7 @@ from deploykit.serving import (
     records,
     routes,
 )
+from deploykit.serving.description import Way
 from deploykit.serving.guard import Guard
 from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.protocols import Protocol
@@ -99,7 +100,10 @@ def build(package: Path) -> Service[Any]:
 
     def described() -> bytes:
         version, guarded = protocols.version_of(manifest), settings.keys is not None
-        return description.document(manifest.name, version, service.doc, asked, table, guarded=guarded)
+        ways = [Way(way.name, way.path, way.request, way.response) for way in asked]
+        if corrected:
+            ways.append(Way("feedback", feedback.PATH, corrected, feedback.FeedbackResponse))
+        return description.document(manifest.name, version, service.doc, ways, table, guarded=guarded)
 
     def open_() -> tuple[Runtime, tuple[Route, ...]]:
         if not opened:

@@ -105,14 +105,6 @@ def test_a_request_in_progress_has_other_limits(connect):
     assert seconds > ANSWER_S + KEEP_ALIVE_S - 0.2  # and after its answer it is kept for the next
 
 
-def test_a_head_without_end(connect):
-    one = connect()
-    one.sendall(HEAD + b"x: " + b"a" * (connections.MOST_HEAD_BYTES + 1))
-    _, found = end_of(one)
-    assert found.startswith(b"HTTP/1.1 400")
-    assert found.endswith(b"The head of the request is too large.")
-
-
 @pytest.mark.parametrize("requests", [1, 2, 3])
 def test_nobody_writes_to_a_client_that_left_whatever_it_has_sent_at_once(connect, requests):
     raised.clear()

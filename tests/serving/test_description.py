@@ -8,6 +8,7 @@ from asgi import BODY, Client
 from test_access import ROUTES
 from test_launch import environ
 
+from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.serving import keys, launch
 from deploykit.serving.service import build
 
@@ -23,7 +24,9 @@ def docs(key_file):
 
 
 @pytest.fixture
-def content(serve, package, docs):
+def content(serve, make_package, docs, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_RECORDS", str(tmp_path / "records"))
+    package = make_package(tmp_path / "p", serve=ServeOptions(records=RecordOptions())).path
     return serve(package).get("/docs.json", headers={"x-api-key": docs}).json()
 
 

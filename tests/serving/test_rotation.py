@@ -9,7 +9,7 @@ from pathlib import Path
 
 from test_launch import ask, environ
 
-from deploykit.serving import keys, launch
+from deploykit.serving import access, keys, launch
 
 TIMING = Path(__file__).parents[2] / "benchmarks" / "key_timing.py"
 BODY = {"texts": ["a great film"]}
@@ -58,7 +58,7 @@ def test_keys_are_rotated_under_load_without_a_refusal(package, key_file, alice,
             command("revoke", alice[3:11], "--keys", str(key_file))
             revoked = time.monotonic()
             while ask(f"{url}/v1/predict", alice, BODY)[0] == 200:
-                assert time.monotonic() - revoked < keys.POLL_S + 1
+                assert time.monotonic() - revoked < access.POLL_S + 1
             time.sleep(0.5)
         assert ask(f"{url}/v1/predict", alice, BODY)[0] == 401
     for clients in (slow, quick):
@@ -67,9 +67,9 @@ def test_keys_are_rotated_under_load_without_a_refusal(package, key_file, alice,
 
 
 def test_a_new_key_is_known_at_once_and_wrong_ones_do_not_read_the_file_again(key_file, alice, monkeypatch):
-    found, reads = keys.Keys(key_file), []
+    found, reads = access.Keys(key_file), []
     listing = keys.listing
-    monkeypatch.setattr(keys, "listing", lambda path: reads.append(path) or listing(path))
+    monkeypatch.setattr(access, "listing", lambda path: reads.append(path) or listing(path))
     bob = keys.add(key_file, "bob")
     reads.clear()
     assert found.check(bob, "predict").name == "bob"
@@ -85,7 +85,7 @@ def test_a_new_key_is_known_at_once_and_wrong_ones_do_not_read_the_file_again(ke
 
 def test_a_secret_belongs_to_its_id(key_file, alice):
     bob = keys.add(key_file, "bob")
-    assert keys.Keys(key_file).check(f"dk_{bob[3:11]}_{alice[12:]}", "predict").reason == "auth_invalid"
+    assert access.Keys(key_file).check(f"dk_{bob[3:11]}_{alice[12:]}", "predict").reason == "auth_invalid"
 
 
 def test_the_time_of_a_refusal_does_not_tell_which_ids_exist():
