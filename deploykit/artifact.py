@@ -116,6 +116,7 @@ class ServeOptions(Record):
         batching: which texts share a batch. `cost`: those that cost no more together than alone. The others are there
             to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
             BentoML's adaptive batching.
+        ui: offers the page at /ui to try the model on.
         threads: cores for the engine: threads of one call, or calls at a time, as the selection chose; null: all that
             the cgroup allows.
     """
@@ -132,6 +133,7 @@ class ServeOptions(Record):
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
     redact_names: str | None = Field(default=None, min_length=1)
     records: RecordOptions | None = None
+    ui: bool = True
     threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

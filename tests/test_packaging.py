@@ -176,6 +176,7 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     names = set(found.manifest.files)
     assert {"model.onnx", "config.json", "tokenizer.json", "golden.json", "README.md", "service.py"} <= names
     assert {"bentofile.yaml", "requirements.txt", "deploykit/serving/service.py"} <= names
+    assert {f"deploykit/serving/ui/{name}" for name in ("index.html", "style.css", "app.js")} <= names
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
     assert found.file("requirements.txt").read_text().splitlines() == bundle.requirements(bundle.SERVING_PACKAGES)

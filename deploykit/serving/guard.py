@@ -132,7 +132,8 @@ class Guard:
     ) -> None:
         """Lets an admitted request in, its body checked, and watches whether the client stays."""
         if route.page is not None:
-            await reply.whole(200, {"content-type": route.media}, await asyncio.to_thread(route.page))
+            told = {"content-type": route.media, **route.headers}
+            await reply.whole(200, told, await asyncio.to_thread(route.page))
             return
         body = b""
         if route.body is not None:

@@ -1,7 +1,7 @@
 """The table of what exists. A path that is not in it is refused before anybody else sees it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
@@ -26,6 +26,7 @@ class Route:
         body: the type of the JSON body; None where there is none.
         page: renders the response here, instead of letting the request in; raises a problem where there is none.
         media: the content type of the answer.
+        headers: sent with the page.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Route:
     body: type[BaseModel] | None = None
     page: Callable[[], bytes] | None = None
     media: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -30,6 +30,7 @@ from deploykit.serving import (
     feedback,
     logs,
     names,
+    page,
     protocols,
     records,
     routes,
@@ -96,7 +97,9 @@ def build(package: Path) -> Service[Any]:
     corrected = feedback.request_model(manifest) if settings.recording and "label" in task.Answer.model_fields else None
     kept = [Route(feedback.PATH, "POST", "predict", corrected)] if corrected else []
     docs = Route(routes.DOCS, scope="docs", page=lambda: described())
-    table = routes.table(asked, (*_pages(lambda: opened[0][0], manifest, task), *kept, docs))
+    table = routes.table(
+        asked, (*_pages(lambda: opened[0][0], manifest, task), *page.pages(artifact, task), *kept, docs)
+    )
 
     def described() -> bytes:
         version, guarded = protocols.version_of(manifest), settings.keys is not None

@@ -79,6 +79,7 @@ class Settings(BaseModel):
     max_body_bytes: int
     max_windows: int
     redact: bool
+    ui: bool
     batching: Literal["cost", "fifo", "none", "bentoml"]
     redact_names: str | None
     records: RecordOptions | None

@@ -83,6 +83,7 @@ def write_package(folder, manifest):
             target = folder / artifact.LIBRARY / file.relative_to(LIBRARY)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
+    shutil.copytree(LIBRARY / "serving/ui", folder / artifact.LIBRARY / "serving/ui")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ ROUTES = {  # path: method, the scope that opens it
     "/v1/feedback": ("POST", "predict"),
     "/v2": ("GET", "predict"),
     "/v2/models/tiny": ("GET", "predict"),
+    "/v1/model": ("GET", "predict"),
     "/metrics": ("GET", "metrics"),
     "/docs.json": ("GET", "docs"),
     "/schema.json": ("GET", "docs"),
@@ -26,6 +27,11 @@ ROUTES = {  # path: method, the scope that opens it
     "/v2/health/live": ("GET", None),
     "/v2/health/ready": ("GET", None),
     "/v2/models/tiny/ready": ("GET", None),
+    "/ui": ("GET", None),
+    "/ui/style.css": ("GET", None),
+    "/ui/app.js": ("GET", None),
+    "/ui/answers.js": ("GET", None),
+    "/ui/card.js": ("GET", None),
 }
 BODIES = {
     "/v1/predict": BODY,
@@ -107,7 +113,7 @@ def test_every_kind_of_key_at_every_route(
         assert text is None or text.encode() not in answer.content
         assert text is None or text not in str(line)
         cells += 1
-    assert cells == 15  # of 270
+    assert cells == 15  # of 360
 
 
 def test_the_order_of_keys_in_the_file_and_the_headers_does_not_matter(client, alice):

@@ -1,0 +1,144 @@
+// What the service answers, as elements: probabilities as bars, spans in their text, weights of words, and the time.
+// Offsets are those of Python, which counts code points; a string of JavaScript counts UTF-16 units.
+
+import { make } from "./card.js";
+
+const SHOWN = 10; // rows before "Show all"
+const HUES = 6;
+const SLIGHT = 0.005; // a weight that is not worth marking
+
+export const percent = (share) => {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  if (share < 1 && share > 0.999) return "> 99.9 %";
+  return `${(share * 100).toFixed(1)} %`;
+};
+const signed = (weight) => `${weight < 0 ? "−" : "+"}${Math.abs(weight).toFixed(3)}`;
+export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+
+function bar(share, kind = "") {
+  const fill = make("span", { class: `fill ${kind}` });
+  fill.style.setProperty("--share", Math.min(1, Math.abs(share)));
+  return make("span", { class: "bar", "aria-hidden": "true" }, fill);
+}
+
+/** Rows of which the first ten are seen until a button is pressed; `of` names them. */
+function folded(rows, list, of) {
+  rows.forEach((row, index) => { row.hidden = index >= SHOWN; });
+  list.append(...rows);
+  if (rows.length <= SHOWN) return [];
+  const all = `Show all ${rows.length} ${of}`;
+  const button = make("button", { type: "button", class: "quiet", "aria-expanded": "false" }, all);
+  button.addEventListener("click", () => {
+    const open = button.getAttribute("aria-expanded") !== "true";
+    button.setAttribute("aria-expanded", open);
+    button.textContent = open ? `Show the first ${SHOWN}` : all;
+    rows.slice(SHOWN).forEach((row) => { row.hidden = !open; });
+  });
+  return [button];
+}
+
+function scores(answer) {
+  const ranked = Object.entries(answer.scores).sort((one, other) => other[1] - one[1]);
+  const rows = ranked.map(([label, score], index) => make("li", { class: index ? null : "first" },
+    make("span", { class: "name" }, label), make("span", { class: "figure" }, percent(score)), bar(score)));
+  const list = make("ol", { class: "bars", "aria-label": "Probability of each label" });
+  return [
+    make("p", { class: "verdict" }, make("strong", {}, answer.label), " ", make("span", {}, percent(answer.score))),
+    list, ...folded(rows, list, "labels"),
+  ];
+}
+
+/** Cuts a text at code points: `[{text, part}]`, where `part` is null between the parts. */
+function cut(text, parts) {
+  const points = Array.from(text);
+  const found = [];
+  let last = 0;
+  for (const part of [...parts].sort((one, other) => one.start - other.start)) {
+    if (part.start > last) found.push({ text: points.slice(last, part.start).join(""), part: null });
+    found.push({ text: points.slice(part.start, part.end).join(""), part });
+    last = part.end;
+  }
+  if (last < points.length) found.push({ text: points.slice(last).join(""), part: null });
+  return found;
+}
+
+function table(caption, titles, rows, of) {
+  const body = make("tbody");
+  const more = folded(rows, body, of);
+  const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
+  const title = make("caption", { class: "hidden-text" }, caption);
+  return [make("table", { class: "rows" }, title, make("thead", {}, head), body), ...more];
+}
+
+/** A text that scrolls where it is long, so that what is below stays near. */
+const passage = (name, parts) => make("p", { class: "passage", dir: "auto", role: "group", "aria-label": name }, ...parts);
+
+function spans(answer, text, labels) {
+  const names = [...new Set(labels.map((label) => label.replace(/^[BI]-/, "")).filter((label) => label !== "O"))];
+  const tag = (label) => make("span", { class: `tag hue-${Math.max(0, names.indexOf(label)) % HUES}` }, label);
+  const marked = cut(text, answer.entities).map(({ text: piece, part }) => part
+    ? make("mark", { class: `hue-${Math.max(0, names.indexOf(part.label)) % HUES}` }, piece, "\u00a0", tag(part.label))
+    : piece);
+  if (!answer.entities.length) return [passage("Text", marked), make("p", {}, "Nothing was found in this text.")];
+  const rows = answer.entities.map((found) => make("tr", {}, make("th", { scope: "row", dir: "auto" }, found.text),
+    make("td", {}, tag(found.label)), make("td", { class: "figure" }, percent(found.score)),
+    make("td", { class: "figure" }, `${found.start}–${found.end}`)));
+  return [passage("Text with what was found", marked),
+    ...table("What was found", ["Text", "Label", "Probability", "Characters"], rows, "spans")];
+}
+
+/** What a prediction says; an answer of a kind that is not known here is shown as it came. */
+export function prediction(answer, text, labels) {
+  if (answer.scores) return scores(answer);
+  if (answer.entities) return spans(answer, text, labels);
+  return [make("pre", {}, JSON.stringify(answer, null, 2))];
+}
+
+/** One sentence for those who listen. */
+export function spoken(answer) {
+  if (answer.scores) return `Answer: ${answer.label}, ${percent(answer.score)}.`;
+  return answer.entities ? `Answer: ${answer.entities.length} found.` : "Answer received.";
+}
+
+/** How the text was read: its tokens, its windows, and whether its end was cut off. */
+export function reading(answer) {
+  const many = answer.windows > 1 ? `, in ${answer.windows} overlapping windows` : "";
+  const said = [make("p", { class: "muted small" }, `The model read ${answer.tokens} tokens${many}.`)];
+  const warning = "The text is longer than this service reads: its end was cut off, and the answer does not know it.";
+  if (answer.truncated) said.push(make("p", { class: "notice" }, warning));
+  return said;
+}
+
+/** Which words speak for a label and which against it. */
+export function explanation(found, text) {
+  const most = Math.max(...found.parts.map((part) => Math.abs(part.weight)), SLIGHT);
+  const marked = cut(text, found.parts).map(({ text: piece, part }) => {
+    if (!part || Math.abs(part.weight) < SLIGHT) return piece;
+    const mark = make("mark", { class: part.weight > 0 ? "for" : "against" }, piece);
+    mark.style.setProperty("--strength", Math.abs(part.weight) / most);
+    return mark;
+  });
+  const ranked = [...found.parts].sort((one, other) => Math.abs(other.weight) - Math.abs(one.weight));
+  const rows = ranked.map((part) => make("tr", {}, make("th", { scope: "row", dir: "auto" }, part.text),
+    make("td", { class: "figure" }, signed(part.weight)),
+    make("td", { class: "effect" }, bar(part.weight / most, part.weight < 0 ? "against" : "for"),
+      make("span", { class: "hidden-text" }, part.weight < 0 ? "against" : "for"))));
+  const legend = make("p", { class: "muted small" }, make("mark", { class: "for" }, "Solid line"), " speaks for ",
+    make("strong", {}, found.label), " (now ", percent(found.score), "), ",
+    make("mark", { class: "against" }, "dashed line"), " against it; the rest matters little.");
+  return [passage("Text with what each word does", marked), legend,
+    ...table(`What each word does for ${found.label}, the strongest first`, ["Word", "Weight", "Effect"], rows, "words")];
+}
+
+const PARTS = { tokenize: "Tokenizing", queue: "Waiting", inference: "Model" };
+
+/** Where the time went: the round trip as this browser saw it, and what the service says of its part. */
+export function time(elapsed, header) {
+  const told = Object.fromEntries([...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)].map(
+    ([, name, value]) => [name, Number(value)]));
+  const figures = [["Round trip", elapsed]];
+  if ("total" in told) figures.push(["Service", told.total]);
+  for (const [name, title] of Object.entries(PARTS)) if (name in told) figures.push([title, told[name]]);
+  const shown = figures.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, milliseconds(value))));
+  return [make("h3", {}, "Time"), make("dl", { class: "time" }, ...shown)];
+}
