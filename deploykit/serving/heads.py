@@ -52,8 +52,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _refusal() -> bytes:
-    body = problems.body(Problem(431, "headers", DETAIL), f"{random.getrandbits(128):032x}")
-    head = f"content-type: {problems.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close"
+    identity = f"{random.getrandbits(128):032x}"
+    body = problems.body(Problem(431, "headers", DETAIL), identity)
+    head = f"content-type: {problems.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nx-request-id: {identity}"
+    head += "\r\nconnection: close"
     return f"HTTP/1.1 431 Request Header Fields Too Large\r\n{head}\r\n\r\n".encode() + body
 
 
