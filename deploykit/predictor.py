@@ -5,6 +5,7 @@ nothing of metrics, queues or requests.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from deploykit.errors import ArtifactError
 from deploykit.execution import Execution
 from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Encoding, Side, Tokenizer
+
+ROWS = range(1, 65)  # of batches that are run ahead
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,28 @@ class Predictor:
             real = row[self.tokenizer.place(len(encoding), width, padding_side)] if row.ndim == 2 else row
             found.append(self.task.scores(real, text, encoding))
         return found
+
+    def warm(self, batch_tokens: int, seconds: float) -> int:
+        """Runs batches of the shapes that the engine compiles when it first meets them, small ones first.
+
+        Args:
+            batch_tokens: the most padded tokens of one batch.
+            seconds: after which no other is begun.
+
+        Returns:
+            How many shapes were met; 0 where the engine compiles none.
+        """
+        if self.engine.shape(1, 1) == (1, 1):
+            return 0
+        most = self.tokenizer.max_tokens
+        shapes = {self.engine.shape(rows, tokens) for tokens in range(1, most + 1) for rows in ROWS}
+        end, met = time.monotonic() + seconds, 0
+        for rows, tokens in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
+            if rows * tokens > batch_tokens or time.monotonic() > end:
+                break
+            self.engine.run(self.tokenizer.collate(self.tokenizer.encode([""] * rows), tokens=tokens))
+            met += 1
+        return met
 
     def predict(
         self,

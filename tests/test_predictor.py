@@ -133,6 +133,17 @@ def test_a_batch_is_padded_to_the_shape_that_the_engine_runs_well(tagger, side):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+def test_an_engine_that_compiles_shapes_meets_the_small_ones_ahead(predictor):
+    engine = Spy(predictor.engine)
+    one = replace(predictor, engine=engine)
+    assert one.warm(64, 10) == len(engine.shapes) == 0  # it runs all shapes alike
+    engine.shape = lambda rows, tokens: (-(-rows // 4) * 4, -(-tokens // 16) * 16)
+    assert one.warm(256, 10) == len(engine.shapes)
+    assert engine.shapes == sorted(engine.shapes, key=lambda shape: shape[0] * shape[1])
+    assert set(engine.shapes) == {(4, 16), (8, 16), (12, 16), (16, 16), (4, 32), (8, 32), (4, 48), (4, 64)}
+    assert one.warm(256, -1) == 0
+
+
 def test_nothing_to_predict(predictor):
     assert predictor.predict([]) == []
 

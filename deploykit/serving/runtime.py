@@ -47,6 +47,7 @@ from deploykit.tokenizer import Encoding, Window, joined
 
 INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
+WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 STUCK_S = 60.0  # a batch that takes longer will not come back
 
 logger = logging.getLogger("deploykit.serving")
@@ -101,6 +102,7 @@ class Runtime:
         model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
         batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
+        shapes = predictor.warm(batch_tokens, WARM_S)
         self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
         self._predictor = predictor
         if settings.records is not None and settings.records_folder is not None:
@@ -113,7 +115,8 @@ class Runtime:
         self.metrics.golden_passed.set(1)
         self.metrics.ready.set(1)
         self.metrics.load_seconds.set(seconds)
-        logger.info("ready after %.2f s: %s on %s, cores: %d", seconds, served.graph, execution, settings.cores)
+        told = (seconds, served.graph, execution, settings.cores, shapes)
+        logger.info("ready after %.2f s: %s on %s, cores: %d, shapes compiled: %d", *told)
 
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
