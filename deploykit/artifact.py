@@ -107,6 +107,7 @@ class ServeOptions(Record):
         max_queue_tokens: the most that wait.
         max_wait_s: for how long a text may wait for others before new ones are refused, in seconds.
         timeout_s: the deadline of a request, in seconds.
+        stuck_s: a process whose engine or event loop stands still for so long ends and is started anew, in seconds.
         max_texts: the most of one request.
         max_body_bytes: the most of one request.
         max_windows: in how many overlapping parts a text is read that is longer than the model reads; 1: it is cut.
@@ -126,6 +127,7 @@ class ServeOptions(Record):
     max_queue_tokens: int = Field(default=65536, ge=1)
     max_wait_s: float = Field(default=0.5, gt=0)
     timeout_s: float = Field(default=10.0, gt=0)
+    stuck_s: float = Field(default=60.0, ge=1)
     max_texts: int = Field(default=256, ge=1)
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     max_windows: int = Field(default=16, ge=1)

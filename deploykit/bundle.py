@@ -86,8 +86,8 @@ once), and `bentoml serve .`; where deploykit is installed, `deploykit serve .` 
 
 ## Limits
 
-The figures hold for texts like those of the test split. Inputs longer than {max_tokens} tokens are cut, and the
-answer says so.
+The figures hold for texts like those of the test split. Texts longer than {max_tokens} tokens are read in parts that
+overlap; what is too long even for that is cut, and the answer says so.
 """
 
 
@@ -127,7 +127,7 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         name=manifest.name,
         task=manifest.task,
         version=deploykit.__version__,
-        base=manifest.base_model,
+        base=manifest.base_model if not Path(manifest.base_model).is_absolute() else Path(manifest.base_model).name,
         labels=", ".join(manifest.labels),
         chosen=chosen,
         parameters=manifest.step.parameters,

@@ -134,9 +134,15 @@ class Batcher:
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
 
     @property
+    def began(self) -> float | None:
+        """When the batch began that is longest in the engine, by `perf_counter`; None when it is idle."""
+        return min(self._starts, default=None)
+
+    @property
     def busy_s(self) -> float:
-        """Seconds that the batch which is longest in the engine has been there; 0 when it is idle."""
-        return perf_counter() - min(self._starts) if self._starts else 0.0
+        """Seconds that this batch has been there; 0 when the engine is idle."""
+        began = self.began
+        return 0.0 if began is None else perf_counter() - began
 
     @property
     def oldest_s(self) -> float:

@@ -54,6 +54,11 @@ class Cork:
         self._call = self._dispatcher(self._run)
 
     @property
+    def began(self) -> float | None:
+        """When the batch in the engine began; None when it is idle."""
+        return self._started or None
+
+    @property
     def busy_s(self) -> float:
         """Seconds that the batch in the engine has been there; 0 when it is idle."""
         return perf_counter() - self._started if self._started else 0.0

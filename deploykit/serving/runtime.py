@@ -42,13 +42,13 @@ from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
 from deploykit.serving.tokens import Tokens
 from deploykit.serving.traces import Traces
+from deploykit.serving.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, Window, joined
 
 INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
-STUCK_S = 60.0  # a batch that takes longer will not come back
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -76,6 +76,7 @@ class Runtime:
         self._artifact = artifact
         self._predictor: Predictor | None = None
         self._batcher: Batcher | Cork | None = None
+        self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -105,6 +106,7 @@ class Runtime:
         shapes = predictor.warm(batch_tokens, WARM_S)
         self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
         self._predictor = predictor
+        self._watchdog = Watchdog(asyncio.get_running_loop(), self._began, settings.stuck_s)
         if settings.records is not None and settings.records_folder is not None:
             folder, kept = settings.records_folder, settings.records
             self.records = Recorder(folder, kept, self._artifact, self.metrics, self._names)
@@ -123,6 +125,8 @@ class Runtime:
         self._closed.set()
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
+        if self._watchdog is not None:
+            self._watchdog.close()
         if self.traces is not None:
             self.traces.close()
         if self._batcher is not None:
@@ -130,6 +134,9 @@ class Runtime:
         if self.records is not None:
             self.records.close()
         self._tokenizing.shutdown(wait=False)
+
+    def _began(self) -> float | None:
+        return None if self._batcher is None else self._batcher.began
 
     @property
     def ready(self) -> bool:
@@ -141,7 +148,7 @@ class Runtime:
     @property
     def alive(self) -> bool:
         """Whether the engine still comes back with its batches."""
-        return self._batcher is None or self._batcher.busy_s < STUCK_S
+        return self._batcher is None or self._batcher.busy_s < self.settings.stuck_s
 
     def identify(self, text: str | None, scope: Scope) -> Client | Refusal:
         """Decides whether a key, or a token where a provider is known, opens a scope; everybody may without keys."""

@@ -75,6 +75,7 @@ class Settings(BaseModel):
     max_queue_tokens: int
     max_wait_s: float
     timeout_s: float
+    stuck_s: float
     max_texts: int
     max_body_bytes: int
     max_windows: int

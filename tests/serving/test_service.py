@@ -9,7 +9,7 @@ from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
 
 from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact, ServeOptions
 from deploykit.predictor import Predictor
-from deploykit.serving import access, keys, runtime
+from deploykit.serving import access, keys
 from deploykit.serving.service import build
 
 
@@ -55,7 +55,8 @@ def test_a_stuck_engine_is_not_alive(client, engine, monkeypatch):
     assert client.get("/livez").status == 200
     first = client.start("POST", PREDICT, json_body=BODY)
     assert engine.started.wait(5)
-    monkeypatch.setattr(runtime, "STUCK_S", 0.0)
+    runtime = client._app._runtime
+    monkeypatch.setattr(runtime, "settings", runtime.settings.model_copy(update={"stuck_s": 0.0}))
     assert client.get("/livez").status == 503
     engine.go.set()
     assert first.result(5).status == 200
