@@ -155,13 +155,17 @@ def test_the_new_tokenizer_reaches_the_package(served):
 def test_a_model_of_several_steps_is_served(served):
     package = Artifact.load(served[1][-1].artifact.path)
     runtime = Runtime(settings.load(package.path, {"DEPLOYKIT_AUTH": "off"})[0], package, ["/v1/predict"])
-    runtime.start()
-    try:
-        assert runtime.fault == ""
-        texts = ["the film is great", "words never heard of"]
-        answers = asyncio.run(runtime.predict(texts, None, Call("id", Client("none"))))
-    finally:
-        runtime.close()
+    texts = ["the film is great", "words never heard of"]
+
+    async def ask():
+        runtime.start()
+        try:
+            assert runtime.fault == ""
+            return await runtime.predict(texts, None, Call("id", Client("none")))
+        finally:
+            runtime.close()
+
+    answers = asyncio.run(ask())
     expected = [scores[0].argmax() for scores in Predictor.load(package, 1).predict(texts)]
     assert [answer.label for answer in answers] == [package.manifest.labels[best] for best in expected]
 

@@ -4,7 +4,7 @@ The only engine here that uses the bfloat16 units of a CPU. Precision and thread
 it would take bfloat16 wherever it can, and every core of the host.
 
 It compiles its kernels anew for every shape that it meets and keeps them: 14 to 40 ms and 4 MB for a shape of a small
-encoder, gigabytes once a service has met a few hundred. Batches are therefore padded to some 150 shapes; a step is an
+encoder, gigabytes once a service has met a few hundred. Batches are therefore padded to some 200 shapes; a step is an
 eighth to a quarter of the length, and a multiple of 8 tokens costs no more than the odd length below it.
 """
 

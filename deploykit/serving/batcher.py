@@ -249,11 +249,12 @@ class Batcher:
 
     async def _work(self) -> None:
         """Runs batches, one after the other, until nobody waits."""
+        task = asyncio.current_task()
         try:
             while batch := self._next():
                 await self._run(batch)
         finally:  # and not in a callback: until that runs, a text that comes would find nobody
-            self._workers.discard(asyncio.current_task())
+            self._workers.discard(task)
 
     def _next(self) -> list[Item]:
         while self._waiting and (first := self._waiting.first()).job.done.done():

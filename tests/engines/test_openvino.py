@@ -47,7 +47,7 @@ def test_an_answer_stays_as_it_was_when_the_next_one_comes(graph):
 def test_batches_are_padded_to_few_shapes_that_are_little_larger(graph):
     shape = engine.load(graph[0], Execution(engine="openvino")).shape
     shapes = {shape(rows, tokens) for tokens in range(1, 513) for rows in range(1, 65) if rows * tokens <= 1024}
-    assert len(shapes) < 170  # of 5,000
+    assert len(shapes) <= 205  # of 5,000
     for rows in range(1, 65):
         more, tokens = shape(rows, 8 * rows)
         assert rows <= more <= rows * 1.25

@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from test_launch import ask, environ
 
 from deploykit.artifact import GRAPH, MODEL_CARD
-from deploykit.serving import keys, launch
+from deploykit.serving import access, keys, launch
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -433,7 +433,7 @@ def test_a_key_that_opens_less_or_is_used_up_or_revoked(reviews, visit):
 
     page = visit(reviews, reviews.visitors["leaves"])
     keys.revoke(reviews.file, "leaves")
-    time.sleep(keys.POLL_S + 0.5)
+    time.sleep(access.POLL_S + 0.5)
     predict(page)
     expect(page.locator("#key-fault")).to_contain_text("not accepted any more")
     expect(page.locator("#key")).to_be_focused()

@@ -224,7 +224,7 @@ def test_feedback_is_described(recording, key_file):
     recording._app._runtime.keys._looked = 0
     content = recording.get("/docs.json", headers={"x-api-key": key}).json()
     assert "FeedbackRequest" in json.dumps(content["paths"][FEEDBACK]["post"]["requestBody"])
-    assert "recorded" in content["components"]["schemas"]["FeedbackResponseIODescriptor"]["properties"]
+    assert "recorded" in content["components"]["schemas"]["FeedbackResponse"]["properties"]
 
 
 # In nobody's way, and bounded
