@@ -29,6 +29,7 @@ REMEMBERED = 0.9  # of the seconds and tokens of earlier batches, after each one
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
+Shape = Callable[[int, int], tuple[int, int]]
 logger = logging.getLogger("deploykit.serving")
 
 
@@ -53,12 +54,13 @@ class Timing:
 
 @dataclass(eq=False)
 class Item:
-    """One text of a request."""
+    """One text of a request; `width` is to how many tokens the engine pads it by itself."""
 
     job: "Job"
     index: int
     text: str
     encoding: Encoding
+    width: int
     since: float = field(default_factory=perf_counter)
 
     @property
@@ -108,7 +110,7 @@ class Batcher:
         cost: what batches cost where it was measured; default: of a small encoder.
         streams: how many batches run at the same time.
         choose: which of those that wait share a batch.
-        rows: to how many texts a batch of so many is padded: it is cut to what needs no padding.
+        shape: to how many texts and tokens the engine pads a batch: what needs no padding shares one.
     """
 
     def __init__(
@@ -119,16 +121,16 @@ class Batcher:
         cost: Cost | None = None,
         streams: int = 1,
         choose: Choose = by_cost,
-        rows: Callable[[int], int] = int,
+        shape: Shape = lambda rows, tokens: (rows, tokens),
     ) -> None:
-        self._compute, self._choose, self._rows = compute, choose, rows
+        self._compute, self._choose, self._shape = compute, choose, shape
         self._bounds = bounds
         self._metrics = metrics
         self._cost = Learned(cost or Cost())
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
         self._per_token = self._cost.now.per_token
-        self._taken = np.array([self._per_token, 1.0]) * 1000  # seconds and padded tokens of late
+        self._taken = np.array([self._per_token, 1.0]) * 1000  # seconds and tokens of late
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -144,11 +146,10 @@ class Batcher:
         began = self.began
         return 0.0 if began is None else perf_counter() - began
 
-    @property
-    def oldest_s(self) -> float:
-        """Seconds that the text which waits longest has waited; 0 when none waits. Any thread may ask."""
-        now = perf_counter()
-        return max((now - item.since for item in self._waiting), default=0.0)
+    def waiting(self) -> tuple[int, int, float]:
+        """Returns how many texts wait, their tokens, and the seconds that the first has waited; any thread may ask."""
+        now, queue = perf_counter(), self._waiting
+        return len(queue), queue.tokens, max((now - item.since for item in queue), default=0.0)
 
     async def submit(
         self,
@@ -176,7 +177,8 @@ class Batcher:
         """
         self._admit(sum(map(len, encodings)), client, timeout_s)
         job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts))
-        items = [Item(job, index, *pair) for index, pair in enumerate(zip(texts, encodings, strict=True))]
+        pairs = zip(texts, encodings, strict=True)
+        items = [Item(job, index, *pair, self._shape(1, len(pair[1]))[1]) for index, pair in enumerate(pairs)]
         if gone is not None:
             gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", "the client has left")))
         self._enter(items)
@@ -232,20 +234,12 @@ class Batcher:
     def _enter(self, items: Sequence[Item]) -> None:
         for item in items:
             self._waiting.add(item)
-        self._report()
         for _ in range(min(len(items), self._streams - len(self._workers))):
             self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
     def _leave(self, items: Iterable[Item]) -> None:
         for item in items:
             self._waiting.discard(item)
-        self._report()
-
-    def _report(self) -> None:
-        self._metrics.queue_items.set(len(self._waiting))
-        self._metrics.queue_tokens.set(self._waiting.tokens)
-        if not self._waiting:
-            self._metrics.queue_oldest.set(0)
 
     async def _work(self) -> None:
         """Runs batches, one after the other, until nobody waits."""
@@ -265,14 +259,13 @@ class Batcher:
         seen = [first, *(item for item in others if item is not first and not item.job.done.done())]
         share = ceil(len(seen) / (self._streams - len(self._starts)))
         bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
-        positions, release = self._choose([len(item) for item in seen], self._cost.now, bounds)
+        positions, release = self._choose([item.width for item in seen], self._cost.now, bounds)
         self._metrics.batches.labels(release).inc()
-        while self._rows(len(positions)) > len(positions):
+        while self._shape(len(positions), 1)[0] > len(positions):
             positions.pop()
         batch = [seen[position] for position in positions]
         for item in batch:
             self._waiting.take(item)
-        self._report()
         return batch
 
     async def _run(self, batch: Sequence[Item]) -> None:
@@ -300,18 +293,17 @@ class Batcher:
     async def _timed(self, batch: Sequence[Item]) -> Sequence[Float32]:
         start = perf_counter()
         self._starts.append(start)
-        width = max(map(len, batch))
-        padded = len(batch) * width
+        width = max(item.width for item in batch)
         texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
         finally:
             self._starts.remove(start)
         taken = perf_counter() - start
-        self._taken = REMEMBERED * self._taken + (taken, padded)
+        self._taken = REMEMBERED * self._taken + (taken, sum(map(len, batch)))
         self._per_token = float(self._taken[0] / self._taken[1])
         self._cost.learn(len(batch), width, taken)
         for item in batch:
             item.job.timing.ran(start, taken)
-        self._metrics.batched([len(item) for item in batch], taken)
+        self._metrics.batched([len(item) for item in batch], width, taken)
         return found

@@ -1,16 +1,14 @@
 """One request on its way through the service: who asked, and whether they still wait.
 
-The guard opens a call, the runtime reads it from the context variable, and both write what the log line
-says of it. BentoML's own context is not used for this: it is not reliable for every kind of API.
+The guard opens a call and hands it on; everybody on the way writes what the log line says of it.
 """
 
 import asyncio
-from contextvars import ContextVar
+import random
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from deploykit.serving.access import Client
-from deploykit.serving.problems import Problem
 
 
 @dataclass
@@ -18,8 +16,7 @@ class Call:
     """What is known of a request.
 
     `gone` is done once the client has left; `timeout_s` is how long it will wait, where it says so; `phases` are when
-    what began and ended, by the clock of `start`; `trace` is an id, where traces are made; `problem` is why there is no
-    answer, for the guard to render.
+    what began and ended, by the clock of `start`; `trace` is an id, where traces are made.
     """
 
     id: str
@@ -34,7 +31,6 @@ class Call:
     start: float = field(default_factory=perf_counter)
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)
     trace: str = ""
-    problem: Problem | None = None
 
     def timing(self) -> str:
         """Renders what is known of where the time went, for the header Server-Timing (W3C), in milliseconds."""
@@ -49,4 +45,6 @@ class Call:
             self.gone.set_result(None)
 
 
-current: ContextVar[Call] = ContextVar("deploykit_call")
+def new_id() -> str:
+    """Makes an id for a request that brings none; it is no secret."""
+    return f"{random.getrandbits(128):032x}"

@@ -63,10 +63,9 @@ class Cork:
         """Seconds that the batch in the engine has been there; 0 when it is idle."""
         return perf_counter() - self._started if self._started else 0.0
 
-    @property
-    def oldest_s(self) -> float:
-        """Always 0: its queue tells nothing of what waits."""
-        return 0.0
+    def waiting(self) -> tuple[int, int, float]:
+        """Returns zeros: its queue tells nothing of what waits."""
+        return 0, 0, 0.0
 
     def check(self, client: str) -> None:
         """Refuses nobody: its queue has no end."""
@@ -121,7 +120,8 @@ class Cork:
         taken = perf_counter() - now
         for item in batch:
             item.timing.ran(now, taken)
-        self._metrics.batched([len(encoding) for encoding in encodings], taken)
+        lengths = [len(encoding) for encoding in encodings]
+        self._metrics.batched(lengths, max(lengths), taken)
         return found
 
 

@@ -4,16 +4,15 @@ It is kept beside the record of that answer (see `records`), and `deploykit reco
 label each can be corrected so.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
-from starlette.responses import Response
 
 from deploykit.artifact import Manifest
-from deploykit.serving import calls
+from deploykit.serving.calls import Call
 from deploykit.serving.guard import REQUEST_ID
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.records import Recorder
 from deploykit.serving.schemas import Wire
 
 PATH = "/v1/feedback"
@@ -46,22 +45,17 @@ def request_model(manifest: Manifest) -> type[BaseModel]:
     return FeedbackRequest
 
 
-def operation(request: type[BaseModel]) -> Callable[..., Awaitable[Any]]:
-    """Makes the method that takes feedback."""
+def take(asked: Any, call: Call, records: Recorder | None) -> FeedbackResponse:
+    """Keeps feedback, a body of the type above.
 
-    async def feedback(self: Any, asked: Any, /) -> Any:
-        records, call = self.runtime.records, calls.current.get()
-        if records is None:
-            call.problem = Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
-            return Response(status_code=503)
-        if not records.sampled(asked.id, asked.index):
-            return FeedbackResponse(recorded=False)
-        if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
-            detail = "feedback comes faster than it can be written; send it again later"
-            call.problem = Problem(503, "busy", detail, headers=retry_after(1))
-            return Response(status_code=503)
-        return FeedbackResponse(recorded=True)
-
-    feedback.__doc__ = request.__doc__
-    feedback.__annotations__ = {"asked": request, "return": FeedbackResponse}
-    return feedback
+    Raises:
+        Problem: 503 nothing is recorded yet, or it comes faster than it can be written.
+    """
+    if records is None:
+        raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
+    if not records.sampled(asked.id, asked.index):
+        return FeedbackResponse(recorded=False)
+    if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
+        detail = "feedback comes faster than it can be written; send it again later"
+        raise Problem(503, "busy", detail, headers=retry_after(1))
+    return FeedbackResponse(recorded=True)

@@ -1,20 +1,20 @@
 """The door: a plain ASGI application around BentoML's, through which every request passes.
 
 It stands outside BentoML's own middleware, because that would count, log and parse requests before anyone
-had asked whether they are allowed. What is not in the table of routes does not exist; the body is read
-here, up to its cap, and checked against the schema; errors from inside leave as problem details; and when
-anything in here fails, the request is refused at once and not let through.
+had asked whether they are allowed. What is not in the table of routes does not exist; a body is read here, up
+to its cap, checked against the schema and answered; only what has none goes on to BentoML. Errors from inside
+leave as problem details, and when anything in here fails, the request is refused at once and not let through.
 """
 
 import asyncio
 import logging
-import random
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving import calls, cors, nesting
@@ -22,8 +22,8 @@ from deploykit.serving.access import Client, Refusal
 from deploykit.serving.heads import require_few
 from deploykit.serving.logs import request_line
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
-from deploykit.serving.replies import NO_CONTENT, Reply
-from deploykit.serving.routes import UNKNOWN, Route, match
+from deploykit.serving.replies import FAILED, NO_CONTENT, Reply
+from deploykit.serving.routes import JSON, UNKNOWN, Route, match
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.schemas import faults
 
@@ -65,7 +65,7 @@ class Guard:
         """Answers one request, whatever happens, counts it and logs it."""
         headers = _headers(scope)
         asked = headers.get("x-request-id", "")
-        call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}", Client("none"))
+        call = calls.Call(asked if REQUEST_ID.fullmatch(asked) else calls.new_id(), Client("none"))
         route, problem = match(self._routes, scope["method"], scope["path"])
         reply = Reply(send, call, cors.marks(self._runtime.settings.cors_origins, headers))
         metrics, start = self._runtime.metrics, perf_counter()
@@ -130,27 +130,40 @@ class Guard:
     async def _handle(
         self, route: Route, scope: Scope, receive: Receive, reply: Reply, headers: Mapping[str, str], call: calls.Call
     ) -> None:
-        """Lets an admitted request in, its body checked, and watches whether the client stays."""
+        """Answers an admitted request; one with a body only as long as the client stays."""
         if route.page is not None:
             told = {"content-type": route.media, **route.headers}
             await reply.whole(200, told, await asyncio.to_thread(route.page))
             return
-        body = b""
-        if route.body is not None:
-            _require_json(headers)
-            body = await self._body(receive, headers)
-            _validate(route.body, body)
+        if route.body is None or route.answer is None:
+            async with self._in_time():
+                await self._app(_plain(scope), _nothing(receive), reply)
+            await reply.finish()
+            return
+        _require_json(headers)
+        asked = _validated(route.body, await self._body(receive, headers))
         call.gone = asyncio.get_running_loop().create_future()
-        calls.current.set(call)
         watch = asyncio.create_task(_watch(receive, call))
         try:
-            async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
-                await self._app(_plain(scope), _once(body, call.gone), reply)
-        except TimeoutError:
-            raise Problem(504, "deadline", "no answer in the time that this service allows") from None
+            async with self._in_time():
+                found = await route.answer(asked, call)
+        except Problem:
+            raise
+        except Exception:
+            logger.exception("request %s failed", call.id)
+            raise Problem(500, "failed", FAILED) from None
         finally:
             watch.cancel()
-        await reply.finish()
+        await reply.whole(200, {"content-type": JSON}, to_json(found, inf_nan_mode="null"))
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Ends what takes longer than any answer may."""
+        try:
+            async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
+                yield
+        except TimeoutError:
+            raise Problem(504, "deadline", "no answer in the time that this service allows") from None
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """Reads a body up to its cap; what the client announces is believed only if it is too much."""
@@ -233,11 +246,11 @@ def _require_json(headers: Mapping[str, str]) -> None:
         raise Problem(415, "media_type", "send the body as it is, without a content encoding")
 
 
-def _validate(model: type[BaseModel], body: bytes) -> None:
+def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
     if nesting.too_deep(body):
         raise Problem(400, "malformed", f"the body is not JSON that is read here: it nests over {nesting.MOST} levels")
     try:
-        model.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
         if errors[0]["type"] == "json_invalid":
@@ -246,20 +259,24 @@ def _validate(model: type[BaseModel], body: bytes) -> None:
         raise Problem(422, "invalid", detail, errors=faults(errors)) from None
 
 
-def _once(body: bytes, gone: "asyncio.Future[None]") -> Receive:
-    """Gives the application its body, and after that only the news that the client has left."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _nothing(receive: Receive) -> Receive:
+    """Gives the application an empty body, and after that only the news that the client has left."""
+    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
-    async def receive() -> Message:
+    async def received() -> Message:
         if messages:
             return messages.pop()
-        await asyncio.shield(gone)
+        await _left(receive)
         return {"type": "http.disconnect"}
 
-    return receive
+    return received
 
 
 async def _watch(receive: Receive, call: calls.Call) -> None:
+    await _left(receive)
+    call.leave()
+
+
+async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    call.leave()

@@ -126,9 +126,25 @@ class Metrics:
         self.confidence.observe(confidence)
         self.entropy.observe(entropy)
 
-    def batched(self, lengths: Sequence[int], seconds: float) -> None:
-        """Counts one batch of texts of so many tokens that took the engine so many seconds."""
-        padded = len(lengths) * max(lengths)
+    def read(self, tokens: int, unknown: int, windows: int, *, truncated: bool) -> None:
+        """Counts one text that was answered."""
+        self.tokens.inc(tokens)
+        self.input_tokens.observe(tokens)
+        self.unknown_ratio.observe(unknown / max(tokens, 1))
+        if truncated:
+            self.truncated.inc()
+        if windows > 1:
+            self.windowed.inc()
+
+    def waiting(self, items: int, tokens: int, oldest_s: float) -> None:
+        """Tells what waits for the engine."""
+        self.queue_items.set(items)
+        self.queue_tokens.set(tokens)
+        self.queue_oldest.set(oldest_s)
+
+    def batched(self, lengths: Sequence[int], width: int, seconds: float) -> None:
+        """Counts one batch of texts of so many tokens, padded to `width`, that took the engine so many seconds."""
+        padded = len(lengths) * width
         self.inference_seconds.observe(seconds)
         self.batch_items.observe(len(lengths))
         self.batch_tokens.observe(padded)

@@ -2,16 +2,18 @@
 
 import json
 from functools import cached_property
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.serving import description, explanations, feedback, page, protocols, routes
+from deploykit.serving.calls import Call
 from deploykit.serving.description import Way
 from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.protocols import Protocol
-from deploykit.serving.routes import Route
+from deploykit.serving.routes import Answer, Route
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Task
@@ -52,9 +54,23 @@ class Offer:
     @cached_property
     def table(self) -> tuple[Route, ...]:
         """Every route."""
-        kept = [Route(feedback.PATH, "POST", "predict", self.feedback)] if self.feedback else []
+        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way)) for way in self.asked]
+        kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
         described = Route(routes.DOCS, scope="docs", page=self._described)
-        return routes.table(self.asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+        return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+
+    def answering(self, protocol: Protocol) -> Answer:
+        """Returns what answers in a protocol."""
+
+        async def answer(asked: Any, call: Call) -> Any:
+            found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
+            return protocol.write(asked, found)
+
+        return answer
+
+    async def correct(self, asked: Any, call: Call) -> Any:
+        """Takes feedback."""
+        return feedback.take(asked, call, self.runtime.records)
 
     @property
     def card(self) -> str:

@@ -14,6 +14,7 @@ from deploykit.serving.problems import Problem
 
 HIDDEN = (b"server", b"x-bentoml-request-id", b"x-bentoml-trace-id")
 NO_CONTENT = 204  # has no body, and so no length
+FAILED = "the service failed on this request; the log has the request id"
 DETAILS = {
     503: "the service is not ready; the log says why",
     504: "no answer in time: the service is busy",
@@ -56,8 +57,8 @@ class Reply:
         """Sends what is still owed: the problem in place of an error, or of silence."""
         if self.status is None:
             status = self._held or 503
-            detail = DETAILS.get(status, "the service failed on this request; the log has the request id")
-            await self.refuse(self._call.problem or Problem(status, "not_ready" if status == 503 else "failed", detail))
+            detail = DETAILS.get(status, FAILED)
+            await self.refuse(Problem(status, "not_ready" if status == 503 else "failed", detail))
 
     async def refuse(self, problem: Problem) -> None:
         """Sends a problem, unless a response is already on its way."""

@@ -1,17 +1,19 @@
 """The table of what exists. A path that is not in it is refused before anybody else sees it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 
+from deploykit.serving.calls import Call
 from deploykit.serving.keys import Scope
 from deploykit.serving.problems import Problem
-from deploykit.serving.protocols import Protocol
 
 PREDICT = "/v1/predict"
 METRICS = "/metrics"
 DOCS = "/docs.json"
+Answer = Callable[[Any, Call], Awaitable[Any]]  # of a body that was checked, and of its request
 JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
 
 
@@ -24,7 +26,8 @@ class Route:
         method: GET (HEAD too) or POST.
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
-        page: renders the response here, instead of letting the request in; raises a problem where there is none.
+        answer: makes what is sent of a body, as a model or plain data; raises a problem where there is no answer.
+        page: renders the response; raises a problem where there is none. Without either, BentoML answers.
         media: the content type of the answer.
         headers: sent with the page.
     """
@@ -33,6 +36,7 @@ class Route:
     method: str = "GET"
     scope: Scope | None = None
     body: type[BaseModel] | None = None
+    answer: Answer | None = None
     page: Callable[[], bytes] | None = None
     media: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -55,15 +59,15 @@ class Route:
 UNKNOWN = Route("unknown")
 
 
-def table(asked: Sequence[Protocol], pages: Sequence[Route]) -> tuple[Route, ...]:
+def table(asked: Sequence[Route], pages: Sequence[Route]) -> tuple[Route, ...]:
     """Lists the routes of a service.
 
     Args:
         asked: the ways to ask for predictions, our own first.
-        pages: what is rendered here.
+        pages: everything else that is answered here.
     """
     return (
-        *(Route(way.path, "POST", way.scope, way.request) for way in asked),
+        *asked,
         Route("/livez", media=TEXT),
         Route("/healthz", media=TEXT),
         Route("/readyz", media=TEXT),

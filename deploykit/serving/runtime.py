@@ -241,11 +241,7 @@ class Runtime:
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
         for scores, encoding in zip(found, encodings, strict=True):
-            self.metrics.tokens.inc(len(encoding))
-            self.metrics.input_tokens.observe(len(encoding))
-            self.metrics.truncated.inc(encoding.truncated)
-            self.metrics.windowed.inc(encoding.windows > 1)
-            self.metrics.unknown_ratio.observe(encoding.unknown / max(len(encoding), 1))
+            self.metrics.read(len(encoding), encoding.unknown, encoding.windows, truncated=encoding.truncated)
             self.drift.see("length", [len(encoding)])
             if not len(scores):
                 continue
@@ -274,7 +270,7 @@ class Runtime:
             self.metrics.drift.labels(name).set(index)
         self.metrics.process()
         if self._batcher is not None:
-            self.metrics.queue_oldest.set(self._batcher.oldest_s)
+            self.metrics.waiting(*self._batcher.waiting())
         if self.keys is not None:
             self.metrics.keys.set(len(self.keys))
             self.metrics.key_failures.set(self.keys.failures)
@@ -292,9 +288,7 @@ def batcher_of(
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
     streams = engine.execution.streams
-    return Batcher(
-        predictor.scores, bounds, metrics, manifest.cost, streams, choose, lambda count: engine.shape(count, 1)[0]
-    )
+    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, choose, engine.shape)
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:

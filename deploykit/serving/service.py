@@ -1,7 +1,9 @@
 """The BentoML service of a package: `bentoml serve` and `bentoml build` find an ordinary class service.
 
-BentoML keeps what it is good at (the process, the typed API, its description), and is told to leave the
-rest: its access log, metrics and tracing stand outside any access control and cost more than a request.
+BentoML keeps what it is good at (the process, its life, the typed API in Python), and is told to leave the
+rest: its access log, metrics and tracing stand outside any access control and cost more than a request. What the
+guard has read and checked is answered without another way through BentoML's application, which costs a third of a
+short text's time; that answers the probes, and what the API looks like to BentoML's own clients.
 One worker a container: replicas scale, restart and are watched from outside.
 """
 
@@ -14,16 +16,15 @@ import bentoml
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.exceptions import BentoMLConfigException
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from deploykit import tasks
 from deploykit.errors import DeploykitError
 from deploykit.serving import calls, connections, feedback, logs, names, records
+from deploykit.serving.access import Client
 from deploykit.serving.guard import Guard
 from deploykit.serving.offer import Offer
-from deploykit.serving.problems import Problem
-from deploykit.serving.protocols import Protocol
+from deploykit.serving.routes import Answer
 from deploykit.serving.settings import Settings, load, require_keys, require_signer
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
@@ -98,10 +99,11 @@ def build(package: Path) -> Service[Any]:
         async def __is_alive__(self) -> bool:
             return self.runtime.alive
 
-    for protocol in offer.asked:
-        setattr(Predictions, protocol.name, bentoml.api(route=protocol.path)(_operation(protocol)))
+    for way in offer.asked:
+        operation = _operation(way.name, offer.answering(way), way.request, way.response)
+        setattr(Predictions, way.name, bentoml.api(route=way.path)(operation))
     if offer.feedback:
-        operation = feedback.operation(offer.feedback)
+        operation = _operation("feedback", offer.correct, offer.feedback, feedback.FeedbackResponse)
         Predictions.feedback = bentoml.api(route=feedback.PATH)(operation)  # type: ignore[attr-defined]
     service = bentoml.service(
         name=_service_name(artifact.manifest.name),
@@ -116,22 +118,15 @@ def build(package: Path) -> Service[Any]:
     return service
 
 
-def _operation(protocol: Protocol) -> Callable[..., Any]:
-    """Makes the method that answers in a protocol."""
+def _operation(name: str, answer: Answer, request: type[BaseModel], response: Any) -> Callable[..., Any]:
+    """Makes the method of the typed API: what the guard calls for a request, for callers in this process."""
 
-    async def operation(self: Any, asked: BaseModel, /) -> Any:
-        call = calls.current.get()
-        try:
-            answers = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
-        except Problem as problem:
-            call.problem = problem
-            return Response(status_code=problem.status)
-        found = protocol.write(asked, answers)
-        return found if isinstance(found, BaseModel) else JSONResponse(found)
+    async def operation(_: Any, asked: Any, /) -> Any:
+        return await answer(asked, calls.Call(calls.new_id(), Client("none")))
 
-    operation.__name__ = protocol.name
-    operation.__doc__ = protocol.request.__doc__
-    operation.__annotations__ = {"asked": protocol.request, "return": protocol.response}
+    operation.__name__ = name
+    operation.__doc__ = request.__doc__
+    operation.__annotations__ = {"asked": request, "return": response}
     return operation
 
 

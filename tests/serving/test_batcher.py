@@ -63,15 +63,14 @@ def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
         late = submit("late", timeout_s=0.05)
         await asyncio.wait([late])
         assert refused(late) == (504, "deadline")
-        waiting = len(batcher._waiting), batcher._waiting.tokens
+        waiting = batcher.waiting()
         engine.go.set()
         await first
         return waiting
 
-    waiting, metrics = run(scenario, engine)
-    assert waiting == (0, 0)  # it makes room at once, and not only when the engine is free
+    waiting, _ = run(scenario, engine)
+    assert waiting == (0, 0, 0.0)  # it makes room at once, and not only when the engine is free
     assert engine.batches == [["first"]]
-    assert b"deploykit_queue_tokens 0.0" in metrics.page()
 
 
 def test_the_other_texts_of_a_failed_request_are_not_computed():
@@ -218,8 +217,11 @@ def test_batches_in_order_hold_what_came_first_whatever_it_costs(lengths, bounds
 def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
     engine = Engine(held=True)
 
+    def shape(rows, tokens):
+        return -(-rows // 4) * 4 if rows > 2 else rows, tokens
+
     def make(engine, bounds, metrics):
-        return Batcher(engine, bounds, metrics, WIDE, rows=lambda count: -(-count // 4) * 4 if count > 2 else count)
+        return Batcher(engine, bounds, metrics, WIDE, shape=shape)
 
     async def scenario(submit, batcher):
         tasks = [await busy(submit, engine), *(submit(text) for text in "bcdefghijkl")]
@@ -229,6 +231,23 @@ def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
 
     run(scenario, engine, make=make)
     assert [len(batch) for batch in engine.batches] == [1, 8, 2, 1]
+
+
+def test_texts_that_the_engine_pads_alike_share_a_batch():
+    engine, cost = Engine(held=True), Cost(fixed=0.001, per_token=0.001)  # a token of padding costs what a batch does
+
+    def make(engine, bounds, metrics):
+        return Batcher(engine, bounds, metrics, cost, shape=lambda rows, tokens: (rows, -(-tokens // 8) * 8))
+
+    async def scenario(submit, batcher):
+        tasks = [await busy(submit, engine), submit("b", tokens=9), submit("c", tokens=16), submit("d", tokens=17)]
+        await asyncio.sleep(0)
+        engine.go.set()
+        await asyncio.gather(*tasks)
+
+    _, metrics = run(scenario, engine, make=make)
+    assert engine.batches == [["first"], ["b", "c"], ["d"]]
+    assert b"deploykit_batch_tokens_sum 64.0" in metrics.page()  # padding included: 8, 2 x 16 and 24
 
 
 def test_releases_are_counted():

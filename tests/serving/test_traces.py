@@ -238,8 +238,10 @@ IMPORTED = """
 import asyncio, json, os, sys
 from deploykit.serving import service
 
+messages = [{"type": "http.request", "body": json.dumps({"texts": ["a film"]}).encode()}]
+
 async def receive():
-    return {"type": "http.request", "body": json.dumps({"texts": ["a film"]}).encode()}
+    return messages.pop() if messages else await asyncio.Event().wait()
 
 async def main():
     sent = []
@@ -249,10 +251,8 @@ async def main():
     app._runtime.start()
     headers = [(b"content-type", b"application/json"), (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")]
     scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": headers}
-    try:
-        await asyncio.wait_for(app(scope, receive, send), 2)
-    except Exception as error:
-        print(error, file=sys.stderr)
+    await asyncio.wait_for(app(scope, receive, send), 20)
+    assert sent[0]["status"] == 200, sent
     print(json.dumps([name for name in sys.modules if "opentelemetry" in name]), app._runtime.traces is None)
 
 asyncio.run(main())
