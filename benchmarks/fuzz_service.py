@@ -41,6 +41,8 @@ SERVER = (  # what the server under the service says of bytes that are no reques
 )
 SMALL = 60_000  # bytes that are read in one go
 FAILED = "the service could not check this request"
+BUSY = b"too many texts are waiting"
+TRIES, PAUSE_S = 100, 0.1
 STATUSES = (200, 307, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 431, 503, 504)
 PROBLEM = "application/problem+json"
 SHOWN = 20  # violations in the summary
@@ -140,8 +142,14 @@ def _wrong_problem(case: Case, answer: Answer) -> Iterator[str]:
 
 
 def ask(address: tuple[str, int], number: int, case: Case, key: str, findings: Findings) -> list[Answer]:
-    """Sends a case and judges what came back."""
-    raw, seconds, end = exchange(address, case)
+    """Sends a case, again while the service is busy with those before, and judges what came back."""
+    for _ in range(TRIES):
+        raw, seconds, end = exchange(address, case)
+        if BUSY not in raw:
+            break
+        with findings.lock:
+            findings.answers["busy, asked again"] += 1
+        time.sleep(PAUSE_S)
     try:
         found = answers(raw, case.method)
         wrong = list(faults(case, found, key))

@@ -27,7 +27,7 @@ class Cost(BaseModel):
     per_token: float = Field(default=1.3e-4, ge=0)
     per_square: float = Field(default=0.0, ge=0)
 
-    def seconds(self, items: int, width: int) -> float:
+    def seconds(self, items: int, width: float) -> float:
         """Returns what a batch of `items` padded to `width` takes."""
         return self.fixed + items * (self.per_token * width + self.per_square * width**2)
 

@@ -25,7 +25,7 @@ from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
-REMEMBERED = 0.9  # of the seconds and tokens of earlier batches, after each one
+REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -129,8 +129,7 @@ class Batcher:
         self._cost = Learned(cost or Cost())
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
-        self._per_token = self._cost.now.per_token
-        self._taken = np.array([self._per_token, 1.0]) * 1000  # seconds and tokens of late
+        self._taken = np.full(2, 0.1)  # seconds of late: measured, and estimated for the same texts one by one
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -221,14 +220,20 @@ class Batcher:
         """Estimates how long so many tokens more of a client would wait for others, and for its own before them."""
         clients = self._clients(client)
         ahead = min(self._waiting.tokens, self._waiting.tokens_of(client) * clients + tokens * (clients - 1))
-        return ahead * self._per_token / self._streams
+        return ahead * self._per_token() / self._streams
+
+    def _per_token(self) -> float:
+        """Estimates seconds for a token of what waits: alone a text costs the more for each the shorter it is."""
+        length = self._waiting.tokens / max(len(self._waiting), 1)
+        measured, alone = self._taken
+        return float(measured / max(alone, 1e-9)) * self._cost.now.seconds(1, max(length, 1)) / max(length, 1)
 
     def _clients(self, client: str) -> int:
         """Returns how many share the engine, with this one."""
         return self._waiting.clients + (not self._waiting.tokens_of(client))
 
     def _full(self) -> Problem:
-        headers = retry_after(self._waiting.tokens * self._per_token / self._streams)
+        headers = retry_after(self._waiting.tokens * self._per_token() / self._streams)
         return Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
 
     def _enter(self, items: Sequence[Item]) -> None:
@@ -300,8 +305,8 @@ class Batcher:
         finally:
             self._starts.remove(start)
         taken = perf_counter() - start
-        self._taken = REMEMBERED * self._taken + (taken, sum(map(len, batch)))
-        self._per_token = float(self._taken[0] / self._taken[1])
+        alone = sum(self._cost.now.seconds(1, item.width) for item in batch)
+        self._taken = REMEMBERED * self._taken + (taken, alone)
         self._cost.learn(len(batch), width, taken)
         for item in batch:
             item.job.timing.ran(start, taken)

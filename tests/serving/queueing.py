@@ -12,7 +12,7 @@ from deploykit.serving.problems import Problem
 from deploykit.tokenizer import Encoding
 
 BOUNDS = Bounds(batch_tokens=4096, batch_items=64, queue_tokens=1000)
-WIDE = Cost(fixed=1.0, per_token=1e-9)  # padding costs nothing
+WIDE = Cost(fixed=1e-3, per_token=1e-12)  # padding costs nothing
 
 
 def encoding(tokens):

@@ -12,6 +12,8 @@ from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.problems import Problem
 
+LINEAR = Cost(fixed=0.0, per_token=1e-3)
+
 
 class Engine:
     """Notes its batches; waits for `go` with the first one, and fails where a text says so."""
@@ -333,7 +335,6 @@ def test_who_would_wait_longer_than_they_will_is_refused_at_once():
         first = await busy(submit, engine)
         waiting = submit("b", tokens=900)  # 0.9 s at the measured speed
         await asyncio.sleep(0)
-        batcher._per_token = 1e-3
         late, patient = submit("c", timeout_s=0.5), submit("d", timeout_s=5)
         other = submit("e", timeout_s=0.5, client="other")  # whose turn comes before
         await asyncio.wait([late])
@@ -341,7 +342,7 @@ def test_who_would_wait_longer_than_they_will_is_refused_at_once():
         engine.go.set()
         await asyncio.gather(first, waiting, patient, other)
 
-    run(scenario, engine)
+    run(scenario, engine, cost=LINEAR)
 
 
 def test_who_would_wait_for_too_long_is_refused_however_patient():
@@ -349,7 +350,6 @@ def test_who_would_wait_for_too_long_is_refused_however_patient():
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        batcher._per_token = 1e-3
         taken = [submit("b", tokens=40), submit("c", tokens=40)]  # waits for 40 ms
         await asyncio.sleep(0)
         batcher.check("other")
@@ -361,8 +361,31 @@ def test_who_would_wait_for_too_long_is_refused_however_patient():
         await asyncio.gather(first, *taken, other)
         return refused(late), (early.value.status, early.value.reason)
 
-    found, _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05))
+    found, _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
     assert found == ((503, "queue_full"),) * 2
+
+
+def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
+    engine, cost = Engine(held=True), Cost(fixed=1e-3, per_token=1e-5)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine, tokens=1000)  # 11 ms, measured as about 110
+        await asyncio.sleep(0.11)
+        engine.go.set()
+        await first
+        pace = batcher._taken[0] / batcher._taken[1]
+        engine.go.clear()
+        engine.started.clear()
+        tasks = [await busy(submit, engine), *(submit("b", tokens=2) for _ in range(10))]
+        await asyncio.sleep(0)
+        found = batcher._wait_s("none", 0) / pace
+        engine.go.set()
+        await asyncio.gather(*tasks)
+        return pace, found
+
+    (pace, found), _ = run(scenario, engine, cost=cost)
+    assert 1.2 < pace < 3
+    assert found == pytest.approx(10 * 1.02e-3)  # and not 20 tokens at the 0.1 ms of the long text's
 
 
 def test_a_request_knows_how_long_its_texts_waited_and_took():

@@ -124,7 +124,7 @@ def test_a_full_queue_drains_as_fast_as_there_are_streams():
             await asyncio.gather(*tasks, waiting)
             return int(refusal.exception().headers["retry-after"])
 
-        return run(scenario, engine, cost=Cost(per_token=0.1), streams=streams)[0]
+        return run(scenario, engine, cost=Cost(fixed=0.0, per_token=0.1), streams=streams)[0]
 
     assert (wait_s(1), wait_s(2)) == (90, 45)
 
