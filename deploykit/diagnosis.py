@@ -16,7 +16,13 @@ EXTRAS = {
     "gpu": "runs graphs where the driver of a GPU is",
     "openvino": "runs graphs in bfloat16 where the CPU has it",
     "train": "trains, prunes, exports and quantizes",
+    "jwt": "lets a service take tokens of an identity provider",
+    "otel": "sends traces to a collector",
+    "presidio": "finds names of people, to mask them",
+    "redis": "counts limits of several replicas together",
+    "sign": "signs packages, and checks signatures",
 }
+NEEDED = ("cpu", "train")  # the others are for whoever wants them, and a GPU's for whoever has one
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -59,9 +65,9 @@ def _extras() -> list[tuple[str, str, str]]:
     found = []
     for extra, purpose in EXTRAS.items():
         missing = [name for name in _members(extra) if not _installed(name)]
-        optional = extra == "openvino" or (extra == "gpu" and (not hardware.gpus() or _installed("onnxruntime")))
+        wanted = extra in NEEDED or (extra == "gpu" and hardware.gpus() and not _installed("onnxruntime"))
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
-        advice = f"{purpose}: pip install 'deploykit[{extra}]'" if missing and not optional else ""
+        advice = f"{purpose}: pip install 'deploykit[{extra}]'" if missing and wanted else ""
         found.append((f"extra {extra}", state, advice))
     return found
 

@@ -1,5 +1,5 @@
 from collections import namedtuple
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import onnxruntime
@@ -106,3 +106,13 @@ def test_where_all_is_well_there_is_no_advice(look):
 def test_every_extra_of_a_method_is_known():
     assert {*methods.EXTRA_OF.values(), "train"} <= set(diagnosis.EXTRAS)
     assert Path(diagnosis.__file__).is_file()
+
+
+def test_every_extra_of_the_project_is_looked_at(look):
+    extras = set(metadata("deploykit").get_all("Provides-Extra")) - {"dev"}
+    assert {f"extra {extra}" for extra in extras} == {what for what in look() if what.startswith("extra ")}
+
+
+def test_what_is_there_for_whoever_wants_it_is_no_advice(look, without):
+    without("limits")
+    assert look()["extra redis"] == ("1 packages missing: limits", "")

@@ -26,6 +26,7 @@ from deploykit.tokenizer import Encoding
 
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
 REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
+LATE = "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -146,7 +147,7 @@ class Batcher:
         return 0.0 if began is None else perf_counter() - began
 
     def waiting(self) -> tuple[int, int, float]:
-        """Returns how many texts wait, their tokens, and the seconds that the first has waited; any thread may ask."""
+        """Returns how many texts wait, their tokens, and the most seconds that one has waited; any thread may ask."""
         now, queue = perf_counter(), self._waiting
         return len(queue), queue.tokens, max((now - item.since for item in queue), default=0.0)
 
@@ -174,6 +175,8 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
                 client left, 500 the engine failed on one of these texts.
         """
+        if timeout_s <= 0:
+            raise Problem(504, "deadline", LATE)
         self._admit(sum(map(len, encodings)), client, timeout_s)
         job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts))
         pairs = zip(texts, encodings, strict=True)
@@ -185,10 +188,7 @@ class Batcher:
             async with asyncio.timeout(timeout_s):
                 await job.done
         except TimeoutError:
-            detail = (
-                "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
-            )
-            raise Problem(504, "deadline", detail) from None
+            raise Problem(504, "deadline", LATE) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
             self._leave(items)
@@ -265,20 +265,19 @@ class Batcher:
         share = ceil(len(seen) / (self._streams - len(self._starts)))
         bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
         positions, release = self._choose([item.width for item in seen], self._cost.now, bounds)
-        self._metrics.batches.labels(release).inc()
         while self._shape(len(positions), 1)[0] > len(positions):
             positions.pop()
-        batch = [seen[position] for position in positions]
+            release = "shape"
+        self._metrics.batches.labels(release).inc()
+        batch, now = [seen[position] for position in positions], perf_counter()
         for item in batch:
             self._waiting.take(item)
+            item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
+            self._metrics.queue_seconds.observe(now - item.since)
         return batch
 
     async def _run(self, batch: Sequence[Item]) -> None:
         """Runs a batch; if it fails, its items one by one, so that only the culprit's request fails."""
-        now = perf_counter()
-        for item in batch:
-            item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
-            self._metrics.queue_seconds.observe(now - item.since)
         try:
             for item, scores in zip(batch, await self._timed(batch), strict=True):
                 item.job.put(item.index, scores)
@@ -305,7 +304,7 @@ class Batcher:
         finally:
             self._starts.remove(start)
         taken = perf_counter() - start
-        alone = sum(self._cost.now.seconds(1, item.width) for item in batch)
+        alone = sum(self._cost.now.seconds(1, len(item)) for item in batch)
         self._taken = REMEMBERED * self._taken + (taken, alone)
         self._cost.learn(len(batch), width, taken)
         for item in batch:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from deploykit.cost import Cost
 
-# why a batch is not larger: nobody else waits, it is full, or more would cost more than they save
-Release = Literal["all", "items", "tokens", "cost"]
+# why a batch is not larger: nobody else waits, it is full, more would cost more than they save, or be padded
+Release = Literal["all", "items", "tokens", "cost", "shape"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Connections below the application: the head of a request arrives in time, or the connection ends.
 
 The guard sees a request once its head is complete. Before that there is only the server, which waits for ever; so its
-protocol is extended here by timers, after `heads` has bounded what it keeps.
+protocol is extended here by timers, after `heads` has bounded what it keeps. And a client that does not read its
+answers would hold them, and the request, for as long as it likes: that connection ends, too.
 """
 
 import asyncio
@@ -13,12 +14,14 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from deploykit.serving.heads import BoundedProtocol
 
 HEAD_S = 20.0  # from the first byte that is not part of a request in progress
+READ_S = 20.0  # until a client has read of what fills all buffers on the way
 
 
 class Connection(BoundedProtocol):
     """One connection; a request in progress has the guard's time limits instead of these."""
 
     _timer: asyncio.TimerHandle | None = None
+    _full: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives a connection on which nothing arrives as long as one between two requests."""
@@ -27,8 +30,9 @@ class Connection(BoundedProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the timer, and tells all requests; the server tells the last one, and the others would write on."""
+        """Forgets the timers, and tells all requests; the server tells the last one, and the others would write on."""
         self._stop()
+        self._drained()
         for cycle in self._cycles:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -53,6 +57,21 @@ class Connection(BoundedProtocol):
             self._stop()
         elif self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self._late)
+
+    def pause_writing(self) -> None:
+        """Notes that the client does not read, and gives it some time."""
+        super().pause_writing()
+        self._full = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Notes that the client has read."""
+        self._drained()
+        super().resume_writing()
+
+    def _drained(self) -> None:
+        if self._full is not None:
+            self._full.cancel()
+            self._full = None
 
     def _late(self) -> None:
         self._timer = None

@@ -75,6 +75,10 @@ class Guard:
                 await self._respond(route, problem, scope, receive, reply, headers, call)
             except Problem as found:
                 await self._refuse(reply, found)
+            except asyncio.CancelledError:  # the server has waited for as long as it may
+                detail = "the service is stopping and could not finish this; send it again"
+                await self._refuse(reply, Problem(503, "not_ready", detail, headers=retry_after(1)))
+                raise
             except Exception:
                 logger.exception("request %s failed in the guard", call.id)
                 detail = "the service could not check this request and refused it; the log has the request id"
@@ -82,8 +86,8 @@ class Guard:
             finally:
                 self._in_flight -= 1
                 metrics.status(route.label, reply.status or CLIENT_GONE)
-                if reply.problem is not None:
-                    metrics.rejected.labels(reply.problem.reason).inc()
+                if reply.reason:
+                    metrics.rejected.labels(reply.reason).inc()
                 seconds = perf_counter() - start
                 self._trace(route, scope["method"], reply, headers, call)
                 request_line(call, route.label, reply.status or CLIENT_GONE, reply.sent, seconds)
@@ -121,7 +125,7 @@ class Guard:
                 challenge = {"www-authenticate": 'Bearer realm="deploykit"'} if found.status == 401 else {}
                 raise Problem(found.status, found.reason, found.detail, headers=challenge)
             call.client = found
-            if route.body is not None:
+            if route.waits:
                 runtime.check(found)
             await runtime.limits.request(found)
         if route.scope is not None and self._in_flight > MOST_IN_FLIGHT:
@@ -146,7 +150,7 @@ class Guard:
         watch = asyncio.create_task(_watch(receive, call))
         try:
             async with self._in_time():
-                found = await route.answer(asked, call)
+                found = to_json(await route.answer(asked, call), inf_nan_mode="null")
         except Problem:
             raise
         except Exception:
@@ -154,15 +158,17 @@ class Guard:
             raise Problem(500, "failed", FAILED) from None
         finally:
             watch.cancel()
-        await reply.whole(200, {"content-type": JSON}, to_json(found, inf_nan_mode="null"))
+        await reply.whole(200, {"content-type": JSON}, found)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         """Ends what takes longer than any answer may."""
         try:
-            async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S):
+            async with asyncio.timeout(self._runtime.settings.timeout_s + BACKSTOP_S) as limit:
                 yield
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise Problem(504, "deadline", "no answer in the time that this service allows") from None
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
@@ -193,6 +199,7 @@ class Guard:
     async def _refuse(self, reply: Reply, problem: Problem) -> None:
         with suppress(Exception):  # the connection may be gone; there is nobody left to tell
             await reply.refuse(problem)
+        problem.__traceback__ = None  # it would keep the request, which may keep the problem
 
 
 def _headers(scope: Scope) -> dict[str, str]:

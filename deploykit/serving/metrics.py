@@ -38,7 +38,7 @@ LENGTHS = (*(size * step // 4 for size in (4, *TOKENS[:-1]) for step in (4, 5, 6
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODEL = ("name", "version", "task", "engine", "precision", "graph")
 DRIFTING = ("length", "confidence", "label")
-RELEASES = ("all", "items", "tokens", "cost")
+RELEASES = ("all", "items", "tokens", "cost", "shape")
 # How the gauges of several processes become one: a sum, the least, or else the most.
 SUMMED = (
     *("requests_in_flight", "queue_items", "queue_tokens", "key_file_failures", "shared_limit_failures"),

@@ -54,7 +54,7 @@ class Offer:
     @cached_property
     def table(self) -> tuple[Route, ...]:
         """Every route."""
-        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way)) for way in self.asked]
+        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way), waits=True) for way in self.asked]
         kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
         described = Route(routes.DOCS, scope="docs", page=self._described)
         return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))

@@ -10,19 +10,15 @@ from starlette.types import Message, Send
 
 from deploykit.serving import problems
 from deploykit.serving.calls import Call
-from deploykit.serving.problems import Problem
+from deploykit.serving.problems import NOT_READY, Problem
 
 HIDDEN = (b"server", b"x-bentoml-request-id", b"x-bentoml-trace-id")
 NO_CONTENT = 204  # has no body, and so no length
 FAILED = "the service failed on this request; the log has the request id"
-DETAILS = {
-    503: "the service is not ready; the log says why",
-    504: "no answer in time: the service is busy",
-}
 
 
 class Reply:
-    """One response; `status` and `sent` (bytes) are for the log, `problem` is what was refused.
+    """One response; `status` and `sent` (bytes) are for the log, `reason` is why it was refused.
 
     Args:
         send: the server's.
@@ -33,7 +29,7 @@ class Reply:
     def __init__(self, send: Send, call: Call, marks: Mapping[str, str]) -> None:
         self.status: int | None = None
         self.sent = 0
-        self.problem: Problem | None = None
+        self.reason = ""
         self._send = send
         self._call = call
         self._marks = marks
@@ -57,13 +53,13 @@ class Reply:
         """Sends what is still owed: the problem in place of an error, or of silence."""
         if self.status is None:
             status = self._held or 503
-            detail = DETAILS.get(status, FAILED)
-            await self.refuse(Problem(status, "not_ready" if status == 503 else "failed", detail))
+            reason, detail = ("not_ready", NOT_READY) if status == 503 else ("failed", FAILED)
+            await self.refuse(Problem(status, reason, detail))
 
     async def refuse(self, problem: Problem) -> None:
         """Sends a problem, unless a response is already on its way."""
         if self.status is None:
-            self.problem = problem
+            self.reason = problem.reason
             headers = {"content-type": problems.MEDIA_TYPE, **problem.headers}
             await self.whole(problem.status, headers, problems.body(problem, self._call.id))
 

@@ -27,6 +27,7 @@ class Route:
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
         answer: makes what is sent of a body, as a model or plain data; raises a problem where there is no answer.
+        waits: whether its texts wait for the engine.
         page: renders the response; raises a problem where there is none. Without either, BentoML answers.
         media: the content type of the answer.
         headers: sent with the page.
@@ -37,6 +38,7 @@ class Route:
     scope: Scope | None = None
     body: type[BaseModel] | None = None
     answer: Answer | None = None
+    waits: bool = False
     page: Callable[[], bytes] | None = None
     media: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)

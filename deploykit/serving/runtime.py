@@ -27,7 +27,7 @@ from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
 from deploykit.serving.access import Client, Keys, Refusal
-from deploykit.serving.batcher import Batcher
+from deploykit.serving.batcher import LATE, Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
 from deploykit.serving.cork import Cork
@@ -185,7 +185,8 @@ class Runtime:
         if self.fault or predictor is None or batcher is None:
             raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
         start, task = perf_counter(), predictor.task
-        inputs = await self._encode(predictor, texts, pairs)
+        limit = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
+        inputs = await self._encode(predictor, texts, pairs, limit)
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
@@ -193,9 +194,8 @@ class Runtime:
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
         await self.limits.tokens(call.client, call.tokens)
-        left = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s) - call.tokenize_s
         given = [window.text for window in parts]
-        found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
+        found, timing = await batcher.submit(given, encodings, limit - call.tokenize_s, call.gone, call.client.name)
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
         call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
         call.phases["inference"] = (timing.begun, timing.ended)
@@ -214,9 +214,9 @@ class Runtime:
         return answers
 
     async def _encode(
-        self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None
+        self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None, timeout_s: float
     ) -> list[list[Window]]:
-        """Tokenizes; a long text becomes windows, a long pair is cut."""
+        """Tokenizes, as long as the client waits; a long text becomes windows, a long pair is cut."""
 
         def encode() -> list[list[Window]]:
             first, second = self._read(texts), pairs and self._read(pairs)
@@ -228,7 +228,11 @@ class Runtime:
         finding = self.settings.redact and self._names is not None  # takes milliseconds a text
         if not finding and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
             return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
+        except TimeoutError:
+            raise Problem(504, "deadline", LATE) from None
 
     def _read(self, texts: Sequence[str]) -> Sequence[str]:
         """Returns texts as the model may read them."""

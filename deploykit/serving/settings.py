@@ -26,12 +26,11 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import SecretStr
 
 from deploykit import signing
-from deploykit.artifact import Artifact, RecordOptions
+from deploykit.artifact import Artifact, ServeOptions
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
@@ -50,14 +49,11 @@ NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNE
 logger = logging.getLogger("deploykit.serving")
 
 
-class Settings(BaseModel):
-    """Everything that a service process is told, in one frozen value.
+class Settings(ServeOptions):
+    """Everything that a service process is told: the manifest's `serve` section, and what the machine says.
 
-    `keys` is None when access control is off; the fields from `max_batch_tokens` on are those of the
-    manifest's `serve` section, in tokens, items, seconds and bytes.
+    `keys` is None when access control is off, and `cores` are those of the engine, whoever named them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     package: Path
     keys: Path | None
@@ -70,20 +66,6 @@ class Settings(BaseModel):
     signed_by: Path | None
     records_folder: Path | None
     cores: int
-    max_batch_tokens: int
-    max_batch_items: int
-    max_queue_tokens: int
-    max_wait_s: float
-    timeout_s: float
-    stuck_s: float
-    max_texts: int
-    max_body_bytes: int
-    max_windows: int
-    redact: bool
-    ui: bool
-    batching: Literal["cost", "fifo", "none", "bentoml"]
-    redact_names: str | None
-    records: RecordOptions | None
 
     @property
     def recording(self) -> bool:
@@ -110,7 +92,6 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
             f"{package} is an artifact of kind {artifact.manifest.kind!r}, expected a package."
             " Make one of it with: deploykit package"
         )
-    serve = artifact.manifest.serve.model_dump(exclude={"threads"})
     guarded = _switch(environ, AUTH, default=True)
     settings = Settings(
         package=package,
@@ -124,7 +105,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         traces=traces.wanted(environ),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
-        **serve,
+        **artifact.manifest.serve.model_dump(),
     )
     return settings, artifact
 

@@ -90,6 +90,19 @@ def test_the_other_texts_of_a_failed_request_are_not_computed():
     assert engine.batches == [["first"], ["bad"]]
 
 
+def test_a_request_whose_time_was_over_before_it_came_to_the_queue_is_not_computed():
+    engine = Engine()
+
+    async def scenario(submit, batcher):
+        late = submit("late", timeout_s=-0.001)
+        await asyncio.wait([late])
+        assert refused(late) == (504, "deadline")
+        await submit("b")
+
+    run(scenario, engine)
+    assert engine.batches == [["b"]]
+
+
 def test_a_client_that_left_is_dropped_before_it_is_computed():
     engine = Engine(held=True)
 

@@ -12,13 +12,20 @@ from deploykit.serving import connections, launch
 from deploykit.serving.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nhost: a\r\n"
-HEAD_S, KEEP_ALIVE_S, ANSWER_S = 0.5, 1, 0.9
+HEAD_S, KEEP_ALIVE_S, ANSWER_S, READ_S = 0.5, 1, 0.9, 0.6
 
 
-raised = []
+raised, ended = [], []
 
 
 async def slow_app(scope, receive, send):
+    if scope["path"] == "/much":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        ended.append(scope)
+        return
+
     async def watch():
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -37,6 +44,7 @@ async def slow_app(scope, receive, send):
 def connect(monkeypatch):
     """`connect() -> socket` to a server whose connections are ours."""
     monkeypatch.setattr(connections, "HEAD_S", HEAD_S)
+    monkeypatch.setattr(connections, "READ_S", READ_S)
     port = launch.free_port()
     options = {"port": port, "lifespan": "off", "log_config": None, "timeout_keep_alive": KEEP_ALIVE_S}
     server = uvicorn.Server(uvicorn.Config(slow_app, http=Connection, **options))
@@ -122,3 +130,23 @@ def test_requests_that_are_sent_at_once_are_answered_one_by_one(connect):
     seconds, found = end_of(one)
     assert found.count(b"HTTP/1.1 204") == 3
     assert seconds > 3 * ANSWER_S
+
+
+def test_a_client_that_does_not_read_its_answer(connect):
+    ended.clear()
+    start, one = time.monotonic(), connect()
+    one.sendall(b"GET /much HTTP/1.1\r\nhost: a\r\n\r\n")
+    while not ended and time.monotonic() - start < 5:
+        time.sleep(0.01)
+    assert READ_S * 0.9 < time.monotonic() - start < READ_S + 2
+    assert len(end_of(one)[1]) < 32 * 2**20  # what was on its way
+
+
+def test_a_client_that_reads_slowly_gets_its_answer(connect):
+    one, count = connect(), 0
+    one.sendall(b"GET /much HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+    while got := one.recv(2**18):
+        count += len(got)
+        if count < 2**25:
+            time.sleep(0.005)
+    assert count > 64 * 2**20

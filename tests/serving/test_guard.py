@@ -1,5 +1,6 @@
 """The guard, with BentoML behind it in this process: every refusal, and what it tells the client."""
 
+import asyncio
 import gc
 import json
 import threading
@@ -11,6 +12,8 @@ from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
 from deploykit.serving import access, guard, keys, limits
+from deploykit.serving.problems import Problem
+from deploykit.serving.routes import JSON
 
 
 def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
@@ -230,6 +233,60 @@ def test_nothing_of_a_request_is_kept_after_its_answer(client, monkeypatch):
         assert client.post(PREDICT, json_body=BODY).status == 200
     gc.collect()
     assert [ref() for ref in kept[:-1]] == [None] * 4
+
+
+@pytest.mark.parametrize("refused", [b'{"texts": [1]}', b'{"texts": ["a film"]}'])
+def test_nothing_of_a_request_that_is_refused_waits_for_the_garbage_collector(client, monkeypatch, refused):
+    kept = []
+    admit = client._app._admit
+
+    def remembering(route, headers, call):
+        kept.append(weakref.ref(call))
+        return admit(route, headers, call)
+
+    async def busy(*_, **__):
+        raise Problem(503, "queue_full", "too many texts are waiting")
+
+    monkeypatch.setattr(client._app, "_admit", remembering)
+    monkeypatch.setattr(client._app._runtime, "predict", busy)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            assert client.post(PREDICT, content=refused, headers={"content-type": JSON}).status in (422, 503)
+        assert [ref() for ref in kept[:-1]] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_a_request_that_a_server_gives_up_as_it_stops_is_told_so(client, alice, monkeypatch):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    messages = [{"type": "http.request", "body": json.dumps(BODY).encode()}]
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    reached = threading.Event()
+
+    async def slow(*_, **__):
+        reached.set()
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(client._app._runtime, "predict", slow)
+    headers = [(b"content-type", JSON.encode()), (b"x-api-key", alice.encode())]
+    scope = {"type": "http", "method": "POST", "path": PREDICT, "headers": headers}
+    running = asyncio.run_coroutine_threadsafe(client._app(scope, receive, send), client._loop)
+    assert reached.wait(5)
+    running.cancel()
+    end = time.monotonic() + 5
+    while len(sent) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert sent[0]["status"] == 503
+    assert b"stopping" in sent[1]["body"]
 
 
 def test_websockets_are_refused(client):

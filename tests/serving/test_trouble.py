@@ -109,6 +109,22 @@ def load(url, key, clients=4):
         one.result()
 
 
+@contextmanager
+def launched(package, key_file, tmp_path, **changes):
+    """Starts a service; yields its process and its url once it is ready."""
+    plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **changes))
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        launch.wait_ready(plan.url, process, log)
+        yield process, plan.url
+    finally:
+        launch.stop(process)
+
+
 def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_nothing(package, key_file, alice, tmp_path):
     with launch.running(package, key_file, environ=environ(tmp_path)) as url:
         first = worker_of(url)
@@ -123,6 +139,13 @@ def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_noth
         page = ask(f"{url}/metrics", alice)[1]
         assert "deploykit_ready 1.0" in page
         assert "deploykit_requests_in_flight 1.0" in page  # this one, and none of the worker that is gone
+
+
+def test_a_container_ends_with_its_worker(package, key_file, alice, tmp_path):
+    """Who runs containers starts them anew, and sees that they end; nobody does that for processes inside."""
+    with launched(package, key_file, tmp_path, BENTOML_CONTAINERIZED="true") as (process, url):
+        worker_of(url).send_signal(signal.SIGKILL)
+        assert process.wait(20) != 0
 
 
 def test_an_engine_that_does_not_come_back_is_noticed_and_its_process_replaced(make_package, key_file, alice, tmp_path):
@@ -155,32 +178,23 @@ def test_an_event_loop_that_does_not_turn_ends_the_process():
 
 
 def test_requests_under_load_are_answered_or_never_taken_when_a_service_is_stopped(package, key_file, alice, tmp_path):
-    plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path))
-    log, ended, seen = tmp_path / "log", threading.Event(), []
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
-        )
+    ended, seen = threading.Event(), []
 
-    def work():
+    def work(url):
         while not ended.is_set():
             try:
-                seen.append(ask(f"{plan.url}/v1/predict", alice, BODY)[0])
+                seen.append(ask(f"{url}/v1/predict", alice, BODY)[0])
             except OSError as error:
                 seen.append(type(getattr(error, "reason", error)))
                 return
 
-    try:
-        launch.wait_ready(plan.url, process, log)
-        with ThreadPoolExecutor(4) as pool:
-            for _ in range(4):
-                pool.submit(work)
-            time.sleep(1)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-            ended.set()
-    finally:
-        launch.stop(process)
+    with launched(package, key_file, tmp_path) as (process, url), ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(work, url)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        ended.set()
     assert seen.count(200) > 20
     assert set(seen) <= {200, 503, ConnectionRefusedError, ConnectionResetError}
     assert seen.count(ConnectionResetError) <= 4  # that were not taken yet when the socket was closed
