@@ -1,7 +1,7 @@
 """What the service of a package offers: the ways to ask, the routes, and the runtime behind them."""
 
 import json
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -61,12 +61,7 @@ class Offer:
 
     def answering(self, protocol: Protocol) -> Answer:
         """Returns what answers in a protocol."""
-
-        async def answer(asked: Any, call: Call) -> Any:
-            found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
-            return protocol.write(asked, found)
-
-        return answer
+        return partial(self._answer, protocol)
 
     async def correct(self, asked: Any, call: Call) -> Any:
         """Takes feedback."""
@@ -77,6 +72,10 @@ class Offer:
         """The model card."""
         file = self.artifact.file(MODEL_CARD)
         return file.read_text(encoding="utf-8") if file.is_file() else self.manifest.name
+
+    async def _answer(self, protocol: Protocol, asked: Any, call: Call) -> Any:
+        found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
+        return protocol.write(asked, found)
 
     def _pages(self) -> tuple[Route, ...]:
         """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
