@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -41,6 +42,22 @@ threading.Thread(target=tell, daemon=True).start()
 
 def environ(tmp_path, **changes):
     return {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml"), **changes}
+
+
+@contextmanager
+def launched(package, key_file, tmp_path, **changes):
+    """Starts a service; yields its process and its url once it is ready."""
+    plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **changes))
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        launch.wait_ready(plan.url, process, log)
+        yield process, plan.url
+    finally:
+        launch.stop(process)
 
 
 def ask(url, key=None, body=None, timeout=20):
@@ -231,20 +248,11 @@ def test_only_what_was_started_can_be_drained(tmp_path):
 
 
 def test_requests_in_flight_finish_after_sigterm(copied, key_file, alice, tmp_path):
-    plan = launch.plan(slowed(copied), port=launch.free_port(), keys=key_file, environ=environ(tmp_path))
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        launch.wait_ready(plan.url, process, log)
+    with launched(slowed(copied), key_file, tmp_path) as (process, url):
         with ThreadPoolExecutor(2) as pool:
-            answers = [pool.submit(ask, f"{plan.url}/v1/predict", alice, {"texts": ["a film"]}) for _ in range(2)]
+            answers = [pool.submit(ask, f"{url}/v1/predict", alice, {"texts": ["a film"]}) for _ in range(2)]
             time.sleep(0.5)
             assert not any(answer.done() for answer in answers)
             process.send_signal(signal.SIGTERM)
             assert [answer.result(20)[0] for answer in answers] == [200, 200]
         assert process.wait(20) == 0
-    finally:
-        launch.stop(process)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_launch import ask, environ
+from test_launch import ask, environ, launched
 
 from deploykit import Client
 from deploykit.artifact import ServeOptions
@@ -107,22 +107,6 @@ def load(url, key, clients=4):
             ended.set()
     for one in running:
         one.result()
-
-
-@contextmanager
-def launched(package, key_file, tmp_path, **changes):
-    """Starts a service; yields its process and its url once it is ready."""
-    plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **changes))
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            plan.argv, env=plan.env, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        launch.wait_ready(plan.url, process, log)
-        yield process, plan.url
-    finally:
-        launch.stop(process)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_nothing(package, key_file, alice, tmp_path):
