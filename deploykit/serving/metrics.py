@@ -20,6 +20,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from deploykit.errors import storage_errors
 from deploykit.hardware import CPU_FEATURES
 from deploykit.serving.problems import REASONS
 from deploykit.serving.redaction import NAMES
@@ -119,6 +120,8 @@ class Metrics:
         self._known = frozenset(labels[:MOST_LABELS])
         self.started.set(time.time())
         self._fill(routes)
+        if MULTIPROCESS in os.environ:
+            _reserve(Path(os.environ[MULTIPROCESS]))
 
     def predicted(self, label: str, confidence: float, entropy: float) -> None:
         """Counts one prediction."""
@@ -227,6 +230,17 @@ class Metrics:
         self._describe(name, "gauge", text, labels)
         mode: Any = "livesum" if name in SUMMED else "livemin" if name in LEAST else "livemax"
         return Gauge(f"deploykit_{name}", text, labels, multiprocess_mode=mode, registry=self._registry)
+
+
+def _reserve(folder: Path) -> None:
+    """Takes twice the space that this process's files have, before the disk is full.
+
+    They are written through memory, and have holes: a first write to a page that has no place on the disk kills the
+    process. They double when new series fill them, of which the bounded labels allow less.
+    """
+    for file in folder.glob(f"*_{os.getpid()}.db"):
+        with storage_errors(file), file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, 2 * os.fstat(stream.fileno()).st_size)
 
 
 def _forget_dead(folder: Path) -> None:
