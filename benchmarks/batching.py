@@ -28,7 +28,7 @@ import uvloop
 
 from deploykit import bundle, hardware, timing
 from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, Artifact, Manifest, draft, seal
-from deploykit.predictor import Predictor, batches
+from deploykit.predictor import Predictor, batches, padded
 from deploykit.serving import keys, launch
 
 BATCHINGS = ("cost", "fifo", "none", "bentoml")
@@ -146,8 +146,8 @@ def in_process(package: Path, trace: load.Trace) -> Callable[[float], float]:
     windows = [window.encoding for found in predictor.tokenizer.windows(texts, 16) for window in found]
     grouped = {
         budget: [
-            predictor.tokenizer.collate([windows[index] for index in rows])
-            for rows in batches([len(one) for one in windows], budget)
+            padded([windows[index] for index in rows], predictor.tokenizer, predictor.engine)
+            for rows in batches([len(one) for one in windows], budget, predictor.engine.shape)
         ]
         for budget in BUDGETS
     }

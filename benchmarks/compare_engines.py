@@ -3,7 +3,8 @@
 Every candidate gets all the cores that this process may use (`taskset -c 0` for one), and is asked in turn with
 all others. Batch 1: each of some validation texts alone. Throughput: the same texts as they come; PyTorch takes them
 in batches of 8 or of 32, whichever is faster, and everything else sorts them by length into batches of the size that
-suits it best. Packages are chosen anew for these cores, for latency and for throughput, from what they carry.
+suits it best. Batches are padded as in use: for OpenVINO to the shapes that it compiles. Packages are chosen anew for
+these cores, for latency and for throughput, from what they carry.
 
     python benchmarks/compare_engines.py runs/reviews --pruned runs/reviews-pruned --output benchmarks/reviews.json
 """
@@ -18,9 +19,10 @@ import numpy as np
 
 from deploykit import data, hardware, recipe, retuning, tasks, timing
 from deploykit.artifact import GRAPH, Artifact
+from deploykit.engines import Engine
 from deploykit.evaluation import metrics
 from deploykit.execution import Execution
-from deploykit.predictor import Predictor, batches
+from deploykit.predictor import Predictor, batches, padded
 from deploykit.quantizers import auto
 
 TEXTS, COUNT = 64, 256  # timed alone; timed together
@@ -58,7 +60,7 @@ def alone(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     for row in rows:
         calls = {}
         for name, predictor in found.items():
-            batch = predictor.tokenizer.collate(predictor.tokenizer.encode([row.text], [row.pair]))
+            batch = padded(predictor.tokenizer.encode([row.text], [row.pair]), predictor.tokenizer, predictor.engine)
             calls[name] = lambda run=predictor.engine.run, batch=batch: run(batch)
         for name, samples in timing.in_turn(calls, SECONDS / len(rows)).items():
             times[name].append(float(np.median(samples)))
@@ -70,9 +72,11 @@ def together(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     calls = {}
     for name, predictor in found.items():
         encodings = predictor.tokenizer.encode([row.text for row in rows], [row.pair for row in rows])
-        for way, groups in ways(name, [len(one) for one in encodings]).items():
-            padded = [predictor.tokenizer.collate([encodings[index] for index in group]) for group in groups]
-            calls[name, way] = lambda engine=predictor.engine, padded=padded: run_all(engine, padded)
+        for way, groups in ways(name, [len(one) for one in encodings], predictor.engine).items():
+            filled = [
+                padded([encodings[index] for index in group], predictor.tokenizer, predictor.engine) for group in groups
+            ]
+            calls[name, way] = lambda engine=predictor.engine, filled=filled: run_all(engine, filled)
     rates = {key: 1000 * len(rows) / samples for key, samples in timing.in_turn(calls, SECONDS, burst=1).items()}
     best = {
         name: max((key for key in rates if key[0] == name), key=lambda key: np.median(rates[key])) for name in found
@@ -80,18 +84,18 @@ def together(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     return {name: {"way": best[name][1], "rates": rates[best[name]]} for name in found}
 
 
-def ways(name: str, lengths: list[int]) -> dict[str, list[list[int]]]:
+def ways(name: str, lengths: list[int], engine: Engine) -> dict[str, list[list[int]]]:
     """Returns ways to batch texts: as they come for PyTorch, sorted for all others."""
     if name.startswith("torch"):
         order = list(range(len(lengths)))
         return {f"{size} as they come": [order[i : i + size] for i in range(0, len(order), size)] for size in (8, 32)}
-    return {f"sorted, {budget} tokens": list(batches(lengths, budget)) for budget in BUDGETS}
+    return {f"sorted, {budget} tokens": batches(lengths, budget, engine.shape) for budget in BUDGETS}
 
 
-def run_all(engine: Any, padded: list[Any]) -> None:
+def run_all(engine: Engine, filled: list[Any]) -> None:
     """Runs batches on all streams."""
     with ThreadPoolExecutor(engine.execution.streams) as pool:
-        list(pool.map(engine.run, reversed(padded)) if engine.execution.streams > 1 else map(engine.run, padded))
+        list(pool.map(engine.run, reversed(filled)) if engine.execution.streams > 1 else map(engine.run, filled))
 
 
 def ratio(samples: Any, base: Any, seed: int = 0) -> dict[str, float]:

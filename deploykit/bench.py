@@ -67,7 +67,7 @@ class Bench:
     def taste(self) -> Workload:
         """As many of the mixed texts as the float graph answers in `TASTE_S` seconds: for first looks."""
         start = time.perf_counter()
-        for batch in self.work.grouped(self.base.engine.execution.batch_tokens):
+        for batch in self.work.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)
         return self.work.part(min(1.0, TASTE_S / max(time.perf_counter() - start, 1e-9)))
 

@@ -73,9 +73,9 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
 
 def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
     opened = {len(spec.keep): bench.open(spec) for spec in specs}
-    text, batch = next(iter(bench.work.singles.items()))
+    name, text = next(iter(bench.work.singles.items()))
     engines = {str(kept): predictor.engine for kept, predictor in opened.items()}
-    timed = timing.latencies(engines, replace(bench.work, singles={text: batch}), SECONDS)
+    timed = timing.latencies(engines, replace(bench.work, singles={name: text}), SECONDS)
     return [
         Price(
             kept=len(spec.keep),
@@ -83,7 +83,7 @@ def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
             changed=golden.changed(
                 opened[len(spec.keep)].predict(package.asked.texts, package.asked.pairs), package.exact
             ),
-            latency=timed[str(len(spec.keep))][text],
+            latency=timed[str(len(spec.keep))][name],
         )
         for spec in specs
     ]

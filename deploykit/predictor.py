@@ -5,8 +5,9 @@ nothing of metrics, queues or requests.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from deploykit.artifact import CONFIG, GRAPH, Artifact
 from deploykit.errors import ArtifactError
 from deploykit.execution import Execution
 from deploykit.tasks import Float32, Task
-from deploykit.tokenizer import Encoding, Side, Tokenizer
+from deploykit.tokenizer import Batch, Encoding, Side, Tokenizer
 
 ROWS = range(1, 65)  # of batches that are run ahead
 
@@ -72,9 +73,7 @@ class Predictor:
         Returns:
             One array `(units, labels)` an input.
         """
-        rows, tokens = self.engine.shape(len(encodings), max(map(len, encodings)))
-        filled = [*encodings, *[encodings[0]] * (rows - len(encodings))]
-        batch = self.tokenizer.collate(filled, padding_side, tokens)
+        batch = padded(encodings, self.tokenizer, self.engine, padding_side)
         logits = self.engine.run(batch)[: len(encodings)]
         width = batch["input_ids"].shape[1]
         found = []
@@ -126,7 +125,7 @@ class Predictor:
         """
         encodings = self.tokenizer.encode(texts, pairs)
         budget = batch_tokens or self.engine.execution.batch_tokens
-        work = list(batches([len(encoding) for encoding in encodings], budget))
+        work = batches([len(encoding) for encoding in encodings], budget, self.engine.shape)
 
         def run(rows: list[int]) -> list[Float32]:
             return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
@@ -152,13 +151,33 @@ def _check_labels(artifact: Artifact) -> None:
         )
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields indices, short inputs first, so that no padded batch exceeds `batch_tokens`."""
-    rows: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (len(rows) + 1) * lengths[index] > batch_tokens:
-            yield rows
-            rows = []
-        rows.append(index)
-    if rows:
-        yield rows
+def padded(
+    encodings: Sequence[Encoding], tokenizer: Tokenizer, engine: engines.Engine, padding_side: Side | None = None
+) -> Batch:
+    """Pads encodings to a shape that the engine runs well; the first one fills rows that are added at the end."""
+    rows, tokens = engine.shape(len(encodings), max(map(len, encodings)))
+    return tokenizer.collate([*encodings, *[encodings[0]] * (rows - len(encodings))], padding_side, tokens)
+
+
+def batches(
+    lengths: Sequence[int], batch_tokens: int, shape: Callable[[int, int], tuple[int, int]] | None = None
+) -> list[list[int]]:
+    """Cuts inputs into batches of like lengths, short ones first.
+
+    Args:
+        lengths: in tokens.
+        batch_tokens: the most of one padded batch; a longer input runs alone.
+        shape: to which the engine pads, default as they are. Rows are added to the first batch only, the cheapest.
+
+    Returns:
+        The indices of each batch.
+    """
+    shape, order = shape or (lambda *exact: exact), sorted(range(len(lengths)), key=lengths.__getitem__)
+    found = []
+    while order:
+        longest, rows = lengths[order[-1]], 1
+        while rows < len(order) and math.prod(shape(rows + 1, longest)) <= batch_tokens:
+            rows += 1
+        found.append(order[-rows:])
+        del order[-rows:]
+    return found[::-1]

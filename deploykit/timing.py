@@ -22,7 +22,7 @@ from deploykit.artifact import Metric, Record
 from deploykit.cost import Cost
 from deploykit.engines import Engine
 from deploykit.lengths import Lengths
-from deploykit.predictor import Predictor, batches
+from deploykit.predictor import Predictor, batches, padded
 from deploykit.tokenizer import Batch, Encoding, Tokenizer
 
 QUANTILES = (0.5, 0.1, 0.95)  # the median first: lengths that are equal share one entry, and it stays the first
@@ -50,23 +50,23 @@ class Latency(Record):
 class Workload:
     """What is timed.
 
-    `singles` maps a name such as `"batch 1, 27 tokens"` to one padded batch, the text of median length first;
-    `mixed` are texts as they come, to be sorted and batched.
+    `singles` maps a name such as `"batch 1, 27 tokens"` to one text, that of median length first; `mixed` are texts
+    as they come, to be sorted and batched. Every engine gets them padded as it does in use.
     """
 
     tokenizer: Tokenizer
-    singles: Mapping[str, Batch]
+    singles: Mapping[str, Encoding]
     mixed: tuple[Encoding, ...]
 
     @property
     def key(self) -> list[int]:
         """What two workloads share that take as long."""
-        return [*(batch["input_ids"].shape[1] for batch in self.singles.values()), *map(len, self.mixed)]
+        return [*map(len, self.singles.values()), *map(len, self.mixed)]
 
-    def padded(self, items: int, width: int) -> Batch:
+    def batch(self, items: int, width: int, engine: Engine) -> Batch:
         """Returns a batch of `items` texts of `width` tokens each."""
         pool = np.concatenate([found.ids for found in self.mixed])
-        return self.tokenizer.collate([_text(pool, width, start) for start in range(items)])
+        return padded([_text(pool, width, start) for start in range(items)], self.tokenizer, engine)
 
     def part(self, share: float) -> "Workload":
         """Returns the same with a share of the mixed texts, of all lengths, at least one."""
@@ -75,10 +75,10 @@ class Workload:
         ranked = sorted(self.mixed, key=len)
         return replace(self, mixed=tuple(ranked[place] for place in places))
 
-    def grouped(self, batch_tokens: int) -> list[Batch]:
+    def grouped(self, batch_tokens: int, engine: Engine) -> list[Batch]:
         """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, short ones first."""
-        rows = batches([len(found) for found in self.mixed], batch_tokens)
-        return [self.tokenizer.collate([self.mixed[index] for index in found]) for found in rows]
+        rows = batches([len(found) for found in self.mixed], batch_tokens, engine.shape)
+        return [padded([self.mixed[index] for index in found], self.tokenizer, engine) for found in rows]
 
 
 def workload(lengths: Lengths, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Workload:
@@ -95,7 +95,7 @@ def workload(lengths: Lengths, tokenizer: Tokenizer, texts: Sequence[str], seed:
     drawn = [min(length, tokenizer.max_tokens) for length in lengths.draw(MIXED, seed)]
     return Workload(
         tokenizer,
-        {f"batch 1, {length} tokens": tokenizer.collate([_text(pool, length, 0)]) for length in singles},
+        {f"batch 1, {length} tokens": _text(pool, length, 0) for length in singles},
         tuple(_text(pool, length, start) for start, length in enumerate(drawn)),
     )
 
@@ -110,7 +110,7 @@ def _text(pool: npt.NDArray[np.int64], length: int, start: int) -> Encoding:
 def typical(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str | None]) -> float:
     """Returns the median milliseconds of one input of median length, without tokenization."""
     encodings = sorted(predictor.tokenizer.encode(texts, pairs), key=len)
-    batch = predictor.tokenizer.collate([encodings[(len(encodings) - 1) // 2]])
+    batch = padded([encodings[(len(encodings) - 1) // 2]], predictor.tokenizer, predictor.engine)
     return float(np.median(in_turn({"it": _call(predictor.engine.run, batch)}, TYPICAL_S)["it"]))
 
 
@@ -129,8 +129,8 @@ def latencies(
         Engine to text to latency.
     """
     found: dict[str, dict[str, Latency]] = {name: {} for name in engines}
-    for probe, batch in work.singles.items():
-        calls = {name: _call(engine.run, batch) for name, engine in engines.items()}
+    for probe, text in work.singles.items():
+        calls = {name: _call(engine.run, padded([text], work.tokenizer, engine)) for name, engine in engines.items()}
         for name, samples in in_turn(calls, seconds / len(work.singles), least=least).items():
             found[name][probe] = _latency(samples)
     return found
@@ -151,11 +151,10 @@ def rates(
     Returns:
         Engine to budget to texts a second, with the 95 % interval.
     """
-    grouped = {budget: work.grouped(budget) for budget in budgets}
     calls = {
-        (name, budget): _call(_run_all, engine, found)
+        (name, budget): _call(_run_all, engine, work.grouped(budget, engine))
         for name, engine in engines.items()
-        for budget, found in grouped.items()
+        for budget in budgets
     }
     rate: dict[str, dict[int, Metric]] = {name: {} for name in engines}
     for (name, budget), samples in in_turn(calls, seconds, burst=1, least=least).items():
@@ -179,8 +178,9 @@ def cost(engine: Engine, work: Workload) -> Cost:
     budget = engine.execution.batch_tokens
     points = dict.fromkeys((items, width) for width in widths for items in (1, 2, 4, 16) if items * width <= budget)
     points.update(dict.fromkeys((1, width) for width in widths))
-    calls = {point: _call(engine.run, work.padded(*point)) for point in points}
-    taken = {point: float(np.median(samples)) / 1000 for point, samples in in_turn(calls, COST_S).items()}
+    shaped = {found["input_ids"].shape: found for found in (work.batch(*point, engine) for point in points)}
+    calls = {shape: _call(engine.run, batch) for shape, batch in shaped.items()}
+    taken = {shape: float(np.median(samples)) / 1000 for shape, samples in in_turn(calls, COST_S).items()}
     rows = np.array([[1, items * width, items * width**2] for items, width in taken])
     times = np.array(list(taken.values()))
     found, _ = nnls(rows / times[:, None], np.ones(len(times)))

@@ -172,10 +172,18 @@ def test_a_progress_bar_sees_every_batch(predictor):
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
-    [([], []), ([5], [[0]]), ([50, 3, 3], [[1, 2], [0]]), ([4, 4, 4], [[0, 1], [2]]), ([2, 6, 2, 2], [[0, 2, 3], [1]])],
+    [([], []), ([5], [[0]]), ([50, 3, 3], [[1, 2], [0]]), ([4, 4, 4], [[0], [1, 2]]), ([2, 6, 2, 2], [[0, 2, 3], [1]])],
 )
 def test_batches(lengths, expected):
-    assert list(batches(lengths, 8)) == expected
+    assert batches(lengths, 8) == expected
+
+
+def test_batches_take_as_many_rows_as_the_engine_takes_without_more():
+    def by_fours(rows, tokens):
+        return -(-rows // 4) * 4, -(-tokens // 8) * 8
+
+    assert list(map(len, batches([5] * 23, 100, by_fours))) == [11, 12]  # the first one is filled to 12
+    assert list(map(len, batches([5] * 8 + [9] * 4, 96, by_fours))) == [8, 4]  # at 16 tokens, eight were too many
 
 
 def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):

@@ -20,7 +20,7 @@ from deploykit.engines import Engine
 from deploykit.errors import ModelError
 from deploykit.execution import Execution
 from deploykit.fitting import Problem
-from deploykit.predictor import batches
+from deploykit.predictor import batches, padded
 from deploykit.recipe import ExportSection
 from deploykit.tokenizer import Batch, Encoding
 
@@ -54,7 +54,7 @@ def meter(
     notes = work / "measured.json"
     known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
     reference = _opened(whole, problem, execution, quantizer)
-    parts = singles(problem) if objective == "latency" else [mixed(problem, reference)]
+    parts = singles(problem, reference) if objective == "latency" else [mixed(problem, reference)]
 
     def measure(model: torch.nn.Module) -> Metric:
         name = " ".join(f"{size.heads}x{size.neurons}" for size in architectures.shapes(model))
@@ -69,25 +69,25 @@ def meter(
     return measure
 
 
-def singles(problem: Problem) -> list[list[Batch]]:
+def singles(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns single training rows of the lengths that are typical."""
     found = sorted((row.encoding for row in problem.train), key=len)
-    return [[problem.tokenizer.collate([found[int(at * (len(found) - 1))]])] for at in timing.QUANTILES]
+    return [[padded([found[int(at * (len(found) - 1))]], problem.tokenizer, whole)] for at in timing.QUANTILES]
 
 
 def mixed(problem: Problem, whole: Engine) -> list[Batch]:
     """Returns training rows of all lengths, batched in the way that the whole model runs best."""
     order = np.random.default_rng(problem.seed).permutation(len(problem.train))[: timing.MIXED]
     rows = [problem.train[index].encoding for index in order]
-    ways = {budget: _batched(problem, rows, budget) for budget in BUDGETS}
+    ways = {budget: _batched(problem, rows, budget, whole) for budget in BUDGETS}
     calls = {budget: partial(_run, whole, found) for budget, found in ways.items()}
     times = timing.in_turn(calls, SECONDS, burst=1)
     return ways[min(times, key=lambda budget: float(np.median(times[budget])))]
 
 
-def _batched(problem: Problem, rows: Sequence[Encoding], budget: int) -> list[Batch]:
-    groups = batches([len(found) for found in rows], budget)
-    return [problem.tokenizer.collate([rows[index] for index in group]) for group in groups]
+def _batched(problem: Problem, rows: Sequence[Encoding], budget: int, engine: Engine) -> list[Batch]:
+    groups = batches([len(found) for found in rows], budget, engine.shape)
+    return [padded([rows[index] for index in group], problem.tokenizer, engine) for group in groups]
 
 
 def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quantizer: str) -> Engine:
