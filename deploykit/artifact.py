@@ -105,7 +105,7 @@ class ServeOptions(Record):
         max_batch_tokens: the most of one padded batch, beside the one that the engine runs best.
         max_batch_items: the most texts of one batch.
         max_queue_tokens: the most that wait.
-        max_wait_s: for how long a text may wait for others before new ones are refused, in seconds.
+        max_wait_s: how long texts may wait for others, in seconds: where a new one would wait longer, it is refused.
         timeout_s: the deadline of a request, in seconds.
         stuck_s: a process whose engine or event loop stands still for so long ends and is started anew, in seconds.
         max_texts: the most of one request.

@@ -3,7 +3,9 @@
 Work-conserving: an idle stream starts at once, and batches form while all are busy; there is no timer. Each
 batch is built around the text whose turn it is (see `fairness`), so nobody starves; which others share it is a rule
 of `batches`. Streams that are idle together share what waits. Texts whose request has met its deadline, or whose
-client has left, are dropped before they are computed, and who would wait for too long is refused at once.
+client has left, are dropped before they are computed, and who would wait for too long is refused at once. How long
+that would be is estimated by what waits, and corrected by how often the bound was exceeded: texts that come later and
+fill up batches make others wait longer.
 """
 
 import asyncio
@@ -27,6 +29,8 @@ from deploykit.tokenizer import Encoding
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
 REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
 LATE = "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
+LATE_SHARE = 0.01  # of the texts let in near the bound of the wait: those that may exceed it
+SLIP = 0.005, 2.0  # of the correction of the wait: the step for a text that exceeds the bound, and the most
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -86,6 +90,7 @@ class Job:
     done: asyncio.Future[None]
     scores: list[Float32 | None]
     left: int
+    expected_s: float = 0.0  # of its first text's wait
     timing: Timing = field(default_factory=Timing)
 
     def put(self, index: int, scores: Float32) -> None:
@@ -131,6 +136,7 @@ class Batcher:
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
         self._taken = np.full(2, 0.1)  # seconds of late: measured, and estimated for the same texts one by one
+        self._slip = 1.0  # times an estimated wait that it takes to hold for nearly all
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -177,8 +183,8 @@ class Batcher:
         """
         if timeout_s <= 0:
             raise Problem(504, "deadline", LATE)
-        self._admit(sum(map(len, encodings)), client, timeout_s)
-        job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts))
+        expected = self.check(client, sum(map(len, encodings)), timeout_s)
+        job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts), expected)
         pairs = zip(texts, encodings, strict=True)
         items = [Item(job, index, *pair, self._shape(1, len(pair[1]))[1]) for index, pair in enumerate(pairs)]
         if gone is not None:
@@ -198,29 +204,42 @@ class Batcher:
         """Ends the engine's threads once they are done; does not wait, because an engine may be stuck."""
         self._pool.shutdown(wait=False)
 
-    def check(self, client: str) -> None:
-        """Refuses a client whose texts wait for so long already that no other could be taken: before it is read.
+    def check(self, client: str, tokens: int = 0, timeout_s: float = inf) -> float:
+        """Refuses what would have to wait too long; a client that waits for little is not made to pay for others.
+
+        Args:
+            client: who asks.
+            tokens: of all texts of the request, once they are known.
+            timeout_s: how long the client will wait, in seconds.
+
+        Returns:
+            The seconds that the request is expected to wait.
 
         Raises:
-            Problem: 503 the wait would be too long.
+            Problem: 503 the queue is full, or the wait would be too long.
         """
-        if self._wait_s(client, 0) > self._bounds.wait_s:
-            raise self._full()
-
-    def _admit(self, tokens: int, client: str, timeout_s: float) -> None:
-        """Refuses what would have to wait too long; a client that waits for little is not made to pay for others."""
         queue = self._waiting
         own = queue.tokens_of(client) + tokens
         most, total = self._bounds.queue_tokens, queue.tokens + tokens
         full = total > most and (own > most / self._clients(client) or total > HARD * most)
-        if queue and (full or self._wait_s(client, tokens) > min(timeout_s, self._bounds.wait_s)):
-            raise self._full()
+        expected = self._wait_s(client, tokens)
+        if queue and (full or expected > min(timeout_s, self._bounds.wait_s)):
+            headers = retry_after(queue.tokens * self._per_token() / self._streams)
+            raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
+        return expected
 
     def _wait_s(self, client: str, tokens: int) -> float:
         """Estimates how long so many tokens more of a client would wait for others, and for its own before them."""
         clients = self._clients(client)
         ahead = min(self._waiting.tokens, self._waiting.tokens_of(client) * clients + tokens * (clients - 1))
-        return ahead * self._per_token() / self._streams
+        return ahead * self._per_token() * self._slip / self._streams
+
+    def _correct(self, expected_s: float, waited_s: float) -> None:
+        """Learns from a text that was let in near the bound, by the gradient of the quantile loss."""
+        if expected_s > self._bounds.wait_s / 2:
+            step, most = SLIP
+            late = waited_s > self._bounds.wait_s
+            self._slip = min(max(self._slip + step * (late * (1 - LATE_SHARE) - (not late) * LATE_SHARE), 1.0), most)
 
     def _per_token(self) -> float:
         """Estimates seconds for a token of what waits: alone a text costs the more for each the shorter it is."""
@@ -231,10 +250,6 @@ class Batcher:
     def _clients(self, client: str) -> int:
         """Returns how many share the engine, with this one."""
         return self._waiting.clients + (not self._waiting.tokens_of(client))
-
-    def _full(self) -> Problem:
-        headers = retry_after(self._waiting.tokens * self._per_token() / self._streams)
-        return Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
 
     def _enter(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -272,6 +287,8 @@ class Batcher:
         batch, now = [seen[position] for position in positions], perf_counter()
         for item in batch:
             self._waiting.take(item)
+            if not item.index:
+                self._correct(item.job.expected_s, now - item.since)
             item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
             self._metrics.queue_seconds.observe(now - item.since)
         return batch

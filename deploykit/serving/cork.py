@@ -67,8 +67,9 @@ class Cork:
         """Returns zeros: its queue tells nothing of what waits."""
         return 0, 0, 0.0
 
-    def check(self, client: str) -> None:
-        """Refuses nobody: its queue has no end."""
+    def check(self, client: str, tokens: int = 0) -> float:
+        """Refuses nobody: its queue has no end, and how long it takes is not known."""
+        return 0.0
 
     async def submit(
         self,

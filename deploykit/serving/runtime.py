@@ -193,6 +193,7 @@ class Runtime:
         parts = [window for windows in inputs for window in windows]
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
+        batcher.check(call.client.name, call.tokens)  # before it costs the client a part of its limit
         await self.limits.tokens(call.client, call.tokens)
         given = [window.text for window in parts]
         found, timing = await batcher.submit(given, encodings, limit - call.tokenize_s, call.gone, call.client.name)

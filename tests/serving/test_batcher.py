@@ -10,6 +10,7 @@ from queueing import BOUNDS, WIDE, refused, run
 from deploykit.cost import Cost
 from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
+from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import Problem
 
 LINEAR = Cost(fixed=0.0, per_token=1e-3)
@@ -399,6 +400,25 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
     (pace, found), _ = run(scenario, engine, cost=cost)
     assert 1.2 < pace < 3
     assert found == pytest.approx(10 * 1.02e-3)  # and not 20 tokens at the 0.1 ms of the long text's
+
+
+def test_the_bound_of_the_wait_holds_for_nearly_all_though_others_pass():
+    random, late = np.random.default_rng(0), []
+    batcher = Batcher(None, Bounds(4096, 64, 10**6, wait_s=0.5), Metrics(["/"], []))
+
+    def let_in_at_the_bound(factor):
+        waited = 0.5 / batcher._slip * factor
+        batcher._correct(0.5, waited)
+        late.append(waited > 0.5)
+
+    for factor in random.lognormal(0.2, 0.2, 20_000):
+        let_in_at_the_bound(factor)
+    assert np.mean(late[2_000:]) == pytest.approx(0.01, abs=0.004)
+    for _ in range(20_000):
+        let_in_at_the_bound(0.5)
+    assert batcher._slip == 1  # nobody passes any more
+    batcher._correct(0.1, 0.9)  # let in far from the bound: the estimate of a short wait is no matter
+    assert batcher._slip == 1
 
 
 def test_a_request_knows_how_long_its_texts_waited_and_took():
