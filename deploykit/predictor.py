@@ -19,6 +19,7 @@ from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Batch, Encoding, Side, Tokenizer
 
 ROWS = range(1, 65)  # of batches that are run ahead
+LIKE = 2  # times as long as the shortest of a batch may the longest be
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def batches(
     Args:
         lengths: in tokens.
         batch_tokens: the most of one padded batch; a longer input runs alone.
-        shape: to which the engine pads, default as they are. Rows are added to the first batch only, the cheapest.
+        shape: to which the engine pads, default as they are. What is longest is batched first, so that rows are added
+            to batches of shorter ones.
 
     Returns:
         The indices of each batch.
@@ -176,7 +178,11 @@ def batches(
     found = []
     while order:
         longest, rows = lengths[order[-1]], 1
-        while rows < len(order) and math.prod(shape(rows + 1, longest)) <= batch_tokens:
+        while (
+            rows < len(order)
+            and math.prod(shape(rows + 1, longest)) <= batch_tokens
+            and LIKE * lengths[order[-rows - 1]] >= longest
+        ):
             rows += 1
         found.append(order[-rows:])
         del order[-rows:]

@@ -172,7 +172,14 @@ def test_a_progress_bar_sees_every_batch(predictor):
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
-    [([], []), ([5], [[0]]), ([50, 3, 3], [[1, 2], [0]]), ([4, 4, 4], [[0], [1, 2]]), ([2, 6, 2, 2], [[0, 2, 3], [1]])],
+    [
+        ([], []),
+        ([5], [[0]]),
+        ([50, 3, 3], [[1, 2], [0]]),
+        ([4, 4, 4], [[0], [1, 2]]),
+        ([2, 6, 2, 2], [[0, 2, 3], [1]]),
+        ([1, 1, 1, 3], [[0, 1, 2], [3]]),  # which would triple
+    ],
 )
 def test_batches(lengths, expected):
     assert batches(lengths, 8) == expected

@@ -285,3 +285,13 @@ def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch
     seconds = iter((0.0, 10 * module.TASTE_S))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
     assert len(slow.taste.mixed) == round(timing.MIXED / 10)
+
+
+def test_arithmetic_of_the_cpu_is_looked_at_early_and_other_graphs_late(bench, monkeypatch):
+    fused = Spec("fused", "dynamic", (), FLOAT.execution)
+    looked = []
+    monkeypatch.setattr(search, "_glance", lambda spec, *_: looked.append(spec) or {"ratio": 1.0, "bytes": 1})
+    entries = [Entry(spec) for spec in (FLOAT, fused, DYNAMIC, BFLOAT)]
+    search.look(entries, bench, "latency", until=float("inf"))
+    assert looked == [FLOAT, BFLOAT, DYNAMIC, fused]
+    assert [entry.spec for entry in entries] == [FLOAT, fused, DYNAMIC, BFLOAT]  # reports keep their order

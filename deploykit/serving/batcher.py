@@ -3,9 +3,7 @@
 Work-conserving: an idle stream starts at once, and batches form while all are busy; there is no timer. Each
 batch is built around the text whose turn it is (see `fairness`), so nobody starves; which others share it is a rule
 of `batches`. Streams that are idle together share what waits. Texts whose request has met its deadline, or whose
-client has left, are dropped before they are computed, and who would wait for too long is refused at once. How long
-that would be is estimated by what waits, and corrected by how often the bound was exceeded: texts that come later and
-fill up batches make others wait longer.
+client has left, are dropped before they are computed, and who would wait for too long (see `waits`) is refused at once.
 """
 
 import asyncio
@@ -16,21 +14,18 @@ from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from time import perf_counter
 
-import numpy as np
-
 from deploykit.cost import Cost, Learned
 from deploykit.serving.batches import Bounds, Choose, by_cost
 from deploykit.serving.fairness import FairQueue
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
+from deploykit.serving.waits import Waits
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
-REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
 LATE = "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
-LATE_SHARE = 0.01  # of the texts let in near the bound of the wait: those that may exceed it
-SLIP = 0.005, 2.0  # of the correction of the wait: the step for a text that exceeds the bound, and the most
+GONE = "the client has left"
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -59,13 +54,14 @@ class Timing:
 
 @dataclass(eq=False)
 class Item:
-    """One text of a request; `width` is to how many tokens the engine pads it by itself."""
+    """One text of a request; `width` is to how many tokens the engine pads it, and `seconds` what it takes, alone."""
 
     job: "Job"
     index: int
     text: str
     encoding: Encoding
     width: int
+    seconds: float
     since: float = field(default_factory=perf_counter)
 
     @property
@@ -90,7 +86,7 @@ class Job:
     done: asyncio.Future[None]
     scores: list[Float32 | None]
     left: int
-    expected_s: float = 0.0  # of its first text's wait
+    bound_s: float = inf  # of its wait, where it is one text that was let in near it
     timing: Timing = field(default_factory=Timing)
 
     def put(self, index: int, scores: Float32) -> None:
@@ -135,8 +131,7 @@ class Batcher:
         self._cost = Learned(cost or Cost())
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
-        self._taken = np.full(2, 0.1)  # seconds of late: measured, and estimated for the same texts one by one
-        self._slip = 1.0  # times an estimated wait that it takes to hold for nearly all
+        self._waits = Waits(streams)
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -181,19 +176,25 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
                 client left, 500 the engine failed on one of these texts.
         """
-        if timeout_s <= 0:
-            raise Problem(504, "deadline", LATE)
-        expected = self.check(client, sum(map(len, encodings)), timeout_s)
-        job = Job(client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts), expected)
-        pairs = zip(texts, encodings, strict=True)
-        items = [Item(job, index, *pair, self._shape(1, len(pair[1]))[1]) for index, pair in enumerate(pairs)]
+        expected = self.check(client, list(map(len, encodings)), timeout_s)
+        bound = min(timeout_s, self._bounds.wait_s)
+        near = len(texts) == 1 and expected > bound / 2
+        job = Job(
+            client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts), bound if near else inf
+        )
+        items = [
+            Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone(len(encoding)))
+            for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+        ]
         if gone is not None:
-            gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", "the client has left")))
+            gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", GONE)))
         self._enter(items)
         try:
             async with asyncio.timeout(timeout_s):
                 await job.done
         except TimeoutError:
+            if items[0] in self._waiting:
+                self._waits.waited([(inf, job.bound_s)])
             raise Problem(504, "deadline", LATE) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
@@ -204,48 +205,49 @@ class Batcher:
         """Ends the engine's threads once they are done; does not wait, because an engine may be stuck."""
         self._pool.shutdown(wait=False)
 
-    def check(self, client: str, tokens: int = 0, timeout_s: float = inf) -> float:
+    def check(self, client: str, lengths: Sequence[int] = (), timeout_s: float = inf) -> float:
         """Refuses what would have to wait too long; a client that waits for little is not made to pay for others.
 
         Args:
             client: who asks.
-            tokens: of all texts of the request, once they are known.
+            lengths: of all texts of the request, in tokens, once they are known.
             timeout_s: how long the client will wait, in seconds.
 
         Returns:
             The seconds that the request is expected to wait.
 
         Raises:
-            Problem: 503 the queue is full, or the wait would be too long.
+            Problem: 503 the queue is full, or the wait would be too long, 504 the deadline has passed, 413 there are
+                more tokens than may ever wait.
         """
-        queue = self._waiting
-        own = queue.tokens_of(client) + tokens
-        most, total = self._bounds.queue_tokens, queue.tokens + tokens
+        if timeout_s <= 0:
+            raise Problem(504, "deadline", LATE)
+        queue, tokens, most = self._waiting, sum(lengths), self._bounds.queue_tokens
+        if tokens > most:
+            detail = f"the texts have {tokens} tokens, and no more than {most} may wait: send fewer at once"
+            raise Problem(413, "too_large", detail)
+        total, own = queue.tokens + tokens, queue.tokens_of(client) + tokens
         full = total > most and (own > most / self._clients(client) or total > HARD * most)
-        expected = self._wait_s(client, tokens)
+        expected = self._wait_s(client, sum(map(self._alone, lengths)))
         if queue and (full or expected > min(timeout_s, self._bounds.wait_s)):
-            headers = retry_after(queue.tokens * self._per_token() / self._streams)
+            headers = retry_after(self._waits.takes(queue.seconds))
             raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
         return expected
 
-    def _wait_s(self, client: str, tokens: int) -> float:
-        """Estimates how long so many tokens more of a client would wait for others, and for its own before them."""
-        clients = self._clients(client)
-        ahead = min(self._waiting.tokens, self._waiting.tokens_of(client) * clients + tokens * (clients - 1))
-        return ahead * self._per_token() * self._slip / self._streams
+    def _wait_s(self, client: str, seconds: float) -> float:
+        """Estimates how long a client's texts would wait for others, and for its own before them.
 
-    def _correct(self, expected_s: float, waited_s: float) -> None:
-        """Learns from a text that was let in near the bound, by the gradient of the quantile loss."""
-        if expected_s > self._bounds.wait_s / 2:
-            step, most = SLIP
-            late = waited_s > self._bounds.wait_s
-            self._slip = min(max(self._slip + step * (late * (1 - LATE_SHARE) - (not late) * LATE_SHARE), 1.0), most)
+        Args:
+            client: who asks.
+            seconds: that the texts take one by one.
+        """
+        queue, clients = self._waiting, self._clients(client)
+        ahead = min(queue.seconds, queue.seconds_of(client) * clients + seconds * (clients - 1))
+        return self._waits.expected(ahead)
 
-    def _per_token(self) -> float:
-        """Estimates seconds for a token of what waits: alone a text costs the more for each the shorter it is."""
-        length = self._waiting.tokens / max(len(self._waiting), 1)
-        measured, alone = self._taken
-        return float(measured / max(alone, 1e-9)) * self._cost.now.seconds(1, max(length, 1)) / max(length, 1)
+    def _alone(self, tokens: int) -> float:
+        """Estimates the seconds of one text."""
+        return self._cost.now.seconds(1, tokens)
 
     def _clients(self, client: str) -> int:
         """Returns how many share the engine, with this one."""
@@ -267,6 +269,7 @@ class Batcher:
         try:
             while batch := self._next():
                 await self._run(batch)
+            self._waits.rest()
         finally:  # and not in a callback: until that runs, a text that comes would find nobody
             self._workers.discard(task)
 
@@ -287,10 +290,9 @@ class Batcher:
         batch, now = [seen[position] for position in positions], perf_counter()
         for item in batch:
             self._waiting.take(item)
-            if not item.index:
-                self._correct(item.job.expected_s, now - item.since)
             item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
             self._metrics.queue_seconds.observe(now - item.since)
+        self._waits.waited((now - item.since, item.job.bound_s) for item in batch)
         return batch
 
     async def _run(self, batch: Sequence[Item]) -> None:
@@ -321,8 +323,7 @@ class Batcher:
         finally:
             self._starts.remove(start)
         taken = perf_counter() - start
-        alone = sum(self._cost.now.seconds(1, len(item)) for item in batch)
-        self._taken = REMEMBERED * self._taken + (taken, alone)
+        self._waits.ran(taken, sum(item.seconds for item in batch))
         self._cost.learn(len(batch), width, taken)
         for item in batch:
             item.job.timing.ran(start, taken)

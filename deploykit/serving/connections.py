@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from deploykit.serving.heads import BoundedProtocol
 
 HEAD_S = 20.0  # from the first byte that is not part of a request in progress
-READ_S = 20.0  # until a client has read of what fills all buffers on the way
+READ_S, READ_BYTES = 20.0, 65536  # of what fills all buffers on the way, a client reads so much in so many seconds
 
 
 class Connection(BoundedProtocol):
@@ -61,12 +61,22 @@ class Connection(BoundedProtocol):
     def pause_writing(self) -> None:
         """Notes that the client does not read, and gives it some time."""
         super().pause_writing()
-        self._full = self.loop.call_later(READ_S, self.transport.abort)
+        self._patient()
 
     def resume_writing(self) -> None:
         """Notes that the client has read."""
         self._drained()
         super().resume_writing()
+
+    def _patient(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._full = self.loop.call_later(READ_S, self._read_on, left)
+
+    def _read_on(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < READ_BYTES:
+            self.transport.abort()
+        else:
+            self._patient()
 
     def _drained(self) -> None:
         if self._full is not None:

@@ -9,13 +9,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from time import perf_counter
 from typing import NamedTuple
 
 from bentoml._internal.marshal.dispatcher import CorkDispatcher
 from bentoml.exceptions import ServiceUnavailable
 
-from deploykit.serving.batcher import Compute, Timing
+from deploykit.serving.batcher import GONE, Compute, Timing
 from deploykit.serving.batches import Bounds
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
@@ -67,7 +68,7 @@ class Cork:
         """Returns zeros: its queue tells nothing of what waits."""
         return 0, 0, 0.0
 
-    def check(self, client: str, tokens: int = 0) -> float:
+    def check(self, client: str, lengths: Sequence[int] = (), timeout_s: float = inf) -> float:
         """Refuses nobody: its queue has no end, and how long it takes is not known."""
         return 0.0
 
@@ -93,7 +94,7 @@ class Cork:
                 return [scores for scores in await found if scores is not None], timing
         except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:  # it takes being cancelled for busy
             if gone is not None and gone.done():
-                raise Problem(CLIENT_GONE, "client_gone", "the client has left") from None
+                raise Problem(CLIENT_GONE, "client_gone", GONE) from None
             if deadline.expired():
                 raise Problem(504, "deadline", "no answer in the time that this service allows: it is busy") from None
             if isinstance(error, ServiceUnavailable):

@@ -15,7 +15,9 @@ QUANTUM = 256  # tokens of one turn: some short texts, or a part of a long one
 
 
 class Waiting(Protocol):
-    """What can wait: its length is what it costs, in tokens."""
+    """What can wait: its length is what it costs, in tokens; `seconds` is how long it would take alone."""
+
+    seconds: float
 
     @property
     def client(self) -> str:
@@ -38,6 +40,7 @@ class _Account(Generic[T]):
     requests: OrderedDict[Hashable, OrderedDict[T, None]] = field(default_factory=OrderedDict)
     credit: float = 0.0
     tokens: int = 0
+    seconds: float = 0.0
 
 
 class FairQueue(Generic[T]):
@@ -45,6 +48,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.seconds = 0.0
         self._items = 0
         self._accounts: OrderedDict[str, _Account[T]] = OrderedDict()
 
@@ -70,6 +74,11 @@ class FairQueue(Generic[T]):
         """Returns the tokens of a client that wait."""
         account = self._accounts.get(client)
         return account.tokens if account else 0
+
+    def seconds_of(self, client: str) -> float:
+        """Returns the seconds that the texts of a client that wait would take, one by one."""
+        account = self._accounts.get(client)
+        return account.seconds if account else 0.0
 
     def add(self, item: T) -> None:
         """Puts an item behind those of its request."""
@@ -122,4 +131,6 @@ class FairQueue(Generic[T]):
     def _count(self, account: _Account[T], item: T, sign: int) -> None:
         self._items += sign
         self.tokens += sign * len(item)
+        self.seconds = self._items and self.seconds + sign * item.seconds  # an empty queue forgets what was rounded
         account.tokens += sign * len(item)
+        account.seconds += sign * item.seconds

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
 from deploykit.serving.access import Client, Keys, Refusal
-from deploykit.serving.batcher import LATE, Batcher
+from deploykit.serving.batcher import GONE, LATE, Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
 from deploykit.serving.cork import Cork
@@ -36,7 +37,7 @@ from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import DRIFTING, Metrics
 from deploykit.serving.names import Names
-from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.problems import CLIENT_GONE, NOT_READY, Problem, retry_after
 from deploykit.serving.records import Recorder
 from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
@@ -186,17 +187,18 @@ class Runtime:
             raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
         start, task = perf_counter(), predictor.task
         limit = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
-        inputs = await self._encode(predictor, texts, pairs, limit)
+        inputs = await self._encode(predictor, texts, pairs, limit, call.gone)
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
         parts = [window for windows in inputs for window in windows]
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
-        batcher.check(call.client.name, call.tokens)  # before it costs the client a part of its limit
+        left = limit - call.tokenize_s
+        batcher.check(call.client.name, list(map(len, encodings)), left)  # who is refused keeps what the key may send
         await self.limits.tokens(call.client, call.tokens)
         given = [window.text for window in parts]
-        found, timing = await batcher.submit(given, encodings, limit - call.tokenize_s, call.gone, call.client.name)
+        found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
         call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
         call.phases["inference"] = (timing.begun, timing.ended)
@@ -215,7 +217,12 @@ class Runtime:
         return answers
 
     async def _encode(
-        self, predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None, timeout_s: float
+        self,
+        predictor: Predictor,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        timeout_s: float,
+        gone: asyncio.Future[None] | None,
     ) -> list[list[Window]]:
         """Tokenizes, as long as the client waits; a long text becomes windows, a long pair is cut."""
 
@@ -231,9 +238,16 @@ class Runtime:
             return encode()
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
+                waiting: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
+                await asyncio.wait({waiting, gone or waiting}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             raise Problem(504, "deadline", LATE) from None
+        finally:
+            waiting.cancel()  # unless it has begun
+        if waiting.cancelled():
+            raise Problem(CLIENT_GONE, "client_gone", GONE)
+        found: list[list[Window]] = waiting.result()
+        return found
 
     def _read(self, texts: Sequence[str]) -> Sequence[str]:
         """Returns texts as the model may read them."""

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 STATUS = 70  # EX_SOFTWARE of sysexits.h
 LOOKS = 10  # within the limit
+TELL_S = 1.0  # at most, to say why: what stands still may be the log
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -54,9 +55,14 @@ class Watchdog:
                 return
 
     def _end(self, what: str) -> NoReturn:
-        logger.critical("%s has stood still for %g s: this process ends, to be started anew", what, self._limit_s)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        telling = threading.Thread(target=self._tell, args=[what], daemon=True)
+        telling.start()
+        telling.join(TELL_S)
         if os.environ.get("BENTOML_CONTAINERIZED"):  # where the supervisor leaves it to the container to start anew
             os.kill(os.getppid(), signal.SIGTERM)
         os._exit(STATUS)
+
+    def _tell(self, what: str) -> None:
+        logger.critical("%s has stood still for %g s: this process ends, to be started anew", what, self._limit_s)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()

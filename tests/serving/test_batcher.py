@@ -10,7 +10,6 @@ from queueing import BOUNDS, WIDE, refused, run
 from deploykit.cost import Cost
 from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
-from deploykit.serving.metrics import Metrics
 from deploykit.serving.problems import Problem
 
 LINEAR = Cost(fixed=0.0, per_token=1e-3)
@@ -46,10 +45,11 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        waiting, refusals = submit("b", tokens=990), submit("c", tokens=11)
+        waiting, refusals, huge = submit("b", tokens=990), submit("c", tokens=11), submit("d", tokens=1001)
         await asyncio.sleep(0)
-        await asyncio.wait([refusals])
+        await asyncio.wait([refusals, huge])
         assert refused(refusals) == (503, "queue_full")
+        assert refused(huge) == (413, "too_large")  # it would keep out all others
         assert int(refusals.exception().headers["retry-after"]) >= 1
         engine.go.set()
         await asyncio.gather(first, waiting)
@@ -387,7 +387,7 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
         await asyncio.sleep(0.11)
         engine.go.set()
         await first
-        pace = batcher._taken[0] / batcher._taken[1]
+        pace = batcher._waits.takes(1)
         engine.go.clear()
         engine.started.clear()
         tasks = [await busy(submit, engine), *(submit("b", tokens=2) for _ in range(10))]
@@ -402,23 +402,33 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
     assert found == pytest.approx(10 * 1.02e-3)  # and not 20 tokens at the 0.1 ms of the long text's
 
 
-def test_the_bound_of_the_wait_holds_for_nearly_all_though_others_pass():
-    random, late = np.random.default_rng(0), []
-    batcher = Batcher(None, Bounds(4096, 64, 10**6, wait_s=0.5), Metrics(["/"], []))
+@pytest.mark.parametrize("timeout_s", [10, 0.045])
+def test_who_waits_longer_than_the_bound_makes_the_estimate_longer(timeout_s):
+    engine = Engine(held=True)
 
-    def let_in_at_the_bound(factor):
-        waited = 0.5 / batcher._slip * factor
-        batcher._correct(0.5, waited)
-        late.append(waited > 0.5)
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        ahead = submit("b", tokens=40)  # takes 40 ms
+        await asyncio.sleep(0)
+        near = submit("c", tokens=40, timeout_s=timeout_s)
+        await asyncio.sleep(0.1)
+        engine.go.set()
+        await asyncio.wait([first, ahead, near])
+        found, engine.go = batcher._waits.correction, threading.Event()
+        engine.started.clear()
+        batcher._waits.correction = 2.0
+        tasks = [await busy(submit, engine), submit("d", tokens=40)]
+        await asyncio.sleep(0)
+        late = submit("e", tokens=1)
+        await asyncio.wait([late])
+        engine.go.set()
+        await asyncio.gather(*tasks)
+        return found, refused(late), batcher._waits.correction
 
-    for factor in random.lognormal(0.2, 0.2, 20_000):
-        let_in_at_the_bound(factor)
-    assert np.mean(late[2_000:]) == pytest.approx(0.01, abs=0.004)
-    for _ in range(20_000):
-        let_in_at_the_bound(0.5)
-    assert batcher._slip == 1  # nobody passes any more
-    batcher._correct(0.1, 0.9)  # let in far from the bound: the estimate of a short wait is no matter
-    assert batcher._slip == 1
+    (found, refusal, after), _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
+    assert found > 1
+    assert refusal == (503, "queue_full")
+    assert after < 2  # and fades when nobody waits
 
 
 def test_a_request_knows_how_long_its_texts_waited_and_took():

@@ -14,6 +14,7 @@ class Text:
     client: str
     request: str
     tokens: int = 10
+    seconds: float = 0.1
 
     def __len__(self):
         return self.tokens

@@ -126,22 +126,27 @@ def test_too_many_tokens_a_minute_and_too_many_at_once(client, engine, key_file,
     assert client.post(PREDICT, json_body=BODY, headers=one).status == 200
 
 
+def wait_for(it, seconds=5):
+    end = time.monotonic() + seconds
+    while not it():
+        assert time.monotonic() < end
+
+
 def test_who_is_refused_because_others_wait_keeps_what_the_key_may_send(serve, make_package, tmp_path, key_file):
-    client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_queue_tokens=12)).path)
+    client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_queue_tokens=30)).path)
     few = {"x-api-key": keys.add(key_file, "few", tokens_per_minute=30)}
-    go, compute = threading.Event(), client._app._runtime._batcher._compute
+    go, held_up, compute = threading.Event(), threading.Event(), client._app._runtime._batcher._compute
 
     def held(texts, encodings):
+        held_up.set()
         go.wait(5)
         return compute(texts, encodings)
 
     client._app._runtime._batcher._compute = held
     first = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
-    while not client._app._runtime._batcher.busy_s:
-        pass
-    second = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
-    while metrics(client)["deploykit_queue_items"] < 1:
-        pass
+    assert held_up.wait(5)
+    second = client.start("POST", PREDICT, json_body={"texts": ["a great film"] * 2})
+    wait_for(lambda: metrics(client)["deploykit_queue_items"] == 2)
     body = {"texts": ["the plot is weak " * 5]}
     for _ in range(3):
         assert_problem(client.post(PREDICT, json_body=body, headers=few), 503, "too many texts are waiting")
