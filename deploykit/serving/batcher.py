@@ -132,6 +132,7 @@ class Batcher:
         self._streams = streams
         self._waiting: FairQueue[Item] = FairQueue()
         self._waits = Waits(streams)
+        self._excess = 0  # tokens over the bound of requests that nobody waited before: no others are refused for them
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the batches that are in the engine
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
@@ -188,6 +189,8 @@ class Batcher:
         ]
         if gone is not None:
             gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", GONE)))
+        excess = max(sum(map(len, encodings)) - self._bounds.queue_tokens, 0)
+        self._excess += excess
         self._enter(items)
         try:
             async with asyncio.timeout(timeout_s):
@@ -198,6 +201,7 @@ class Batcher:
             raise Problem(504, "deadline", LATE) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
+            self._excess -= excess
             self._leave(items)
         return [scores for scores in job.scores if scores is not None], job.timing
 
@@ -217,17 +221,13 @@ class Batcher:
             The seconds that the request is expected to wait.
 
         Raises:
-            Problem: 503 the queue is full, or the wait would be too long, 504 the deadline has passed, 413 there are
-                more tokens than may ever wait.
+            Problem: 503 the queue is full, or the wait would be too long, 504 the deadline has passed.
         """
         if timeout_s <= 0:
             raise Problem(504, "deadline", LATE)
         queue, tokens, most = self._waiting, sum(lengths), self._bounds.queue_tokens
-        if tokens > most:
-            detail = f"the texts have {tokens} tokens, and no more than {most} may wait: send fewer at once"
-            raise Problem(413, "too_large", detail)
         total, own = queue.tokens + tokens, queue.tokens_of(client) + tokens
-        full = total > most and (own > most / self._clients(client) or total > HARD * most)
+        full = total > most and (own > most / self._clients(client) or total > HARD * most + self._excess)
         expected = self._wait_s(client, sum(map(self._alone, lengths)))
         if queue and (full or expected > min(timeout_s, self._bounds.wait_s)):
             headers = retry_after(self._waits.takes(queue.seconds))

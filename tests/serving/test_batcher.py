@@ -45,17 +45,33 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        waiting, refusals, huge = submit("b", tokens=990), submit("c", tokens=11), submit("d", tokens=1001)
+        waiting, refusals = submit("b", tokens=990), submit("c", tokens=11)
         await asyncio.sleep(0)
-        await asyncio.wait([refusals, huge])
+        await asyncio.wait([refusals])
         assert refused(refusals) == (503, "queue_full")
-        assert refused(huge) == (413, "too_large")  # it would keep out all others
         assert int(refusals.exception().headers["retry-after"]) >= 1
         engine.go.set()
         await asyncio.gather(first, waiting)
 
     run(scenario, engine)
     assert engine.batches == [["first"], ["b"]]
+
+
+def test_a_huge_request_is_taken_when_nobody_waits_and_shuts_nobody_out():
+    engine = Engine(held=True)
+
+    async def scenario(submit, batcher):
+        first = await busy(submit, engine)
+        huge = submit("b", "b", tokens=2500)
+        await asyncio.sleep(0)
+        other, more = submit("c", tokens=90, client="other"), submit("d", tokens=1)
+        await asyncio.wait([more])
+        assert refused(more) == (503, "queue_full")
+        engine.go.set()
+        await asyncio.gather(first, huge, other)
+        assert not batcher._excess
+
+    run(scenario, engine)
 
 
 def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
