@@ -26,6 +26,7 @@ from deploykit.tokenizer import Encoding
 SCANNED = 1024  # waiting texts that are looked at for one batch: bounds the time on the event loop
 LATE = "no answer in the time that this service allows: it is busy. Send fewer texts at once, or try again"
 GONE = "the client has left"
+LONG = 0.1  # of the bound of the wait: from where on an estimate is compared with what came of it
 HARD = 2  # times the bound of the queue: room for clients that have their share of it yet to come
 
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -86,7 +87,7 @@ class Job:
     done: asyncio.Future[None]
     scores: list[Float32 | None]
     left: int
-    bound_s: float = inf  # of its wait, where it is one text that was let in near it
+    estimate_s: float = 0.0  # of its wait; 0 where that is too short, or of too many texts, to learn from
     timing: Timing = field(default_factory=Timing)
 
     def put(self, index: int, scores: Float32) -> None:
@@ -177,12 +178,10 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
                 client left, 500 the engine failed on one of these texts.
         """
-        expected = self.check(client, list(map(len, encodings)), timeout_s)
-        bound = min(timeout_s, self._bounds.wait_s)
-        near = len(texts) == 1 and expected > bound / 2
-        job = Job(
-            client, asyncio.get_running_loop().create_future(), [None] * len(texts), len(texts), bound if near else inf
-        )
+        estimate = self.check(client, list(map(len, encodings)), timeout_s)
+        learns = len(texts) == 1 and estimate > LONG * self._bounds.wait_s
+        done = asyncio.get_running_loop().create_future()
+        job = Job(client, done, [None] * len(texts), len(texts), estimate if learns else 0.0)
         items = [
             Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone(len(encoding)))
             for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
@@ -197,7 +196,7 @@ class Batcher:
                 await job.done
         except TimeoutError:
             if items[0] in self._waiting:
-                self._waits.waited([(inf, job.bound_s)])
+                self._learn(items[0])
             raise Problem(504, "deadline", LATE) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
@@ -218,7 +217,7 @@ class Batcher:
             timeout_s: how long the client will wait, in seconds.
 
         Returns:
-            The seconds that the request is expected to wait.
+            An estimate of the seconds that the request will wait.
 
         Raises:
             Problem: 503 the queue is full, or the wait would be too long, 504 the deadline has passed.
@@ -228,11 +227,15 @@ class Batcher:
         queue, tokens, most = self._waiting, sum(lengths), self._bounds.queue_tokens
         total, own = queue.tokens + tokens, queue.tokens_of(client) + tokens
         full = total > most and (own > most / self._clients(client) or total > HARD * most + self._excess)
-        expected = self._wait_s(client, sum(map(self._alone, lengths)))
-        if queue and (full or expected > min(timeout_s, self._bounds.wait_s)):
+        estimate = self._wait_s(client, sum(map(self._alone, lengths)))
+        if queue and (full or estimate * self._waits.margin > min(timeout_s, self._bounds.wait_s)):
             headers = retry_after(self._waits.takes(queue.seconds))
             raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
-        return expected
+        return estimate
+
+    def _learn(self, item: Item) -> None:
+        if item.job.estimate_s:
+            self._waits.waited(perf_counter() - item.since, item.job.estimate_s)
 
     def _wait_s(self, client: str, seconds: float) -> float:
         """Estimates how long a client's texts would wait for others, and for its own before them.
@@ -243,7 +246,7 @@ class Batcher:
         """
         queue, clients = self._waiting, self._clients(client)
         ahead = min(queue.seconds, queue.seconds_of(client) * clients + seconds * (clients - 1))
-        return self._waits.expected(ahead)
+        return self._waits.takes(ahead)
 
     def _alone(self, tokens: int) -> float:
         """Estimates the seconds of one text."""
@@ -269,7 +272,6 @@ class Batcher:
         try:
             while batch := self._next():
                 await self._run(batch)
-            self._waits.rest()
         finally:  # and not in a callback: until that runs, a text that comes would find nobody
             self._workers.discard(task)
 
@@ -290,9 +292,9 @@ class Batcher:
         batch, now = [seen[position] for position in positions], perf_counter()
         for item in batch:
             self._waiting.take(item)
+            self._learn(item)
             item.job.timing.queue_s = max(item.job.timing.queue_s, now - item.since)
             self._metrics.queue_seconds.observe(now - item.since)
-        self._waits.waited((now - item.since, item.job.bound_s) for item in batch)
         return batch
 
     async def _run(self, batch: Sequence[Item]) -> None:

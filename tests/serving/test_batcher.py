@@ -419,32 +419,33 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
 
 
 @pytest.mark.parametrize("timeout_s", [10, 0.045])
-def test_who_waits_longer_than_the_bound_makes_the_estimate_longer(timeout_s):
+def test_who_waits_longer_than_was_estimated_makes_others_be_refused_earlier(timeout_s):
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
         ahead = submit("b", tokens=40)  # takes 40 ms
         await asyncio.sleep(0)
-        near = submit("c", tokens=40, timeout_s=timeout_s)
+        near, many = submit("c", tokens=40, timeout_s=timeout_s), submit("d", "d", timeout_s=0.01)
         await asyncio.sleep(0.1)
         engine.go.set()
-        await asyncio.wait([first, ahead, near])
-        found, engine.go = batcher._waits.correction, threading.Event()
+        await asyncio.wait([first, ahead, near, many])
+        found = batcher._waits.margin
+        for _ in range(300):
+            batcher._waits.waited(2.0, 1.0)
+        engine.go.clear()
         engine.started.clear()
-        batcher._waits.correction = 2.0
-        tasks = [await busy(submit, engine), submit("d", tokens=40)]
+        tasks = [await busy(submit, engine), submit("e", tokens=40)]
         await asyncio.sleep(0)
-        late = submit("e", tokens=1)
+        late = submit("f", tokens=1)
         await asyncio.wait([late])
         engine.go.set()
         await asyncio.gather(*tasks)
-        return found, refused(late), batcher._waits.correction
+        return found, refused(late)
 
-    (found, refusal, after), _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
+    (found, refusal), _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
     assert found > 1
     assert refusal == (503, "queue_full")
-    assert after < 2  # and fades when nobody waits
 
 
 def test_a_request_knows_how_long_its_texts_waited_and_took():

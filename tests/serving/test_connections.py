@@ -19,8 +19,11 @@ raised, ended = [], []
 
 
 async def slow_app(scope, receive, send):
-    if scope["path"] == "/much":
+    if scope["path"] in ("/much", "/whole"):
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/whole":
+            await send({"type": "http.response.body", "body": bytes(2**25)})
+            return
         for _ in range(64):
             await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
         ended.append(scope)
@@ -140,6 +143,16 @@ def test_a_client_that_does_not_read_its_answer(connect):
         time.sleep(0.01)
     assert READ_S * 0.9 < time.monotonic() - start < READ_S + 2
     assert len(end_of(one)[1]) < 32 * 2**20  # what was on its way
+
+
+def test_a_client_that_takes_long_to_read_an_answer_that_was_written_at_once_gets_it(connect):
+    one, count, start = connect(), 0, time.monotonic()
+    one.sendall(b"GET /whole HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+    while got := one.recv(2**18):
+        count += len(got)
+        time.sleep(0.02)
+    assert count > 2**25
+    assert time.monotonic() - start > 2 * READ_S
 
 
 def test_a_client_that_reads_slowly_gets_its_answer(connect):

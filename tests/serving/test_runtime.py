@@ -3,7 +3,7 @@
 import sys
 import time
 from concurrent.futures import wait
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -103,6 +103,20 @@ def test_who_would_wait_for_too_long_is_refused_before_the_body_is_read(serve, h
     engine.go.set()
     assert [one.result(5).status for one in (first, second)] == [200, 200]
     assert metrics(client)['deploykit_rejected_total{reason="queue_full"}'] == 1
+
+
+def test_who_leaves_before_the_text_is_tokenized_costs_nothing(serve, make_package, tmp_path, key_file, monkeypatch):
+    client = serve(make_package(tmp_path / "p").path)
+    served, go, charged = client._app._runtime, Event(), []
+    monkeypatch.setattr(served.limits, "tokens", lambda *given: charged.append(given))
+    served._tokenizing.submit(go.wait, 5)  # somebody else's text takes long
+    monkeypatch.setattr(type(served._predictor.tokenizer), "windows", lambda *_: charged.append("windows"))
+    left = client.start("POST", PREDICT, json_body={"texts": ["film " * 1000]}, leave_after=0.05)
+    assert left.result(2).status == 499
+    go.set()
+    served._tokenizing.submit(int).result(5)
+    assert charged == []
+    assert metrics(client)['deploykit_rejected_total{reason="client_gone"}'] == 1
 
 
 def test_batches_are_chosen_by_the_cost_that_was_measured(serve, hold, make_package, tmp_path):

@@ -54,6 +54,17 @@ asyncio.run(main())
 """
 
 
+LOG_STANDS_STILL = """
+import logging, time
+
+class Full(logging.Handler):
+    def emit(self, record):
+        time.sleep(60)  # as a pipe that nobody reads
+
+logging.getLogger("deploykit.serving").addHandler(Full())
+"""
+
+
 def worker_of(url):
     """The process that answers: the child of the one that was started."""
     port = int(url.rpartition(":")[2])
@@ -155,9 +166,10 @@ def test_an_engine_that_does_not_come_back_is_noticed_and_its_process_replaced(m
     assert "the engine has stood still for 2 s: this process ends, to be started anew" in (tmp_path / "log").read_text()
 
 
-def test_an_event_loop_that_does_not_turn_ends_the_process():
+@pytest.mark.parametrize("also", ["", LOG_STANDS_STILL], ids=["alone", "with the log"])
+def test_an_event_loop_that_does_not_turn_ends_the_process(also):
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", STANDS_STILL], timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", also + STANDS_STILL], timeout=20, check=False)
     assert done.returncode == STATUS
     assert 2 < time.monotonic() - start < 10
 
