@@ -16,7 +16,7 @@ import numpy as np
 
 from deploykit import golden, hardware
 from deploykit.artifact import Artifact
-from deploykit.predictor import Predictor
+from deploykit.predictor import Predictor, padded
 
 PAUSE_S = 0.002  # lets the other engine's threads go to sleep
 
@@ -33,8 +33,8 @@ def timings(run: Path, threads: int, rounds: int) -> dict[str, np.ndarray]:
     found: dict[str, list[float]] = {name: [] for name in predictors}
     for turn in range(rounds + 1):
         for index, encoding in enumerate(encodings):
-            batch = predictors["torch"].tokenizer.collate([encoding])
             for name in sorted(predictors, reverse=bool((turn + index) % 2)):
+                batch = padded([encoding], predictors["torch"].tokenizer, predictors[name].engine)
                 time.sleep(PAUSE_S)
                 start = time.perf_counter()
                 predictors[name].engine.run(batch)

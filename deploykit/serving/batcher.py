@@ -87,7 +87,7 @@ class Job:
     done: asyncio.Future[None]
     scores: list[Float32 | None]
     left: int
-    estimate_s: float = 0.0  # of its wait; 0 where that is too short, or of too many texts, to learn from
+    estimate_s: float = 0.0  # until its last text is in the engine; 0 where that is too short to learn from
     timing: Timing = field(default_factory=Timing)
 
     def put(self, index: int, scores: Float32) -> None:
@@ -179,15 +179,16 @@ class Batcher:
                 client left, 500 the engine failed on one of these texts.
         """
         estimate = self.check(client, list(map(len, encodings)), timeout_s)
-        learns = len(texts) == 1 and estimate > LONG * self._bounds.wait_s
         done = asyncio.get_running_loop().create_future()
-        job = Job(client, done, [None] * len(texts), len(texts), estimate if learns else 0.0)
+        job = Job(client, done, [None] * len(texts), len(texts))
         items = [
             Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone(len(encoding)))
             for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
         ]
         if gone is not None:
             gone.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", GONE)))
+        if estimate > LONG * self._bounds.wait_s:
+            job.estimate_s = estimate + self._waits.takes(sum(item.seconds for item in items[:-1]))
         excess = max(sum(map(len, encodings)) - self._bounds.queue_tokens, 0)
         self._excess += excess
         self._enter(items)
@@ -195,12 +196,12 @@ class Batcher:
             async with asyncio.timeout(timeout_s):
                 await job.done
         except TimeoutError:
-            if items[0] in self._waiting:
-                self._learn(items[0])
             raise Problem(504, "deadline", LATE) from None
         finally:
             job.done.cancel()  # items that the engine still holds have nobody to tell
             self._excess -= excess
+            if items[-1] in self._waiting and perf_counter() - items[-1].since > job.estimate_s:
+                self._learn(items[-1])  # who did not wait to the end would have waited longer
             self._leave(items)
         return [scores for scores in job.scores if scores is not None], job.timing
 
@@ -234,7 +235,7 @@ class Batcher:
         return estimate
 
     def _learn(self, item: Item) -> None:
-        if item.job.estimate_s:
+        if item.job.estimate_s and item.index == len(item.job.scores) - 1:
             self._waits.waited(perf_counter() - item.since, item.job.estimate_s)
 
     def _wait_s(self, client: str, seconds: float) -> float:

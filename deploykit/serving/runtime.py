@@ -160,7 +160,7 @@ class Runtime:
         return self.keys.check(text, scope)
 
     def check(self, client: Client) -> None:
-        """Refuses early, where a client's texts wait for too long already.
+        """Refuses early, where a client's texts wait for too long already, or too many tokens wait.
 
         Raises:
             Problem: 503 too busy.
@@ -195,7 +195,7 @@ class Runtime:
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
         left = limit - call.tokenize_s
-        batcher.check(call.client.name, list(map(len, encodings)), left)  # who is refused keeps what the key may send
+        batcher.check(call.client.name, list(map(len, encodings)), left)  # who is refused here pays nothing
         await self.limits.tokens(call.client, call.tokens)
         given = [window.text for window in parts]
         found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)

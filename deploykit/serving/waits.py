@@ -8,7 +8,7 @@ import numpy as np
 
 REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
 GAIN = 1 / 256  # of one wait, in the running means
-DEVIATIONS = 2.0  # mean ones above the mean: of waits under load, which have no long tail, 99 of 100 lie below
+DEVIATIONS = 2.0  # mean ones above the mean: waits under load are bounded and have no long tail, nearly all lie below
 MOST = 3.0  # times the estimate
 
 
@@ -44,6 +44,6 @@ class Waits:
 
     def waited(self, seconds: float, estimate_s: float) -> None:
         """Learns from a text that waited so many seconds, where `estimate_s` were estimated."""
-        share = seconds / max(estimate_s, 1e-9)
+        share = min(seconds / max(estimate_s, 1e-9), MOST)  # one stall says little of the next burst
         self._deviation += GAIN * (abs(share - self._mean) - self._deviation)
         self._mean += GAIN * (share - self._mean)

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 STATUS = 70  # EX_SOFTWARE of sysexits.h
@@ -56,8 +57,9 @@ class Watchdog:
 
     def _end(self, what: str) -> NoReturn:
         telling = threading.Thread(target=self._tell, args=[what], daemon=True)
-        telling.start()
-        telling.join(TELL_S)
+        with suppress(RuntimeError):  # there may be no thread left to have
+            telling.start()
+            telling.join(TELL_S)
         if os.environ.get("BENTOML_CONTAINERIZED"):  # where the supervisor leaves it to the container to start anew
             os.kill(os.getppid(), signal.SIGTERM)
         os._exit(STATUS)
