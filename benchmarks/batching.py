@@ -39,6 +39,7 @@ SAMPLE = 256  # texts in this process
 GRID = 2 ** (1 / 4)  # between two rates that are tried
 LIMITS = {"mixed": 250.0, "short": 100.0}  # milliseconds of p99
 CLIENTS, WARM_S = 32, 1.0
+LEAST_CLIENTS = 8  # where requests have many texts: more of those would be refused, and ask again at once
 MIXES: dict[str, dict[str, Any]] = {
     "mixed": {"long_share": load.LONG_SHARE},
     "short": {"long_share": 0.0},
@@ -239,8 +240,10 @@ class Bench:
         return found
 
     def _saturated(self, trace: load.Trace) -> float:
-        outcome = run(load.saturate(self.servers.urls["cost"], self.servers.key, trace, CLIENTS, self.seconds / 2))
-        return len(outcome.latencies) * len(json.loads(trace.bodies[0])["texts"]) / outcome.seconds
+        items = len(json.loads(trace.bodies[0])["texts"])
+        clients = max(CLIENTS // items, LEAST_CLIENTS)
+        outcome = run(load.saturate(self.servers.urls["cost"], self.servers.key, trace, clients, self.seconds / 2))
+        return len(outcome.latencies) * items / outcome.seconds
 
 
 def _line(figures: dict[str, Any]) -> str:
