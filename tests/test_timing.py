@@ -159,8 +159,9 @@ def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
 
 def test_a_first_look_at_rates_is_short(clock, work):
     engine = Clocked(clock, fixed=1.0)
-    timing.rates({"it": engine}, work.part(0.1), (2048,), seconds=0, least=timing.FEW)
-    assert len(engine.shapes) == 1 + timing.FEW
+    part = work.part(0.1)
+    timing.rates({"it": engine}, part, (2048,), seconds=0, least=timing.FEW)
+    assert len(engine.shapes) == len(part.grouped(2048, engine)) * (1 + timing.FEW)
 
 
 def test_streams_get_the_batches_all_at_once(clock, work):

@@ -6,8 +6,8 @@ import torch
 from models import TASKS
 
 from deploykit import architectures
-from deploykit.fitting import Teacher, cross_entropy
-from deploykit.pruners import _distillation, _fisher
+from deploykit.fitting import Teacher, collate, cross_entropy
+from deploykit.pruners import _distillation
 from deploykit.pruners._distillation import DistillOptions
 from deploykit.tasks import IGNORED
 
@@ -81,7 +81,7 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     options = DistillOptions(soft=0.7, hidden=0.3, temperature=3.0)
     assert _distillation.distill(student, teacher, problem, options, tmp_path) == []
     ((pupil, _, _, loss, _),) = captured
-    (batch,) = _fisher.padded(problem.train[:6], problem.tokenizer)
+    batch = collate(problem.tokenizer, problem.train[:6])
     labels, given = batch.pop("labels"), batch
     pupil.train()
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_labels_are_not_used_where_the_teacher_says_all(tiny_encoder, problem_of
     monkeypatch.setattr(_distillation, "fit", lambda *arguments: losses.setdefault(arguments[2].soft, arguments[3]))
     for soft in (0.9, 1.0):
         _distillation.distill(tiny_encoder(), tiny_encoder(), problem_of(), DistillOptions(soft=soft), tmp_path)
-    batch = next(_fisher.padded(problem_of().train[:6], problem_of().tokenizer))
+    batch = collate(problem_of().tokenizer, problem_of().train[:6])
     labels = batch.pop("labels")
     found = _distillation.Pupil(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
     for soft, same in ((0.9, False), (1.0, True)):
@@ -120,7 +120,7 @@ def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
 
 def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
     pupil = _distillation.Pupil(tiny_encoder("distilbert"), tiny_encoder("distilbert", seed=1)).eval()
-    (batch,) = _fisher.padded(problem_of().train[:2], problem_of().tokenizer)
+    batch = collate(problem_of().tokenizer, problem_of().train[:2])
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}
     assert "taught" in pupil.train()(**batch)

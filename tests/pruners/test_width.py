@@ -12,8 +12,8 @@ from deploykit import architectures, recipe
 from deploykit.architectures import Shape
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
-from deploykit.fitting import inputs
-from deploykit.pruners import _fisher, _timing, width
+from deploykit.fitting import collate, inputs
+from deploykit.pruners import _timing, width
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ def prune(*arguments):
 
 def far(model, whole, rows, tokenizer):
     """The root mean square difference of two models' logits."""
-    (batch,) = _fisher.padded(rows, tokenizer)
+    batch = collate(tokenizer, rows)
     with torch.inference_mode():
         one, other = (found.eval()(**inputs(found, batch)).logits for found in (model, whole))
     shown = batch["attention_mask"].bool() if one.ndim == 3 else slice(None)
