@@ -5,7 +5,7 @@ process never loads what it does not need.
 
 Example:
     >>> import deploykit
-    >>> artifacts = deploykit.run(deploykit.load_recipe("recipe.yaml"))  # doctest: +SKIP
+    >>> outcomes = deploykit.run(deploykit.load_recipe("recipe.yaml"))  # doctest: +SKIP
 """
 
 from importlib import import_module

@@ -114,6 +114,7 @@ class ServeOptions(Record):
         redact: masks personal data before the model reads a text.
         redact_names: the spaCy model that finds names of people for that; null: they stay.
         records: what may be kept of texts and answers; null: nothing.
+        extras: of deploykit that the service uses; their packages are pinned with the others.
         batching: which texts share a batch. `cost`: those that cost no more together than alone. The others are there
             to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
             BentoML's adaptive batching.
@@ -135,6 +136,7 @@ class ServeOptions(Record):
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
     redact_names: str | None = Field(default=None, min_length=1)
     records: RecordOptions | None = None
+    extras: tuple[Literal["jwt", "otel", "presidio", "redis", "sign"], ...] = ()
     ui: bool = True
     threads: int | None = Field(default=None, ge=1)
 

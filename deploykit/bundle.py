@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 import deploykit
 from deploykit.artifact import BENTOFILE, LIBRARY, MODEL_CARD, REQUIREMENTS, SERVICE, Artifact, Manifest
-from deploykit.errors import ArtifactError, MissingExtraError
+from deploykit.errors import ArtifactError, extra_missing
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 
@@ -95,7 +95,7 @@ def write(
     folder: Path,
     manifest: Manifest,
     key: str,
-    engine: str,
+    packages: Sequence[str],
     chosen: str,
     comparison: Comparison,
     verdicts: Sequence[Verdict],
@@ -106,7 +106,7 @@ def write(
         folder: the draft.
         manifest: of the artifact that is packaged.
         key: of the package.
-        engine: that runs the graph; its package is pinned.
+        packages: to pin beside those of every service: the engine's, and those of extras.
         chosen: the name of the candidate that runs.
         comparison: with the trained model.
         verdicts: on it.
@@ -114,7 +114,7 @@ def write(
     (folder / SERVICE).write_text(SERVICE_TEXT, encoding="utf-8")
     bentofile = BENTOFILE_TEXT.format(name=manifest.name, task=manifest.task, key=key[:12])
     (folder / BENTOFILE).write_text(bentofile, encoding="utf-8")
-    pinned = requirements([*SERVING_PACKAGES, engine])
+    pinned = requirements([*SERVING_PACKAGES, *packages])
     (folder / REQUIREMENTS).write_text("\n".join(pinned) + "\n", encoding="utf-8")
     (folder / MODEL_CARD).write_text(card(manifest, chosen, comparison, verdicts), encoding="utf-8")
     copy_library(folder / LIBRARY)
@@ -165,14 +165,33 @@ def copy_library(folder: Path) -> None:
         shutil.copy(file, target)
 
 
+def members(extras: Sequence[str]) -> list[str]:
+    """Lists the packages of deploykit's extras, as its own metadata name them.
+
+    Raises:
+        MissingExtraError: one of them is not installed here, so that there is no version to pin.
+    """
+    found = []
+    for extra in extras:
+        for needed in map(Requirement, requires("deploykit") or []):
+            if needed.marker and needed.marker.evaluate({"extra": extra}):
+                try:
+                    version(needed.name)
+                except PackageNotFoundError as error:
+                    raise extra_missing(f"the recipe's `extras: [{extra}]`", needed.name, extra) from error
+                found.append(f"{needed.name}[{','.join(needed.extras)}]" if needed.extras else needed.name)
+    return found
+
+
 def requirements(names: Sequence[str]) -> list[str]:
     """Pins packages and all that they pull in to the versions installed here, `name==version` each.
 
     Args:
-        names: of the registry. One that is not installed is left out: `onnxruntime-gpu` may stand in.
+        names: of the registry, as `name` or `name[extra]`. One that is not installed is left out: `onnxruntime-gpu`
+            may stand in.
     """
     found: dict[str, str] = {}
-    queue = [(name, frozenset[str]()) for name in names]
+    queue = [(needed.name, frozenset(needed.extras)) for needed in map(Requirement, names)]
     while queue:
         name, extras = queue.pop()
         try:
@@ -190,7 +209,7 @@ def requirements(names: Sequence[str]) -> list[str]:
                 queue.append((needed.name, frozenset(needed.extras)))
     pinned = sorted(set(found.values()))
     if not any(line.startswith("onnxruntime") for line in pinned):
-        raise MissingExtraError("no ONNX Runtime is installed to pin. Add it with: pip install 'deploykit[cpu]'")
+        raise extra_missing("a package", "onnxruntime", "cpu")
     return pinned
 
 

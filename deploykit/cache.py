@@ -39,7 +39,7 @@ def remember(key: str, compute: Callable[[], Any]) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or half of one
         found = compute()
-    with storage_errors(file.parent):
+    with storage_errors(file.parent, VARIABLE):
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}.draft")
         draft.write_text(json.dumps(found), encoding="utf-8")

@@ -113,7 +113,7 @@ def export(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def quantize(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Quantize: measure the graph and its int8 copy, keep the faster that is as good."""
+    """Quantize: measure smaller and faster graphs, keep the best that is as good."""
     _run(_recipe(recipe, overrides), only="quantize")
 
 

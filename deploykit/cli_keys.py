@@ -26,7 +26,10 @@ def add_key(
     client: Annotated[str, typer.Argument(help="Who the key is for.")],
     keys: KeyFile = None,
     scopes: Annotated[
-        list[str] | None, typer.Option("--scope", help="predict, explain, metrics, docs, admin; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--scope", help="predict, explain, metrics, docs, admin; may be repeated. Default: predict and metrics."
+        ),
     ] = None,
     days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
     starts: Annotated[datetime | None, typer.Option("--from", help="When it begins to be valid, in UTC.")] = None,
@@ -106,7 +109,7 @@ def disable_key(
     key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
-    """Disable keys until they are enabled again; a running service notices within seconds."""
+    """Disable keys until they are enabled again; a running service notices within a second."""
     _switch(key, keys, disabled=True)
 
 
@@ -132,7 +135,7 @@ def revoke_key(
     key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
-    """Revoke keys; a running service notices within seconds."""
+    """Revoke keys; a running service notices within a second."""
     from deploykit.serving import keys as store
 
     gone = store.revoke(keys or store.default_path(), key)

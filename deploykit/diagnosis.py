@@ -13,7 +13,7 @@ GIB = 2**30
 SPACE = 5 * GIB  # an installation with torch, and a run
 EXTRAS = {
     "cpu": "serves on the CPU",
-    "gpu": "runs graphs where the driver of a GPU is",
+    "gpu": "is the ONNX Runtime that knows GPUs",
     "openvino": "runs graphs in bfloat16 where the CPU has it",
     "train": "trains, prunes, exports and quantizes",
     "jwt": "lets a service take tokens of an identity provider",
@@ -67,7 +67,7 @@ def _extras() -> list[tuple[str, str, str]]:
         missing = [name for name in _members(extra) if not _installed(name)]
         wanted = extra in NEEDED or (extra == "gpu" and hardware.gpus() and not _installed("onnxruntime"))
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
-        advice = f"{purpose}: pip install 'deploykit[{extra}]'" if missing and wanted else ""
+        advice = f"{purpose}: pip install '.[{extra}]' where its source is" if missing and wanted else ""
         found.append((f"extra {extra}", state, advice))
     return found
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from shutil import disk_usage
 
 FULL = 65536  # a disk with fewer free bytes than this is taken to be full
+SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # that a recipe can put into a package's requirements
 
 
 class DeploykitError(Exception):
@@ -80,6 +81,18 @@ class MissingExtraError(InputError):
     """A package of an optional extra is not installed."""
 
 
+def extra_missing(wanted_by: str, package: str | None, extra: str) -> MissingExtraError:
+    """Says which extra brings a package that is not installed, and how to add it.
+
+    By no name of a registry: what is called deploykit there need not be this.
+    """
+    pinned = f", or in the recipe with `serve: {{extras: [{extra}]}}`, for the package and its image"
+    return MissingExtraError(
+        f"{wanted_by} needs the package {package!r}, which is not installed. Add it in the directory of deploykit's"
+        f" source: pip install '.[{extra}]'{pinned if extra in SERVING_EXTRAS else ''}"
+    )
+
+
 class BusyError(InputError):
     """Somebody else is using the directory or the port."""
 
@@ -89,11 +102,15 @@ class StorageError(InputError):
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, choice: str = "`output:` in the recipe") -> Iterator[None]:
     """Turns a full disk and a refused access below `path` into a `StorageError`.
 
     Libraries that write in other languages raise errors of their own, without a number: there the message,
     or a disk without free space, tells.
+
+    Args:
+        path: of what is written.
+        choice: what names another place, for the message.
 
     Raises:
         StorageError: on ENOSPC, EDQUOT, EACCES, EPERM or EROFS.
@@ -107,8 +124,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         where = (error.filename if isinstance(error, OSError) else None) or path
         if number in (EACCES, EPERM, EROFS):
             raise StorageError(
-                f"no permission for {where}. Give this user access to it, or choose another directory with"
-                " `output:` in the recipe."
+                f"no permission for {where}. Give this user access to it, or choose another place with {choice}."
             ) from error
         if number in (ENOSPC, EDQUOT) or "No space left on device" in str(error) or _is_full(path):
             raise StorageError(

@@ -76,11 +76,6 @@ def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "fl
         predictor: of the packaged graph, or of the float graph beside it.
         expected: whose answers must come.
 
-    Args:
-        golden: the set.
-        predictor: of the packaged graph, or of the float graph beside it.
-        expected: whose answers must come.
-
     Raises:
         ArtifactError: answers moved (says how many, and the largest shift), or long inputs cannot be read.
     """
@@ -95,7 +90,8 @@ def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "fl
         raise ArtifactError(
             f"{len(wrong)} of {len(shifts)} golden answers moved: a probability shifted by up to {max(shifts):.3f},"
             f" expected at most {tolerance:.3g}. The first is number {wrong[0]} of the set."
-            " This machine computes the model differently, or a file is not the one that was verified."
+            " This machine computes the model differently, or a file is not the one that was verified: choose again"
+            " here with `deploykit retune`, or fetch the package again."
         )
     _ask_at_length(golden, predictor)
 

@@ -75,7 +75,7 @@ def write(found: Found, target: Path) -> None:
     Raises:
         StorageError: the disk is full or refuses to be written.
     """
-    with storage_errors(target), target.open("w", encoding="utf-8") as stream:
+    with storage_errors(target, "`--to`"), target.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
 
 

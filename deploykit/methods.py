@@ -12,7 +12,7 @@ from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict
 
-from deploykit.errors import MethodError, MissingExtraError
+from deploykit.errors import MethodError, extra_missing
 
 FOLDERS = {
     "task": "tasks",
@@ -73,11 +73,7 @@ def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
     package = (error.name or "").partition(".")[0]
     if package in ("", "deploykit"):
         return error
-    extra = EXTRA_OF.get(package, "train")
-    return MissingExtraError(
-        f"{wanted_by} needs the package {package!r}, which is not installed."
-        f" Add it with: pip install 'deploykit[{extra}]'"
-    )
+    return extra_missing(wanted_by, package, EXTRA_OF.get(package, "train"))
 
 
 def did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:

@@ -39,8 +39,8 @@ def package(job: Job) -> Artifact:
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))
         golden.save(folder, _golden(job, options, predictor))
-        engine = predictor.engine.execution.engine
-        bundle.write(folder, source.manifest, job.key, engine, _chosen(job, predictor), comparison, verdicts)
+        packages = [predictor.engine.execution.engine, *bundle.members(job.recipe.serve.extras)]
+        bundle.write(folder, source.manifest, job.key, packages, _chosen(job, predictor), comparison, verdicts)
         return job.finish(
             folder,
             kind="package",

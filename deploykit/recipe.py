@@ -55,7 +55,7 @@ class ExportSection(Options):
 
 
 class GateSection(Options):
-    """What the result must keep, measured on the validation split; null sets no bound.
+    """What the result must keep, measured on the validation split; of all but `max_drop`, null sets no bound.
 
     Against the model before the stage and, at packaging, against the trained model: `max_drop` bounds the loss of the
     task's first metric, `max_label_drop` the loss of recall of any label, `max_length_drop` that of the first metric
@@ -228,11 +228,6 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")
     return _resolve_paths(recipe, folder)
-
-
-def json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe, for editors."""
-    return Recipe.model_json_schema()
 
 
 def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:

@@ -226,7 +226,7 @@ def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates:
             folder,
             manifest,
             key,
-            kept.execution.engine,
+            [kept.execution.engine, *bundle.members(manifest.serve.extras)],
             f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
             Comparison.model_validate(own["comparison"]),
             [Verdict.model_validate(found) for found in own["verdicts"]],

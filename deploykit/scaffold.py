@@ -78,7 +78,7 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
     methods.load("task", answers["task"])
     values = {key: _quoted(answer) for key, answer in answers.items()}
     text = TEMPLATE.format(path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
-    with storage_errors(path):
+    with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.draft")
         temporary.write_text(text, encoding="utf-8")

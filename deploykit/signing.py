@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import SIGNATURE, STORED, Artifact
-from deploykit.errors import ArtifactError, InputError, MissingExtraError, storage_errors
+from deploykit.errors import ArtifactError, InputError, extra_missing, storage_errors
 
 COMPILED = "__pycache__"
 
@@ -104,10 +104,7 @@ def _library() -> Any:
     try:
         import model_signing
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"signatures need the package {error.name!r}, which is not installed."
-            " Add it with: pip install 'deploykit[sign]'"
-        ) from error
+        raise extra_missing("a signature", error.name, "sign") from error
     return model_signing
 
 

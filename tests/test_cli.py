@@ -252,7 +252,7 @@ def test_missing_extra_names_the_pip_command(tmp_path, tiny_recipe):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "needs the package 'torch', which is not installed" in done.stderr
-    assert "pip install 'deploykit[train]'" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

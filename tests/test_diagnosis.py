@@ -37,7 +37,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(extra, name, l
     without(name)
     state, advice = look()[f"extra {extra}"]
     assert state == f"1 packages missing: {name}"
-    assert advice == f"{diagnosis.EXTRAS[extra]}: pip install 'deploykit[{extra}]'"
+    assert advice == f"{diagnosis.EXTRAS[extra]}: pip install '.[{extra}]' where its source is"
 
 
 def test_an_engine_that_cannot_be_loaded_is_a_finding_and_no_crash(look, monkeypatch):
@@ -84,7 +84,7 @@ def test_a_graphics_card_asks_for_its_extra(look, without, monkeypatch):
     assert look()["extra gpu"][1] == ""
     monkeypatch.setattr(hardware, "gpus", lambda: ("a card",))
     assert look()["gpus"] == ("a card", "")
-    assert look()["extra gpu"][1] == "runs graphs where the driver of a GPU is: pip install 'deploykit[gpu]'"
+    assert look()["extra gpu"][1] == "is the ONNX Runtime that knows GPUs: pip install '.[gpu]' where its source is"
 
 
 def test_what_may_be_used_is_what_the_cgroup_allows(look, monkeypatch):

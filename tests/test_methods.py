@@ -33,7 +33,7 @@ def test_a_missing_package_becomes_the_command_that_adds_it(monkeypatch, package
 
     monkeypatch.setattr(methods, "import_module", refuse)
     top = package.partition(".")[0]
-    message = rf"the task 'text-classification' needs the package '{top}', .* pip install 'deploykit\[{extra}\]'$"
+    message = rf"the task 'text-classification' needs the package '{top}', .* pip install '\.\[{extra}\]'$"
     with pytest.raises(MissingExtraError, match=message):
         methods.load("task", "text-classification")
 

@@ -3,7 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from deploykit.quantizers import dynamic
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(deploykit.__file__).parent
+SERVE = {"timeout_s": 3, "extras": ["jwt"]}
 HEAVY = ("torch", "transformers", "optimum", "datasets", "accelerate", "scikit-learn", "onnx", "seqeval", "triton")
 
 
@@ -40,7 +41,7 @@ def packaged(tmp_path_factory, tiny_encoder, sealed_checkpoint, job_of):
             package = {"store": False, "golden": 16}
             made[task] = (
                 graph,
-                packaging.package(job_of("package", graph, task, package=package, serve={"timeout_s": 3})),
+                packaging.package(job_of("package", graph, task, package=package, serve=SERVE)),
             )
         return made[task]
 
@@ -81,13 +82,32 @@ def test_everything_is_pinned_once_to_what_is_installed_here():
 
 
 def test_nothing_is_pinned_without_a_runtime():
-    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[cpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[cpu\]'"):
         bundle.requirements(("numpy",))
 
 
 def test_a_package_that_is_not_installed_is_left_out():
     found = bundle.requirements(("no-such-package-at-all", "onnxruntime"))
     assert found == bundle.requirements(("onnxruntime",))
+
+
+def test_extras_are_pinned_with_what_they_pull_in_and_nothing_else():
+    assert bundle.members(["jwt", "redis"]) == ["pyjwt[crypto]", "limits", "redis"]
+    assert bundle.members([]) == []
+    names = {line.partition("==")[0] for line in bundle.requirements(["onnxruntime", *bundle.members(["redis"])])}
+    assert {"limits", "redis", "deprecated"} <= names
+    assert "pyjwt" not in names
+
+
+def test_an_extra_that_is_not_installed_has_no_version_to_pin(monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(bundle, "version", absent)
+    with pytest.raises(
+        MissingExtraError, match=r"`extras: \[otel\]` needs .*'opentelemetry-.*pip install '\.\[otel\]'"
+    ):
+        bundle.members(["otel"])
 
 
 # the library inside a package
@@ -179,7 +199,9 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     assert {f"deploykit/serving/ui/{name}" for name in ("index.html", "style.css", "app.js")} <= names
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
-    assert found.file("requirements.txt").read_text().splitlines() == bundle.requirements(bundle.SERVING_PACKAGES)
+    pinned = found.file("requirements.txt").read_text().splitlines()
+    assert pinned == bundle.requirements([*bundle.SERVING_PACKAGES, "pyjwt[crypto]"])
+    assert {"pyjwt", "cryptography"} <= {line.partition("==")[0] for line in pinned}
 
 
 @pytest.mark.parametrize("task", TASKS)

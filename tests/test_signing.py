@@ -127,5 +127,5 @@ def test_what_the_tool_signs_is_taken(signed, keys):
 def test_without_the_library_nothing_holds(signed, keys, monkeypatch):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     for act in (lambda: verify(signed, keys[1]), lambda: signing.sign(signed, keys[0])):
-        with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[sign\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
             act()

@@ -225,7 +225,7 @@ def _named(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
 @contextmanager
 def _changing(path: Path) -> Iterator[None]:
     """Holds off others who change the same file, on this machine."""
-    with storage_errors(path):
+    with storage_errors(path, "`--keys`, or DEPLOYKIT_KEYS"):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with path.with_name(f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

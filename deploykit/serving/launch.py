@@ -23,7 +23,7 @@ from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputErro
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.names import require_model
 from deploykit.serving.records import require_folder
-from deploykit.serving.settings import AUTH, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
+from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
@@ -177,8 +177,11 @@ def drain(port: int = PORT, seconds: float = 0.0, environ: Mapping[str, str] = o
     home = environ.get("BENTOML_HOME") or str(_home(environ, port))
     file = drain_file({**environ, "BENTOML_HOME": home})
     if not file.parent.is_dir():
-        raise InputError(f"no service was started on port {port} by this user. Name its port with --port.")
-    with storage_errors(file):
+        raise InputError(
+            f"no service was started on port {port} by this user with `deploykit serve`. Name its"
+            f" port with --port; one that was started otherwise is found by its BENTOML_HOME or {DRAIN}."
+        )
+    with storage_errors(file, DRAIN):
         file.touch()
     time.sleep(seconds)
     return file

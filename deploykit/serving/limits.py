@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
-from deploykit.errors import MissingExtraError
+from deploykit.errors import extra_missing
 from deploykit.serving.access import Client
 from deploykit.serving.problems import Problem, retry_after
 
@@ -73,10 +73,7 @@ class Windows:
             from limits import RateLimitItemPerSecond
             from limits.aio import storage, strategies
         except ImportError as error:
-            raise MissingExtraError(
-                f"shared limits need the package {error.name!r}, which is not installed."
-                " Add it with: pip install 'deploykit[redis]'"
-            ) from error
+            raise extra_missing("a service with shared limits", error.name, "redis") from error
         options: Any = {"socket_timeout": REDIS_S, "socket_connect_timeout": REDIS_S}
         self._item = RateLimitItemPerSecond
         self._storage = storage.RedisStorage(f"async+{address}", implementation="redispy", **options)

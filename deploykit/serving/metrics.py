@@ -1,9 +1,9 @@
 """Every metric of the service: its name, its type and its labels.
 
 Labels come from closed sets (routes, statuses, reasons, the model's own labels), so that nobody can make
-the page grow by asking for odd things. All series exist from the first scrape. BentoML runs workers in
-prometheus_client's multiprocess mode; gauges therefore say how to join the processes, and a page is
-collected from their files. Without that mode, in tests, the registry itself is the page.
+the page grow by asking for odd things. All series but those of rare statuses exist from the first scrape of a
+service that is ready. BentoML runs workers in prometheus_client's multiprocess mode; gauges therefore say how to join
+the processes, and a page is collected from their files. Without that mode, in tests, the registry itself is the page.
 
 `python -m deploykit.serving.metrics` prints docs/metrics.md, which is made of this file alone.
 """
@@ -49,7 +49,8 @@ LEAST = ("ready", "golden_passed")
 PAGE = """# Metrics
 
 What `GET /metrics` tells, made by `make docs` from `deploykit/serving/metrics.py`. A histogram is a series of
-`_bucket`, with `_sum` and `_count`. All series are there from the first scrape, and say the same with several workers.
+`_bucket`, with `_sum` and `_count`. All series but those of rare statuses are there from the first scrape of a service
+that is ready, and say the same with several workers.
 
 | name | type | labels | meaning |
 | --- | --- | --- | --- |

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import InputError, MissingExtraError
+from deploykit.errors import InputError, extra_missing
 from deploykit.serving.access import Client, Refusal
 from deploykit.serving.keys import SCOPES, Scope
 
@@ -47,10 +47,7 @@ class Tokens:
         try:
             import jwt
         except ImportError as error:
-            raise MissingExtraError(
-                f"tokens need the package {error.name!r}, which is not installed."
-                " Add it with: pip install 'deploykit[jwt]'"
-            ) from error
+            raise extra_missing("a service with tokens", error.name, "jwt") from error
         self.failures = 0
         self._jwt: Any = jwt
         self._source, self._issuer, self._audience = jwks, issuer, audience

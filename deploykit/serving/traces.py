@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from deploykit.errors import InputError, MissingExtraError
+from deploykit.errors import InputError, extra_missing
 from deploykit.serving.calls import Call
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -61,10 +61,7 @@ class Traces:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise MissingExtraError(
-                f"traces need the package {error.name!r}, which is not installed."
-                " Add it with: pip install 'deploykit[otel]'"
-            ) from error
+            raise extra_missing("a service with traces", error.name, "otel") from error
         resource = Resource.create({"service.name": name, "service.version": version})
         self._provider = TracerProvider(
             resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False

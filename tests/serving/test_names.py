@@ -61,7 +61,7 @@ def test_no_service_starts_that_cannot_find_names(make_package, tmp_path, key_fi
         with pytest.raises(InputError, match=r"wants the spaCy model .*, which is not installed here"):
             starts(name)
     monkeypatch.setattr(names, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[presidio\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[presidio\]'"):
         starts("en_core_web_sm")
 
 

@@ -69,7 +69,7 @@ def test_the_float_graph_is_served_where_the_engine_is_missing(serve, make_packa
     client = serve(made.path)
     assert client.post(PREDICT, json_body=BODY).status == 200
     assert metrics(client)["deploykit_fallback"] == 1
-    assert "pip install 'deploykit[openvino]'" in capfd.readouterr().out
+    assert "pip install '.[openvino]'" in capfd.readouterr().out
 
 
 def test_as_many_batches_at_once_as_the_choice_has_streams(serve, make_package, tmp_path, monkeypatch):

@@ -72,9 +72,9 @@ def test_no_service_starts_where_signatures_cannot_be_checked(made, pair, key_fi
         with pytest.raises(InputError, match=message):
             starts(path)
     monkeypatch.setitem(sys.modules, "model_signing", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[sign\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
         starts(str(pair[1]))
-    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[sign\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
         settings.require_signer(settings.load(made)[0])
 
 
@@ -87,7 +87,7 @@ def test_bentoml_does_not_serve_without_the_library(made, pair, tmp_path):
     argv = [sys.executable, "-m", "bentoml", "serve", str(made), "--port", str(launch.free_port())]
     ended = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "pip install 'deploykit[sign]'" in ended.stderr + ended.stdout
+    assert "pip install '.[sign]'" in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr + ended.stdout
 
 

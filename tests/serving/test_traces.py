@@ -199,7 +199,7 @@ def test_an_exporter_that_is_not_there_is_refused():
 
 def test_a_missing_exporter_says_how_to_add_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(MissingExtraError, match=r"traces need the package .* pip install 'deploykit\[otel\]'"):
+    with pytest.raises(MissingExtraError, match=r"traces needs the package .* pip install '\.\[otel\]'"):
         traces.Traces("tiny", "1")
 
 
