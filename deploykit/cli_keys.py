@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deploykit.serving.keys import Key
 
 app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
+MOST_DAYS = 36_500
 KeyFile = Annotated[
     Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
 ]
@@ -31,7 +32,7 @@ def add_key(
             "--scope", help="predict, explain, metrics, docs, admin; may be repeated. Default: predict and metrics."
         ),
     ] = None,
-    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=MOST_DAYS, help="Days until it expires.")] = None,
     starts: Annotated[datetime | None, typer.Option("--from", help="When it begins to be valid, in UTC.")] = None,
     per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
     per_day: Annotated[int | None, typer.Option(help="Requests allowed in a day.")] = None,
@@ -42,7 +43,7 @@ def add_key(
     from deploykit.serving import keys as store
 
     path = keys or store.default_path()
-    expires = datetime.now(UTC) + timedelta(days=days) if days else None
+    expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
     text = store.add(
         path,
         client,
@@ -94,7 +95,7 @@ def _limits(key: "Key") -> str:
 def rotate_key(
     key: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
     keys: KeyFile = None,
-    hours: Annotated[float, typer.Option(min=0, help="How long the old key stays valid.")] = 24.0,
+    hours: Annotated[float, typer.Option(min=0, max=24 * MOST_DAYS, help="How long the old key stays valid.")] = 24.0,
 ) -> None:
     """Make a key that allows the same, print it, and let the old one expire."""
     from deploykit.serving import keys as store

@@ -2,7 +2,8 @@
 
 The guard sees a request once its head is complete. Before that there is only the server, which waits for ever; so its
 protocol is extended here by timers, after `heads` has bounded what it keeps. And a client that does not read its
-answers would hold them, and the request, for as long as it likes: that connection ends, too.
+answers would hold them, and the request, for as long as it likes: that connection ends, too. An idle one outlives those
+of proxies, so that it is the proxy that closes it, and no request finds it closed.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from deploykit.serving.heads import BoundedProtocol
 
 HEAD_S = 20.0  # from the first byte that is not part of a request in progress
+DEFAULT_S, KEEP_ALIVE_S = 5, 75  # between two requests: the server's own where nobody says another, and ours for it
 READ_S, READ_BYTES = 20.0, 65536  # of what fills all buffers on the way, a client reads so much in so many seconds
 
 
@@ -26,8 +28,10 @@ class Connection(BoundedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives a connection on which nothing arrives as long as one between two requests."""
         super().connection_made(transport)
+        if self.timeout_keep_alive == DEFAULT_S:
+            self.timeout_keep_alive = KEEP_ALIVE_S
         self._cycles = deque[RequestResponseCycle]()  # requests without their answers, the oldest first
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the timers, and tells all requests; the server tells the last one, and the others would write on."""
@@ -55,6 +59,9 @@ class Connection(BoundedProtocol):
             return
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
+        elif self._between and self.cycle is not None:  # the rest of a body that has its answer, or an empty line
+            self._stop()
+            self._idle()
         elif self._timer is None:
             self._timer = self.loop.call_later(HEAD_S, self._late)
 
@@ -82,6 +89,11 @@ class Connection(BoundedProtocol):
         if self._full is not None:
             self._full.cancel()
             self._full = None
+
+    def _idle(self) -> None:
+        if self.timeout_keep_alive_task is None:
+            wait, end = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(wait, end)
 
     def _late(self) -> None:
         self._timer = None

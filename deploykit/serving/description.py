@@ -37,6 +37,7 @@ class ProblemDetails(Wire):
     title: str
     status: int
     detail: str = Field(description="what happened, and what to do next")
+    error: str = Field(description="the same, where clients of the other protocols look for it")
     instance: str = Field(description="the request id, as in the header X-Request-Id and in the service's log")
     errors: list[Mistake] = Field(default=[], description="the first mistakes, where the body does not fit")
 

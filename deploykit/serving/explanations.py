@@ -2,7 +2,7 @@
 
 Occlusion (Zeiler and Fergus, 2014), on the graph that is served: every word is left out in turn, and its weight is
 what the probability of the label loses. It knows nothing of gradients, so it is true of any engine and quantization.
-A text of many words is left out in as many parts as are allowed, so that the cost is bounded.
+A text of many words is left out in as many parts as are allowed, and a long one in fewer, so that the cost is bounded.
 """
 
 import re
@@ -19,7 +19,8 @@ from deploykit.tasks import Task
 
 PATH = "/v1/explain"
 WORD = re.compile(r"\S+")
-MOST = 64  # parts of a text
+LEAST, MOST = 8, 64  # parts of a text that has so many words
+MOST_READ = 128_000  # characters, about, in all that is read for one answer
 MOST_CHARACTERS = 20_000  # of each text, which is read once for each part
 
 
@@ -80,13 +81,18 @@ def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
     return (Protocol("explain", PATH, ExplainRequest, ExplainResponse, read, write, scope="explain", counted=False),)
 
 
-def parts(text: str, most: int = MOST) -> list[tuple[int, int]]:
+def parts(text: str, most: int | None = None) -> list[tuple[int, int]]:
     """Cuts a text into words, or runs of words of about equal number where there are more than `most`.
+
+    Args:
+        text: of any length.
+        most: parts; default: what may be read for one answer, since the text is read once for each part.
 
     Example:
         >>> parts("not a good film", most=2)
         [(0, 5), (6, 15)]
     """
+    most = most or min(max(MOST_READ // max(len(text), 1), LEAST), MOST)
     words = [match.span() for match in WORD.finditer(text)]
     count = min(most, len(words))
     edges = [round(index * len(words) / count) for index in range(count + 1)] if count else [0]

@@ -6,6 +6,7 @@ anybody has seen a request. Headers that are complete are counted by the guard, 
 
 import logging
 import random
+import re
 from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,18 +16,26 @@ from deploykit.serving.problems import Problem
 
 MOST, MOST_BYTES = 64, 16 * 1024  # headers of a request, and their bytes
 DETAIL = f"a request may have {MOST} headers of {MOST_BYTES} bytes together; send fewer or shorter ones"
+H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[^\r\n]*", re.IGNORECASE)
 logger = logging.getLogger("deploykit.serving")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection that sends more than `MOST_BYTES` without completing headers or sending a body."""
+    """Closes a connection that sends more than `MOST_BYTES` without completing headers or sending a body.
+
+    An offer to go on in HTTP/2 is not read: the parser would take what follows it for HTTP/2, and lose the body.
+    """
 
     _unread = 0
     _moved = False
+    _between = _in_head = True  # two requests; before a body
 
     def data_received(self, data: bytes) -> None:
         """Takes what has arrived."""
         self._moved = False
+        if self._in_head:
+            head, end, body = data.partition(b"\r\n\r\n")
+            data = H2C.sub(b"", head) + end + body
         super().data_received(data)
         self._unread = 0 if self._moved else self._unread + len(data)
         if self._unread > MOST_BYTES and not self.transport.is_closing():
@@ -35,9 +44,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.write(_refusal())
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        """Notes that a request begins."""
+        self._between = False
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Notes progress; what is complete, the guard looks at."""
-        self._moved = True
+        self._moved, self._in_head = True, False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -46,8 +60,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Notes progress."""
-        self._moved = True
+        """Notes progress, and that the request is whole."""
+        self._moved = self._between = self._in_head = True
         super().on_message_complete()
 
 

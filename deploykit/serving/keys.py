@@ -143,12 +143,14 @@ def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
         keys, now = listing(path), datetime.now(UTC).replace(microsecond=0)
         old = next((key for key in keys if key.id == identity), None)
         if old is None:
-            raise InputError(f"no key has the id {identity!r}{did_you_mean(identity, [key.id for key in keys])}.")
+            near = did_you_mean(identity, [key.id for key in keys])
+            raise InputError(f"no key has the id {identity!r}{near}. See: deploykit keys list")
         if old.disabled or (old.expires is not None and old.expires <= now):
             raise InputError(f"the key {identity} is disabled or has expired. Make a new one with: deploykit keys add")
         kept = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires"})
-        lasts = old.expires and now + (old.expires - (old.not_before or old.created))
-        text, fresh = _made(**kept, expires=lasts)
+        begins = old.not_before if old.not_before is not None and old.not_before > now else None
+        lasts = old.expires and (begins or now) + (old.expires - (old.not_before or old.created))
+        text, fresh = _made(**kept, not_before=begins, expires=lasts)
         end = min(now + overlap, old.expires) if old.expires else now + overlap
         ended = old.model_copy(update={"expires": end})
         _write(path, [*(ended if key is old else key for key in keys), fresh])
@@ -218,7 +220,8 @@ def _named(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
     found = tuple(key for key in keys if id_or_client in (key.id, key.client))
     if not found:
         names = sorted({name for key in keys for name in (key.id, key.client)})
-        raise InputError(f"no key has the id or the client {id_or_client!r}{did_you_mean(id_or_client, names)}.")
+        near = did_you_mean(id_or_client, names)
+        raise InputError(f"no key has the id or the client {id_or_client!r}{near}. See: deploykit keys list")
     return found
 
 
@@ -227,12 +230,14 @@ def _changing(path: Path) -> Iterator[None]:
     """Holds off others who change the same file, on this machine."""
     with storage_errors(path, "`--keys`, or DEPLOYKIT_KEYS"):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = path.resolve()
         with path.with_name(f".{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
+    path = path.resolve()  # the file that a link names, and not the link
     content = KeyFile(keys=tuple(keys)).model_dump(mode="json", exclude_none=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     draft = Path(name)

@@ -26,7 +26,6 @@ from deploykit.serving.records import require_folder
 from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
 
 HOST, PORT = "127.0.0.1", 3000
-KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes them first
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
 READY_S = 60.0
 
@@ -81,15 +80,12 @@ def plan(
     if settings.records_folder is not None:
         env[RECORDS] = str(settings.records_folder)  # which may have been relative to where we are
     _require_free(host, port)
-    env.setdefault("BENTOML_HOME", str(_home(env, port)))
+    env["BENTOML_HOME"] = str(home := _home(env, port))
+    with storage_errors(home, "BENTOML_HOME"):
+        home.mkdir(parents=True, exist_ok=True)
     env["PYTHONUNBUFFERED"] = "1"
     env |= dict.fromkeys(("BENTOML_DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "True")
-    options = {
-        "--host": host,
-        "--port": port,
-        "--timeout-keep-alive": KEEP_ALIVE_S,
-        "--timeout-graceful-shutdown": DRAIN_S,
-    }
+    options = {"--host": host, "--port": port, "--timeout-graceful-shutdown": DRAIN_S}
     flags = [str(part) for option in options.items() for part in option]
     argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)
     shown = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
@@ -174,8 +170,8 @@ def drain(port: int = PORT, seconds: float = 0.0, environ: Mapping[str, str] = o
         InputError: no service was started there.
         StorageError: the file cannot be written.
     """
-    home = environ.get("BENTOML_HOME") or str(_home(environ, port))
-    file = drain_file({**environ, "BENTOML_HOME": home})
+    home, given = _home(environ, port), environ.get("BENTOML_HOME")
+    file = drain_file({**environ, "BENTOML_HOME": given if given and not home.is_dir() else str(home)})
     if not file.parent.is_dir():
         raise InputError(
             f"no service was started on port {port} by this user with `deploykit serve`. Name its"
@@ -247,8 +243,9 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _home(environ: Mapping[str, str], port: int) -> Path:
-    cache = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "deploykit" / f"serve-{port}"
+    """Returns a directory of its own for each service: two in one would count, and drain, as one."""
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
+    return Path(environ.get("BENTOML_HOME") or cache) / f"serve-{port}"
 
 
 def _answers(url: str) -> bool:

@@ -41,7 +41,7 @@ class Offer:
         """The ways to ask for predictions, our own first."""
         manifest, task = self.manifest, self.task
         return (
-            *(protocols.predict(manifest, task), protocols.infer(manifest), protocols.pipeline(manifest, task)),
+            *(protocols.predict(manifest, task), protocols.infer(manifest, task), protocols.pipeline(manifest, task)),
             *explanations.explain(manifest, task),
         )
 

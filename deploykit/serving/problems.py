@@ -64,6 +64,7 @@ def body(problem: Problem, instance: str) -> bytes:
         "title": "Client Closed Request" if problem.status == CLIENT_GONE else HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
+        "error": problem.detail,  # where clients of the other protocols look
         "instance": instance,
     }
     if problem.errors:

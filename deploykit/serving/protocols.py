@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from deploykit import __version__
 from deploykit.artifact import Manifest
@@ -49,13 +49,22 @@ class Protocol:
 
 
 class Tensor(Wire):
-    """A tensor of the Open Inference Protocol; its data are flat."""
+    """A tensor of the Open Inference Protocol; its data may be nested as its shape is, and become flat."""
 
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_DIMENSIONS)]
     datatype: Literal["BYTES", "FP32"]
     data: list[Any]
     parameters: dict[str, Any] | None = None
+
+    @field_validator("data")
+    @classmethod
+    def _flat(cls, data: list[Any], known: ValidationInfo) -> list[Any]:
+        for size in known.data.get("shape", [])[1:]:
+            if not all(isinstance(part, list) and len(part) == size for part in data):
+                break
+            data = [one for part in data for one in part]
+        return data
 
 
 class Wanted(Wire):
@@ -85,9 +94,10 @@ def predict(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("predict", "/v1/predict", request, response, _texts, write)
 
 
-def infer(manifest: Manifest) -> Protocol:
+def infer(manifest: Manifest, task: Task) -> Protocol:
     """Returns the Open Inference Protocol: tensors of texts in; answers as JSON, and labels and scores, out."""
     names = [TEXT, PAIR] if manifest.pair else [TEXT]
+    outputs = [output["name"] for output in _outputs(manifest, task)]
 
     class InferRequest(Wire):
         """Texts as tensors of the datatype BYTES, one element a text."""
@@ -112,10 +122,15 @@ def infer(manifest: Manifest) -> Protocol:
             for found in self.inputs:
                 if found.datatype != "BYTES" or not all(isinstance(text, str) for text in found.data):
                     raise ValueError(f"the tensor {found.name} must hold texts, of the datatype BYTES")
-                if len(found.data) != _product(found.shape) or len(found.data) != len(self.inputs[0].data):
+                if len(found.data) != _product(found.shape):
                     raise ValueError(f"the tensor {found.name} holds {len(found.data)} texts, its shape says otherwise")
+                if len(found.data) != len(self.inputs[0].data):
+                    raise ValueError(f"the tensors {' and '.join(names)} hold different numbers of texts")
                 if not 1 <= len(found.data) <= manifest.serve.max_texts:
                     raise ValueError(f"from 1 to {manifest.serve.max_texts} texts are answered at once")
+            for output in self.outputs or ():
+                if output.name not in outputs:
+                    raise ValueError(f"outputs may be {', '.join(outputs)}")
             return self
 
     def read(asked: InferRequest) -> Texts:
@@ -140,6 +155,10 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         """What may be said of the answers; what does not concern this task is let pass."""
 
         top_k: int | None = Field(default=None, ge=1, description="the most labels of each answer")
+        function_to_apply: Literal["softmax"] | None = Field(default=None, description="scores are probabilities")
+        aggregation_strategy: Literal["simple", "first", "average", "max"] | None = Field(
+            default=None, description="of entities, whole ones are answered, each word by its first token"
+        )
 
     class PipelineRequest(BaseModel):
         """One input, or a list of them."""
@@ -147,7 +166,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         model_config = ConfigDict(json_schema_extra={"example": {"inputs": schemas.example(manifest.pair)}})
 
         inputs: single | Annotated[list[single], Field(min_length=1, max_length=most)]
-        parameters: Parameters = Parameters()
+        parameters: Parameters | None = None
         options: dict[str, Any] = {}
 
     def read(asked: PipelineRequest) -> Texts:
@@ -157,7 +176,8 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         return found, None
 
     def write(asked: PipelineRequest, answers: Sequence[BaseModel]) -> Any:
-        found = [task.pipeline(answer, asked.parameters.top_k) for answer in answers]
+        top_k = None if asked.parameters is None else asked.parameters.top_k
+        found = [task.pipeline(answer, top_k) for answer in answers]
         return found if isinstance(asked.inputs, list) or task.PIPELINE_NESTED else found[0]
 
     return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, list[Any], read, write)
@@ -181,20 +201,23 @@ def server_metadata() -> bytes:
 def model_metadata(manifest: Manifest, task: Task) -> bytes:
     """Describes the model, as the Open Inference Protocol wants it."""
     names = [TEXT, PAIR] if manifest.pair else [TEXT]
-    fields = task.Answer.model_fields
-    outputs = [{"name": "answer", "datatype": "BYTES", "shape": [-1]}]
-    if "label" in fields:
-        outputs.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
-    if "scores" in fields:
-        outputs.append({"name": "scores", "datatype": "FP32", "shape": [-1, len(manifest.labels)]})
     content = {
         "name": manifest.name,
         "versions": [version_of(manifest)],
         "platform": f"{manifest.execution.engine}_onnx",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names],
-        "outputs": outputs,
+        "outputs": _outputs(manifest, task),
     }
     return json.dumps(content).encode()
+
+
+def _outputs(manifest: Manifest, task: Task) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"name": "answer", "datatype": "BYTES", "shape": [-1]}]
+    if "label" in task.Answer.model_fields:
+        found.append({"name": "label", "datatype": "BYTES", "shape": [-1]})
+    if "scores" in task.Answer.model_fields:
+        found.append({"name": "scores", "datatype": "FP32", "shape": [-1, len(manifest.labels)]})
+    return found
 
 
 def _texts(asked: Any) -> Texts:

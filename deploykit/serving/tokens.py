@@ -94,7 +94,7 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, TypeError):
             return Refusal(401, "auth_invalid", "the token is not for this service, or was changed")
         given = claims.get("scope", "")
-        granted = given.split() if isinstance(given, str) else [str(one) for one in given]
+        granted = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
         if scope not in granted:
             opens = ", ".join(name for name in SCOPES if name in granted) or "nothing"
             detail = f"the token lacks the scope {scope!r} that this route needs; it opens {opens}"

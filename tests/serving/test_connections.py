@@ -44,12 +44,18 @@ async def slow_app(scope, receive, send):
 
 
 @pytest.fixture
-def connect(monkeypatch):
+def keep_alive():
+    """What the server is told, in seconds."""
+    return {"timeout_keep_alive": KEEP_ALIVE_S}
+
+
+@pytest.fixture
+def connect(monkeypatch, keep_alive):
     """`connect() -> socket` to a server whose connections are ours."""
     monkeypatch.setattr(connections, "HEAD_S", HEAD_S)
     monkeypatch.setattr(connections, "READ_S", READ_S)
     port = launch.free_port()
-    options = {"port": port, "lifespan": "off", "log_config": None, "timeout_keep_alive": KEEP_ALIVE_S}
+    options = {"port": port, "lifespan": "off", "log_config": None, **keep_alive}
     server = uvicorn.Server(uvicorn.Config(slow_app, http=Connection, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -104,6 +110,35 @@ def test_a_second_head_on_a_connection_that_was_used(connect):
 
 def test_a_connection_on_which_nothing_arrives(connect):
     assert KEEP_ALIVE_S - 0.1 < end_of(connect())[0] < KEEP_ALIVE_S + 0.9
+
+
+@pytest.mark.parametrize("keep_alive", [{}, {"timeout_keep_alive": connections.DEFAULT_S}], ids=["silent", "default"])
+def test_where_nobody_says_how_long_idle_connections_outlive_those_of_proxies(connect, monkeypatch):
+    assert connections.KEEP_ALIVE_S == 75
+    assert uvicorn.Config(slow_app).timeout_keep_alive == connections.DEFAULT_S
+    monkeypatch.setattr(connections, "KEEP_ALIVE_S", KEEP_ALIVE_S)
+    one = connect()
+    one.sendall(HEAD + b"\r\n")
+    seconds, found = end_of(one)
+    assert found.startswith(b"HTTP/1.1 204")
+    assert ANSWER_S + KEEP_ALIVE_S - 0.2 < seconds < ANSWER_S + KEEP_ALIVE_S + 1
+
+
+@pytest.mark.parametrize("late", [b"0123456789", b"0123456789\r\n"])
+def test_a_body_that_comes_after_its_answer_leaves_the_connection_idle(connect, late):
+    one = connect()
+    one.sendall(HEAD.replace(b"GET", b"POST") + b"content-length: 10\r\n\r\n")
+    assert one.recv(65536).startswith(b"HTTP/1.1 204")
+    one.sendall(late)
+    assert KEEP_ALIVE_S - 0.1 < end_of(one)[0] < KEEP_ALIVE_S + 0.9
+
+
+def test_half_a_body_after_its_answer_is_not_waited_for(connect):
+    one = connect()
+    one.sendall(HEAD.replace(b"GET", b"POST") + b"content-length: 10\r\n\r\n")
+    assert one.recv(65536).startswith(b"HTTP/1.1 204")
+    one.sendall(b"01234")
+    assert HEAD_S - 0.1 < end_of(one)[0] < HEAD_S + 0.4
 
 
 def test_a_request_in_progress_has_other_limits(connect):

@@ -107,6 +107,14 @@ def test_bodies_are_not_headers(address):
     assert b"  200000" in conversation(address, [START + b"transfer-encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"])
 
 
+@pytest.mark.parametrize("cut", [0, 20, 60])
+def test_an_offer_of_http_2_is_left_and_the_body_is_read(address, cut):
+    head = START + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    request = head + b"content-length: 14\r\n\r\n\r\nUpgrade: h2c"  # which is a body's own business
+    assert conversation(address, [request[:cut], request[cut:]] if cut else [request]).count(b"      14") == 1
+    assert conversation(address, [request * 2]).startswith(b"HTTP/1.1 200")
+
+
 def test_many_requests_on_one_connection_are_not_one(address):
     request = START + b"x: " + b"a" * 1000 + b"\r\ncontent-length: 0\r\n\r\n"
     assert conversation(address, [request] * 40).count(b"HTTP/1.1 200") == 40

@@ -104,6 +104,14 @@ def test_tokens_that_are_refused(file, made, changes, reason):
     assert (found.reason, found.status) == (reason, 403 if reason == "auth_scope" else 401)
 
 
+@pytest.mark.parametrize("scope", [None, 7, True, {"predict": True}, [7, None]])
+def test_scopes_of_other_types_open_nothing(file, private, scope):
+    now = int(time.time())
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": now + 60, "scope": scope}
+    found = check(file, jwt.encode(claims, private["rsa"], algorithm="RS256", headers={"kid": "rsa"}))
+    assert (found.reason, found.status) == ("auth_scope", 403)
+
+
 def test_signatures_that_anybody_could_make_are_refused(file, made, private):
     head, claims, _ = made().split(".")
     unsigned = jwt.encode({"sub": "anna"}, None, algorithm="none", headers={"kid": "rsa"})

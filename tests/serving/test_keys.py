@@ -97,6 +97,26 @@ def test_a_rotated_key_allows_the_same_and_the_old_one_ends(key_file, monkeypatc
     assert found.next_expiry() == before.expires.timestamp()
 
 
+def test_a_key_that_is_not_valid_yet_is_not_by_being_rotated(key_file):
+    now = datetime.now(UTC).replace(microsecond=0)
+    begins, ends = now + timedelta(days=10), now + timedelta(days=40)
+    old = keys.add(key_file, "alice", not_before=begins, expires=ends)
+    new = keys.rotate(key_file, old[3:11], timedelta(days=20))
+    assert Keys(key_file).check(new, "predict").reason == "auth_early"
+    assert (keys.listing(key_file)[1].not_before, keys.listing(key_file)[1].expires) == (begins, ends)
+
+
+def test_a_link_to_a_key_file_stays_one(key_file, tmp_path):
+    keys.add(key_file, "alice")
+    link = tmp_path / "link.json"
+    link.symlink_to(key_file)
+    keys.add(link, "bob")
+    assert link.is_symlink()
+    assert [key.client for key in keys.listing(key_file)] == ["alice", "bob"]
+    keys.revoke(link, "alice")
+    assert [key.client for key in keys.listing(key_file)] == ["bob"]
+
+
 def test_a_key_that_ends_sooner_anyway_does_not_live_longer_by_being_rotated(key_file):
     soon = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
     old = keys.add(key_file, "alice", expires=soon)

@@ -1,5 +1,6 @@
 """Real processes: what they refuse to start with, what they import, and how they end."""
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, MANIFEST, sha256_of
-from deploykit.errors import ArtifactError, BusyError, InputError
+from deploykit.errors import ArtifactError, BusyError, InputError, StorageError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
 from deploykit.serving import keys, launch
@@ -96,12 +98,36 @@ def test_the_plan(package, key_file, alice):
     found = launch.plan(package, port=launch.free_port(), keys=key_file, host="localhost", environ={"HOME": "/home/me"})
     argv = " ".join(found.argv)
     assert f"bentoml serve {package.resolve()} --host 127.0.0.1" in argv
-    assert "--timeout-keep-alive 75 --timeout-graceful-shutdown 25" in argv
+    assert argv.endswith("--timeout-graceful-shutdown 25")
     assert found.env["BENTOML_DO_NOT_TRACK"] == "True"
     assert found.env["HF_HUB_OFFLINE"] == "True"
     assert found.env["DEPLOYKIT_KEYS"] == str(key_file)
     other = launch.plan(package, port=launch.free_port(), keys=key_file, environ={"HOME": "/home/me"})
     assert found.env["BENTOML_HOME"] != other.env["BENTOML_HOME"]
+
+
+def test_services_of_one_bentoml_home_have_directories_of_their_own(package, key_file, alice, tmp_path):
+    one, other = (launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path)) for _ in "ab")
+    homes = [Path(found.env["BENTOML_HOME"]) for found in (one, other)]
+    assert [home.parent for home in homes] == [tmp_path / "bentoml"] * 2
+    assert homes[0] != homes[1]
+    port = int(one.url.rpartition(":")[2])
+    assert launch.drain(port, environ=environ(tmp_path)) == homes[0] / "drain"
+    assert not (homes[1] / "drain").exists()
+
+
+def test_a_home_that_cannot_be_written_is_named(package, key_file, alice, tmp_path, monkeypatch):
+    def refused(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(StorageError, match="BENTOML_HOME"):
+        launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path))
+
+
+def test_what_bentoml_itself_serves_is_drained_by_its_home(tmp_path):
+    (tmp_path / "bentoml").mkdir()
+    assert launch.drain(4999, environ=environ(tmp_path)) == tmp_path / "bentoml" / "drain"
 
 
 def test_bentoml_does_not_serve_without_keys(package, tmp_path):
@@ -235,7 +261,7 @@ def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopp
         assert ask(f"{url}/v1/predict", alice, {"texts": ["a film"]})[0] == 200
         assert "deploykit_draining 1.0" in ask(f"{url}/metrics", alice)[1]
     assert file.exists()
-    with launch.running(package, key_file, environ=around) as url:  # of the process before, and not of this one
+    with launch.running(package, key_file, port, environ=around) as url:  # of the process before, and not of this one
         assert ask(f"{url}/readyz", None)[0] == 200
         assert not file.exists()
 

@@ -171,7 +171,8 @@ def test_two_real_workers_are_one_page(package, key_file, tmp_path):
             assert ask(f"{url}/v1/predict", key, {"texts": ["a film"]})[0] == 200
         time.sleep(runtime.LOOK_S + 0.5)
         page = ask(f"{url}/metrics", key)[1]
-        memory = resident(home / "prometheus_multiproc_dir")
+        (counts,) = home.glob("serve-*/prometheus_multiproc_dir")
+        memory = resident(counts)
     assert 'deploykit_requests_total{route="/v1/predict",status="200"} 20.0' in page
     assert "deploykit_keys 1.0" in page
     assert "deploykit_ready 1.0" in page

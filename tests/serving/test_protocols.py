@@ -40,6 +40,8 @@ def ours(client):
         ([tensor(["a"] * 5)], "from 1 to 4 texts"),
         ([tensor(datatype="INT64")], "Input should be 'BYTES' or 'FP32'"),
         ([tensor(shape=[-2])], "greater than or equal to 0"),
+        ([tensor(shape=[2, 1], data=[["a"], "b"])], "must hold texts, of the datatype BYTES"),
+        ([tensor(shape=[1, 2], data=[["a"], ["b"]])], "must hold texts, of the datatype BYTES"),
     ],
 )
 def test_tensors_that_do_not_fit_say_why(serve, make_package, tmp_path, inputs, message):
@@ -71,6 +73,22 @@ def test_only_the_outputs_that_are_asked_for(client):
     assert "id" not in found
 
 
+def test_outputs_that_there_are_not_are_refused(client):
+    answer = client.post(INFER, json_body={"inputs": [tensor()], "outputs": [{"name": "logits"}]})
+    assert_problem(answer, 422, "does not fit")
+    assert answer.json()["errors"][0]["message"].endswith("outputs may be answer, label, scores")
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("shape", "data"), [([2, 1], [["a"], ["b"]]), ([1, 2, 1], [[["a"], ["b"]]])])
+def test_data_may_be_nested_as_the_shape_is(client, shape, data):
+    nested, flat = (
+        client.post(INFER, json_body={"inputs": [tensor(shape=shape, data=found)]}).json()["outputs"]
+        for found in (data, ["a", "b"])
+    )
+    assert nested == flat
+
+
 def test_pairs_are_two_tensors(serve, make_package, tmp_path):
     client = serve(make_package(tmp_path / "p", pair=True).path)
     answer = client.post(INFER, json_body={"inputs": [tensor(name="text_pair"), tensor()]}).json()
@@ -79,6 +97,7 @@ def test_pairs_are_two_tensors(serve, make_package, tmp_path):
     assert outputs["label"] == [found["label"] for found in ours]
     uneven = client.post(INFER, json_body={"inputs": [tensor(), tensor(["a"], name="text_pair")]})
     assert_problem(uneven, 422, "does not fit")
+    assert "different numbers of texts" in uneven.json()["errors"][0]["message"]
 
 
 def test_the_server_and_the_model_describe_themselves(client):
@@ -116,6 +135,19 @@ def test_probes_of_the_protocol_follow_the_service(client, monkeypatch):
 @pytest.mark.parametrize("inputs", [[], 5, [1], {"text": "a"}, ["a", {"text": "b"}], ["a"] * 300, None])
 def test_inputs_that_are_no_texts(client, inputs):
     assert_problem(client.post(PIPELINE, json_body={"inputs": inputs}), 422, "does not fit")
+
+
+@pytest.mark.parametrize("parameters", [{"function_to_apply": "sigmoid"}, {"aggregation_strategy": "none"}])
+def test_parameters_that_would_change_the_answer_are_not_let_pass(client, parameters):
+    assert_problem(client.post(PIPELINE, json_body={"inputs": "a", "parameters": parameters}), 422, "does not fit")
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"function_to_apply": "softmax", "ignore_labels": ["O"]}])
+def test_parameters_that_change_nothing(client, parameters):
+    found = [
+        client.post(PIPELINE, json_body={"inputs": "a", **more}).json() for more in ({}, {"parameters": parameters})
+    ]
+    assert found[0] == found[1]
 
 
 def test_labels_are_ranked_as_pipelines_do(client, ours):

@@ -239,7 +239,7 @@ async function tellWhy() {
   at("why-time").replaceChildren(...time(elapsed, timing));
   reachable();
   const [first] = [...content.parts].sort((one, other) => Math.abs(other.weight) - Math.abs(one.weight));
-  say(`Explanation ready. The strongest word is ${first.text}.`);
+  say(first ? `Explanation ready. The strongest word is ${first.text}.` : "There are no words to explain.");
 }
 
 /** Lets the keyboard scroll what scrolls. */
