@@ -7,16 +7,19 @@ as there is time: asking for a prediction twice does no harm. It needs nothing o
 import asyncio
 import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from deploykit.errors import ServiceError
+from deploykit.errors import InputError, ServiceError
 
 AGAIN = (429, 502, 503)  # who answers so has not begun to work
+USELESS = (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)  # to try again
 FIRST_S, MOST_S = 0.1, 5.0  # between two attempts, where the service does not say
 
 
@@ -69,8 +72,8 @@ class Explanation(Received):
     parts: list[Part]
 
 
-# one step of a conversation: a request to send, or seconds to sleep
-Steps = Generator[httpx.Request | float, httpx.Response | httpx.TransportError | None, Any]
+Outcome = httpx.Response | httpx.RequestError | None
+Steps = Generator[httpx.Request | float, Outcome, Any]  # a step: a request to send, or seconds to sleep
 
 
 class _Conversation:
@@ -81,41 +84,64 @@ class _Conversation:
         key: that opens it; None where access control is off.
         timeout_s: for each call, all attempts together.
         retries: attempts after the first.
+
+    Raises:
+        InputError: the address or the key cannot be one.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
-        self._url, self._timeout_s, self._retries = url.rstrip("/"), timeout_s, retries
+        self._url, self._timeout_s, self._retries = _checked(url), timeout_s, retries
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("a key has letters, digits, `_`, `-` and `.` only. Copy it again, as it was shown.")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def _predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> Steps:
+        if isinstance(texts, str) or isinstance(text_pairs, str):
+            raise InputError("texts are a list: predict([text]), not predict(text).")
         pairs = {} if text_pairs is None else {"text_pairs": list(text_pairs)}
-        found = yield from self._asked("POST", "/v1/predict", {"texts": list(texts), **pairs})
-        request, answers = found.headers.get("x-request-id", ""), found.json()["predictions"]
-        return [Prediction.model_validate({"request": request, "index": at, **one}) for at, one in enumerate(answers)]
+
+        def read(found: httpx.Response) -> list[Prediction]:
+            request, answers = found.headers.get("x-request-id", ""), found.json()["predictions"]
+            if len(answers) != len(texts):
+                raise ValueError(f"{len(answers)} answers to {len(texts)} texts")
+            return [
+                Prediction.model_validate({"request": request, "index": at, **one}) for at, one in enumerate(answers)
+            ]
+
+        return (yield from self._asked("POST", "/v1/predict", {"texts": list(texts), **pairs}, read))
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps:
         given = {"text": text, "label": label, "text_pair": text_pair}
         body = {name: value for name, value in given.items() if value is not None}
-        return Explanation.model_validate((yield from self._asked("POST", "/v1/explain", body)).json())
+        return (
+            yield from self._asked("POST", "/v1/explain", body, lambda found: Explanation.model_validate(found.json()))
+        )
 
     def _feedback(self, prediction: Prediction, label: str, comment: str | None) -> Steps:
         body = {"id": prediction.request, "index": prediction.index, "label": label, "comment": comment}
-        return (yield from self._asked("POST", "/v1/feedback", body)).json()["recorded"]
+        return (yield from self._asked("POST", "/v1/feedback", body, lambda found: bool(found.json()["recorded"])))
 
     def _ready(self) -> Steps:
         found = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_timeouts(self._timeout_s))
         return isinstance(found, httpx.Response) and found.status_code == 200
 
-    def _asked(self, method: str, path: str, body: Mapping[str, Any]) -> Steps:
+    def _asked(self, method: str, path: str, body: Mapping[str, Any], read: Callable[[httpx.Response], Any]) -> Steps:
         end = time.monotonic() + self._timeout_s
         for attempt in range(self._retries + 1):
             left = max(end - time.monotonic(), 0.001)
             headers = {**self._headers, "x-request-timeout-ms": str(max(1, int(1000 * left)))}
-            found = yield httpx.Request(
-                method, self._url + path, json=body, headers=headers, extensions=_timeouts(left)
-            )
+            try:
+                request = httpx.Request(
+                    method, self._url + path, json=body, headers=headers, extensions=_timeouts(left)
+                )
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"a text holds what is no character: {error}. Replace half surrogates in it."
+                ) from None
+            found = yield request
             if isinstance(found, httpx.Response) and found.status_code == 200:
-                return found
+                return _content(found, read, self._url)
             pause = _pause(found, attempt)
             if pause is None or attempt == self._retries or time.monotonic() + pause >= end:
                 raise _error(found, self._url)
@@ -134,7 +160,7 @@ class Client(_Conversation):
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
         super().__init__(url, key, timeout_s=timeout_s, retries=retries)
-        self._http = httpx.Client()
+        self._http = httpx.Client(event_hooks={"response": [_bound]})
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Returns one answer a text, in the order asked.
@@ -144,7 +170,8 @@ class Client(_Conversation):
             text_pairs: the second texts, for a model that reads pairs.
 
         Raises:
-            ServiceError: the service refused, failed, or did not answer in time.
+            InputError: a text cannot be sent.
+            ServiceError: the service refused, failed, did not answer in time, or is none of ours.
         """
         found: list[Prediction] = self._run(self._predict(texts, text_pairs))
         return found
@@ -164,7 +191,8 @@ class Client(_Conversation):
         Raises:
             ServiceError: the service refused, failed, or did not answer in time; 404 where it keeps no records.
         """
-        return bool(self._run(self._feedback(prediction, label, comment)))
+        found: bool = self._run(self._feedback(prediction, label, comment))
+        return found
 
     def ready(self) -> bool:
         """Says whether the service takes traffic; asks once."""
@@ -183,7 +211,7 @@ class Client(_Conversation):
         self.close()
 
     def _run(self, steps: Steps) -> Any:
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
@@ -195,7 +223,7 @@ class Client(_Conversation):
                 continue
             try:
                 outcome = self._http.send(step)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 outcome = error
 
 
@@ -224,7 +252,8 @@ class AsyncClient(_Conversation):
 
     async def feedback(self, prediction: Prediction, label: str, comment: str | None = None) -> bool:
         """Says what the label of an answer should have been; see `Client.feedback`."""
-        return bool(await self._run(self._feedback(prediction, label, comment)))
+        found: bool = await self._run(self._feedback(prediction, label, comment))
+        return found
 
     async def ready(self) -> bool:
         """Says whether the service takes traffic; asks once."""
@@ -243,7 +272,7 @@ class AsyncClient(_Conversation):
         await self.close()
 
     async def _run(self, steps: Steps) -> Any:
-        outcome: httpx.Response | httpx.TransportError | None = None
+        outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
@@ -254,16 +283,62 @@ class AsyncClient(_Conversation):
                 outcome = None
                 continue
             try:
-                outcome = await self._http.send(step)
-            except httpx.TransportError as error:
+                async with asyncio.timeout(step.extensions["end"] - time.monotonic()):
+                    outcome = await self._http.send(step)
+            except TimeoutError:
+                outcome = httpx.ReadTimeout("the answer took too long", request=step)
+            except httpx.RequestError as error:
                 outcome = error
 
 
+def _checked(url: str) -> str:
+    try:
+        found = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        found = httpx.URL("")
+    if found.scheme not in ("http", "https") or not found.host:
+        raise InputError(f"{url!r} is no address of a service. Give one like http://127.0.0.1:3000.")
+    return url.rstrip("/")
+
+
 def _timeouts(seconds: float) -> dict[str, Any]:
-    return {"timeout": httpx.Timeout(seconds).as_dict()}
+    return {"timeout": httpx.Timeout(seconds).as_dict(), "end": time.monotonic() + seconds}
 
 
-def _pause(found: httpx.Response | httpx.TransportError | None, attempt: int) -> float | None:
+class _Bounded(httpx.SyncByteStream):
+    """What is left of an answer, as long as there is time: otherwise every piece may take as long as the whole."""
+
+    def __init__(self, stream: httpx.SyncByteStream, end: float) -> None:
+        self._stream, self._end = stream, end
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            if time.monotonic() > self._end:
+                raise httpx.ReadTimeout("the answer took too long")
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _bound(response: httpx.Response) -> None:
+    if isinstance(response.stream, httpx.SyncByteStream):
+        response.stream = _Bounded(response.stream, response.request.extensions["end"])
+
+
+def _content(found: httpx.Response, read: Callable[[httpx.Response], Any], url: str) -> Any:
+    try:
+        return read(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServiceError(
+            f"{url} answered, and not as a deploykit service does ({type(error).__name__}): {found.text[:200]!r}."
+            " Is this its address?",
+            found.status_code,
+            found.headers.get("x-request-id"),
+        ) from error
+
+
+def _pause(found: Outcome, attempt: int) -> float | None:
     """Returns how long to wait before the next attempt; None where another one would be of no use."""
     own = min(FIRST_S * 2**attempt, MOST_S) * random.uniform(0.5, 1.0)  # noqa: S311  spreads clients, hides nothing
     if isinstance(found, httpx.Response):
@@ -272,11 +347,21 @@ def _pause(found: httpx.Response | httpx.TransportError | None, attempt: int) ->
         said = found.headers.get("retry-after", "")
         if found.status_code == 429 and not said:  # there will never be room
             return None
-        return float(said) if said.isdecimal() else own
-    return None if isinstance(found, httpx.ReadTimeout) else own
+        return _told(said, own)
+    return None if isinstance(found, USELESS) else own
 
 
-def _error(found: httpx.Response | httpx.TransportError | None, url: str) -> ServiceError:
+def _told(said: str, own: float) -> float:
+    """Reads Retry-After (RFC 9110): seconds or a date; what is neither leaves the choice to us."""
+    if said.isdecimal():
+        return float(said)
+    try:
+        return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return own
+
+
+def _error(found: Outcome, url: str) -> ServiceError:
     if not isinstance(found, httpx.Response):
         return ServiceError(f"{url} did not answer: {type(found).__name__}. Is the service there, and is it ready?")
     try:

@@ -4,6 +4,9 @@ import asyncio
 import json
 import threading
 import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -11,17 +14,20 @@ import pytest
 import deploykit
 from deploykit import client as module
 from deploykit.client import AsyncClient, Client
-from deploykit.errors import ServiceError
+from deploykit.errors import InputError, ServiceError
 
 GOOD = {"predictions": [{"label": "a", "score": 0.9, "scores": {"a": 0.9}, "tokens": 3, "truncated": False, "new": 1}]}
 
 
 @pytest.fixture
 def played():
-    """`played(*answers) -> (url, requests)`: a server that gives these answers in turn; None hangs up."""
+    """`played(*answers) -> (url, requests)`: a server that gives these answers in turn; None hangs up.
+
+    `slow` are seconds between pieces of an answer.
+    """
     servers = []
 
-    def start(*answers):
+    def start(*answers, slow=0.0):
         left, seen = list(answers), []
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,12 +43,15 @@ def played():
                 status, headers, content = answer
                 if callable(content):
                     content = content()
-                data = json.dumps(content).encode()
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 for name, value in {**headers, "content-length": str(len(data))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in (data[at : at + 8] for at in range(0, len(data), 8)) if slow else (data,):
+                    with suppress(OSError):  # who asked may have left
+                        self.wfile.write(piece)
+                    time.sleep(slow)
 
             def log_message(self, *_):
                 pass
@@ -61,14 +70,14 @@ def played():
 def predict(request):
     """`predict(url, **options)`: one prediction, by either client."""
 
-    def sync(url, **options):
-        with Client(url, "dk_key", **options) as client:
-            return client.predict(["text"])
+    def sync(url, key="dk_key", texts=("text",), **options):
+        with Client(url, key, **options) as client:
+            return client.predict(texts)
 
-    def through_asyncio(url, **options):
+    def through_asyncio(url, key="dk_key", texts=("text",), **options):
         async def body():
-            async with AsyncClient(url, "dk_key", **options) as client:
-                return await client.predict(["text"])
+            async with AsyncClient(url, key, **options) as client:
+                return await client.predict(texts)
 
         return asyncio.run(body())
 
@@ -138,6 +147,77 @@ def test_a_service_that_says_nothing_is_not_waited_for(predict, played):
     with pytest.raises(ServiceError, match="did not answer: ReadTimeout"):
         predict(url, timeout_s=0.3)
     assert time.monotonic() - start < 1.5
+
+
+def test_an_answer_that_drips_is_not_waited_for_to_its_end(predict, played):
+    url, _ = played((200, {}, GOOD), slow=0.2)
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match="did not answer: ReadTimeout"):
+        predict(url, timeout_s=0.5)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>It works!</html>",
+        [],
+        None,
+        {},
+        {"predictions": [{"label": "a"}]},
+        {"predictions": []},
+        {"predictions": 3},
+    ],
+)
+def test_an_answer_of_another_server_is_told_apart(predict, played, content):
+    url, seen = played((200, {"x-request-id": "r1"}, content if content is not None else b"null"))
+    with pytest.raises(
+        ServiceError, match=r"answered, and not as a deploykit service does .* Is this its address"
+    ) as e:
+        predict(url)
+    assert (e.value.status, e.value.request_id, len(seen)) == (200, "r1", 1)
+
+
+def test_what_says_that_it_is_compressed_and_is_not_is_no_answer(predict, played):
+    url, seen = played((200, {"content-encoding": "gzip"}, GOOD))
+    with pytest.raises(ServiceError, match="did not answer: DecodingError"):
+        predict(url)
+    assert len(seen) == 1
+
+
+def test_retry_after_may_be_a_date(predict, played):
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    url, seen = played(problem(503, "busy", {"retry-after": date}), (200, {}, GOOD))
+    assert predict(url)[0].label == "a"
+    assert 0.9 <= seen[1][0] - seen[0][0] < 3  # a date has no parts of a second
+    url, seen = played(problem(503, "busy", {"retry-after": "soon"}), (200, {}, GOOD))
+    assert predict(url)[0].label == "a"
+    assert seen[1][0] - seen[0][0] < 1
+
+
+@pytest.mark.parametrize("key", ["dk_schlüssel", "dk_a\nb", "dk_\ud800"])
+def test_a_key_that_cannot_be_one_is_refused_at_once(predict, key):
+    with pytest.raises(InputError, match="Copy it again"):
+        predict("http://127.0.0.1:9", key=key)
+
+
+def test_a_key_may_have_been_read_with_the_end_of_its_line(predict, played):
+    url, seen = played((200, {}, GOOD))
+    predict(url, key=" dk_key\n")
+    assert seen[0][1]["authorization"] == "Bearer dk_key"
+
+
+@pytest.mark.parametrize("url", ["localhost:3000", "ftp://host", "http://", "http://host:port", "/v1", ""])
+def test_what_is_no_address_is_refused_at_once(predict, url):
+    with pytest.raises(InputError, match=r"is no address of a service\. Give one like http://"):
+        predict(url)
+
+
+@pytest.mark.parametrize(("texts", "message"), [("text", "texts are a list"), (["a\ud800"], "Replace half surrogates")])
+def test_what_is_no_text_is_refused_at_once(predict, texts, message):
+    with pytest.raises(InputError, match=message):
+        predict("http://127.0.0.1:9", texts=texts)
 
 
 def test_nobody_there(predict, monkeypatch):

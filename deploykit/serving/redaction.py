@@ -8,11 +8,12 @@ Patterns find what is written as such; names of people are not found by them (se
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 LETTER = re.compile(r"[^\W\d_]")
 DIGIT = re.compile(r"\d")
+SPACE = re.compile(r"[ -]")
 PERSON = "person"
 TAKEN = "_"  # a part of a word, and of nothing that is looked for
 
@@ -46,13 +47,23 @@ def redact(text: str, names: Find | None = None) -> tuple[str, Counter[str]]:
     found: Counter[str] = Counter()
     free = text  # what no kind has taken yet
     for kind in KINDS:
-        taken = [match.span() for match in kind.pattern.finditer(free) if kind.holds(match[0])]
+        taken = list(_standing(kind, free))
         found.update({kind.name: len(taken)} if taken else {})
         spans += taken
         free = _over(free, taken, lambda part: TAKEN * len(part))
     people = names(text) if names else ()
     found.update({PERSON: len(people)} if people else {})
     return _over(text, _joined([*spans, *people]), lambda part: DIGIT.sub("0", LETTER.sub("x", part))), found
+
+
+def _standing(kind: Kind, text: str) -> Iterator[tuple[int, int]]:
+    """Yields where data of a kind stands; what only looks like it may begin before it."""
+    at = 0
+    while match := kind.pattern.search(text, at):
+        held = kind.holds(match[0])
+        at = match.end() if held else match.start() + 1
+        if held:
+            yield match.span()
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -84,7 +95,7 @@ def luhn(text: str) -> bool:
 
 def iban(text: str) -> bool:
     """Checks an international bank account number (ISO 13616)."""
-    plain = text.replace(" ", "")
+    plain = SPACE.sub("", text)
     return 15 <= len(plain) <= 34 and int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
 
 
@@ -95,11 +106,6 @@ def address(text: str) -> bool:
     except ValueError:
         return False
     return DIGIT.search(text) is not None
-
-
-def phone(text: str) -> bool:
-    """Checks that a number has as many digits as telephone numbers have (ITU-T E.164)."""
-    return 9 <= len(_digits(text)) <= 15
 
 
 def cpf(text: str) -> bool:
@@ -125,15 +131,50 @@ def _digits(text: str) -> list[int]:
     return [int(sign) for sign in text if sign.isdecimal()]
 
 
-KINDS = (  # in this order: what has a checksum before what has none
+# Signs of an account number by country (ISO 13616's registry); others are taken to end where capitals and digits do.
+IBANS = {
+    15: "NO",
+    16: "BE",
+    18: "DK|FI|FK|FO|GL|NL|SD",
+    19: "MK|SI",
+    20: "AT|BA|EE|KZ|LT|LU|MN|XK",
+    21: "CH|HR|LI|LV",
+    22: "BG|BH|CR|DE|GB|GE|IE|ME|RS|VA",
+    23: "AE|GI|IL|IQ|OM|SO|TL",
+    24: "AD|CZ|ES|MD|PK|RO|SA|SE|SK|TN|VG",
+    25: "LY|PT|ST",
+    26: "IS|TR",
+    27: "BI|DJ|FR|GR|IT|MC|MR|SM",
+    28: "AL|AZ|BY|CY|DO|GT|HN|HU|LB|NI|PL|SV",
+    29: "BR|EG|PS|QA|UA",
+    30: "JO|KW|MU|YE",
+    31: "MT|SC",
+    32: "LC",
+    33: "RU",
+}
+KNOWN = "|".join(rf"(?:{countries})\d\d(?:[ -]?[A-Z0-9]){{{size - 4}}}" for size, countries in IBANS.items())
+DATE = r"\d\d([./-])\d\d\1(?:19|20)\d\d(?!\d)"
+V6 = r"(?:(?<![\w.:])|(?<=[g-zG-Z]:))[0-9A-Fa-f]{0,4}"
+
+KINDS = (  # in this order: what has a checksum before what has none, and of those the longer first
     Kind("email", re.compile(r"[\w.%+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")),
+    Kind("iban", re.compile(rf"\b(?:{KNOWN})\b", re.ASCII | re.IGNORECASE), iban),
     Kind("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b", re.ASCII), iban),
-    Kind("card", re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])"), luhn),
-    Kind("ip", re.compile(r"(?<![\w.:])\d{1,3}(?:\.\d{1,3}){3}(?![\w:]|\.\d)"), address),
-    Kind("ip", re.compile(r"(?<![\w.:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,8}(?![\w:])"), address),
+    Kind("card", re.compile(r"(?<![\d-])(?:\d{4}[ -]){4}\d{3}(?!\d)"), luhn),
+    Kind("card", re.compile(r"(?<![\d-])(?:(?:\d{4}[ -]){3}\d{4}|\d{4}[ -]\d{6}[ -]\d{4,5})(?!\d)"), luhn),
+    Kind("card", re.compile(r"(?<![\d-])(?<!\d )\d(?:[ -]?\d){12,18}(?![\d-])"), luhn),
+    Kind("card", re.compile(r"(?<![\d-])\d{13,19}(?!\d)"), luhn),
+    Kind("ip", re.compile(V6 + r"(?::[0-9A-Fa-f]{0,4}){1,6}:\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"), address),
+    Kind("ip", re.compile(V6 + r"(?::[0-9A-Fa-f]{0,4}){2,8}(?![\w:])"), address),
+    Kind("ip", re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"), address),
     Kind("national_id", re.compile(r"\b\d{3}\.?\d{3}\.?\d{3}-?\d{2}\b"), cpf),
     Kind("national_id", re.compile(r"\b[XYZxyz\d]\d{7}[A-Za-z]\b"), dni),
     Kind("national_id", re.compile(r"\b\d{3}-\d{2}-\d{4}\b"), ssn),
-    Kind("phone", re.compile(r"(?<![\w.])(?:\+|00|\(?0)\d(?:[ ()/.-]{0,2}\d){7,14}(?!\w)"), phone),
+    # 9 to 15 digits (ITU-T E.164) after a plus or a nought, but for a date or noughts; and as North America writes them
+    Kind(
+        "phone",
+        re.compile(rf"(?<![\w.])(?!{DATE}|0000)(?:\+\d[ ()/.-]{{0,2}}|\(?0)\d(?:[ ()/.-]{{0,2}}\d){{7,13}}(?!\w)"),
+    ),
+    Kind("phone", re.compile(r"(?<![\w.-])(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-])(?=\d{3}\1))[2-9]\d\d[ .-]\d{4}(?![\w-])")),
 )
 NAMES = (*dict.fromkeys(kind.name for kind in KINDS), PERSON)
