@@ -37,6 +37,5 @@ EXPOSE 3000
 # A worker that dies is not started again in a container: the process ends, and the orchestrator restarts it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/readyz', timeout=2)"]
-# Keep-alive outlasts that of proxies; the orchestrator must wait longer than the graceful shutdown takes.
-CMD ["bentoml", "serve", "/opt/package", "--host", "0.0.0.0", "--port", "3000", \
-     "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "25"]
+# The orchestrator must wait longer than the graceful shutdown takes.
+CMD ["bentoml", "serve", "/opt/package", "--host", "0.0.0.0", "--port", "3000", "--timeout-graceful-shutdown", "25"]

@@ -62,6 +62,11 @@ def batches(seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def decibels(before: np.ndarray, after: np.ndarray) -> float:
+    """Returns the signal to noise ratio of logits, or other last values, of the same shape."""
+    return sensitivity.decibels(sensitivity.damage(before, after))
+
+
 def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, target: Path) -> None:
     """Runs a step and prints one line about it."""
     start = time.perf_counter()
@@ -71,7 +76,9 @@ def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, targ
         print(f"| {name} | {time.perf_counter() - start:.1f} s | refused: {error} |", flush=True)
         return
     seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    near = sensitivity.require_near(source, target, batches(1))
+    (batch,) = batches(1)
+    engine, execution = engines.load("onnxruntime"), Execution(threads=hardware.cpu_limit())
+    near = decibels(*(engine.load(graph, execution).run(batch) for graph in (source, target)))
     share = target.stat().st_size / source.stat().st_size
     print(f"| {name} | {seconds:.1f} s | {share:.2f} | {near:.0f} dB | {memory:.1f} GB so far | {facts} |", flush=True)
 
@@ -88,8 +95,7 @@ def run_everywhere(name: str, claimed: Sequence[str], model: Path, source: Path)
             start = time.perf_counter()
             after = opened.run(batch)
             seconds = time.perf_counter() - start
-            pair = (found.reshape(-1, found.shape[-1]) for found in (before, after))
-            near = sensitivity.decibels(sensitivity.damage(*pair))
+            near = decibels(before, after)
             print(f"| {name} in {execution} | {1000 * seconds:.0f} ms | {near:.0f} dB |", flush=True)
 
 

@@ -70,7 +70,7 @@ class Metric(Record):
     high: float
 
     def __format__(self, numbers: str) -> str:
-        value, low, high = (format(number, numbers) for number in (self.value, self.low, self.high))
+        value, low, high = (format(number, f"z{numbers}") for number in (self.value, self.low, self.high))
         return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
@@ -173,7 +173,7 @@ class Manifest(Record):
     parent_digest: str
     seed: int
     files: dict[str, FileEntry]
-    history: tuple[Step, ...]
+    history: tuple[Step, ...] = Field(min_length=1)
     execution: Execution
     cost: Cost | None
     serve: ServeOptions
@@ -363,5 +363,6 @@ def load_predictions(artifact: Artifact) -> dict[str, list[npt.NDArray[np.float3
 def _contents(folder: Path) -> Iterator[str]:
     for file in folder.rglob("*"):
         name = file.relative_to(folder)
-        if file.is_file() and str(name) not in (MANIFEST, SIGNATURE) and not set(name.parts) & set(GENERATED):
+        made = str(name) in (MANIFEST, SIGNATURE) or set(name.parts) & set(GENERATED)
+        if (file.is_file() or file.is_symlink()) and not made:
             yield name.as_posix()

@@ -59,8 +59,8 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
     spec = grid.spec_of(package.kept, package.base.engine.execution)
     if quantizer or spec.quantizer == "none":
         spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), keep=())
-    if spec.quantizer == "none":
-        raise InputError("the quantizer `none` changes nothing, so there is nothing to explain. Name another one.")
+    if spec.quantizer in ("none", "auto"):
+        raise InputError(f"the quantizer `{spec.quantizer}` changes no product by itself. Name another one.")
     with tempfile.TemporaryDirectory() as folder:
         bench = retuning.bench_of(package, Path(folder), auto.Options(), {})
         method = quantizers.load(spec.quantizer)

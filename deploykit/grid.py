@@ -1,4 +1,4 @@
-"""Which candidates make sense on a machine: graph variants, quantizers, engines, precisions and ways to share cores."""
+"""Which candidates make sense on a machine: graphs, quantizers, engines, precisions, devices, ways to share cores."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from deploykit import engines, graphs, methods, quantizers
 from deploykit.errors import DeploykitError
-from deploykit.execution import Execution
+from deploykit.execution import Device, Execution
 from deploykit.quantizers.auto import Graph, Objective, Options
 from deploykit.selection import Candidate
 
@@ -16,6 +16,7 @@ WRITERS = {  # what is tried unless a recipe names others
     "throughput": ("none", "dynamic", "static"),
     "size": ("none", "dynamic", "static", "weight-only", "float16"),
 }
+ON_GPU = ("none", "float16")  # int8 has kernels for CPUs
 SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
 
 
@@ -67,11 +68,14 @@ def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
         module = engines.load(engine)
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
         variants: tuple[Graph, ...] = options.graphs or (graphs.VARIANTS if module.FUSED else graphs.VARIANTS[:1])
-        places += [(engine, precision, graph) for precision in usable for graph in variants]
+        for precision, device, graph in product(usable, module.devices(), variants):
+            execution = Execution(engine=engine, precision=precision, device=device)
+            places.append((ways(execution, cores, objective)[0], graph))
     found = [
-        Spec(graph, way, chosen.get(way, ()), ways(Execution(engine=engine, precision=precision), cores, objective)[0])
-        for (engine, precision, graph), way in product(places, options.quantizers or WRITERS[objective])
-        if engine in quantizers.load(way).ENGINES
+        Spec(graph, way, chosen.get(way, ()), execution)
+        for execution, graph in places
+        for way in writers(options, execution.device)
+        if execution.engine in quantizers.load(way).ENGINES
     ]
     first = Spec(execution=Execution(threads=cores))
     return [
@@ -80,10 +84,21 @@ def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
     ]
 
 
+def writers(options: Options, device: Device) -> tuple[str, ...]:
+    """Returns the quantizers that are tried on a device: those that the recipe names, where it names some."""
+    if device == "cpu":
+        return options.quantizers or WRITERS[options.objective]
+    return tuple(way for way in ON_GPU if way in (options.quantizers or ON_GPU))
+
+
 def ways(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
-    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first."""
+    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first.
+
+    A GPU does one call at a time.
+    """
     engine, precision, device = execution.place
     shares = dict.fromkeys([(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)])
+    shares = {(cores, 1): None} if device == "cuda" else shares
     return [
         Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
         for threads, streams in shares

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import torch
 from pydantic import BaseModel
@@ -42,6 +42,7 @@ from deploykit.job import Job
 from deploykit.recipe import STAGES, Recipe
 
 LOCK = ".lock"
+GONE_S = 2.0  # within which the system ends the processes of a run that was killed
 WORK = ".work"
 COMPUTE: dict[str, Callable[[Job], Artifact]] = {
     "train": training.train,
@@ -243,18 +244,30 @@ def locked(folder: Path) -> Iterator[None]:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _taken(stream):
                 stream.seek(0)
                 raise BusyError(
                     f"another run{_holder(stream.read())} is working in {folder}."
                     " Wait for it, or choose another directory with `output:` in the recipe."
-                ) from None
+                )
             stream.truncate(0)
             stream.write(json.dumps({"pid": os.getpid()}))
             stream.flush()
             yield
+
+
+def _taken(stream: IO[str]) -> bool:
+    """Takes a lock; a run that was killed a moment ago may hold it until the last of its processes is gone."""
+    end = time.monotonic() + GONE_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(GONE_S / 20)
+        else:
+            return True
 
 
 def _holder(content: str) -> str:

@@ -44,7 +44,8 @@ def quantize(job: Job) -> Artifact:
     specs = grid.specs(searched, cores, hardware.cpu_features())
     if searched is not options:
         given = tuple(sorted(options.model_dump().items()))
-        specs = [specs[0], Spec("exported", job.recipe.method("quantize"), given, Execution(threads=cores))]
+        named = Spec("exported", job.recipe.method("quantize"), given, Execution(threads=cores))
+        specs = list(dict.fromkeys((specs[0], named)))
     measured = lengths(searched.lengths, dataset, base.tokenizer)
     bench = _bench(job, base, measured)
     entries, candidates = search.search(specs, bench, searched)

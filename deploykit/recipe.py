@@ -224,6 +224,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     except ValidationError as error:
         mistakes += explain(error, Recipe, ())
     mistakes += _method_mistakes(content)
+    if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
+        mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")

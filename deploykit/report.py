@@ -160,9 +160,10 @@ def _verdicts(
 ) -> Iterator[tuple[str, Verdict, bool]]:
     """Yields who was judged, the verdict, and whether it stops; of candidates that were not kept only what stops."""
     for stage, found in details.items():
-        for verdict in gates.recorded(promised, found):
+        tried = candidates if stage == "quantize" else ()
+        for verdict in () if tried else gates.recorded(promised, found):
             yield stage, verdict, bool(gates.stopping(promised, [verdict]))
-        for one in candidates if stage == "quantize" else ():
+        for one in tried:
             for verdict in one["verdicts"] if one["kept"] else one["stops"]:
                 yield f"quantize: {one['name']}", verdict, verdict in one["stops"]
 

@@ -214,10 +214,11 @@ def _best(rates: Mapping[int, Metric]) -> tuple[int, Metric]:
 
 
 def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None:
-    """Evaluates candidates as long as there is time, each kind of predictions once."""
+    """Evaluates candidates as long as there is time, each kind of predictions once, or each way to run it if timed."""
+    timed = bench.gates.max_p95_ms is not None
     for entry in tqdm(entries, desc="evaluation", disable=None):
         if entry.judged is None and time.monotonic() < until:
-            key = cache.key_of(bench.key, "judge", entry.spec.kind, bench.gates.max_p95_ms is not None)
+            key = cache.key_of(bench.key, "judge", entry.spec.kind, timed and str(entry.spec.execution))
             try:
                 found = cache.remember(key, partial(_evaluate, entry.spec, bench))
             except DeploykitError as error:

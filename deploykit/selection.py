@@ -81,6 +81,8 @@ def slower(candidate: Candidate, base: Candidate, objective: Objective) -> str:
 def choose(candidates: Sequence[Candidate], objective: Objective, failing: Mapping[str, str]) -> list[Candidate]:
     """Marks the best candidate that passes; none is marked where none does.
 
+    One that is slower than the float graph is out, unless that is out itself: then there is nothing to fall back on.
+
     Args:
         candidates: the float graph first. One that has a reason already is out.
         objective: what is made small.
@@ -96,7 +98,7 @@ def choose(candidates: Sequence[Candidate], objective: Objective, failing: Mappi
             continue
         if failing.get(found.name):
             reasons[found.name] = f"stopped by a gate: {failing[found.name]}"
-        elif lost := slower(found, base, objective):
+        elif base.name not in reasons and (lost := slower(found, base, objective)):
             reasons[found.name] = f"slower than the float graph: {lost}"
     passing = [found for found in candidates if found.name not in reasons]
     winner = min(passing, key=lambda found: score(found, objective), default=None)

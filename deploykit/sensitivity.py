@@ -18,11 +18,9 @@ from tqdm import tqdm
 
 from deploykit import products
 from deploykit.artifact import Record
-from deploykit.errors import GateError
 from deploykit.products import Array
 from deploykit.quantizers import Batch, Quantizer
 
-LEAST_DECIBELS = 10.0  # with less, noise is over a tenth of the signal: something is cut off or mistaken
 SILENCE = 1e-12  # smaller errors are not told apart
 TOGETHER = 8  # products whose inputs are looked at in one run, and held in memory
 
@@ -98,35 +96,6 @@ def damage(before: Array, after: Array) -> float:
 def decibels(error: float) -> float:
     """Returns the signal to noise ratio that a relative squared error stands for."""
     return float(-10 * np.log10(max(error, SILENCE)))
-
-
-def require_near(graph: Path, quantized: Path, batches: Sequence[Batch], threads: int | None = None) -> float:
-    """Compares the logits of a quantized graph with those of its source.
-
-    It is a quick look at a few rows, before anything is evaluated or timed: activations that calibration cut off,
-    weights that saturate and kernels that overflow all show here.
-
-    Args:
-        graph: float32.
-        quantized: made from it.
-        batches: padded batches of real rows, other than those it was calibrated with.
-        threads: of the runs; all that the cgroup allows, if None.
-
-    Returns:
-        The signal to noise ratio in decibels.
-
-    Raises:
-        GateError: it is below `LEAST_DECIBELS`, or a logit is not a number.
-    """
-    opened = [products.session(path, threads) for path in (graph, quantized)]
-    before, after = (_logits(found, batches) for found in opened)
-    found = decibels(damage(before, after))
-    if not found >= LEAST_DECIBELS:
-        raise GateError(
-            f"the quantized graph is far from its source: logits have {found:.1f} dB of signal to noise, expected at"
-            f" least {LEAST_DECIBELS:.0f}. Calibrate with rows like those of the data, or take another method."
-        )
-    return found
 
 
 def _logits(opened: Any, batches: Sequence[Batch]) -> Array:

@@ -14,6 +14,23 @@ PRODUCTS = 6 * 2  # query, key, value, projection, up and down of two layers
 HEADS = [3, 1]
 
 
+def logits(graph, batches):
+    """Returns the logits of all batches, `(rows or tokens, labels)`."""
+    from deploykit import engines
+    from deploykit.execution import Execution
+
+    opened = engines.load("onnxruntime").load(graph, Execution())
+    found = [opened.run(batch) for batch in batches]
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in found])
+
+
+def signal_to_noise(graph, quantized, batches):
+    """Returns the decibels between the logits of a graph and those of its quantized copy."""
+    from deploykit import sensitivity
+
+    return sensitivity.decibels(sensitivity.damage(logits(graph, batches), logits(quantized, batches)))
+
+
 @pytest.fixture(scope="session")
 def uneven_graph(tiny_encoder, tmp_path_factory):
     """`uneven_graph(kind="bert", task=...) -> Path` of an exported graph."""

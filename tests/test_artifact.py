@@ -47,6 +47,7 @@ def test_an_artifact_of_a_newer_format_is_refused_before_its_fields_are_read(sea
     ("changes", "message"),
     [
         ({"labels": 3}, r"manifest\.json is damaged: labels: Input should be a valid tuple"),
+        ({"history": []}, r"manifest\.json is damaged: history: Tuple should have at least 1 item"),
         ({"extra": 1}, r"manifest\.json is damaged: extra: Extra inputs are not permitted"),
         ({"serve": {"timeout_s": 0}}, r"manifest\.json is damaged: serve\.timeout_s: Input should be greater than 0"),
         ({"kind": "zip"}, r"manifest\.json is damaged: kind: Input should be 'checkpoint', 'onnx' or 'package'"),
@@ -84,6 +85,13 @@ def test_a_missing_and_an_added_file_are_named(sealed):
         sealed.verify()
     sealed.file("model.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"export lacks the file model\.onnx\. Restore it, or build"):
+        sealed.verify()
+
+
+def test_a_link_to_a_directory_is_an_added_file(sealed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (sealed.path / "bentoml").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=r"a file that the manifest does not name: bentoml\. Remove it"):
         sealed.verify()
 
 

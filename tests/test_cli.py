@@ -381,6 +381,14 @@ def test_records_become_labelled_rows(call, tmp_path):
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a film", "label": "y"}
 
 
+@pytest.mark.parametrize("wrong", [("--days", 0), ("--days", -1), ("--days", 999999999)])
+def test_days_that_would_make_no_key_or_one_for_ever_are_refused(call, tmp_path, wrong):
+    code, _, message = call("keys", "add", "alice", "--keys", tmp_path / "keys.json", *wrong)
+    assert code == 2
+    assert "--days" in message
+    assert not (tmp_path / "keys.json").exists()
+
+
 def test_keys_are_added_listed_and_revoked(call, tmp_path):
     keys = tmp_path / "keys.json"
     code, out, _ = call("keys", "add", "alice", "--keys", keys, "--days", 30)

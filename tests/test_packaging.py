@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(deploykit.__file__).parent
 SERVE = {"timeout_s": 3, "extras": ["jwt"]}
-HEAVY = ("torch", "transformers", "optimum", "datasets", "accelerate", "scikit-learn", "onnx", "seqeval", "triton")
+HEAVY = ("torch", "transformers", "optimum", "datasets", "accelerate", "scikit-learn", "onnx", "triton")
 
 
 @pytest.fixture(scope="module")

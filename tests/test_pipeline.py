@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +74,16 @@ def test_refuses_a_directory_in_which_another_run_works(tmp_path, tiny_recipe):
         holder.communicate("")
     with pipeline.locked(folder):  # and it is free again once that process has ended
         pass
+
+
+def test_a_run_that_ends_in_a_moment_is_waited_for(tmp_path):
+    file = tmp_path / pipeline.LOCK
+    file.touch()
+    descriptor = os.open(file, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    threading.Timer(pipeline.GONE_S / 4, os.close, [descriptor]).start()
+    with pipeline.locked(tmp_path):
+        assert json.loads(file.read_text()) == {"pid": os.getpid()}
 
 
 HOLD = """

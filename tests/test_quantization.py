@@ -4,13 +4,12 @@ import pytest
 from models import TASKS, set_times
 from onnx import numpy_helper
 
-from deploykit import architectures, exporting, hardware, quantization
+from deploykit import architectures, exporting, hardware, quantization, quantizers
 from deploykit.architectures import Kept
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.cost import Cost
 from deploykit.lengths import Lengths
 from deploykit.predictor import Predictor
-from deploykit.quantizers import dynamic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ACCEPT = {"max_drop": 0.01, "cannot_tell": "accept"}
@@ -65,24 +64,68 @@ def assert_is_the_float_graph(made, graph):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_a_copy_that_breaks_a_gate_is_not_kept_however_fast(graph, job, clock, monkeypatch):
-    quantize = dynamic.quantize
+@pytest.fixture
+def spoilt(monkeypatch):
+    """`spoilt(name, change)`: the quantizer of that name changes the model that it writes."""
 
-    def spoils(source, options, target, calibration=(), keep=()):
-        facts = quantize(source, options, target, calibration, keep)
-        model = onnx.load(target)
-        for bias in (found for found in model.graph.initializer if found.name == "classifier.bias"):
-            bias.CopyFrom(numpy_helper.from_array(np.float32([99] + [0] * (bias.dims[0] - 1)), bias.name))
+    def plant(name, change):
+        method = quantizers.load(name)
+        quantize = method.quantize
+
+        def spoils(source, options, target, calibration=(), keep=()):
+            facts, model = quantize(source, options, target, calibration, keep), onnx.load(target)
+            change(model)
             onnx.save(model, target)
-        return facts
+            return facts
 
-    monkeypatch.setattr(dynamic, "quantize", spoils)
+        monkeypatch.setattr(method, "quantize", spoils)
+
+    return plant
+
+
+def shift(model):
+    """One label, whatever is asked."""
+    for bias in (found for found in model.graph.initializer if found.name == "classifier.bias"):
+        bias.CopyFrom(numpy_helper.from_array(np.float32([99] + [0] * (bias.dims[0] - 1)), bias.name))
+
+
+def saturate(model):
+    """Activations are cut off at a hundredth of what they reach."""
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert scales
+    for scale in (found for found in model.graph.initializer if found.name in scales):
+        scale.CopyFrom(numpy_helper.from_array(np.asarray(numpy_helper.to_array(scale) * np.float32(0.01)), scale.name))
+
+
+def test_a_copy_that_breaks_a_gate_is_not_kept_however_fast(graph, job, clock, spoilt):
+    spoilt("dynamic", shift)
     clock(9.0, 0.1)
     made = quantization.quantize(job(gates=ACCEPT))
     name, reasons = kept(made)
     assert name == "float32, onnxruntime"
     assert reasons["dynamic int8, onnxruntime"].startswith("stopped by a gate:   max_drop is ")
     assert_is_the_float_graph(made, graph)
+
+
+def test_int8_that_saturates_is_not_kept_and_the_products_that_suffer_return_to_float(graph, job, clock, spoilt):
+    spoilt("static", saturate)
+    clock(9.0, 0.1)
+    made = quantization.quantize(job(quantize={"method": "static"}, gates=ACCEPT))
+    name, reasons = kept(made)
+    assert reasons["static int8, onnxruntime"].startswith("stopped by a gate:   max_drop is ")
+    assert name == "float32, onnxruntime" or "products in float" in name
+    (drop,) = (found for found in made.manifest.own["verdicts"] if found["gate"] == "max_drop")
+    assert drop["outcome"] != "broken"
+    before, after = (found.manifest.step.metrics["validation"] for found in (graph, made))
+    for metric in before:
+        assert after[metric].value >= before[metric].value - 0.01
+
+
+def test_no_quantizer_is_one_candidate(job, clock):
+    clock(1.0, 1.0)
+    made = quantization.quantize(job(quantize={"method": "none"}, gates=ACCEPT))
+    assert [found["name"] for found in made.manifest.own["candidates"]][:1] == ["float32, onnxruntime"]
+    assert len({found["name"] for found in made.manifest.own["candidates"]}) == len(made.manifest.own["candidates"])
 
 
 def test_a_copy_that_is_slower_is_not_kept_however_good(graph, job, clock):

@@ -355,6 +355,7 @@ def test_every_gate_of_every_stage_is_listed_with_what_came_of_it(searched, chai
         f"quantize: {kept['name']}",
         "package",
     }
+    assert len({(stage, verdict.gate) for stage, verdict, _ in found}) == len(found)
     stopped = {stage.removeprefix("quantize: ") for stage, _, stops in found if stops}
     assert {one["name"] for one in searched if gates.failing(GATES, _verdicts(one))} <= stopped
 

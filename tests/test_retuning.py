@@ -152,6 +152,34 @@ def test_what_broke_a_gate_where_it_was_made_is_not_tried(package, clock):
     assert {spec.quantizer for spec in known} == {"none", "dynamic"}
 
 
+@pytest.mark.parametrize("gate", ["max_bytes", "max_p95_ms"])
+def test_a_float_graph_that_broke_a_gate_itself_is_timed_against_and_not_kept_for_its_size(package, clock, gate):
+    limit = package.file(FLOAT_GRAPH).stat().st_size - 1 if gate == "max_bytes" else 1.0
+
+    def break_float(content):
+        gates = {"max_drop": 0.2, "cannot_tell": "accept", gate: limit}
+        content["details"]["quantize"]["gates"].update(gates)
+        for candidate in content["details"]["quantize"]["candidates"]:
+            value = {"value": 2 * limit, "low": 2 * limit, "high": 2 * limit}
+            broken = {"gate": gate, "limit": limit, "found": value, "outcome": "broken"}
+            if candidate["quantizer"] == "none":
+                candidate["verdicts"].append(broken)
+
+    rewrite(package, break_float)
+    clock(float32=1.0, dynamic=4.0, static=8.0)
+    found = retuning.retune(package.path, options=auto.Options(engines=("onnxruntime",)))
+    (kept,) = (one["name"] for one in found.manifest.details["retune"]["candidates"] if one["kept"])
+    assert kept.startswith("dynamic int8" if gate == "max_bytes" else "float32")
+
+
+def test_a_package_named_by_a_link_is_written_beside_the_link(package, clock):
+    clock(float32=4.0, dynamic=1.0, static=2.0)
+    link = package.path.with_name("newest")
+    link.symlink_to(package.path)
+    found = retuning.retune(link, options=auto.Options(engines=("onnxruntime",)))
+    assert found.path == link.with_name("newest-retuned")
+
+
 def test_golden_answers_that_change_more_than_they_did_put_a_candidate_out(package, clock, monkeypatch):
     clock(float32=4.0, dynamic=1.0, static=2.0)
     file = bench.Bench.file
@@ -208,5 +236,6 @@ def test_an_explanation_ranks_every_product_and_prices_growing_groups(package, c
 def test_another_quantizer_can_be_explained_but_not_none(package, clock):
     clock(float32=4.0, static=1.0)
     assert explaining.explain_quantization(package.path, "static").name == "static int8, onnxruntime"
-    with pytest.raises(InputError, match="there is nothing to explain"):
-        explaining.explain_quantization(package.path, "none")
+    for name in ("none", "auto"):
+        with pytest.raises(InputError, match=f"the quantizer `{name}` changes no product by itself"):
+            explaining.explain_quantization(package.path, name)

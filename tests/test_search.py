@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -142,6 +143,14 @@ def test_what_was_found_before_is_not_measured_again(bench, clock):
     assert seen != timed
 
 
+@pytest.mark.parametrize(("gate", "times"), [({}, 1), ({"max_p95_ms": 50.0}, 2)])
+def test_what_is_timed_is_judged_again_where_it_runs_otherwise(bench, gate, times):
+    found = dataclasses.replace(bench, gates=LIMITS.model_copy(update=gate))
+    two = [Entry(Spec(execution=Execution(threads=1, streams=streams))) for streams in (1, 2)]
+    search.judge(two, found)
+    assert sum(bench.judged.values()) == times
+
+
 def replace_key(bench):
     """The same bench on other data."""
     return Bench(**{**{name: getattr(bench, name) for name in Bench.__dataclass_fields__}, "data": "other"})
@@ -243,6 +252,25 @@ def test_a_grid_can_be_narrowed_and_throughput_shares_the_cores():
     float_graph, dynamic = grid.specs(narrow, 4, ())
     assert (float_graph.execution.threads, float_graph.quantizer) == (4, "none")
     assert (dynamic.execution.threads, dynamic.execution.streams, dynamic.quantizer) == (1, 4, "dynamic")
+
+
+def test_a_grid_tries_a_gpu_in_float_where_there_is_one(monkeypatch):
+    here = grid.specs(auto.Options(), 2, ())
+    monkeypatch.setattr(engines.load("onnxruntime"), "devices", lambda: ("cpu", "cuda"))
+    assert [spec for spec in grid.specs(auto.Options(), 2, ()) if spec.execution.device == "cpu"] == here
+    for objective in ("latency", "throughput", "size"):
+        there = grid.specs(auto.Options(objective=objective), 2, ())
+        on_gpu = [spec for spec in there if spec.execution.device == "cuda"]
+        assert {(spec.graph, spec.quantizer) for spec in on_gpu} == {
+            (graph, way) for graph in graphs.VARIANTS for way in ("none", "float16")
+        }
+        assert {spec.execution for spec in on_gpu} == {Execution(device="cuda", threads=2)}
+    narrow = auto.Options(quantizers=("dynamic", "none"), graphs=("exported",), engines=("onnxruntime",))
+    assert [spec.name for spec in grid.specs(narrow, 2, ())] == [
+        "float32, onnxruntime",
+        "dynamic int8, onnxruntime",
+        "float32, onnxruntime on cuda",
+    ]
 
 
 def test_graphs_that_can_be_asked_for_are_those_that_there_are():

@@ -55,6 +55,11 @@ def test_nothing_is_kept_where_no_candidate_passes_and_each_says_what_stopped_it
     assert reasons == {"float32": "stopped by a gate: too large", "int8": "stopped by a gate: too bad"}
 
 
+def test_what_is_slower_than_a_float_graph_that_a_gate_stops_may_be_kept():
+    kept, reasons = chosen(candidate("int8", 3.0, 30.0, size=25), failing={"float32": "max_bytes is 100, allowed 50"})
+    assert (kept, reasons["int8"]) == ("int8", "the best at latency that keeps every gate")
+
+
 def test_a_candidate_that_is_slower_on_one_text_is_not_kept_however_fast_on_the_other():
     kept, reasons = chosen(candidate("int8", 0.5, 20.5))
     assert kept == "float32"

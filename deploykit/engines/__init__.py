@@ -1,4 +1,4 @@
-"""What runs a graph. One file an engine; each has `KIND`, `FUSED`, `PRECISIONS`, `load` and `versions`.
+"""What runs a graph. One file an engine; each has `KIND`, `FUSED`, `PRECISIONS`, `devices`, `load` and `versions`.
 
 The same object serves evaluation, parity checks, benchmarks and requests.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit import methods
-from deploykit.execution import Execution, Precision
+from deploykit.execution import Device, Execution, Precision
 
 
 class Engine(Protocol):
@@ -45,6 +45,9 @@ class EngineModule(Protocol):
     KIND: str
     FUSED: bool
     PRECISIONS: Mapping[Precision, tuple[str, ...]]
+
+    def devices(self) -> tuple[Device, ...]:
+        """Lists where it runs models on this machine."""
 
     def load(self, model: Path, execution: Execution) -> Engine:
         """Opens a model: the path of a graph, or of a checkpoint's directory."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from deploykit import hardware
 from deploykit.errors import ModelError
 from deploykit.execution import Device, Execution, Precision
 
@@ -54,6 +55,12 @@ class Session:
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the shape as it is: all cost what they hold."""
         return rows, tokens
+
+
+def devices() -> tuple[Device, ...]:
+    """Lists the CPU and, with the extra `gpu` on a machine that has one, the GPU."""
+    known = PROVIDERS["cuda"][0] in onnxruntime.get_available_providers() and hardware.gpus()
+    return ("cpu", "cuda") if known else ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> Session:

@@ -19,7 +19,7 @@ import openvino
 from openvino import properties
 from openvino.properties import hint
 
-from deploykit.execution import Execution, Precision
+from deploykit.execution import Device, Execution, Precision
 
 KIND = "onnx"
 FUSED = False
@@ -63,6 +63,11 @@ class CompiledModel:
 def _up(count: int, steps: Mapping[int, int]) -> int:
     step = next(step for last, step in steps.items() if count <= last)
     return -(-count // step) * step
+
+
+def devices() -> tuple[Device, ...]:
+    """Lists the CPU: on other devices nothing was tried."""
+    return ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> CompiledModel:

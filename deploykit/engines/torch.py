@@ -10,7 +10,7 @@ import torch
 
 from deploykit import checkpoint
 from deploykit.architectures import input_names
-from deploykit.execution import Execution, Precision
+from deploykit.execution import Device, Execution, Precision
 
 KIND = "checkpoint"
 FUSED = False
@@ -37,6 +37,11 @@ class TorchModel:
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the shape as it is: all cost what they hold."""
         return rows, tokens
+
+
+def devices() -> tuple[Device, ...]:
+    """Lists the CPU: it is there to compare with."""
+    return ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> TorchModel:

@@ -17,7 +17,7 @@ from deploykit.recipe import GateSection
 
 Outcome = Literal["holds", "cannot tell", "broken"]
 OUTCOMES = get_args(Outcome)  # from the best to the worst
-ROUNDING = 1e-9
+ROUNDING = 1e-6  # of float32, of which probabilities are made
 LEVEL = 0.025  # of each side of an interval
 FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}
 

@@ -95,7 +95,7 @@ def _from_tags(tokens: Any, tags: Any) -> Example:
     for word, tag, end in zip(tokens, tags, ends, strict=True):
         prefix, label = split_tag(tag)
         if tag != OUTSIDE:
-            if prefix == "I" and split_tag(before) in (("B", label), ("I", label)):
+            if prefix == "I" and before != OUTSIDE and split_tag(before)[1] == label:
                 spans[-1] = Span(spans[-1].start, int(end), label)
             else:
                 spans.append(Span(int(end) - len(word), int(end), label))

@@ -2,7 +2,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deploykit import engines
+from deploykit import engines, hardware
 from deploykit.engines import onnxruntime as engine
 from deploykit.errors import ModelError
 from deploykit.execution import Execution
@@ -66,6 +66,20 @@ def test_the_folder_loads_it_by_name_and_it_names_its_version():
     assert module is engine
     assert module.KIND == "onnx"
     assert module.versions() == {"onnxruntime": onnxruntime.__version__}
+
+
+@pytest.mark.parametrize(
+    ("providers", "gpus", "expected"),
+    [
+        (["CPUExecutionProvider"], ["NVIDIA L4"], ("cpu",)),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], [], ("cpu",)),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["NVIDIA L4"], ("cpu", "cuda")),
+    ],
+)
+def test_a_gpu_is_a_device_where_the_machine_and_the_library_have_one(providers, gpus, expected, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(hardware, "gpus", lambda: gpus)
+    assert engine.devices() == expected
 
 
 def test_a_device_that_is_not_there_is_an_error_and_not_the_cpu_instead(graph):

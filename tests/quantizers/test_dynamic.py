@@ -3,11 +3,11 @@ import logging
 import numpy as np
 import onnx
 import pytest
+from graph_models import signal_to_noise
 from models import SEPARATE, TASKS
 from onnx import TensorProto
 from pydantic import ValidationError
 
-from deploykit import sensitivity
 from deploykit.errors import DeploykitError
 from deploykit.quantizers import dynamic
 
@@ -81,7 +81,7 @@ def test_the_file_is_smaller_and_the_answers_are_near(exported, padded, tmp_path
     target = tmp_path / "model.onnx"
     dynamic.quantize(exported, dynamic.Options(), target)
     assert target.stat().st_size < 0.85 * exported.stat().st_size
-    assert 10 < sensitivity.require_near(exported, target, padded(0, 16)) < 90
+    assert 10 < signal_to_noise(exported, target, padded(0, 16)) < 90
 
 
 @pytest.mark.parametrize("variant", ["exported", "fused", "merged"])
@@ -96,7 +96,7 @@ def test_embeddings_can_be_stored_in_bytes(variant, variant_graph, padded, tmp_p
     assert table.data_type in (TensorProto.INT8, TensorProto.UINT8)
     saved = (tmp_path / "model.onnx").stat().st_size - small.stat().st_size
     assert saved > 2.5 * np.prod(table.dims)  # of three bytes a weight
-    assert sensitivity.require_near(source, small, padded(0, 16)) > 28
+    assert signal_to_noise(source, small, padded(0, 16)) > 28
 
 
 def test_quantizing_warns_of_nothing(variant_graph, tmp_path, caplog):
@@ -113,4 +113,4 @@ def test_linear_layers_of_a_gpt2_are_quantized(gpt2_graph, tmp_path):
     ids = np.random.default_rng(0).integers(1, 110, (3, 9))
     places = np.broadcast_to(np.arange(9), ids.shape).copy()
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": places}
-    assert sensitivity.require_near(gpt2_graph, target, [batch]) > 28
+    assert signal_to_noise(gpt2_graph, target, [batch]) > 28

@@ -1,11 +1,11 @@
 import numpy as np
 import onnx
 import pytest
-from graph_models import PRODUCTS
+from graph_models import PRODUCTS, signal_to_noise
 from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
-from deploykit import products, sensitivity
+from deploykit import products
 from deploykit.errors import DeploykitError
 from deploykit.quantizers import static
 
@@ -127,6 +127,6 @@ def test_what_calibration_cuts_off_is_lost(quantized, padded):
     found = {}
     for percentile in (51, 99.99):
         source, target, _ = quantized(calibration="percentile", percentile=percentile)
-        found[percentile] = sensitivity.require_near(source, target, padded(200, 232))
+        found[percentile] = signal_to_noise(source, target, padded(200, 232))
     assert found[99.99] > 28
     assert found[99.99] > found[51] + 10

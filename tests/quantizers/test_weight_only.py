@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from graph_models import signal_to_noise
 from onnx import helper, numpy_helper
 from pydantic import ValidationError
 
-from deploykit import sensitivity
 from deploykit.quantizers import weight_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +59,7 @@ def test_more_bits_and_smaller_blocks_are_nearer(uneven_graph, padded, tmp_path)
     for bits, block_size in ((4, 128), (4, 16), (8, 128)):
         target = tmp_path / "model.onnx"
         weight_only.quantize(uneven_graph(), weight_only.Options(bits=bits, block_size=block_size), target)
-        found[bits, block_size] = sensitivity.require_near(uneven_graph(), target, padded(0, 32))
+        found[bits, block_size] = signal_to_noise(uneven_graph(), target, padded(0, 32))
     assert found[4, 128] + 1 < found[4, 16] < found[8, 128] - 10
 
 

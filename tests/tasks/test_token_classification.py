@@ -79,6 +79,8 @@ def test_a_missing_column_is_a_key_error(column):
         ("O I-X I-X", [(2, 8, "X")]),
         ("NOUN NOUN VERB", [(0, 1, "NOUN"), (2, 4, "NOUN"), (5, 8, "VERB")]),
         ("B-X O I-X", [(0, 1, "X"), (5, 8, "X")]),
+        ("B-X O I-O", [(0, 1, "X"), (5, 8, "O")]),
+        ("O I-O I-O", [(2, 8, "O")]),
     ],
 )
 def test_tags_become_spans(tags, spans):
