@@ -248,7 +248,7 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     config = AutoConfig.from_pretrained(folder, **SAFE)
     auto_class = getattr(transformers, config.architectures[0])
     if not (folder / ARCHITECTURE).is_file():
-        return auto_class.from_pretrained(folder, attn_implementation=attention, use_safetensors=True, **SAFE)
+        return copied(auto_class.from_pretrained(folder, attn_implementation=attention, use_safetensors=True, **SAFE))
     content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
     model = auto_class._from_config(config, attn_implementation=attention)
     model = architectures.resized(model, [Shape(**layer) for layer in content["layers"]])
@@ -262,6 +262,16 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def copied(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """Copies weights that are read where they lie in a file.
+
+    There they begin anywhere; some CPUs take other kernels for that, and the last bit of the logits changes.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def parameters(model: torch.nn.Module) -> int:

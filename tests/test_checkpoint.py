@@ -327,13 +327,19 @@ def test_a_model_that_writes_text_writes_the_same_after_it_was_loaded(kind, task
     assert torch.equal(one, other)
 
 
+def plainly(folder, task):
+    """Opens a model with transformers alone."""
+    found = getattr(transformers, AUTO[task]).from_pretrained(folder, attn_implementation="eager").eval()
+    return checkpoint.copied(found)
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_model_with_fewer_layers_opens_with_plain_transformers(kind, tmp_path, tiny_encoder, logits_of):
     small = architectures.without(tiny_encoder(kind, layers=3), [0])
     checkpoint.save(small, tmp_path)
     assert not (tmp_path / "deploykit_arch.json").exists()
-    plain = getattr(transformers, AUTO["text-classification"]).from_pretrained(tmp_path, attn_implementation="eager")
-    for one, other in zip(logits_of(small), logits_of(plain.eval()), strict=True):
+    plain = plainly(tmp_path, "text-classification")
+    for one, other in zip(logits_of(small), logits_of(plain), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -356,7 +362,7 @@ def test_a_regular_model_opens_with_plain_transformers(kind, task, tmp_path, tin
     model = tiny_encoder(kind, task)
     checkpoint.save(model, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    plain = getattr(transformers, AUTO[task]).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    plain = plainly(tmp_path, task)
     assert plain.config.id2label == dict(enumerate(LABELS[task]))
     expected = logits_of(model)
     for found in (plain, checkpoint.load(tmp_path)):
