@@ -69,18 +69,26 @@ class Drift:
 
     def __init__(self, known: Mapping[str, Feature]) -> None:
         self._known = dict(known)
+        self._edges = {name: np.array(found.edges) for name, found in known.items()}
         self._counts = {name: np.zeros(len(found.shares)) for name, found in known.items()}
-        self._seen = dict.fromkeys(known, 0)
+        self._seen = dict.fromkeys(known, 0)  # texts
 
-    def see(self, name: str, values: Sequence[float]) -> None:
-        """Takes in values of a feature, all of one text; what is not in the reference is let pass."""
-        if name not in self._known or not len(values):
+    def see(self, name: str, values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
+        """Takes in values of a feature; what is not in the reference is let pass.
+
+        Args:
+            name: of the feature.
+            values: shape `(units,)`, of one text or several.
+            weights: of each value, so that those of a text make one together; default: each is of a text of its own.
+        """
+        if name not in self._known or not np.size(values):
             return
         counts = self._counts[name]
-        counts *= MEMORY
-        places = np.searchsorted(self._known[name].edges, values, side="left")
-        counts += np.bincount(places, minlength=len(counts)) / len(values)
-        self._seen[name] += 1
+        texts = np.size(values) if weights is None else round(float(np.sum(weights)))
+        counts *= MEMORY**texts
+        places = np.searchsorted(self._edges[name], values, side="left")
+        counts += np.bincount(places, weights, minlength=len(counts))
+        self._seen[name] += texts
 
     def psi(self) -> dict[str, float]:
         """Returns the index of each feature; 0 until enough texts were seen."""

@@ -67,8 +67,7 @@ def test_what_was_long_ago_is_forgotten(random):
 def test_texts_of_many_units_weigh_no_more_than_others():
     found = Drift({"label": Feature.of([0, 1], [0.5])})
     for _ in range(500):
-        found.see("label", [0] * 1000)
-        found.see("label", [1])
+        found.see("label", [*[0] * 1000, 1], [*[0.001] * 1000, 1.0])
     assert found.psi()["label"] < 0.01
     found.see("label", [])
     found.see("other", [1])  # nobody knows it

@@ -259,18 +259,21 @@ class Runtime:
         return [text for text, _ in masked]
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
-        for scores, encoding in zip(found, encodings, strict=True):
+        for encoding in encodings:
             self.metrics.read(len(encoding), encoding.unknown, encoding.windows, truncated=encoding.truncated)
-            self.drift.see("length", [len(encoding)])
-            if not len(scores):
-                continue
-            rows = softmax(scores)
-            best = rows.argmax(axis=1)
-            certain = rows[np.arange(len(rows)), best]
-            self.drift.see("label", best)
-            self.drift.see("confidence", certain)
-            for index, confidence, entropy in zip(best, certain, entropies(rows), strict=True):
-                self.metrics.predicted(predictor.labels[index], float(confidence), float(entropy))
+        self.drift.see("length", list(map(len, encodings)))
+        units = [len(scores) for scores in found if len(scores)]
+        if not units:
+            return
+        rows, weights = (
+            softmax(np.concatenate([scores for scores in found if len(scores)])),
+            1 / np.repeat(units, units),
+        )
+        best, certain = rows.argmax(axis=1), rows.max(axis=1)
+        self.drift.see("label", best, weights)
+        self.drift.see("confidence", certain, weights)
+        for index, *told in zip(best.tolist(), certain.tolist(), entropies(rows).tolist(), strict=True):
+            self.metrics.predicted(predictor.labels[index], *told)
 
     def page(self) -> bytes:
         """Renders the metrics."""
