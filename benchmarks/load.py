@@ -119,17 +119,18 @@ async def replay(url: str, key: str, trace: Trace, rate: float, seconds: float) 
 
 
 async def saturate(url: str, key: str, trace: Trace, clients: int, seconds: float) -> Outcome:
-    """Asks in a closed loop: each of so many clients asks again as soon as it has its answer."""
+    """Asks in a closed loop: each of so many clients asks again as soon as it has its answer, or was told to."""
     timeline, statuses, bodies = list[tuple[float, float | None]](), Counter[str](), iter(trace.bodies)
     async with session(key) as client:
         start = perf_counter()
 
         async def ask() -> None:
             while (begun := perf_counter()) < start + seconds:
-                status = await post(client, url, next(bodies))
+                status, pause = await asked(client, url, next(bodies))
                 statuses[status] += 1
                 if perf_counter() <= start + seconds:
                     timeline.append((begun - start, 1000 * (perf_counter() - begun) if status == "200" else None))
+                await asyncio.sleep(pause)
 
         await asyncio.gather(*(ask() for _ in range(clients)))
     return Outcome(seconds, timeline, statuses)
@@ -146,9 +147,14 @@ def session(key: str) -> aiohttp.ClientSession:
 
 async def post(client: aiohttp.ClientSession, url: str, body: bytes) -> str:
     """Asks once; returns the status, or the kind of failure."""
+    return (await asked(client, url, body))[0]
+
+
+async def asked(client: aiohttp.ClientSession, url: str, body: bytes) -> tuple[str, float]:
+    """Asks once; returns the status, or the kind of failure, and after how many seconds to ask again."""
     try:
         async with client.post(url + PATH, data=body) as response:
             await response.read()
-            return str(response.status)
+            return str(response.status), float(response.headers.get("retry-after", 0))
     except (aiohttp.ClientError, TimeoutError) as error:
-        return type(error).__name__
+        return type(error).__name__, 0.0
