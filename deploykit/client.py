@@ -82,7 +82,8 @@ class _Conversation:
     Args:
         url: of the service, for example `http://127.0.0.1:3000`.
         key: that opens it; None where access control is off.
-        timeout_s: for each call, all attempts together.
+        timeout_s: for each call, all attempts together; a `Client` bounds every read until an answer begins, and from
+            then on looks at the clock with each piece.
         retries: attempts after the first.
 
     Raises:
@@ -99,6 +100,7 @@ class _Conversation:
     def _predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> Steps:
         if isinstance(texts, str) or isinstance(text_pairs, str):
             raise InputError("texts are a list: predict([text]), not predict(text).")
+        texts = list(texts)
         pairs = {} if text_pairs is None else {"text_pairs": list(text_pairs)}
 
         def read(found: httpx.Response) -> list[Prediction]:
@@ -109,7 +111,7 @@ class _Conversation:
                 Prediction.model_validate({"request": request, "index": at, **one}) for at, one in enumerate(answers)
             ]
 
-        return (yield from self._asked("POST", "/v1/predict", {"texts": list(texts), **pairs}, read))
+        return (yield from self._asked("POST", "/v1/predict", {"texts": texts, **pairs}, read))
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps:
         given = {"text": text, "label": label, "text_pair": text_pair}
@@ -357,7 +359,7 @@ def _told(said: str, own: float) -> float:
         return float(said)
     try:
         return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return own
 
 

@@ -191,9 +191,14 @@ def test_retry_after_may_be_a_date(predict, played):
     url, seen = played(problem(503, "busy", {"retry-after": date}), (200, {}, GOOD))
     assert predict(url)[0].label == "a"
     assert 0.9 <= seen[1][0] - seen[0][0] < 3  # a date has no parts of a second
-    url, seen = played(problem(503, "busy", {"retry-after": "soon"}), (200, {}, GOOD))
-    assert predict(url)[0].label == "a"
+
+
+@pytest.mark.parametrize("said", ["soon", "Wed, 99999999999999999999 Oct 2015 07:28", "-1"])
+def test_what_is_neither_seconds_nor_a_date_leaves_the_choice_to_the_client(predict, played, said):
+    url, seen = played(problem(503, "busy", {"retry-after": said}), (200, {}, GOOD))
+    assert predict(url, texts=iter(["text"]))[0].label == "a"
     assert seen[1][0] - seen[0][0] < 1
+    assert seen[0][2] == {"texts": ["text"]}
 
 
 @pytest.mark.parametrize("key", ["dk_schlüssel", "dk_a\nb", "dk_\ud800"])

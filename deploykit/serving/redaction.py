@@ -170,11 +170,20 @@ KINDS = (  # in this order: what has a checksum before what has none, and of tho
     Kind("national_id", re.compile(r"\b\d{3}\.?\d{3}\.?\d{3}-?\d{2}\b"), cpf),
     Kind("national_id", re.compile(r"\b[XYZxyz\d]\d{7}[A-Za-z]\b"), dni),
     Kind("national_id", re.compile(r"\b\d{3}-\d{2}-\d{4}\b"), ssn),
-    # 9 to 15 digits (ITU-T E.164) after a plus or a nought, but for a date or noughts; and as North America writes them
+    # 9 to 15 digits (ITU-T E.164) after a plus or a nought, but for a date or noughts, with the numbers right behind
+    # them (an extension, or the next telephone); and as North America writes them
     Kind(
         "phone",
-        re.compile(rf"(?<![\w.])(?!{DATE}|0000)(?:\+\d[ ()/.-]{{0,2}}|\(?0)\d(?:[ ()/.-]{{0,2}}\d){{7,13}}(?!\w)"),
+        re.compile(
+            rf"(?<![\w.])(?<!\b\d\d[/-])(?<!\b\d{{4}}-)(?!{DATE}|0000)(?:\+\d[ ()/.-]{{0,2}}|\(?0)\d"
+            r"(?:[ ()/.-]{0,2}\d){7,13}(?!\w)(?:[ ()/.-]{1,2}\d+(?!\w)){0,8}"
+        ),
     ),
-    Kind("phone", re.compile(r"(?<![\w.-])(?:\([2-9]\d\d\) ?|[2-9]\d\d([.-])(?=\d{3}\1))[2-9]\d\d[ .-]\d{4}(?![\w-])")),
+    Kind(
+        "phone",
+        re.compile(
+            r"(?<![\w.-])(?:1[ .-])?(?:\([2-9]\d\d\)[ -]?|[2-9]\d\d([.-])(?=\d{3}\1))[2-9]\d\d[ .-]\d{4}(?![\w-])"
+        ),
+    ),
 )
 NAMES = (*dict.fromkeys(kind.name for kind in KINDS), PERSON)
