@@ -54,6 +54,16 @@ def test_one_length_says_nothing_of_others():
     assert START.seconds(4, 512) * 0.8 < found.seconds(4, 512) < twice.seconds(4, 512) * 1.2
 
 
+@pytest.mark.parametrize(("tokens", "joins"), [(16, True), (32, True), (512, False)])
+def test_a_text_shares_a_batch_where_it_gains_by_it(tokens, joins):
+    assert START.pays(1, tokens, tokens) == joins  # 2 ms are much of 4, and next to nothing of 56
+
+
+def test_a_text_is_not_padded_for_more_than_that():
+    assert START.pays(4, 24, 16)
+    assert not START.pays(4, 128, 16)
+
+
 def test_a_measurement_of_nothing_does_no_harm():
     learned = Learned(Cost(fixed=0.0, per_token=0.0))
     for _ in range(EVERY):

@@ -29,7 +29,7 @@ Choose = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], Release]]
 
 
 def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses a batch of texts that cost no more together than alone.
+    """Chooses a batch of texts that cost less together than alone.
 
     Args:
         lengths: tokens of the texts that wait, at least one; the one whose turn it is comes first.

@@ -204,8 +204,8 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
         ([10, 500, 12, 11], Cost(), BOUNDS, [0, 2, 3]),  # a long text is not worth padding three short ones
         ([500, 10, 12], Cost(), BOUNDS, [0]),
         ([10, 500, 12, 11], WIDE, BOUNDS, [0, 1, 2, 3]),
-        ([10, 10, 10], Cost(fixed=0.0), BOUNDS, [0, 1, 2]),  # equal lengths cost nothing
-        ([10, 11], Cost(fixed=0.0), BOUNDS, [0]),
+        ([10, 10, 10], Cost(fixed=0.0), BOUNDS, [0]),  # batches save nothing
+        ([500, 500, 500], Cost(), BOUNDS, [0]),  # next to nothing
         ([10] * 9, WIDE, Bounds(50, 64, 99), [0, 1, 2, 3, 4]),
         ([10] * 9, WIDE, Bounds(999, 3, 99), [0, 1, 2]),
         ([100, 1], WIDE, Bounds(50, 64, 99), [0]),  # too long for any batch: runs alone
