@@ -115,7 +115,7 @@ class ServeOptions(Record):
         redact_names: the spaCy model that finds names of people for that; null: they stay.
         records: what may be kept of texts and answers; null: nothing.
         extras: of deploykit that the service uses; their packages are pinned with the others.
-        batching: which texts share a batch. `cost`: those that cost less together than alone. The others are there
+        batching: which texts share a batch. `cost`: those for which all wait less. The others are there
             to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
             BentoML's adaptive batching.
         ui: offers the page at /ui to try the model on.

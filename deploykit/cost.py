@@ -10,7 +10,6 @@ TERMS = {"fixed": 1.0, "per_token": 2.0**-7, "per_square": 2.0**-14}  # in units
 PRIOR, LEAST = 30.0, 1.0  # batches that what was measured before counts for, at first and at last
 MEMORY = 0.998  # of what each batch says after the next one: some hundreds are remembered
 EVERY = 32  # batches between two solutions
-GAIN = 0.05  # of what a text takes alone: what it must save in a batch
 POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
@@ -32,13 +31,14 @@ class Cost(BaseModel):
         """Returns what a batch of `items` padded to `width` takes."""
         return self.fixed + items * (self.per_token * width + self.per_square * width**2)
 
-    def pays(self, items: int, width: int, tokens: int) -> bool:
-        """Says whether a text of `tokens` joins a batch of `items` padded to `width`: it must gain by it.
+    def pays(self, items: int, width: int, tokens: int, waiting: int) -> bool:
+        """Says whether a text of `tokens` joins a batch of `items` padded to `width`, for less waiting in all.
 
-        Two long texts take hardly less together than one after the other, and the first would wait for both.
+        The items of the batch wait for what it takes longer with the text; the `waiting` that are not in it, the
+        text among them, need not wait for what that saves.
         """
-        together, alone = self.seconds(items + 1, max(width, tokens)), self.seconds(1, tokens)
-        return together <= self.seconds(items, width) + (1 - GAIN) * alone
+        longer = self.seconds(items + 1, max(width, tokens)) - self.seconds(items, width)
+        return waiting * (self.seconds(1, tokens) - longer) >= items * longer
 
 
 class Learned:

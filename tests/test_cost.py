@@ -54,14 +54,25 @@ def test_one_length_says_nothing_of_others():
     assert START.seconds(4, 512) * 0.8 < found.seconds(4, 512) < twice.seconds(4, 512) * 1.2
 
 
-@pytest.mark.parametrize(("tokens", "joins"), [(16, True), (32, True), (512, False)])
-def test_a_text_shares_a_batch_where_it_gains_by_it(tokens, joins):
-    assert START.pays(1, tokens, tokens) == joins  # 2 ms are much of 4, and next to nothing of 56
-
-
-def test_a_text_is_not_padded_for_more_than_that():
-    assert START.pays(4, 24, 16)
-    assert not START.pays(4, 128, 16)
+@pytest.mark.parametrize(
+    ("items", "width", "tokens", "waiting", "joins"),
+    [
+        (1, 16, 16, 1, True),  # of 3.6 ms alone it saves 2
+        (4, 16, 16, 1, False),  # one saves them, four wait 1.6 ms longer
+        (4, 16, 16, 4, True),
+        (1, 512, 512, 1, False),  # two long texts take hardly less together
+        (1, 512, 512, 40, True),  # of which many gain, where many wait
+        (4, 24, 16, 9, True),
+        (4, 64, 16, 99, False),  # padding costs more than a call of its own
+    ],
+)
+def test_a_text_joins_a_batch_where_all_wait_less(items, width, tokens, waiting, joins):
+    assert START.pays(items, width, tokens, waiting) == joins
+    with_it = START.seconds(items + 1, max(width, tokens))
+    without, alone = START.seconds(items, width), START.seconds(1, tokens)
+    together = (items + waiting) * with_it
+    apart = items * without + waiting * (without + alone)
+    assert (together <= apart) == joins  # until the batch, or else the text behind it, is done
 
 
 def test_a_measurement_of_nothing_does_no_harm():

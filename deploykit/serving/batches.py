@@ -1,7 +1,8 @@
 """Which of the texts that wait share a batch: pure rules on their lengths.
 
-`by_cost` takes texts of similar length while that is cheaper than running them alone: padding a short text to a long
-one costs a CPU more than batching saves. `in_order` is what it is compared with.
+`by_cost` takes texts of similar length while all wait less for it: padding a short text to a long one costs a CPU more
+than batching saves, and two long texts save next to nothing together, while the first waits for both. `in_order` is
+what it is compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 from deploykit.cost import Cost
 
-# why a batch is not larger: nobody else waits, it is full, more would cost more than they save, or be padded
+# why a batch is not larger: nobody else waits, it is full, more would cost others more than they save, or be padded
 Release = Literal["all", "items", "tokens", "cost", "shape"]
 
 
@@ -29,7 +30,7 @@ Choose = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], Release]]
 
 
 def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses a batch of texts that cost less together than alone.
+    """Chooses the batch for which all that wait, those in it too, wait least in the sum.
 
     Args:
         lengths: tokens of the texts that wait, at least one; the one whose turn it is comes first.
@@ -49,7 +50,7 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
         if len(chosen) == bounds.batch_items:
             return chosen, "items"
         padded = (len(chosen) + 1) * max(width, lengths[index])
-        if not cost.pays(len(chosen), width, lengths[index]):
+        if not cost.pays(len(chosen), width, lengths[index], len(lengths) - len(chosen)):
             release, tried[longer] = "cost", False
         elif padded > bounds.batch_tokens:
             release = "tokens" if release == "all" else release

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -310,7 +310,8 @@ def batcher_of(
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
     streams = engine.execution.streams
-    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, choose, engine.shape)
+    clock = thread_time if engine.execution.device == "cpu" else perf_counter  # beside a GPU the thread may sleep
+    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, choose, engine.shape, clock)
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:

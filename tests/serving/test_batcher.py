@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.problems import Problem
 
+TRUE = Cost(fixed=1e-3, per_token=2e-5)
 LINEAR = Cost(fixed=0.0, per_token=1e-3)
 
 
@@ -31,6 +33,17 @@ class Engine:
         if "bad" in texts:
             raise RuntimeError("boom")
         return [np.full((1, 2), len(found), np.float32) for found in encodings]
+
+
+class Slow(Engine):
+    """Takes what `TRUE` says, and has no core for 2 ms before."""
+
+    def __call__(self, texts, encodings):
+        time.sleep(0.002)
+        end = time.thread_time() + TRUE.seconds(len(texts), max(map(len, encodings)))
+        while time.thread_time() < end:
+            pass
+        return super().__call__(texts, encodings)
 
 
 async def busy(submit, engine, **options):
@@ -230,6 +243,12 @@ def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
     assert by_cost(lengths, cost, bounds)[1] == release
 
 
+@pytest.mark.parametrize(("waiting", "shared"), [(2, 1), (4, 2), (8, 4), (40, 20)])
+def test_a_batch_is_the_larger_the_more_wait(waiting, shared):
+    even = Cost(fixed=2e-3, per_token=1.05e-4)  # of a text of 20 tokens nearly half is the call's
+    assert len(by_cost([20] * waiting, even, BOUNDS)[0]) == shared
+
+
 @pytest.mark.parametrize(
     ("lengths", "bounds", "expected"),
     [
@@ -266,7 +285,7 @@ def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
 
 
 def test_texts_that_the_engine_pads_alike_share_a_batch():
-    engine, cost = Engine(held=True), Cost(fixed=0.001, per_token=0.001)  # a token of padding costs what a batch does
+    engine, cost = Engine(held=True), Cost(fixed=0.012, per_token=0.001)  # padded from 9 to 16 it would not pay
 
     def make(engine, bounds, metrics):
         return Batcher(engine, bounds, metrics, cost, shape=lambda rows, tokens: (rows, -(-tokens // 8) * 8))
@@ -475,3 +494,18 @@ def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
         alone = sum(Cost().fixed + Cost().per_token * lengths[index] for index in chosen)
         together = Cost().fixed + Cost().per_token * len(chosen) * max(lengths[index] for index in chosen)
         assert together <= alone + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("clock", "least", "most"), [(time.thread_time, 7e-4, 1.4e-3), (time.perf_counter, 1.6e-3, 4e-3)]
+)
+def test_what_keeps_the_engine_from_its_core_is_no_price_of_a_batch(clock, least, most):
+    def make(engine, bounds, metrics):
+        return Batcher(engine, bounds, metrics, TRUE, clock=clock)
+
+    async def scenario(submit, batcher):
+        for tokens in [8, 16, 32, 64, 96] * 26:
+            await submit("a", tokens=tokens)
+        return batcher._cost.now.fixed
+
+    assert least <= run(scenario, Slow(), make=make)[0] <= most
