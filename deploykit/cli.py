@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_keys.app, name="keys")
 
+INTERRUPTED = 130  # what typer returns for Ctrl-C, and a shell expects
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 ArtifactDir = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that a stage has written.")]
 Overrides = Annotated[
@@ -42,11 +43,10 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped. Finished stages are kept: the same command goes on from them.", 130)
+        _fail("stopped. Finished stages are kept: the same command goes on from them.", INTERRUPTED)
     except Exception as error:
         if debug:
             err.print_exception()

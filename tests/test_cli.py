@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -243,6 +245,18 @@ def test_artifact_of_a_newer_format(call, artifact):
 
 
 # The installation and the machine
+
+
+def test_stopped_from_the_keyboard_it_says_so_to_people_and_to_scripts(tmp_path, tiny_recipe):
+    command = [sys.executable, "-m", "deploykit", "run", str(tiny_recipe(tmp_path))]
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
+        assert process.stderr.readline() == "train (full) …\n"
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+    assert process.returncode == 130
+    assert told.endswith("error: stopped. Finished stages are kept: the same command goes on from them.\n")
+    assert "Traceback" not in told
 
 
 def test_missing_extra_names_the_pip_command(tmp_path, tiny_recipe):

@@ -122,7 +122,8 @@ def _text(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> Table:
-    lines = list(_csv_lines(_text(path), "\t" if path.suffix == ".tsv" else ","))
+    text = _text(path)
+    lines = list(_csv_lines(text, "\t" if path.suffix == ".tsv" else _mark(text)))
     if not lines:
         return Table(str(path), "line", (), ())
     (first, header), *body = lines
@@ -142,6 +143,12 @@ def _read_csv(path: Path) -> Table:
         else:
             rows.append(Row(line, dict(zip(header, fields, strict=True))))
     return Table(str(path), "line", tuple(header), tuple(rows), tuple(broken))
+
+
+def _mark(text: str) -> str:
+    """Returns what parts the columns: spreadsheets write semicolons where the comma is that of decimals."""
+    header = text.partition("\n")[0]
+    return ";" if ";" in header and "," not in header else ","
 
 
 def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
