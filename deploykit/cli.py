@@ -134,7 +134,7 @@ def serve(
     """Serve a package until it is stopped."""
     import deploykit
 
-    out.print(f"serving {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
+    out.print(f"starting {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
     deploykit.serve(package, host=host, port=port, keys=keys, auth=not no_auth)
 
 
@@ -200,10 +200,12 @@ def verify(
 ) -> None:
     """Check every file of an artifact, and ask a package its golden questions again."""
     import deploykit
+    from deploykit.artifact import GOLDEN
 
     found = deploykit.verify(artifact, key)
     signed = f" and signed by the owner of {key}" if key else ""
-    out.print(f"{artifact} is as it was made{signed}: {len(found.manifest.files)} files checked.", markup=False)
+    asked = ", and its golden answers hold" if GOLDEN in found.manifest.files else ""
+    out.print(f"{artifact} is as it was made{signed}: {len(found.manifest.files)} files checked{asked}.", markup=False)
 
 
 @app.command()
