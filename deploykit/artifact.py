@@ -44,7 +44,8 @@ REQUIREMENTS = "requirements.txt"
 LIBRARY = "deploykit"
 SIGNATURE = "model.sig"
 STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
-GENERATED = ("__pycache__", STORED)
+PYCACHE = "__pycache__"
+GENERATED = (PYCACHE, STORED)
 
 Kind = Literal["checkpoint", "onnx", "package"]
 
@@ -363,6 +364,6 @@ def load_predictions(artifact: Artifact) -> dict[str, list[npt.NDArray[np.float3
 def _contents(folder: Path) -> Iterator[str]:
     for file in folder.rglob("*"):
         name = file.relative_to(folder)
-        made = str(name) in (MANIFEST, SIGNATURE) or set(name.parts) & set(GENERATED)
+        made = str(name) in (MANIFEST, SIGNATURE) or str(name) == STORED or PYCACHE in name.parts
         if (file.is_file() or file.is_symlink()) and not made:
             yield name.as_posix()

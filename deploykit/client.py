@@ -20,6 +20,7 @@ from deploykit.errors import InputError, ServiceError
 
 AGAIN = (429, 502, 503)  # who answers so has not begun to work
 USELESS = (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)  # to try again
+LONGEST_S = 999_999.0  # what a service can be told
 FIRST_S, MOST_S = 0.1, 5.0  # between two attempts, where the service does not say
 
 
@@ -91,7 +92,7 @@ class _Conversation:
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
-        self._url, self._timeout_s, self._retries = _checked(url), timeout_s, retries
+        self._url, self._timeout_s, self._retries = _checked(url), min(timeout_s, LONGEST_S), retries
         key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError("a key has letters, digits, `_`, `-` and `.` only. Copy it again, as it was shown.")
@@ -241,6 +242,7 @@ class AsyncClient(_Conversation):
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
         super().__init__(url, key, timeout_s=timeout_s, retries=retries)
         self._http = httpx.AsyncClient()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Returns one answer a text; see `Client.predict`."""
@@ -274,7 +276,10 @@ class AsyncClient(_Conversation):
         await self.close()
 
     async def _run(self, steps: Steps) -> Any:
-        outcome: Outcome = None
+        loop, outcome = asyncio.get_running_loop(), None  # type: tuple[asyncio.AbstractEventLoop, Outcome]
+        if self._loop not in (None, loop):  # connections belong to the loop that opened them, and end with it
+            self._http = httpx.AsyncClient()
+        self._loop = loop
         while True:
             try:
                 step = steps.send(outcome)

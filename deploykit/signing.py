@@ -47,7 +47,7 @@ def sign(path: Path | str, key: Path, password: str | None = None) -> Artifact:
         raise _unusable("private", key, error) from error
     try:
         with storage_errors(artifact.path):
-            signer.set_hashing_config(_hashing()).sign(artifact.path.resolve(), artifact.file(SIGNATURE))
+            signer.set_hashing_config(_hashing(artifact)).sign(artifact.path.resolve(), artifact.file(SIGNATURE))
     except ValueError as error:
         raise ArtifactError(f"{artifact.path} cannot be signed: {str(error).rstrip('.')}.") from error
     _sign_stored(artifact)
@@ -73,7 +73,7 @@ def check(artifact: Artifact, key: Path) -> None:
         )
     _require_no_compiled(artifact)
     try:
-        verifier.set_hashing_config(_hashing()).verify(artifact.path.resolve(), artifact.file(SIGNATURE))
+        verifier.set_hashing_config(_hashing(artifact)).verify(artifact.path.resolve(), artifact.file(SIGNATURE))
     except Exception as error:  # a damaged signature fails in many ways, and each of them is a refusal
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise ArtifactError(
@@ -108,9 +108,10 @@ def _library() -> Any:
     return model_signing
 
 
-def _hashing() -> Any:
-    """Returns what is signed: every file but the signature itself, and what BentoML's model store adds."""
-    return _library().hashing.Config().set_ignored_paths(paths=[SIGNATURE, STORED], ignore_git_paths=False)
+def _hashing(artifact: Artifact) -> Any:
+    """Returns what is signed: every file but the signature itself, and the one that BentoML's model store adds."""
+    ignored = [SIGNATURE, *([STORED] if artifact.file(STORED).is_file() else [])]
+    return _library().hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
 def _require_no_compiled(artifact: Artifact) -> None:

@@ -240,6 +240,21 @@ def test_what_is_no_problem_of_ours_is_shown_as_it_is(predict, played):
         predict(url)
 
 
+def test_an_event_loop_that_ends_takes_no_client_with_it(played):
+    url, seen = played(*[(200, {}, GOOD)] * 3)
+    client = AsyncClient(url)
+    for _ in range(3):
+        assert asyncio.run(client.predict(["text"]))[0].label == "a"
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("seconds", [2e6, float("inf")])
+def test_who_waits_for_very_long_says_as_much_as_a_service_takes(predict, played, seconds):
+    url, seen = played((200, {}, GOOD))
+    predict(url, timeout_s=seconds)
+    assert 999_000_000 < int(seen[0][1]["x-request-timeout-ms"]) <= 999_999_999
+
+
 def test_a_client_is_there_without_what_serves():
     assert deploykit.Client is Client
     assert deploykit.AsyncClient is AsyncClient

@@ -73,6 +73,15 @@ def test_what_is_not_as_it_was_signed(signed, keys, how):
         verify(signed, keys[1])
 
 
+def test_only_the_file_that_a_model_store_adds_goes_without(signed, keys):
+    (signed / STORED).mkdir()
+    (signed / STORED / "more.py").write_text("x")
+    with pytest.raises(ArtifactError, match=r"model\.yaml/more\.py"):
+        verify(signed)
+    with pytest.raises(ArtifactError, match="not as the owner"):
+        signing.check(Artifact.load(signed), keys[1])
+
+
 def test_a_damaged_artifact_is_not_signed(signed, keys):
     flip(signed / GRAPH)
     with pytest.raises(ArtifactError, match="was changed"):

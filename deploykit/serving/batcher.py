@@ -18,7 +18,7 @@ from deploykit.cost import Cost, Learned
 from deploykit.serving.batches import Bounds, Choose, by_cost
 from deploykit.serving.fairness import FairQueue
 from deploykit.serving.metrics import Metrics
-from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
+from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.waits import Waits
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
@@ -64,16 +64,6 @@ class Item:
     width: int
     seconds: float
     since: float = field(default_factory=perf_counter)
-
-    @property
-    def client(self) -> str:
-        """Who pays for it."""
-        return self.job.client
-
-    @property
-    def request(self) -> "Job":
-        """What it is a part of."""
-        return self.job
 
     def __len__(self) -> int:
         return len(self.encoding)
@@ -230,35 +220,19 @@ class Batcher:
             raise Problem(504, "deadline", LATE)
         queue, tokens, most = self._waiting, sum(lengths), self._bounds.queue_tokens
         total, own = queue.tokens + tokens, queue.tokens_of(client) + tokens
-        full = total > most and (own > most / self._clients(client) or total > HARD * most + self._excess)
-        estimate = self._wait_s(client, sum(map(self._alone, lengths)))
+        full = total > most and (own > most / queue.sharing(client) or total > HARD * most + self._excess)
+        estimate = self._waits.takes(queue.ahead_of(client, sum(map(self._alone, lengths))))
         if queue and (full or estimate * self._waits.margin > min(timeout_s, self._bounds.wait_s)):
-            headers = retry_after(self._waits.takes(queue.seconds))
-            raise Problem(503, "queue_full", "too many texts are waiting; try again later", headers=headers)
+            raise busy(self._waits.takes(queue.seconds))
         return estimate
 
     def _learn(self, item: Item) -> None:
         if item.job.estimate_s and item.index == len(item.job.scores) - 1:
             self._waits.waited(perf_counter() - item.since, item.job.estimate_s)
 
-    def _wait_s(self, client: str, seconds: float) -> float:
-        """Estimates how long a client's texts would wait for others, and for its own before them.
-
-        Args:
-            client: who asks.
-            seconds: that the texts take one by one.
-        """
-        queue, clients = self._waiting, self._clients(client)
-        ahead = min(queue.seconds, queue.seconds_of(client) * clients + seconds * (clients - 1))
-        return self._waits.takes(ahead)
-
     def _alone(self, tokens: int) -> float:
         """Estimates the seconds of one text."""
         return self._cost.now.seconds(1, tokens)
-
-    def _clients(self, client: str) -> int:
-        """Returns how many share the engine, with this one."""
-        return self._waiting.clients + (not self._waiting.tokens_of(client))
 
     def _enter(self, items: Sequence[Item]) -> None:
         for item in items:

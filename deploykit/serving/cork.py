@@ -19,7 +19,7 @@ from bentoml.exceptions import ServiceUnavailable
 from deploykit.serving.batcher import GONE, Compute, Timing
 from deploykit.serving.batches import Bounds
 from deploykit.serving.metrics import Metrics
-from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
+from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
@@ -98,7 +98,7 @@ class Cork:
             if deadline.expired():
                 raise Problem(504, "deadline", "no answer in the time that this service allows: it is busy") from None
             if isinstance(error, ServiceUnavailable):
-                raise Problem(503, "queue_full", "too many texts are waiting", headers=retry_after(1)) from None
+                raise busy(1) from None
             raise
         except Exception as error:
             logger.error("the engine failed on a batch", exc_info=error)

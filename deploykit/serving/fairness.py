@@ -14,18 +14,22 @@ from typing import Generic, Protocol, TypeVar
 QUANTUM = 256  # tokens of one turn: some short texts, or a part of a long one
 
 
+class Asked(Hashable, Protocol):
+    """A request: `client` pays for it."""
+
+    @property
+    def client(self) -> str:
+        """Who asks."""
+
+
 class Waiting(Protocol):
     """What can wait: its length is what it costs, in tokens; `seconds` is how long it would take alone."""
 
     seconds: float
 
     @property
-    def client(self) -> str:
-        """Who pays."""
-
-    @property
-    def request(self) -> Hashable:
-        """What it is a part of."""
+    def job(self) -> Asked:
+        """The request that it is a part of."""
 
     def __len__(self) -> int: ...
 
@@ -62,13 +66,8 @@ class FairQueue(Generic[T]):
                 yield from list(request)
 
     def __contains__(self, item: T) -> bool:
-        account = self._accounts.get(item.client)
-        return account is not None and item in account.requests.get(item.request, {})
-
-    @property
-    def clients(self) -> int:
-        """How many clients wait."""
-        return len(self._accounts)
+        account = self._accounts.get(item.job.client)
+        return account is not None and item in account.requests.get(item.job, {})
 
     def tokens_of(self, client: str) -> int:
         """Returns the tokens of a client that wait."""
@@ -80,33 +79,47 @@ class FairQueue(Generic[T]):
         account = self._accounts.get(client)
         return account.seconds if account else 0.0
 
+    def sharing(self, client: str) -> int:
+        """Returns how many clients take turns, with this one."""
+        return len(self._accounts) + (client not in self._accounts)
+
+    def ahead_of(self, client: str, seconds: float) -> float:
+        """Returns how much of what waits would be run before a client's last item, if it added some, in seconds.
+
+        Args:
+            client: who asks.
+            seconds: that its new items take one by one.
+        """
+        others = self.sharing(client) - 1
+        return min(self.seconds, self.seconds_of(client) * (others + 1) + seconds * others)
+
     def add(self, item: T) -> None:
         """Puts an item behind those of its request."""
-        account = self._accounts.setdefault(item.client, _Account())
-        account.requests.setdefault(item.request, OrderedDict())[item] = None
+        account = self._accounts.setdefault(item.job.client, _Account())
+        account.requests.setdefault(item.job, OrderedDict())[item] = None
         self._count(account, item, 1)
 
     def discard(self, item: T) -> bool:
         """Takes an item out, if it is there; nobody pays."""
         if item not in self:
             return False
-        account = self._accounts[item.client]
-        of_request = account.requests[item.request]
+        account = self._accounts[item.job.client]
+        of_request = account.requests[item.job]
         del of_request[item]
         if not of_request:
-            del account.requests[item.request]
+            del account.requests[item.job]
         self._count(account, item, -1)
         if not account.requests:  # who comes back begins anew
-            del self._accounts[item.client]
+            del self._accounts[item.job.client]
         return True
 
     def take(self, item: T) -> None:
         """Takes an item out to be run: its client pays for it, and the client's other requests are first now."""
-        account = self._accounts[item.client]
+        account = self._accounts[item.job.client]
         account.credit -= len(item)
         self.discard(item)
-        if item.request in account.requests:
-            account.requests.move_to_end(item.request)
+        if item.job in account.requests:
+            account.requests.move_to_end(item.job)
 
     def first(self) -> T:
         """Returns the item whose turn it is; there must be one."""

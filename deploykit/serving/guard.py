@@ -256,6 +256,9 @@ def _require_json(headers: Mapping[str, str]) -> None:
 def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
     if nesting.too_deep(body):
         raise Problem(400, "malformed", f"the body is not JSON that is read here: it nests over {nesting.MOST} levels")
+    if nesting.too_many(body):
+        detail = f"the body has over {nesting.MEMBERS} objects and names; send fewer texts at once"
+        raise Problem(400, "malformed", detail)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -16,14 +16,14 @@ from deploykit.serving.problems import Problem
 
 MOST, MOST_BYTES = 64, 16 * 1024  # headers of a request, and their bytes
 DETAIL = f"a request may have {MOST} headers of {MOST_BYTES} bytes together; send fewer or shorter ones"
-H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c[^\r\n]*", re.IGNORECASE)
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 logger = logging.getLogger("deploykit.serving")
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection that sends more than `MOST_BYTES` without completing headers or sending a body.
 
-    An offer to go on in HTTP/2 is not read: the parser would take what follows it for HTTP/2, and lose the body.
+    An offer to go on in another protocol is not read: the parser would take what follows for that, and lose the body.
     """
 
     _unread = 0
@@ -35,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._moved = False
         if self._in_head:
             head, end, body = data.partition(b"\r\n\r\n")
-            data = H2C.sub(b"", head) + end + body
+            data = UPGRADE.sub(b"", head) + end + body
         super().data_received(data)
         self._unread = 0 if self._moved else self._unread + len(data)
         if self._unread > MOST_BYTES and not self.transport.is_closing():

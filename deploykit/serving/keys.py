@@ -42,6 +42,7 @@ class Key(BaseModel):
     not_before: AwareDatetime | None = None
     expires: AwareDatetime | None = None
     disabled: bool = False
+    rotated: bool = False
     requests_per_minute: int | None = Field(default=None, ge=1)
     requests_per_day: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
@@ -136,7 +137,8 @@ def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
         The new key. It cannot be shown again.
 
     Raises:
-        InputError: nobody has that id, the key is disabled or has expired, or the file cannot be read.
+        InputError: nobody has that id, the key is disabled, has expired or was rotated before, or the file cannot be
+            read.
         StorageError: the file cannot be written.
     """
     with _changing(path):
@@ -147,12 +149,16 @@ def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
             raise InputError(f"no key has the id {identity!r}{near}. See: deploykit keys list")
         if old.disabled or (old.expires is not None and old.expires <= now):
             raise InputError(f"the key {identity} is disabled or has expired. Make a new one with: deploykit keys add")
-        kept = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires"})
+        if old.rotated:  # it ends soon, and how long its kind lasts is not known of it any more
+            raise InputError(
+                f"the key {identity} was rotated before. Rotate the one that followed it; see: deploykit keys list"
+            )
+        kept = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires", "rotated"})
         begins = old.not_before if old.not_before is not None and old.not_before > now else None
         lasts = old.expires and (begins or now) + (old.expires - (old.not_before or old.created))
         text, fresh = _made(**kept, not_before=begins, expires=lasts)
         end = min(now + overlap, old.expires) if old.expires else now + overlap
-        ended = old.model_copy(update={"expires": end})
+        ended = old.model_copy(update={"expires": end, "rotated": True})
         _write(path, [*(ended if key is old else key for key in keys), fresh])
     return text
 

@@ -21,9 +21,8 @@ from pathlib import Path
 from deploykit import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.names import require_model
-from deploykit.serving.records import require_folder
-from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load, require_keys
+from deploykit.serving.needs import require
+from deploykit.serving.settings import AUTH, DRAIN, JWT, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load
 
 HOST, PORT = "127.0.0.1", 3000
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
@@ -70,9 +69,9 @@ def plan(
     if keys is not None:
         env[KEYS] = str(keys.resolve())
     settings, artifact = load(package, env)
-    require_keys(settings)
-    require_folder(settings)
-    require_model(settings)
+    require(settings)
+    if settings.jwt is not None:
+        env[JWT[0]] = settings.jwt[0]
     if settings.signed_by is not None:  # before any of its code runs, which could skip the check
         artifact.verify()
         signing.check(artifact, settings.signed_by)

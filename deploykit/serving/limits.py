@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
-from deploykit.errors import extra_missing
+from pydantic import SecretStr
+
+from deploykit.errors import InputError, extra_missing
 from deploykit.serving.access import Client
 from deploykit.serving.problems import Problem, retry_after
 
@@ -65,6 +67,7 @@ class Windows:
         address: `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; a password belongs in it.
 
     Raises:
+        InputError: the address makes no sense.
         MissingExtraError: the libraries are not installed.
     """
 
@@ -72,11 +75,15 @@ class Windows:
         try:
             from limits import RateLimitItemPerSecond
             from limits.aio import storage, strategies
+            from limits.errors import ConfigurationError
         except ImportError as error:
             raise extra_missing("a service with shared limits", error.name, "redis") from error
         options: Any = {"socket_timeout": REDIS_S, "socket_connect_timeout": REDIS_S}
         self._item = RateLimitItemPerSecond
-        self._storage = storage.RedisStorage(f"async+{address}", implementation="redispy", **options)
+        try:
+            self._storage = storage.RedisStorage(f"async+{address}", implementation="redispy", **options)
+        except (ConfigurationError, ValueError) as error:  # which may quote the password
+            raise InputError("the address of the Redis server makes no sense; give redis://HOST:PORT.") from error
         self._limiter = strategies.SlidingWindowCounterRateLimiter(self._storage)
 
     async def take(self, name: str, limit: int, period_s: int, cost: int) -> float:
@@ -90,6 +97,17 @@ class Windows:
     async def close(self) -> None:
         """Ends the connections to the server."""
         await cast(Any, self._storage.bridge).storage.aclose()
+
+
+def require_store(address: SecretStr | None) -> None:
+    """Makes sure that replicas could count together where that is asked for, whether the server is there or not.
+
+    Raises:
+        InputError: the address makes no sense.
+        MissingExtraError: the libraries are not installed.
+    """
+    if address is not None:
+        Windows(address.get_secret_value())
 
 
 class Limits:

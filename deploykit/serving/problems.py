@@ -72,6 +72,11 @@ def body(problem: Problem, instance: str) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
+def busy(seconds: float) -> Problem:
+    """Makes the refusal of who would wait for too long, with when to try again."""
+    return Problem(503, "queue_full", "too many texts are waiting; try again later", headers=retry_after(seconds))
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """Returns the header that says when to try again, in whole seconds, at least one."""
     return {"retry-after": str(max(1, math.ceil(seconds)))}

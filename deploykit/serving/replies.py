@@ -15,6 +15,7 @@ from deploykit.serving.problems import NOT_READY, Problem
 HIDDEN = (b"server", b"x-bentoml-request-id", b"x-bentoml-trace-id")
 NO_CONTENT = 204  # has no body, and so no length
 FAILED = "the service failed on this request; the log has the request id"
+TOLD = {404: ("not_found", "there is no such path"), 503: ("not_ready", NOT_READY)}
 
 
 class Reply:
@@ -53,8 +54,7 @@ class Reply:
         """Sends what is still owed: the problem in place of an error, or of silence."""
         if self.status is None:
             status = self._held or 503
-            reason, detail = ("not_ready", NOT_READY) if status == 503 else ("failed", FAILED)
-            await self.refuse(Problem(status, reason, detail))
+            await self.refuse(Problem(status, *TOLD.get(status, ("failed", FAILED))))
 
     async def refuse(self, problem: Problem) -> None:
         """Sends a problem, unless a response is already on its way."""

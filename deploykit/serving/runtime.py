@@ -10,13 +10,10 @@ import asyncio
 import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter, thread_time
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -28,7 +25,7 @@ from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.predictor import Predictor
 from deploykit.serving.access import Client, Keys, Refusal
-from deploykit.serving.batcher import GONE, LATE, Batcher
+from deploykit.serving.batcher import Batcher
 from deploykit.serving.batches import Bounds, by_cost, in_order
 from deploykit.serving.calls import Call
 from deploykit.serving.cork import Cork
@@ -37,17 +34,16 @@ from deploykit.serving.limits import Limits, Windows
 from deploykit.serving.logs import NEVER_READY
 from deploykit.serving.metrics import DRIFTING, Metrics
 from deploykit.serving.names import Names
-from deploykit.serving.problems import CLIENT_GONE, NOT_READY, Problem, retry_after
+from deploykit.serving.problems import NOT_READY, Problem, retry_after
+from deploykit.serving.reading import Reader
 from deploykit.serving.records import Recorder
-from deploykit.serving.redaction import redact
 from deploykit.serving.settings import Settings
 from deploykit.serving.tokens import Tokens
 from deploykit.serving.traces import Traces
 from deploykit.serving.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
-from deploykit.tokenizer import Encoding, Window, joined
+from deploykit.tokenizer import Encoding, joined
 
-INLINE_CHARACTERS = 2000  # tokenized on the event loop up to here: a thread would cost more
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 
@@ -72,14 +68,13 @@ class Runtime:
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
         self.records: Recorder | None = None
-        self._names: Names | None = None
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
+        self._reader: Reader | None = None
         self._batcher: Batcher | Cork | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def start(self) -> None:
         """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
@@ -88,14 +83,12 @@ class Runtime:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
         start = perf_counter()
         try:
-            self.settings.drain.unlink(missing_ok=True)  # of the process before
             self._artifact.verify()
             if self.settings.signed_by is not None:
                 signing.check(self._artifact, self.settings.signed_by)
             predictor, served = fallback.load(self._artifact, self.settings.cores)
             golden.replay(golden.load(self._artifact), predictor, served.expected)
-            if self.settings.redact_names is not None:
-                self._names = Names(self.settings.redact_names)
+            names = None if self.settings.redact_names is None else Names(self.settings.redact_names)
         except Exception as error:
             self.fault = str(error) or type(error).__name__
             logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
@@ -106,11 +99,11 @@ class Runtime:
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         shapes = predictor.warm(batch_tokens, WARM_S)
         self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
-        self._predictor = predictor
+        self._predictor, self._reader = predictor, Reader(predictor.tokenizer, settings, self.metrics, names)
         self._watchdog = Watchdog(asyncio.get_running_loop(), self._began, settings.stuck_s)
         if settings.records is not None and settings.records_folder is not None:
             folder, kept = settings.records_folder, settings.records
-            self.records = Recorder(folder, kept, self._artifact, self.metrics, self._names)
+            self.records = Recorder(folder, kept, self._artifact, self.metrics, names)
         self.fault = ""
         seconds = perf_counter() - start
         self.metrics.model_info.labels(*model).set(1)
@@ -134,7 +127,8 @@ class Runtime:
             self._batcher.close()
         if self.records is not None:
             self.records.close()
-        self._tokenizing.shutdown(wait=False)
+        if self._reader is not None:
+            self._reader.close()
 
     def _began(self) -> float | None:
         return None if self._batcher is None else self._batcher.began
@@ -142,9 +136,7 @@ class Runtime:
     @property
     def ready(self) -> bool:
         """Whether traffic may come: the model answers, and nobody has asked to let it go."""
-        draining = self.settings.drain.exists()
-        self.metrics.draining.set(draining)
-        return not self.fault and not draining
+        return not self.fault and not self.settings.drain.exists()
 
     @property
     def alive(self) -> bool:
@@ -182,12 +174,12 @@ class Runtime:
         Raises:
             Problem: 503 not ready or too busy, 504 too late, 499 the client left, 500 the model failed.
         """
-        predictor, batcher = self._predictor, self._batcher
-        if self.fault or predictor is None or batcher is None:
+        predictor, reader, batcher = self._predictor, self._reader, self._batcher
+        if self.fault or predictor is None or reader is None or batcher is None:
             raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
         start, task = perf_counter(), predictor.task
         limit = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
-        inputs = await self._encode(predictor, texts, pairs, limit, call.gone)
+        inputs = await reader.read(texts, pairs, limit, call.gone, call.client.name)
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
@@ -215,48 +207,6 @@ class Runtime:
             if self.records is not None:
                 self.records.answered(call, texts, pairs, read, answers)
         return answers
-
-    async def _encode(
-        self,
-        predictor: Predictor,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        timeout_s: float,
-        gone: asyncio.Future[None] | None,
-    ) -> list[list[Window]]:
-        """Tokenizes, as long as the client waits; a long text becomes windows, a long pair is cut."""
-
-        def encode() -> list[list[Window]]:
-            first, second = self._read(texts), pairs and self._read(pairs)
-            if second is None:
-                return predictor.tokenizer.windows(first, self.settings.max_windows)
-            found = predictor.tokenizer.encode(first, second)
-            return [[Window(text, 0, encoding)] for text, encoding in zip(first, found, strict=True)]
-
-        finding = self.settings.redact and self._names is not None  # takes milliseconds a text
-        if not finding and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
-            return encode()
-        try:
-            async with asyncio.timeout(timeout_s):
-                waiting: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(self._tokenizing, encode)
-                await asyncio.wait({waiting, gone or waiting}, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise Problem(504, "deadline", LATE) from None
-        finally:
-            waiting.cancel()  # unless it has begun
-        if waiting.cancelled():
-            raise Problem(CLIENT_GONE, "client_gone", GONE)
-        found: list[list[Window]] = waiting.result()
-        return found
-
-    def _read(self, texts: Sequence[str]) -> Sequence[str]:
-        """Returns texts as the model may read them."""
-        if not self.settings.redact:
-            return texts
-        masked = [redact(text, self._names) for text in texts]
-        for kind, count in sum((found for _, found in masked), Counter[str]()).items():
-            self.metrics.redacted.labels(kind).inc(count)
-        return [text for text, _ in masked]
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
         for encoding in encodings:
@@ -291,6 +241,7 @@ class Runtime:
         for name, index in self.drift.psi().items():
             self.metrics.drift.labels(name).set(index)
         self.metrics.process()
+        self.metrics.draining.set(self.settings.drain.exists())
         if self._batcher is not None:
             self.metrics.waiting(*self._batcher.waiting())
         if self.keys is not None:

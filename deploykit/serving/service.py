@@ -8,7 +8,8 @@ One worker a container: replicas scale, restart and are watched from outside.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +20,14 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from deploykit import tasks
-from deploykit.errors import DeploykitError
-from deploykit.serving import calls, connections, feedback, logs, names, records
+from deploykit.errors import DeploykitError, storage_errors
+from deploykit.serving import calls, connections, feedback, logs
 from deploykit.serving.access import Client
 from deploykit.serving.guard import Guard
+from deploykit.serving.needs import require
 from deploykit.serving.offer import Offer
 from deploykit.serving.routes import Answer
-from deploykit.serving.settings import Settings, load, require_keys, require_signer
+from deploykit.serving.settings import DRAIN, Settings, load
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
 
@@ -67,11 +69,9 @@ def build(package: Path) -> Service[Any]:
     Example:
         >>> service = build(Path("runs/movies/package"))  # doctest: +SKIP
     """
-    try:
+    with _told():
         settings, artifact = load(package)
         task = tasks.load(artifact.manifest.task)
-    except DeploykitError as error:
-        raise BentoMLConfigException(str(error)) from error
     offer = Offer(settings, artifact, task)
 
     class Predictions:
@@ -84,8 +84,13 @@ def build(package: Path) -> Service[Any]:
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         @staticmethod
         def require_what_is_needed() -> None:
-            """Stops `bentoml serve` before it listens when nobody could get in, or something else is missing."""
+            """Stops `bentoml serve` before it listens when nobody could get in, or something else is missing.
+
+            This is the one place that a worker which is started anew does not come by, so a drain ends here.
+            """
             _check(settings)
+            with _told(), storage_errors(settings.drain, DRAIN):
+                settings.drain.unlink(missing_ok=True)  # of the service before
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def close(self) -> None:
@@ -131,11 +136,15 @@ def _operation(name: str, answer: Answer, request: type[BaseModel], response: An
 
 
 def _check(settings: Settings) -> None:
+    with _told():
+        require(settings)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Makes errors those of BentoML, which it prints without a traceback."""
     try:
-        require_keys(settings)
-        require_signer(settings)
-        records.require_folder(settings)
-        names.require_model(settings)
+        yield
     except DeploykitError as error:
         raise BentoMLConfigException(str(error)) from error
 

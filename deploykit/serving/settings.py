@@ -189,7 +189,7 @@ def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
         raise InputError(
             f"{JWT[0]} must be a file or an https URL, got {jwks!r}: keys must not be changed on their way."
         )
-    return jwks, issuer, audience
+    return jwks if "://" in jwks else str(Path(jwks).resolve()), issuer, audience
 
 
 def _cores(environ: Mapping[str, str]) -> int | None:

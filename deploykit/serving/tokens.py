@@ -7,25 +7,30 @@ never waits for it.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import re
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from deploykit.errors import InputError, extra_missing
 from deploykit.serving.access import Client, Refusal
 from deploykit.serving.keys import SCOPES, Scope
+from deploykit.serving.settings import SECURE
 
 ALGORITHMS = ("RS256", "ES256")  # never what the token itself asks for
 REFRESH_S = 300.0
 AGAIN_S = 10.0  # at the earliest, where a token names a key that nobody knows
 FETCH_S, MOST_BYTES = 5.0, 1_000_000
 LEEWAY_S = 30  # clocks of two machines may differ
-CLIENT = re.compile(r"[^\w.@:/|-]")  # what is not logged of a subject
+CLIENT = re.compile(r"[^\w.@/|-]")  # what is not logged of a subject
+SHOWN = 40  # characters of it
+AWAY = (OSError, ValueError, HTTPException, InputError)  # what a provider may do to those who ask for its keys
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -44,19 +49,17 @@ class Tokens:
     """
 
     def __init__(self, jwks: str, issuer: str, audience: str) -> None:
-        try:
-            import jwt
-        except ImportError as error:
-            raise extra_missing("a service with tokens", error.name, "jwt") from error
         self.failures = 0
-        self._jwt: Any = jwt
+        self._jwt = _library()
         self._source, self._issuer, self._audience = jwks, issuer, audience
         self._keys: Mapping[str, Any] = {}
         self._looked = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
         try:
             self._look()
-        except (OSError, ValueError) as error:  # a provider that is away is asked again later
+        except AWAY as error:  # it is asked again later
+            if not self._remote:
+                raise
             self._failed(error)
 
     @staticmethod
@@ -99,8 +102,8 @@ class Tokens:
             opens = ", ".join(name for name in SCOPES if name in granted) or "nothing"
             detail = f"the token lacks the scope {scope!r} that this route needs; it opens {opens}"
             return Refusal(403, "auth_scope", detail)
-        name = CLIENT.sub("_", str(claims["sub"]))[:64]
-        return Client(name, f"jwt:{name}")
+        name = _name(str(claims["sub"]))
+        return Client(name, name)
 
     def _follow(self, *, known: bool) -> None:
         """Fetches the keys anew when it is time, or when somebody names one that is not there, but not all the time."""
@@ -111,12 +114,16 @@ class Tokens:
     async def _refresh(self) -> None:
         try:
             await asyncio.to_thread(self._look)
-        except (OSError, ValueError, InputError) as error:
+        except AWAY as error:
             self._failed(error)
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        self._keys = self._parsed(_fetch(self._source) if "://" in self._source else _read(self._source))
+        self._keys = self._parsed(_fetch(self._source) if self._remote else _read(self._source))
+
+    @property
+    def _remote(self) -> bool:
+        return "://" in self._source
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -133,6 +140,31 @@ class Tokens:
         return keys
 
 
+def require_provider(jwt: tuple[str, str, str] | None) -> None:
+    """Makes sure that tokens could be checked where they are taken; a provider at a URL may be away.
+
+    Raises:
+        InputError: the file cannot be read or holds no such key.
+        MissingExtraError: the library is not installed.
+    """
+    if jwt is not None:
+        _library() if "://" in jwt[0] else Tokens(*jwt)
+
+
+def _library() -> Any:
+    try:
+        import jwt
+    except ImportError as error:
+        raise extra_missing("a service with tokens", error.name, "jwt") from error
+    return jwt
+
+
+def _name(subject: str) -> str:
+    """Names a client so that no other subject, and no holder of a key, has that name."""
+    found = CLIENT.sub("_", subject)[:SHOWN]
+    return f"jwt:{found}" if found == subject else f"jwt:{found}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"
+
+
 def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -140,9 +172,19 @@ def _read(path: str) -> bytes:
         raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
 
 
+class _Secure(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where keys cannot be changed on their way."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        """Refuses other targets."""
+        if not newurl.startswith(SECURE):
+            raise OSError(f"{req.full_url} redirects to {newurl}, which is neither https nor this machine")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _fetch(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"accept": "application/json"})  # noqa: S310  https only
-    with urllib.request.urlopen(request, timeout=FETCH_S) as response:  # noqa: S310
+    with urllib.request.build_opener(_Secure).open(request, timeout=FETCH_S) as response:
         content: bytes = response.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"{url} answers with more than {MOST_BYTES} bytes")

@@ -169,23 +169,26 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
 def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
     """Takes each unit's scores from the window that shows most of what stands around it.
 
-    A word that a window's edge cuts in two is no unit of that window.
+    A word that a window's edge cuts in two is no unit of that window; one that is cut in all of them, because it is
+    longer than what windows share, has the scores of its longest beginning.
 
     Returns:
         Scores of the units in all that was read, `(units, labels)`.
     """
     places = units(text[: windows[-1].start + len(windows[-1].text)])
-    index = {tuple(place): number for number, place in enumerate(places.tolist())}
+    begins = {start: number for number, (start, _) in enumerate(places.tolist())}
     found = np.zeros((len(places), scores[0].shape[1]), dtype=np.float32)
-    found[:, 0], shown = UNSEEN_LOGIT, np.full(len(places), -1.0)
+    found[:, 0], shown = UNSEEN_LOGIT, np.full(len(places), -np.inf)
     for number, (window, rows) in enumerate(zip(windows, scores, strict=True)):
         first, last = number == 0, number == len(windows) - 1
         for (start, end), row in zip((units(window.text) + window.start).tolist(), rows, strict=True):
             before = np.inf if first else start - window.start
             after = np.inf if last else window.start + len(window.text) - end
-            unit = index.get((start, end), -1)
-            if unit >= 0 and min(before, after) > shown[unit]:
-                found[unit], shown[unit] = row, min(before, after)
+            unit = begins.get(start, -1)
+            whole = unit >= 0 and end == places[unit, 1]
+            context = min(before, after) if whole else -1 / (end - start)
+            if unit >= 0 and context > shown[unit]:
+                found[unit], shown[unit] = row, context
     return found
 
 

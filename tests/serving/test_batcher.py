@@ -427,7 +427,7 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
         engine.started.clear()
         tasks = [await busy(submit, engine), *(submit("b", tokens=2) for _ in range(10))]
         await asyncio.sleep(0)
-        found = batcher._wait_s("none", 0) / pace
+        found = batcher._waits.takes(batcher._waiting.ahead_of("none", 0)) / pace
         engine.go.set()
         await asyncio.gather(*tasks)
         return pace, found

@@ -2,11 +2,17 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from deploykit.serving.fairness import QUANTUM, FairQueue
+
+
+class Job(NamedTuple):
+    client: str
+    request: str
 
 
 @dataclass(eq=False)
@@ -15,6 +21,10 @@ class Text:
     request: str
     tokens: int = 10
     seconds: float = 0.1
+
+    @property
+    def job(self):
+        return Job(self.client, self.request)
 
     def __len__(self):
         return self.tokens
@@ -83,15 +93,15 @@ def test_everybody_is_served_however_many_come_later():
 def test_items_are_counted_and_can_be_taken_out():
     items = [Text("a", "1", 3), Text("a", "1", 4), Text("b", "2", 5)]
     queue = queue_of(*items)
-    assert (len(queue), queue.tokens, queue.clients, queue.tokens_of("a")) == (3, 12, 2, 7)
+    assert (len(queue), queue.tokens, queue.sharing("a"), queue.tokens_of("a")) == (3, 12, 2, 7)
     assert queue.discard(items[1])
     assert not queue.discard(items[1])
     assert items[1] not in queue
-    assert (len(queue), queue.tokens, queue.clients, queue.tokens_of("a")) == (2, 8, 2, 3)
+    assert (len(queue), queue.tokens, queue.sharing("a"), queue.tokens_of("a")) == (2, 8, 2, 3)
     queue.take(items[0])
-    assert (len(queue), queue.tokens, queue.clients, queue.tokens_of("a")) == (1, 5, 1, 0)
+    assert (len(queue), queue.tokens, queue.sharing("a"), queue.tokens_of("a")) == (1, 5, 2, 0)
     queue.discard(items[2])
-    assert (len(queue), queue.tokens, queue.clients) == (0, 0, 0)
+    assert (len(queue), queue.tokens, queue.sharing("a")) == (0, 0, 1)
     assert not queue
 
 

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -126,11 +127,14 @@ def test_signatures_that_anybody_could_make_are_refused(file, made, private):
 @pytest.mark.parametrize("scope", ["predict", ["predict"], "openid predict"])
 def test_tokens_that_are_taken(file, made, by, scope):
     found = check(file, made(by, scope=scope))
-    assert (found.name, found.key, found.requests_per_minute) == ("anna", "jwt:anna", None)
+    assert (found.name, found.key, found.requests_per_minute) == ("jwt:anna", "jwt:anna", None)
 
 
-def test_subjects_are_made_fit_for_logs(file, made):
-    assert check(file, made(sub="a\nb" + "c" * 99)).name == "a_b" + "c" * 61
+def test_subjects_are_made_fit_for_logs_and_stay_apart(file, made):
+    found = [check(file, made(sub=subject)).name for subject in ("a\nb", "a_b", "c" * 99, "c" * 98, "c" * 40, "a:b")]
+    assert [name[:8] for name in found] == ["jwt:a_b:", "jwt:a_b", *["jwt:cccc"] * 3, "jwt:a_b:"]
+    assert len(set(found)) == len(found)
+    assert all(name.isprintable() and len(name) <= 64 for name in found)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,11 @@ def provider(private):
         def do_GET(self):
             served["count"] += 1
             data = served["content"].encode()
-            self.send_response(200 if data else 500)
+            if served.get("moved"):
+                self.send_response(302)
+                self.send_header("location", served["moved"])
+            else:
+                self.send_response(200 if data else 500)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -173,7 +181,7 @@ def provider(private):
 def test_new_keys_of_a_provider_are_found_and_it_is_not_asked_all_the_time(provider, private, made, monkeypatch):
     async def scenario():
         found = Tokens(provider["url"], ISSUER, AUDIENCE)
-        assert found.check(made("rsa"), "predict").name == "anna"
+        assert found.check(made("rsa"), "predict").name == "jwt:anna"
         provider["content"] = public_set(private, "ec")
         for _ in range(20):
             assert found.check(made("ec"), "predict").reason == "auth_invalid"
@@ -183,7 +191,7 @@ def test_new_keys_of_a_provider_are_found_and_it_is_not_asked_all_the_time(provi
         found.check(made("ec"), "predict")
         while found._fetching and not found._fetching.done():
             await asyncio.sleep(0.01)
-        assert found.check(made("ec"), "predict").name == "anna"
+        assert found.check(made("ec"), "predict").name == "jwt:anna"
         assert found.check(made("rsa"), "predict").reason == "auth_invalid"
         return found.failures
 
@@ -199,11 +207,36 @@ def test_a_provider_that_is_away_takes_no_key_with_it(provider, made, monkeypatc
         while found._fetching and not found._fetching.done():
             await asyncio.sleep(0.01)
         assert found.failures == 1
-        assert found.check(made("rsa"), "predict").name == "anna"
+        assert found.check(made("rsa"), "predict").name == "jwt:anna"
 
     asyncio.run(scenario())
     provider["content"] = ""
     assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1  # it starts all the same
+
+
+@pytest.mark.parametrize("content", ["<html>", '{"keys": []}'])
+def test_a_provider_that_answers_otherwise_is_asked_again_later(provider, content):
+    provider["content"] = content
+    assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1
+
+
+def test_who_does_not_speak_http_keeps_no_service_from_starting():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-hello\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert Tokens(f"http://127.0.0.1:{server.getsockname()[1]}/", ISSUER, AUDIENCE).failures == 1
+
+
+def test_keys_do_not_come_by_a_redirect_to_where_they_may_be_changed(provider, caplog):
+    provider["moved"] = provider["url"].replace("127.0.0.1", "127.0.0.2")
+    assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1
+    assert "which is neither https nor this machine" in caplog.text
+    assert provider["count"] == 1
 
 
 def test_a_service_takes_keys_and_tokens(package, key_file, alice, file, made, monkeypatch):

@@ -40,7 +40,7 @@ def test_only_hashes_are_stored_and_only_the_owner_reads_them(key_file, alice):
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
     assert secret not in repr(keys.listing(key_file))
     assert set(json.loads(key_file.read_text())["keys"][0]) == {
-        *("id", "sha256", "client", "scopes", "created", "disabled")
+        *("id", "sha256", "client", "scopes", "created", "disabled", "rotated")
     }
 
 
@@ -130,6 +130,15 @@ def test_without_overlap_the_old_key_ends_at_once(key_file):
     assert Keys(key_file).check(old, "predict").reason == "auth_expired"
     assert Keys(key_file).check(new, "predict").name == "alice"
     assert keys.listing(key_file)[1].expires is None
+
+
+def test_a_key_that_was_rotated_leaves_its_place_to_the_one_that_followed(key_file):
+    old = keys.add(key_file, "alice")
+    new = keys.rotate(key_file, old[3:11])
+    with pytest.raises(InputError, match=rf"the key {old[3:11]} was rotated before\. Rotate the one that followed it"):
+        keys.rotate(key_file, old[3:11])  # or what follows would end as soon as the old one does
+    keys.rotate(key_file, new[3:11])
+    assert [key.expires is None for key in keys.listing(key_file)] == [False, False, True]
 
 
 def test_keys_that_open_nothing_are_not_rotated(key_file):

@@ -20,7 +20,7 @@ from deploykit.artifact import FLOAT_GRAPH, GRAPH, MANIFEST, sha256_of
 from deploykit.errors import ArtifactError, BusyError, InputError, StorageError
 from deploykit.execution import Execution
 from deploykit.predictor import Predictor
-from deploykit.serving import keys, launch
+from deploykit.serving import keys, launch, needs
 from deploykit.tasks import softmax
 
 FORBIDDEN = (
@@ -264,6 +264,28 @@ def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopp
     with launch.running(package, key_file, port, environ=around) as url:  # of the process before, and not of this one
         assert ask(f"{url}/readyz", None)[0] == 200
         assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"DEPLOYKIT_REDIS": "redis://127.0.0.1:abc"}, "address of the Redis server makes no sense"),
+        ({"DEPLOYKIT_JWKS": "/nowhere.json"}, "the keys for tokens /nowhere.json cannot be read"),
+    ],
+)
+def test_what_only_the_worker_reads_is_looked_at_before(package, key_file, alice, tmp_path, changes, message):
+    others = {"DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"} if "DEPLOYKIT_JWKS" in changes else {}
+    with pytest.raises(InputError, match=message):
+        launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **changes, **others))
+
+
+def test_keys_for_tokens_are_named_from_where_the_command_is_run(package, key_file, alice, tmp_path, monkeypatch):
+    (tmp_path / "jwks.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(needs, "require_provider", lambda jwt: None)
+    named = {"DEPLOYKIT_JWKS": "jwks.json", "DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"}
+    plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **named))
+    assert plan.env["DEPLOYKIT_JWKS"] == str(tmp_path / "jwks.json")
 
 
 def test_only_what_was_started_can_be_drained(tmp_path):

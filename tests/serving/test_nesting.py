@@ -86,6 +86,23 @@ def test_a_megabyte_of_anything_is_counted_at_once(piece):
     assert time.process_time() - start < 0.5
 
 
+def test_objects_and_names_are_counted_outside_of_strings():
+    names = b",".join(b'"%d":1' % number for number in range(nesting.MEMBERS - 1))
+    assert not nesting.too_many(b"{" + names + b"}")
+    assert nesting.too_many(b"{" + names + b',"a":1}')
+    assert nesting.too_many(b"[" + b"{}," * nesting.MEMBERS + b"{}]")
+    assert not nesting.too_many(json.dumps({"texts": [":{" * 10000]}).encode())
+    assert not nesting.too_many(json.dumps({"inputs": [{"text": "a", "text_pair": "b"}] * 2000}).encode())
+
+
+def test_a_body_of_names_that_nobody_knows_holds_nobody_up(client):
+    body = b"{" + b",".join(b'"%d":1' % number for number in range(95_000)) + b"}"
+    start = time.process_time()
+    answer = client.post(PREDICT, content=body, headers={"content-type": "application/json"})
+    assert time.process_time() - start < 0.1
+    assert_problem(answer, 400, f"over {nesting.MEMBERS} objects and names")
+
+
 def test_a_body_that_nests_too_deep_is_refused(client):
     levels = nesting.MOST
     for body, status in ((deep(levels - 3), 422), (deep(levels), 400)):

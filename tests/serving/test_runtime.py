@@ -107,14 +107,21 @@ def test_who_would_wait_for_too_long_is_refused_before_the_body_is_read(serve, h
 
 def test_who_leaves_before_the_text_is_tokenized_costs_nothing(serve, make_package, tmp_path, key_file, monkeypatch):
     client = serve(make_package(tmp_path / "p").path)
-    served, go, charged = client._app._runtime, Event(), []
+    served, go, charged, read = client._app._runtime, Event(), [], []
     monkeypatch.setattr(served.limits, "tokens", lambda *given: charged.append(given))
-    served._tokenizing.submit(go.wait, 5)  # somebody else's text takes long
-    monkeypatch.setattr(type(served._predictor.tokenizer), "windows", lambda *_: charged.append("windows"))
-    left = client.start("POST", PREDICT, json_body={"texts": ["film " * 1000]}, leave_after=0.05)
+
+    def held(_, texts, most):  # somebody else's text takes long
+        read.append(texts[0][:4])
+        assert go.wait(5)
+        raise RuntimeError
+
+    monkeypatch.setattr(type(served._predictor.tokenizer), "windows", held)
+    other = client.start("POST", PREDICT, json_body={"texts": ["long " * 1000]})
+    left = client.start("POST", PREDICT, json_body={"texts": ["film " * 1000]}, leave_after=0.2)
     assert left.result(2).status == 499
     go.set()
-    served._tokenizing.submit(int).result(5)
+    assert other.result(5).status == 500
+    assert read == ["long"]
     assert charged == []
     assert metrics(client)['deploykit_rejected_total{reason="client_gone"}'] == 1
 

@@ -82,14 +82,14 @@ def listening(process):
         return []
 
 
-def ready(url, but=None, seconds=30):
+def ready(url, but=None, seconds=30, path="/readyz"):
     """Waits until another worker than `but` is ready; returns how long that took."""
     start = time.monotonic()
     while time.monotonic() - start < seconds:
         found = worker_of(url)
         if found is not None and (but is None or found.pid != but.pid):
             try:
-                if ask(f"{url}/readyz", timeout=1)[0] == 200:
+                if ask(f"{url}{path}", timeout=1)[0] == 200:
                     return time.monotonic() - start
             except OSError:
                 pass
@@ -135,6 +135,18 @@ def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_noth
         page = ask(f"{url}/metrics", alice)[1]
         assert "deploykit_ready 1.0" in page
         assert "deploykit_requests_in_flight 1.0" in page  # this one, and none of the worker that is gone
+
+
+def test_a_worker_that_is_replaced_drains_on(package, key_file, alice, tmp_path):
+    around = environ(tmp_path)
+    with launch.running(package, key_file, environ=around) as url:
+        first = worker_of(url)
+        launch.drain(int(url.rpartition(":")[2]), environ=around)
+        assert "deploykit_draining 1.0" in ask(f"{url}/metrics", alice)[1]  # before anybody has asked for /readyz
+        first.kill()
+        ready(url, but=first, path="/livez")
+        assert ask(f"{url}/v1/predict", alice, BODY)[0] == 200
+        assert ask(f"{url}/readyz", None)[0] == 503
 
 
 def test_a_container_ends_with_its_worker(package, key_file, alice, tmp_path):
@@ -243,11 +255,12 @@ def test_the_wall_clock_may_jump(package, key_file, alice, tmp_path):
         first = worker_of(url)
         with load(url, alice, clients=2) as found:
             for jump in ("+3600", "-3600", "+86400", "+0"):
-                time.sleep(0.5)
                 clock.write_text(jump)
-            time.sleep(0.5)
+                end, enough = time.monotonic() + 20, len(found) + 5
+                while len(found) < enough and time.monotonic() < end:
+                    time.sleep(0.1)
+                assert len(found) >= enough, jump
         assert [error for error in found if error] == []
-        assert len(found) > 20
         assert ask(f"{url}/readyz")[0] == ask(f"{url}/livez")[0] == 200
         assert worker_of(url).pid == first.pid
 

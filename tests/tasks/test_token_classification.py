@@ -215,7 +215,11 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     windows = [Window("alpha bet", 0, None), Window("eta gamma", 7, None), Window("beta gamma", 6, None)]
     found = [np.full((2, 3), number, dtype=np.float32) for number in range(3)]
     assert task.merge(found, windows, text)[:, 1].tolist() == [0, 2, 2]
-    lost = task.merge(found[:2], windows[:2], text)
+    windows = [Window("alpha be", 0, None), Window("bet", 6, None), Window("eta gamma", 7, None)]
+    cut = task.merge([found[0], found[1][:1], found[2]], windows, text)
+    assert cut[:, 1].tolist() == [0, 1, 2]  # its longest beginning, where all cut it
+    windows = [Window("alpha", 0, None), Window("eta gamma", 7, None)]
+    lost = task.merge([found[0][:1], found[1]], windows, text)
     assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
 
 
