@@ -1,6 +1,7 @@
 """The client against a service of its own, and against a server that plays a part."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -240,12 +241,15 @@ def test_what_is_no_problem_of_ours_is_shown_as_it_is(predict, played):
         predict(url)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it has no loop left to close with
 def test_an_event_loop_that_ends_takes_no_client_with_it(played):
     url, seen = played(*[(200, {}, GOOD)] * 3)
     client = AsyncClient(url)
     for _ in range(3):
         assert asyncio.run(client.predict(["text"]))[0].label == "a"
     assert len(seen) == 3
+    del client
+    gc.collect()
 
 
 @pytest.mark.parametrize("seconds", [2e6, float("inf")])
