@@ -22,7 +22,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed
-	$(BIN)/python -m deploykit.serving.metrics > docs/metrics.md
+	$(BIN)/python -m deploykit.serving.telemetry.metrics > docs/metrics.md
 
 clean:
 	rm -rf demo

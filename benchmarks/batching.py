@@ -26,10 +26,13 @@ import load
 import numpy as np
 import uvloop
 
-from deploykit import bundle, hardware, timing
+from deploykit import hardware
 from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, Artifact, Manifest, draft, seal
-from deploykit.predictor import Predictor, batches, padded
-from deploykit.serving import keys, launch
+from deploykit.evaluation import timing
+from deploykit.inference.predictor import Predictor, batches, padded
+from deploykit.serving import launch
+from deploykit.serving.access import keys
+from deploykit.stages import bundle
 
 BATCHINGS = ("cost", "fifo", "none", "bentoml")
 DOCUMENTED = "bentoml as documented"  # a plain service with a batchable method, as its documentation has it
@@ -48,7 +51,7 @@ MIXES: dict[str, dict[str, Any]] = {
 PARTS = ("loads", "carried", "efficiency")
 SERVICE = """
 import bentoml
-from deploykit.predictor import Predictor
+from deploykit.inference.predictor import Predictor
 from deploykit.artifact import Artifact
 
 @bentoml.service(traffic={"timeout": 10})

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from deploykit import data, hardware, recipe, retuning, tasks, timing
+from deploykit import data, hardware, recipe, tasks
 from deploykit.artifact import GRAPH, Artifact
+from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
-from deploykit.evaluation import metrics
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor, batches, padded
+from deploykit.evaluation import metrics, timing
+from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.quantizers import auto
+from deploykit.stages import retuning
 
 TEXTS, COUNT = 64, 256  # timed alone; timed together
 BUDGETS = (256, 512, 1024, 2048)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deploykit import golden, hardware
+from deploykit import hardware
 from deploykit.artifact import Artifact
-from deploykit.predictor import Predictor, padded
+from deploykit.inference import golden
+from deploykit.inference.predictor import Predictor, padded
 
 PAUSE_S = 0.002  # lets the other engine's threads go to sleep
 

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 import hostile
 from hostile import Case, Target
 
-from deploykit.serving import keys, launch
+from deploykit.serving import launch
+from deploykit.serving.access import keys
 
 LIMIT_S = 30.0  # for an answer; the service's own deadline comes first
 STALL_S = 5.0  # for readiness: more, and an orchestrator would doubt the service

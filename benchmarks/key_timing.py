@@ -27,7 +27,9 @@ from urllib.parse import urlsplit
 
 from scipy import stats
 
-from deploykit.serving import access, keys, launch
+from deploykit.serving import launch
+from deploykit.serving.access import check as key_check
+from deploykit.serving.access import keys
 
 KINDS = ("unknown", "known", "disabled", "expired")
 EACH = 50  # keys of a kind
@@ -86,7 +88,7 @@ def in_process(calls: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         ids = filled(file, EACH)
-        check = access.Keys(file).check
+        check = key_check.Keys(file).check
         return compared(sampled(lambda text: check(text, "predict"), ids, calls, seed))
 
 

@@ -21,10 +21,14 @@ import torch
 import transformers
 from optimum.exporters.onnx import onnx_export_from_model
 
-from deploykit import checkpoint, engines, exporting, graphs, hardware, quantizers, sensitivity
+from deploykit import engines, hardware, quantizers
 from deploykit.artifact import WEIGHTS
+from deploykit.artifact.execution import Execution
 from deploykit.errors import DeploykitError
-from deploykit.execution import Execution
+from deploykit.graphs import variants
+from deploykit.modeling import checkpoint
+from deploykit.selection import sensitivity
+from deploykit.stages import exporting
 
 ROWS, TOKENS, HIDDEN = 8, 32, 512
 
@@ -109,9 +113,12 @@ def main() -> None:
             folder = Path(name)
             for graph in export(folder):
                 label = f"{export.__name__} {graph.stem}"
-                for variant in graphs.VARIANTS:
+                for variant in variants.VARIANTS:
                     report(
-                        f"{label} {variant}", lambda to, v=variant, g=graph: graphs.write(v, g, to), graph, folder / "v"
+                        f"{label} {variant}",
+                        lambda to, v=variant, g=graph: variants.write(v, g, to),
+                        graph,
+                        folder / "v",
                     )
                 for method in quantizers.writers():
                     found = quantizers.load(method)

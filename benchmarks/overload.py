@@ -20,7 +20,8 @@ import load
 from batching import in_process, on_core, run, variant
 
 from deploykit import hardware
-from deploykit.serving import keys, launch
+from deploykit.serving import launch
+from deploykit.serving.access import keys
 
 BEFORE_S, AFTER_S = 60.0, 15.0
 AFTER = 0.2  # of the capacity

@@ -20,8 +20,9 @@ import torch
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
-from deploykit import checkpoint, methods, pruners, tasks
-from deploykit.fitting import Problem, Row, collate, inputs
+from deploykit import methods, pruners, tasks
+from deploykit.modeling import checkpoint
+from deploykit.modeling.finetuning import Problem, Row, collate, inputs
 from deploykit.tokenizer import Tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from deploykit import cache, hardware, retuning, search, selection, timing
+from deploykit import hardware
+from deploykit.evaluation import timing
 from deploykit.quantizers import auto
+from deploykit.selection import choice, measurements, search
+from deploykit.stages import retuning
 
 NEAR = 0.05  # a choice that is this much slower than the best still holds
 SECONDS = 30.0  # for each fresh measurement
@@ -24,7 +27,7 @@ SECONDS = 30.0  # for each fresh measurement
 
 def repeat(package: retuning.Carried, options: auto.Options, folder: Path) -> dict[str, Any]:
     """Searches, measures again and returns how far the choice is from the best."""
-    os.environ[cache.VARIABLE] = str(folder / "cache")
+    os.environ[measurements.VARIABLE] = str(folder / "cache")
     cores = hardware.cpu_limit()
     known = retuning.proven(package, options, cores)
     bench = retuning.bench_of(package, folder / "graphs", options, known)
@@ -42,7 +45,7 @@ def repeat(package: retuning.Carried, options: auto.Options, folder: Path) -> di
     (chosen,) = (found.name for found in candidates if found.kept)
     best = min(fresh, key=lambda name: fresh[name])
     ranked = sorted(
-        (found for found in candidates if found.latency), key=lambda found: selection.score(found, options.objective)
+        (found for found in candidates if found.latency), key=lambda found: choice.score(found, options.objective)
     )
     return {
         "chosen": chosen,

@@ -13,13 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deploykit import checkpoint, data, hardware, pipeline, recipe, tasks
+from deploykit import data, hardware, pipeline, recipe, tasks
 from deploykit.artifact import Artifact, load_predictions
+from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
 from deploykit.evaluation.comparison import compare
-from deploykit.execution import Execution
-from deploykit.fitting import Problem, rows
-from deploykit.pruners import _timing, width
+from deploykit.modeling import checkpoint
+from deploykit.modeling.finetuning import Problem, rows
+from deploykit.pruners import width
+from deploykit.pruners._width import meter
 from deploykit.recipe import GateSection, Recipe
 from deploykit.tokenizer import Tokenizer
 
@@ -43,7 +45,7 @@ def measured_again(base: Recipe, trained: Artifact, pruned: Artifact) -> dict[st
     execution = Execution(engine=options["engine"], precision=options["precision"], threads=hardware.cpu_limit())
     whole, small = (checkpoint.load(found.path, attention=None) for found in (trained, pruned))
     with tempfile.TemporaryDirectory() as work:
-        share = _timing.meter(whole, problem, execution, options["quantizer"], Path(work), options["objective"])(small)
+        share = meter.meter(whole, problem, execution, options["quantizer"], Path(work), options["objective"])(small)
     return {"value": 1 / share.value, "low": 1 / share.high, "high": 1 / share.low}
 
 

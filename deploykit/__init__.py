@@ -15,17 +15,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
+    from deploykit.artifact.signing import sign
     from deploykit.client import AsyncClient, Client
-    from deploykit.explaining import explain_quantization
-    from deploykit.golden import verify
+    from deploykit.inference.golden import verify
+    from deploykit.inference.predictor import Predictor
     from deploykit.methods import available
     from deploykit.pipeline import export, package, prune, quantize, run, train
-    from deploykit.predictor import Predictor
     from deploykit.recipe import Recipe
     from deploykit.recipe import load as load_recipe
-    from deploykit.retuning import retune
+    from deploykit.selection.explanation import explain_quantization
     from deploykit.serving.launch import serve
-    from deploykit.signing import sign
+    from deploykit.stages.retuning import retune
 
 _HOME = {
     "Artifact": "artifact",

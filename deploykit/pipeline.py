@@ -21,25 +21,15 @@ from typing import IO, Literal
 import torch
 from pydantic import BaseModel
 
-from deploykit import (
-    bundle,
-    checkpoint,
-    data,
-    exporting,
-    hardware,
-    packaging,
-    pruning,
-    quantization,
-    report,
-    tasks,
-    training,
-)
+from deploykit import data, hardware, report, tasks
 from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
 from deploykit.evaluation import gates
-from deploykit.job import Job
+from deploykit.modeling import checkpoint
 from deploykit.recipe import STAGES, Recipe
+from deploykit.stages import bundle, exporting, packaging, pruning, quantization, training
+from deploykit.stages.context import Job
 
 LOCK = ".lock"
 GONE_S = 2.0  # within which the system ends the processes of a run that was killed

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from deploykit import artifact
-from deploykit.execution import Execution
+from deploykit.artifact.execution import Execution
 
 pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 

@@ -11,11 +11,14 @@ import torch
 from models import TASKS, VARIANTS
 from pydantic import BaseModel, ValidationError
 
-from deploykit import checkpoint, engines, exporting, methods, pruners, quantizers, scaffold, tasks, trainers
+from deploykit import engines, methods, pruners, quantizers, tasks, trainers
+from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics
-from deploykit.execution import Execution
-from deploykit.fitting import FitOptions, Row, collate, inputs
+from deploykit.modeling import checkpoint
+from deploykit.modeling.finetuning import FitOptions, Row, collate, inputs
+from deploykit.recipe import template
+from deploykit.stages import exporting
 from deploykit.tasks import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +145,7 @@ def test_a_task_can_be_opened_by_transformers_and_optimum_and_scaffolded(kind, n
     task = tasks.load(name)
     assert hasattr(transformers, task.AUTO_CLASS)
     assert hasattr(optimum.onnxruntime, task.ORT_CLASS)
-    assert name in scaffold.COLUMNS
+    assert name in template.COLUMNS
 
 
 # methods of the stages, on a tiny model

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from deploykit import exporting, golden, packaging
 from deploykit.artifact import CONFIG, GOLDEN, GRAPH, MANIFEST, TOKENIZER, Artifact, sha256_of
 from deploykit.errors import ArtifactError, GateError
+from deploykit.inference import golden
+from deploykit.stages import exporting, packaging
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,7 +173,7 @@ def test_the_golden_set_of_another_model_does_not_pass(package, make):
         golden.verify(package.path)
 
 
-@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, CONFIG, GOLDEN, "deploykit/golden.py"])
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, CONFIG, GOLDEN, "deploykit/inference/golden.py"])
 def test_a_corrupted_file_is_named(name, package):
     content = bytearray((package.path / name).read_bytes())
     content[len(content) // 2] ^= 1

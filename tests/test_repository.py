@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from deploykit import bundle
+from deploykit.stages import bundle
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit.artifact import sha256_of
-from deploykit.data import checks, examples, figures, sources, splits
+from deploykit.data import checks, examples, sources, splits, statistics
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection, is_file
 from deploykit.tasks import Example, Task
@@ -53,7 +53,7 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
     cut = {name: float(getattr(section, f"{name}_share")) for name in NAMES[1:] if name not in given}
     parts = _complete(given, cut, task, seed)
     checks.refuse(list(checks.problems(parts, task, section.allow_leakage)))
-    summary = figures.summary(parts, cut)
+    summary = statistics.summary(parts, cut)
     for warning in summary["warnings"]:
         logger.warning(warning)
     train, validation, test = (parts[name].examples for name in NAMES)
@@ -91,7 +91,7 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
         For each split `mean`, `p50`, `p90`, `p95`, `p99`, `max`, `histogram`, `max_tokens`, `truncated` and
         `unknown_share`.
     """
-    return {name: figures.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
+    return {name: statistics.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 
 
 def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:

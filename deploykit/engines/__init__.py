@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit import methods
-from deploykit.execution import Device, Execution, Precision
+from deploykit.artifact.execution import Device, Execution, Precision
 
 
 class Engine(Protocol):

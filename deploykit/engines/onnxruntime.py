@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from deploykit import hardware
+from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.errors import ModelError
-from deploykit.execution import Device, Execution, Precision
 
 KIND = "onnx"
 FUSED = True

@@ -19,7 +19,7 @@ import openvino
 from openvino import properties
 from openvino.properties import hint
 
-from deploykit.execution import Device, Execution, Precision
+from deploykit.artifact.execution import Device, Execution, Precision
 
 KIND = "onnx"
 FUSED = False

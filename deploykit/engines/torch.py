@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deploykit import checkpoint
-from deploykit.architectures import input_names
-from deploykit.execution import Device, Execution, Precision
+from deploykit.artifact.execution import Device, Execution, Precision
+from deploykit.modeling import checkpoint
+from deploykit.modeling.surgery import input_names
 
 KIND = "checkpoint"
 FUSED = False

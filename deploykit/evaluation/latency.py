@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.artifact import Metric
 from deploykit.evaluation.metrics import RESAMPLES
-from deploykit.predictor import Predictor
+from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example
 
 TEXTS = 300

@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.engines import Engine
 from deploykit.errors import GateError
-from deploykit.predictor import Predictor
+from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
 from deploykit.tokenizer import Side, Tokenizer
 

@@ -3,8 +3,8 @@
 import torch
 
 from deploykit.evaluation import metrics
-from deploykit.fitting import Problem, inputs
-from deploykit.pruners._fisher import padded
+from deploykit.modeling.finetuning import Problem, inputs
+from deploykit.modeling.importance import padded
 from deploykit.tasks import IGNORED
 
 

@@ -17,15 +17,15 @@ import torch
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from deploykit import architectures
-from deploykit.architectures import depths, without
 from deploykit.errors import ModelError
-from deploykit.fitting import Problem, Teacher, inputs
-from deploykit.layouts import architecture_of
 from deploykit.methods import Options as Base
+from deploykit.modeling import surgery
+from deploykit.modeling.architectures import architecture_of
+from deploykit.modeling.distillation import DistillOptions, distill, divergence
+from deploykit.modeling.finetuning import Problem, Teacher, inputs
+from deploykit.modeling.importance import padded
+from deploykit.modeling.surgery import depths, without
 from deploykit.pruners import Pruned
-from deploykit.pruners._distillation import DistillOptions, distill, divergence
-from deploykit.pruners._fisher import padded
 from deploykit.pruners._judging import first_metric
 from deploykit.pruners.width import sample
 from deploykit.tasks import IGNORED
@@ -74,7 +74,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
         teacher = problem.teacher or Teacher(model, tuple(range(depth)))
         left = Teacher(teacher.model, tuple(teacher.layers[layer] for layer in kept))
         curve = distill(small, model, replace(problem, teacher=left), options.distill, work)
-    sizes = [asdict(size) for size in architectures.shapes(small)]
+    sizes = [asdict(size) for size in surgery.shapes(small)]
     return Pruned(small, {"gone": gone, "ablation": taken, "layers": sizes, "curve": curve}, layers=kept)
 
 

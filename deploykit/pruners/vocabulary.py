@@ -15,14 +15,14 @@ import numpy as np
 import tokenizers
 import torch
 
-from deploykit import architectures, checkpoint
 from deploykit.data import sources
 from deploykit.errors import ModelError
-from deploykit.fitting import Problem
-from deploykit.layouts import architecture_of
 from deploykit.methods import Options as Base
+from deploykit.modeling import checkpoint, surgery
+from deploykit.modeling.architectures import architecture_of
+from deploykit.modeling.finetuning import Problem
 from deploykit.pruners import Pruned
-from deploykit.pruners._tokens import necessary, reduced
+from deploykit.pruners._vocabulary import necessary, reduced
 from deploykit.tokenizer import truncate
 
 CHUNK = 1024  # texts that are tokenized at a time
@@ -47,7 +47,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     ids = necessary(whole, used(whole, texts) | _fixed(model, whole))
     backend = reduced(whole, ids)
     verify(whole, backend, texts)
-    small = architectures.with_tokens(model, ids)
+    small = surgery.with_tokens(model, ids)
     truncate(backend, problem.tokenizer.max_tokens)
     places = {old: new for new, old in enumerate(ids)}
     unknown = problem.tokenizer.unknown_id
@@ -94,7 +94,7 @@ def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
     size, known = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
     if size > known:
         raise ModelError(f"the tokenizer has {size} tokens and the model {known}: they do not belong together.")
-    fixed = {token for token in architectures.token_ids(model) if whole.id_to_token(token) is not None}
+    fixed = {token for token in surgery.token_ids(model) if whole.id_to_token(token) is not None}
     if architecture_of(loaded.config).after_padding:
         fixed |= set(range(loaded.config.pad_token_id + 1))
     return fixed

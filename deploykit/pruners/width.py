@@ -18,21 +18,22 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from deploykit import architectures, engines, hardware
-from deploykit.architectures import Kept, Shape
+from deploykit import engines, hardware
+from deploykit.artifact.execution import Execution, Precision
 from deploykit.errors import ModelError
-from deploykit.execution import Execution, Precision
-from deploykit.fitting import Problem, Row
 from deploykit.methods import Options as Base
+from deploykit.modeling import surgery
+from deploykit.modeling.distillation import DistillOptions, distill
+from deploykit.modeling.finetuning import Problem, Row
+from deploykit.modeling.importance import importance
+from deploykit.modeling.refit import refit
+from deploykit.modeling.surgery import Kept, Shape
 from deploykit.pruners import Pruned
-from deploykit.pruners._distillation import DistillOptions, distill
-from deploykit.pruners._fisher import importance
 from deploykit.pruners._judging import first_metric
-from deploykit.pruners._latency import tabulate
-from deploykit.pruners._ranking import BLOCK, Float64
-from deploykit.pruners._refit import refit
-from deploykit.pruners._sizing import of_share, of_speedup
-from deploykit.pruners._timing import Objective, meter
+from deploykit.pruners._width.latency_table import tabulate
+from deploykit.pruners._width.meter import Objective, meter
+from deploykit.pruners._width.ranking import BLOCK, Float64
+from deploykit.pruners._width.sizing import of_share, of_speedup
 
 TARGETS = ("keep", "speedup", "max_drop")
 KEEP = 0.75  # where no target is given
@@ -130,7 +131,7 @@ def _search(
     for step in count(1):
         began = time.monotonic()
         kept, found = choose(best, STRIDE**step)
-        if [Shape(len(keep.heads), len(keep.neurons)) for keep in kept] == architectures.shapes(best):
+        if [Shape(len(keep.heads), len(keep.neurons)) for keep in kept] == surgery.shapes(best):
             break  # there is nothing left to remove
         small, learned = _cut(best, kept, model, problem, options, work / f"step-{step}")
         tried.append({**found["speedup"], "metric": first_metric(small.eval(), problem)})
@@ -189,7 +190,7 @@ def _cut(
     work: Path,
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
     """Returns a copy of the model that has what is kept and has recovered, and its learning curve."""
-    small = architectures.shrunk(model, kept)
+    small = surgery.shrunk(model, kept)
     if options.refit_tokens:
         rows = sample(problem.train, options.calibration_rows, problem.seed)
         refit(small, whole, within(rows, options.refit_tokens), problem.tokenizer)
@@ -201,7 +202,7 @@ def _cut(
 
 
 def _sizes(model: torch.nn.Module) -> list[dict[str, int]]:
-    return [asdict(size) for size in architectures.shapes(model)]
+    return [asdict(size) for size in surgery.shapes(model)]
 
 
 def sample(rows: tuple[Row, ...], count: int, seed: int) -> list[Row]:

@@ -20,8 +20,8 @@ from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from transformers import PretrainedConfig
 
-from deploykit import products
 from deploykit.errors import DeploykitError
+from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
 from deploykit.quantizers import Batch
 
@@ -60,9 +60,9 @@ def quantize(
     Raises:
         DeploykitError: there is nothing to quantize, or something else was quantized than was to be.
     """
-    model = products.load(graph)
+    model = matmuls.load(graph)
     add_pre_process_metadata(model)  # or the tools would warn that they infer shapes themselves
-    names = products.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, keep, OPERATORS)
     tables = _largest_table(model) if options.embeddings else []
     fused = any(node.domain == CONTRIBUTED for node in model.graph.node)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -72,7 +72,7 @@ def quantize(
         shutil.move(written, target)
     if _embedded(target) != len(tables):
         raise DeploykitError("the table of embeddings was not quantized. Set quantize.embeddings: false.")
-    return products.check(target, PRECISION, len(names))
+    return matmuls.check(target, PRECISION, len(names))
 
 
 def _by_optimum(source: Path, names: list[str], per_channel: bool) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from deploykit import products
+from deploykit.graphs import matmuls
 from deploykit.methods import Options
 from deploykit.quantizers import Batch
 
@@ -42,10 +42,10 @@ def quantize(
     Raises:
         DeploykitError: there is nothing to halve, or something else was halved than was to be.
     """
-    model = products.load(graph)
-    names = products.choose(model, keep, OPERATORS)
+    model = matmuls.load(graph)
+    names = matmuls.choose(model, keep, OPERATORS)
     halved = OnnxModel(model)
-    halved.convert_float_to_float16(keep_io_types=True, node_block_list=[*products.outside(model), *keep])
+    halved.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *keep])
     halved.topological_sort()  # it puts its casts last
     onnx.save(halved.model, target)
-    return products.check(target, PRECISION, len(names))
+    return matmuls.check(target, PRECISION, len(names))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploykit import products
+from deploykit.graphs import matmuls
 from deploykit.methods import Options
 from deploykit.quantizers import Batch
 
@@ -29,4 +29,4 @@ def quantize(
         keep: not looked at: everything stays.
     """
     shutil.copy(graph, target)
-    return {"quantized": 0, "float": len(products.precisions(products.load(graph)))}
+    return {"quantized": 0, "float": len(matmuls.precisions(matmuls.load(graph)))}

@@ -21,10 +21,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from pydantic import Field
 from tqdm import tqdm
 
-from deploykit import products
 from deploykit.errors import DeploykitError
+from deploykit.graphs import matmuls
+from deploykit.graphs.matmuls import Array
 from deploykit.methods import Options as Base
-from deploykit.products import Array
 from deploykit.quantizers import Batch
 
 PRECISION = "int8"
@@ -67,8 +67,8 @@ def quantize(
     """
     if not calibration:
         raise DeploykitError("static quantization needs rows to calibrate with, and got none.")
-    model = products.load(graph)
-    names = products.choose(model, keep, OPERATORS)
+    model = matmuls.load(graph)
+    names = matmuls.choose(model, keep, OPERATORS)
     sources = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in names))
     batches = _first_rows(calibration, options.rows)
     found = ranges(model, sources, batches, options.percentile if options.calibration == "percentile" else None)
@@ -90,7 +90,7 @@ def quantize(
     _give_floats_back(quantizer.model.model.graph, names)
     quantizer.model.topological_sort()
     onnx.save(quantizer.model.model, target)
-    return {**products.check(target, PRECISION, len(names)), "rows": sum(map(_rows, batches))}
+    return {**matmuls.check(target, PRECISION, len(names)), "rows": sum(map(_rows, batches))}
 
 
 def _give_floats_back(graph: Any, names: Collection[str]) -> None:
@@ -118,14 +118,14 @@ def ranges(
         percentile: the share of the values to cover, in percent; None for all of them. It takes a second run.
     """
     whole: dict[str, tuple[Array, Array]] = {}
-    for arrays in products.values(model, names, _tracked(batches, "ranges")):
+    for arrays in matmuls.values(model, names, _tracked(batches, "ranges")):
         for name, array in zip(names, arrays, strict=True):
             low, high = whole.get(name, (array.min(), array.max()))
             whole[name] = (np.minimum(low, array.min()), np.maximum(high, array.max()))
     if percentile is None:
         return whole
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in names}
-    for arrays in products.values(model, names, _tracked(batches, "histograms")):
+    for arrays in matmuls.values(model, names, _tracked(batches, "histograms")):
         for name, array in zip(names, arrays, strict=True):
             low, high = map(float, whole[name])
             counts[name] += np.histogram(array, BINS, (low, high))[0]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import onnx
 
-from deploykit import products
+from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
 from deploykit.quantizers import Batch
 
@@ -57,8 +57,8 @@ def quantize(
     Raises:
         DeploykitError: there is nothing to quantize, or something else was quantized than was to be.
     """
-    model = products.load(graph)
-    names = products.choose(model, keep, OPERATORS)
+    model = matmuls.load(graph)
+    names = matmuls.choose(model, keep, OPERATORS)
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
     quantizer = MatMulNBitsQuantizer(
         model,
@@ -69,4 +69,4 @@ def quantize(
     )
     quantizer.process()
     onnx.save(quantizer.model.model, target)
-    return {**products.check(target, f"int{options.bits}", len(names)), "bits": options.bits}
+    return {**matmuls.check(target, f"int{options.bits}", len(names)), "bits": options.bits}

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit import signing
+from deploykit.artifact import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
-from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.needs import require
+from deploykit.serving.preflight import require
 from deploykit.serving.settings import AUTH, DRAIN, JWT, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load
+from deploykit.serving.telemetry.logs import NEVER_READY
 
 HOST, PORT = "127.0.0.1", 3000
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop

@@ -18,29 +18,29 @@ from time import perf_counter, thread_time
 import numpy as np
 from pydantic import BaseModel
 
-from deploykit import fallback, golden, signing
-from deploykit.artifact import Artifact, Manifest
-from deploykit.drift import Drift, Feature
+from deploykit.artifact import Artifact, Manifest, signing
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
-from deploykit.predictor import Predictor
-from deploykit.serving.access import Client, Keys, Refusal
-from deploykit.serving.batcher import Batcher
-from deploykit.serving.batches import Bounds, by_cost, in_order
-from deploykit.serving.calls import Call
-from deploykit.serving.cork import Cork
-from deploykit.serving.keys import Scope
-from deploykit.serving.limits import Limits, Windows
-from deploykit.serving.logs import NEVER_READY
-from deploykit.serving.metrics import DRIFTING, Metrics
-from deploykit.serving.names import Names
+from deploykit.inference import fallback, golden
+from deploykit.inference.drift import Drift, Feature
+from deploykit.inference.predictor import Predictor
+from deploykit.serving.access.check import Client, Keys, Refusal
+from deploykit.serving.access.jwt import Tokens
+from deploykit.serving.access.keys import Scope
+from deploykit.serving.access.rate_limits import Limits, Windows
+from deploykit.serving.call import Call
+from deploykit.serving.privacy.person_names import Names
+from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.reading import Reader
-from deploykit.serving.records import Recorder
+from deploykit.serving.queue.baselines import Cork
+from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
+from deploykit.serving.queue.batcher import Batcher
+from deploykit.serving.queue.tokenizing import Reader
 from deploykit.serving.settings import Settings
-from deploykit.serving.tokens import Tokens
-from deploykit.serving.traces import Traces
-from deploykit.serving.watchdog import Watchdog
+from deploykit.serving.telemetry.logs import NEVER_READY
+from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
+from deploykit.serving.telemetry.traces import Traces
+from deploykit.serving.telemetry.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
 

@@ -21,13 +21,16 @@ from starlette.types import ASGIApp
 
 from deploykit import tasks
 from deploykit.errors import DeploykitError, storage_errors
-from deploykit.serving import calls, connections, feedback, logs
-from deploykit.serving.access import Client
-from deploykit.serving.guard import Guard
-from deploykit.serving.needs import require
-from deploykit.serving.offer import Offer
-from deploykit.serving.routes import Answer
+from deploykit.serving import call
+from deploykit.serving.access.check import Client
+from deploykit.serving.api import feedback
+from deploykit.serving.app import Offer
+from deploykit.serving.http import connections
+from deploykit.serving.http.guard import Guard
+from deploykit.serving.http.routes import Answer
+from deploykit.serving.preflight import require
 from deploykit.serving.settings import DRAIN, Settings, load
+from deploykit.serving.telemetry import logs
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
 
@@ -127,7 +130,7 @@ def _operation(name: str, answer: Answer, request: type[BaseModel], response: An
     """Makes the method of the typed API: what the guard calls for a request, for callers in this process."""
 
     async def operation(_: Any, asked: Any, /) -> Any:
-        return await answer(asked, calls.Call(calls.new_id(), Client("none")))
+        return await answer(asked, call.Call(call.new_id(), Client("none")))
 
     operation.__name__ = name
     operation.__doc__ = request.__doc__

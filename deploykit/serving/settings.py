@@ -29,13 +29,13 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from deploykit import signing
-from deploykit.artifact import Artifact, ServeOptions
+from deploykit.artifact import Artifact, ServeOptions, signing
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
-from deploykit.serving import cors, traces
-from deploykit.serving.keys import default_path, listing
+from deploykit.serving.access.keys import default_path, listing
+from deploykit.serving.http import cors
+from deploykit.serving.telemetry import traces
 
 PREFIX = "DEPLOYKIT_"
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"

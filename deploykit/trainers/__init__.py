@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.fitting import Problem
+from deploykit.modeling.finetuning import Problem
 
 
 class Trainer(Protocol):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from deploykit.fitting import FitOptions, Problem, cross_entropy, fit
+from deploykit.modeling.finetuning import FitOptions, Problem, cross_entropy, fit
 from deploykit.tasks import IGNORED
 
 FINE_TUNED = False

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from deploykit.fitting import Problem
 from deploykit.methods import Options
+from deploykit.modeling.finetuning import Problem
 
 __all__ = ["FINE_TUNED", "Options", "train"]
 

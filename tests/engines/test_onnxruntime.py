@@ -3,9 +3,9 @@ import onnxruntime
 import pytest
 
 from deploykit import engines, hardware
+from deploykit.artifact.execution import Execution
 from deploykit.engines import onnxruntime as engine
 from deploykit.errors import ModelError
-from deploykit.execution import Execution
 
 
 def batch(ids, mask=None):

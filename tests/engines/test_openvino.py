@@ -7,8 +7,8 @@ from openvino import properties
 from openvino.properties import hint
 
 from deploykit import engines, hardware
+from deploykit.artifact.execution import Execution
 from deploykit.engines import openvino as engine
-from deploykit.execution import Execution
 
 
 def batch(ids):

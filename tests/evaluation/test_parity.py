@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from deploykit.artifact.execution import Execution
 from deploykit.engines import onnxruntime as engine
 from deploykit.errors import GateError
 from deploykit.evaluation import parity
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor
+from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example
 
 BATCHES = {

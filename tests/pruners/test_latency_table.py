@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from clocks import additive
 
-from deploykit import architectures
-from deploykit.architectures import Kept, Shape
-from deploykit.execution import Execution
-from deploykit.pruners import _latency, _timing
+from deploykit.artifact.execution import Execution
+from deploykit.modeling import surgery
+from deploykit.modeling.surgery import Kept, Shape
+from deploykit.pruners._width import latency_table, meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_neurons_fill_blocks_and_the_last_may_be_a_part_of_one():
-    assert [_latency.blocks(neurons) for neurons in (1, 64, 65, 128, 1536)] == [1, 1, 2, 2, 24]
+    assert [latency_table.blocks(neurons) for neurons in (1, 64, 65, 128, 1536)] == [1, 1, 2, 2, 24]
 
 
 def test_a_few_sizes_from_one_to_all_are_measured():
-    assert _latency.counts([12] * 6).tolist() == [1, 4, 6, 9, 12]
-    assert _latency.counts([3, 2]).tolist() == [1, 2, 3]
-    assert _latency.counts([1, 1]).tolist() == [1]
-    assert _latency.counts([0, 0]).tolist() == [0]  # of a model whose heads stay
+    assert latency_table.counts([12] * 6).tolist() == [1, 4, 6, 9, 12]
+    assert latency_table.counts([3, 2]).tolist() == [1, 2, 3]
+    assert latency_table.counts([1, 1]).tolist() == [1]
+    assert latency_table.counts([0, 0]).tolist() == [0]  # of a model whose heads stay
 
 
 def test_costs_between_the_measured_sizes_lie_on_a_line():
-    found = _latency.prices([12, 12], [0.5, 0.6, 0.7, 0.9])  # at 1, 4, 6 and 9
+    found = latency_table.prices([12, 12], [0.5, 0.6, 0.7, 0.9])  # at 1, 4, 6 and 9
     expected = np.interp(np.arange(13), [1, 4, 6, 9, 12], np.array([0, 0.1, 0.2, 0.4, 0.5]) / 2)
     np.testing.assert_allclose(found, expected)
 
@@ -32,7 +32,7 @@ def test_costs_between_the_measured_sizes_lie_on_a_line():
 def test_costs_never_fall_whatever_the_noise():
     for seed in range(20):
         times = np.sort(np.random.default_rng(seed).random(4)) + np.random.default_rng(seed).normal(size=4) * 0.2
-        found = _latency.prices([12] * 6, times.tolist())
+        found = latency_table.prices([12] * 6, times.tolist())
         assert (np.diff(found) >= 0).all()
         assert found[0] == found[1] == 0
         assert len(found) == 13
@@ -41,7 +41,7 @@ def test_costs_never_fall_whatever_the_noise():
 def test_layers_that_are_narrow_already_have_no_part_in_what_is_removed_from_wider_ones():
     sizes = [12, 4]
     times = [(0.3 + 0.05 * sum(min(size, count) for size in sizes)) / 1.1 for count in (1, 4, 6, 9)]
-    found = _latency.prices(sizes, times)
+    found = latency_table.prices(sizes, times)
     np.testing.assert_allclose(np.diff(found)[1:], 0.05 / 1.1)
 
 
@@ -49,30 +49,30 @@ def test_layers_that_are_narrow_already_have_no_part_in_what_is_removed_from_wid
 def test_the_table_of_a_machine_where_times_add_up_predicts_every_model(kind, tiny_encoder):
     whole = tiny_encoder(kind)
     measure = additive(0.03, 0.1, 0.36)  # 2 layers of 4 heads and 2 blocks: 1 in all
-    table = _latency.tabulate(whole, measure)
+    table = latency_table.tabulate(whole, measure)
     assert (table.attention.shape, table.feed_forward.shape) == ((5,), (3,))
     assert table.fixed == pytest.approx(0.36 + 2 * (0.03 + 0.1))
-    assert _latency.time_of(table, architectures.shapes(whole)) == pytest.approx(1)
+    assert latency_table.time_of(table, surgery.shapes(whole)) == pytest.approx(1)
     for kept in (
         [Kept((0,), tuple(range(64)))] * 2,
         [Kept((0, 1, 3), tuple(range(128))), Kept((2,), tuple(range(70)))],
     ):
-        small = architectures.shrunk(whole, kept)
-        assert _latency.time_of(table, architectures.shapes(small)) == pytest.approx(measure(small).value)
+        small = surgery.shrunk(whole, kept)
+        assert latency_table.time_of(table, surgery.shapes(small)) == pytest.approx(measure(small).value)
 
 
 def test_the_whole_models_time_is_one_where_times_do_not_add_up():
-    table = _latency.Table(np.array([0.0, 0, 0.1]), np.array([0.0, 0, 0.2]), 0.5)
-    assert _latency.time_of(table, [Shape(1, 64), Shape(2, 128), Shape(0, 100)]) == pytest.approx(1.0)
-    assert _latency.time_of(table, [Shape(1, 64)]) == 0.5
+    table = latency_table.Table(np.array([0.0, 0, 0.1]), np.array([0.0, 0, 0.2]), 0.5)
+    assert latency_table.time_of(table, [Shape(1, 64), Shape(2, 128), Shape(0, 100)]) == pytest.approx(1.0)
+    assert latency_table.time_of(table, [Shape(1, 64)]) == 0.5
 
 
 @pytest.mark.parametrize("quantizer", ["dynamic", "none"])
 def test_a_table_can_be_measured_and_never_falls(quantizer, tiny_encoder, problem_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(_timing, "SECONDS", 0.0)
+    monkeypatch.setattr(meter, "SECONDS", 0.0)
     whole = tiny_encoder()
-    measure = _timing.meter(whole, problem_of(), Execution(threads=1), quantizer, tmp_path)
-    table = _latency.tabulate(whole, measure)
+    measure = meter.meter(whole, problem_of(), Execution(threads=1), quantizer, tmp_path)
+    table = latency_table.tabulate(whole, measure)
     for costs in (table.attention, table.feed_forward):
         assert costs[0] == costs[1] == 0
         assert (np.diff(costs) >= 0).all()
@@ -81,4 +81,4 @@ def test_a_table_can_be_measured_and_never_falls(quantizer, tiny_encoder, proble
         "4x64 4x64",
     }
     assert all(found["low"] > 0 for found in json.loads((tmp_path / "measured.json").read_text()).values())
-    assert _latency.time_of(table, architectures.shapes(whole)) == pytest.approx(1)
+    assert latency_table.time_of(table, surgery.shapes(whole)) == pytest.approx(1)

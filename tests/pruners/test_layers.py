@@ -6,14 +6,14 @@ import torch
 from models import TASKS
 from pydantic import ValidationError
 
-from deploykit import architectures
+from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import ModelError
-from deploykit.evaluation import splits
-from deploykit.execution import Execution
-from deploykit.fitting import Teacher
-from deploykit.predictor import Predictor
-from deploykit.pruners import _distillation, _fisher, layers
+from deploykit.evaluation import scoring
+from deploykit.inference.predictor import Predictor
+from deploykit.modeling import distillation, importance, surgery
+from deploykit.modeling.finetuning import Teacher
+from deploykit.pruners import layers
 from deploykit.pruners._judging import first_metric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ def test_a_number_of_layers_that_the_model_cannot_have_is_refused(
     kind, task, keep, least, tiny_encoder, problem_of, tmp_path
 ):
     model, options = tiny_encoder(kind, task, layers=3), layers.Options(keep=keep)
-    depth = sum(architectures.depths(model))
+    depth = sum(surgery.depths(model))
     message = rf"^keep must be from {least} to {depth}, the layers that there are, got {keep}\.$"
     with pytest.raises(ModelError, match=message):
         layers.prune(model, problem_of(task, 8), options, tmp_path)
@@ -72,8 +72,8 @@ def test_layers_that_do_nothing_go_first_wherever_they_are(idle, task, tiny_enco
     made = layers.prune(model, problem_of(task, 40), layers.Options(keep=4 - len(idle)), tmp_path)
     assert set(made.facts["gone"]) == set(idle)
     assert made.layers == tuple(layer for layer in range(4) if layer not in idle)
-    assert architectures.depths(made.model) == [4 - len(idle)]
-    assert architectures.depths(model) == [4]
+    assert surgery.depths(made.model) == [4 - len(idle)]
+    assert surgery.depths(model) == [4]
 
 
 def test_the_damage_of_every_candidate_is_told_and_is_that_of_removing_it(tiny_encoder, problem_of, tmp_path):
@@ -87,16 +87,16 @@ def test_the_damage_of_every_candidate_is_told_and_is_that_of_removing_it(tiny_e
     batch = problem.tokenizer.collate([row.encoding for row in problem.train])
     for step, before in ((first, []), (second, first["gone"])):
         for layer, damage in step["damage"].items():
-            small = TorchModel(architectures.without(model, [*before, int(layer)]), Execution(engine="torch"))
+            small = TorchModel(surgery.without(model, [*before, int(layer)]), Execution(engine="torch"))
             logits = [torch.from_numpy(found.run(batch)) for found in (small, whole)]
-            assert damage == pytest.approx(float(_distillation.divergence(*logits, 1.0)), rel=1e-3)
+            assert damage == pytest.approx(float(distillation.divergence(*logits, 1.0)), rel=1e-3)
         assert min(step["damage"], key=step["damage"].get) == str(step["gone"][-1])
 
 
 def test_of_two_stacks_both_lose_layers_and_neither_all(tiny_encoder, problem_of, tmp_path):
     model = tiny_encoder("t5", "text2text-generation", layers=3)
     made = layers.prune(model, problem_of("text2text-generation", 20), layers.Options(keep=2), tmp_path)
-    assert architectures.depths(made.model) == [1, 1]
+    assert surgery.depths(made.model) == [1, 1]
     assert len(made.facts["gone"]) == 4
     assert all(set(step["damage"]).isdisjoint({"6"}) for step in made.facts["ablation"])
 
@@ -148,8 +148,8 @@ def test_a_teacher_brings_a_shallower_model_nearer(fitted, problem_of, tmp_path)
     loss = []
     for index, distill in enumerate((None, RECOVERY)):
         made = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
-        data = list(_fisher.padded(problem.validation, problem.tokenizer))
-        loss.append(float(_distillation.divergence(layers._logits(made.model, data), layers._logits(whole, data), 1.0)))
+        data = list(importance.padded(problem.validation, problem.tokenizer))
+        loss.append(float(distillation.divergence(layers._logits(made.model, data), layers._logits(whole, data), 1.0)))
     assert loss[1] < 0.7 * loss[0]
     assert [point["epoch"] for point in made.facts["curve"] if point["split"] == "validation"] == [1, 2]
 
@@ -161,7 +161,7 @@ def test_a_teacher_brings_a_shallower_model_nearer(fitted, problem_of, tmp_path)
 def test_the_metric_is_the_one_that_evaluation_finds(task, fitted, problem_of, dataset_of):
     model, problem, dataset = fitted(task)[0], problem_of(task), dataset_of(task)
     predictor = Predictor(problem.task, problem.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch")))
-    scores = splits.score_all(predictor, dataset)
-    judged = splits.judge(problem.task, dataset, problem.labels, scores, 0)["validation"][problem.task.METRICS[0]]
+    scores = scoring.score_all(predictor, dataset)
+    judged = scoring.judge(problem.task, dataset, problem.labels, scores, 0)["validation"][problem.task.METRICS[0]]
     assert first_metric(model, problem) == pytest.approx(judged.value)
     assert np.isfinite(judged.value)

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from deploykit import architectures
-from deploykit.architectures import Kept
+from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
-from deploykit.execution import Execution
-from deploykit.pruners import _timing
+from deploykit.modeling import surgery
+from deploykit.modeling.surgery import Kept
+from deploykit.pruners._width import meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,30 +34,30 @@ def timed(monkeypatch):
         left = iter(samples)
 
         def in_turn(calls, seconds, burst):
-            assert seconds == _timing.SECONDS
+            assert seconds == meter.SECONDS
             bursts.append(burst)
             for call in calls.values():
                 call()
             return dict(zip(calls, map(np.array, next(left)), strict=True))
 
-        monkeypatch.setattr(_timing.timing, "in_turn", in_turn)
+        monkeypatch.setattr(meter.timing, "in_turn", in_turn)
         return bursts
 
     return given
 
 
 def test_a_model_that_is_exported_as_several_graphs_is_refused(tiny_encoder, problem_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(_timing.tracing, "write_graph", lambda *_: None)
+    monkeypatch.setattr(meter.tracing, "write_graph", lambda *_: None)
     with pytest.raises(ModelError, match=r"exported as several\. Set `keep` in place of `speedup` or `max_drop`\.$"):
-        _timing.meter(tiny_encoder(), problem_of(), Execution(), "none", tmp_path)
+        meter.meter(tiny_encoder(), problem_of(), Execution(), "none", tmp_path)
 
 
 def test_a_share_is_the_median_of_the_ratios_averaged_over_the_parts(timed):
     bursts = timed(([50, 5, 1], [100, 10, 1]), ([25, 1, 9], [100, 4, 9]))
     one, whole = Engine(), Engine()
-    assert _timing.share(one, whole, [["long"], ["short", "middle"]]).value == (0.5 + 0.25) / 2
+    assert meter.share(one, whole, [["long"], ["short", "middle"]]).value == (0.5 + 0.25) / 2
     assert one.seen == whole.seen == ["long", "short", "middle"]
-    assert bursts == [_timing.timing.BURST, 1]  # several batches warm each other's caches
+    assert bursts == [meter.timing.BURST, 1]  # several batches warm each other's caches
 
 
 def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
@@ -65,7 +65,7 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
     widths = []
     for scatter in (0.01, 0.2):
         timed((1 + scatter * random.normal(size=99), np.full(99, 2.0)))
-        found = _timing.share(Engine(), Engine(), [["it"]])
+        found = meter.share(Engine(), Engine(), [["it"]])
         assert found.low < found.value < found.high
         assert found.value == pytest.approx(0.5, abs=scatter)
         widths.append(found.high - found.low)
@@ -75,20 +75,20 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
 def test_single_rows_are_of_the_lengths_that_are_typical(problem_of):
     problem = problem_of()
     lengths = sorted(len(row.encoding) for row in problem.train)
-    shapes = [batch["input_ids"].shape for (batch,) in _timing.singles(problem, Engine())]
+    shapes = [batch["input_ids"].shape for (batch,) in meter.singles(problem, Engine())]
     assert shapes == [(1, lengths[int(at * (len(lengths) - 1))]) for at in (0.5, 0.1, 0.95)]
 
 
 def test_mixed_rows_are_all_there_in_the_batches_that_the_whole_model_runs_best(problem_of, monkeypatch):
-    monkeypatch.setattr(_timing, "BUDGETS", (8, 32, 64))
-    seconds = dict(zip(_timing.BUDGETS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
+    monkeypatch.setattr(meter, "BUDGETS", (8, 32, 64))
+    seconds = dict(zip(meter.BUDGETS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
     monkeypatch.setattr(
-        _timing.timing, "in_turn", lambda calls, *_, burst: {name: np.array(seconds[name]) for name in calls}
+        meter.timing, "in_turn", lambda calls, *_, burst: {name: np.array(seconds[name]) for name in calls}
     )
     problem = problem_of(count=300)
-    found = _timing.mixed(problem, Engine())
+    found = meter.mixed(problem, Engine())
     rows = [batch["attention_mask"].sum(axis=1) for batch in found]
-    assert sum(map(len, rows)) == _timing.timing.MIXED
+    assert sum(map(len, rows)) == meter.timing.MIXED
     assert len(found) > 1
     assert all(batch["input_ids"].size <= 32 for batch in found)
     assert [batch["input_ids"].shape[1] for batch in found] == sorted(batch["input_ids"].shape[1] for batch in found)
@@ -104,12 +104,12 @@ def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encode
         seen.append([engine.run(parts[0][0]) for engine in (one, whole)])
         return real(one, whole, parts)
 
-    real = _timing.share
-    monkeypatch.setattr(_timing, "share", share)
-    monkeypatch.setattr(_timing, "SECONDS", 0.0)
+    real = meter.share
+    monkeypatch.setattr(meter, "share", share)
+    monkeypatch.setattr(meter, "SECONDS", 0.0)
     whole, problem = tiny_encoder(), problem_of()
-    small = architectures.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
-    measure = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
+    small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
+    measure = meter.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
     found = measure(small)
     assert 0 < found.low <= found.value <= found.high
     assert measure(small) == found
@@ -119,7 +119,7 @@ def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encode
     assert not np.allclose(narrow, wide)
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["measured.json"]
 
-    again = _timing.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)  # as after a kill
+    again = meter.meter(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)  # as after a kill
     assert again(small) == found
     assert len(seen) == 1
     assert json.loads((tmp_path / "work" / "measured.json").read_text()) == {"1x64 1x64": found.model_dump()}

@@ -3,19 +3,19 @@ from itertools import product
 import numpy as np
 import pytest
 
-from deploykit.pruners import _ranking
+from deploykit.pruners._width import ranking
 
 
 def test_blocks_of_neurons_go_from_the_best_down_and_the_last_may_be_short():
     worth = np.random.default_rng(0).random(150)
-    found, ordered = _ranking.in_blocks(worth), np.sort(worth)[::-1]
+    found, ordered = ranking.in_blocks(worth), np.sort(worth)[::-1]
     np.testing.assert_allclose(found, [ordered[:64].sum(), ordered[64:128].sum(), ordered[128:].sum()])
 
 
 def test_the_best_units_are_named_in_order_and_of_equals_the_first():
-    assert _ranking.best(np.array([1.0, 5.0, 5.0, 0.0, 5.0]), 3) == (1, 2, 4)
-    assert _ranking.best(np.ones(4), 2) == (0, 1)
-    assert _ranking.best(np.zeros(0), 0) == ()
+    assert ranking.best(np.array([1.0, 5.0, 5.0, 0.0, 5.0]), 3) == (1, 2, 4)
+    assert ranking.best(np.ones(4), 2) == (0, 1)
+    assert ranking.best(np.zeros(0), 0) == ()
 
 
 # by share
@@ -26,7 +26,7 @@ def test_the_best_units_are_named_in_order_and_of_equals_the_first():
 def test_the_best_of_all_groups_stay_and_one_of_each(keep, seed):
     rng = np.random.default_rng(seed)
     worth = [rng.random(size) * scale for size, scale in ((12, 1), (12, 1e-6), (6, 100), (0, 1))]
-    counts = _ranking.by_share(worth, keep)
+    counts = ranking.by_share(worth, keep)
     assert sum(counts) == max(3, round(keep * 30))
     assert min(counts[:3]) >= 1
     assert counts[3] == 0
@@ -37,7 +37,7 @@ def test_the_best_of_all_groups_stay_and_one_of_each(keep, seed):
 
 
 def test_equal_worth_is_decided_the_same_way_every_time():
-    assert _ranking.by_share([np.ones(4), np.ones(4)], 0.5) == [3, 1]
+    assert ranking.by_share([np.ones(4), np.ones(4)], 0.5) == [3, 1]
 
 
 # by time
@@ -64,7 +64,7 @@ def test_no_choice_within_the_time_is_worth_more(seed):
     worth = [rng.random(size) * rng.choice([0.1, 1, 10]) for size in sizes]
     costs = [np.cumsum([0, *rng.integers(0, 9, size)]).astype(float) for size in sizes]  # not convex
     for budget in (1, 4, 8, 16, 32, 64):  # in whole cells
-        counts = _ranking.by_time(worth, costs, budget)
+        counts = ranking.by_time(worth, costs, budget)
         assert spent(costs, counts) <= budget
         kept = sum(np.sort(row)[::-1][:count].sum() for row, count in zip(worth, counts, strict=True))
         assert kept == pytest.approx(brute_force(worth, costs, budget), rel=1e-12)
@@ -76,7 +76,7 @@ def test_the_time_is_kept_and_nearly_used_and_more_of_it_never_keeps_less():
     costs = [np.cumsum([0, *rng.random(24)]) for _ in worth]
     whole, before = spent(costs, [24] * 12), -1.0
     for budget in np.linspace(0, 1, 21) * whole:
-        counts = _ranking.by_time(worth, costs, budget)
+        counts = ranking.by_time(worth, costs, budget)
         kept = sum(np.sort(row)[::-1][:count].sum() for row, count in zip(worth, counts, strict=True))
         assert budget - 1.0 <= spent(costs, counts) <= budget + 1e-9  # no unit costs more than 1
         assert kept >= before
@@ -87,23 +87,23 @@ def test_the_time_is_kept_and_nearly_used_and_more_of_it_never_keeps_less():
 def test_one_unit_of_each_group_stays_where_there_is_no_time():
     worth, costs = [np.ones(3), np.ones(2), np.zeros(0)], [np.array([0.0, 5, 6, 7]), np.array([0.0, 5, 6]), np.zeros(1)]
     for budget in (-1.0, 0.0, 0.9):
-        assert _ranking.by_time(worth, costs, budget) == [1, 1, 0]
-    assert _ranking.by_time(worth, costs, 1.0) in ([2, 1, 0], [1, 2, 0])
-    assert _ranking.by_time(worth, costs, 4.0) == [3, 2, 0]
+        assert ranking.by_time(worth, costs, budget) == [1, 1, 0]
+    assert ranking.by_time(worth, costs, 1.0) in ([2, 1, 0], [1, 2, 0])
+    assert ranking.by_time(worth, costs, 4.0) == [3, 2, 0]
 
 
 def test_what_costs_nothing_stays_and_what_is_worth_nothing_goes():
     free, dear = np.array([0.0, 2, 2, 2]), np.array([0.0, 2, 3, 4])
-    assert _ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 0) == [3, 1]
-    assert _ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 9) == [3, 1]
+    assert ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 0) == [3, 1]
+    assert ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 9) == [3, 1]
 
 
 def test_a_cheap_unit_is_preferred_to_a_dear_one_of_the_same_worth():
     worth = [np.ones(5), np.ones(5)]
     costs = [np.arange(6.0), np.arange(6.0) * 4]
-    assert _ranking.by_time(worth, costs, 4) == [5, 1]
-    assert _ranking.by_time(worth, costs, 8) == [5, 2]
+    assert ranking.by_time(worth, costs, 4) == [5, 1]
+    assert ranking.by_time(worth, costs, 8) == [5, 2]
 
 
 def test_a_cost_table_may_be_longer_than_what_is_left_of_a_layer():
-    assert _ranking.by_time([np.ones(2)], [np.arange(9.0)], 99) == [2]
+    assert ranking.by_time([np.ones(2)], [np.arange(9.0)], 99) == [2]

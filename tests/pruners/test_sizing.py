@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from clocks import additive
 
-from deploykit import architectures
-from deploykit.architectures import Shape
 from deploykit.artifact import Metric
-from deploykit.pruners import _latency, _sizing
-from deploykit.pruners._latency import Table
+from deploykit.modeling import surgery
+from deploykit.modeling.surgery import Shape
+from deploykit.pruners._width import latency_table, sizing
+from deploykit.pruners._width.latency_table import Table
 
 TABLE = Table(np.arange(5) * 0.03 - 0.03, np.arange(3) * 0.1 - 0.1, 0.36 + 2 * 0.13)  # of `additive(0.03, 0.1, 0.36)`
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def shapes(kept):
 def test_neurons_are_kept_in_multiples_of_64(keep):
     rng = np.random.default_rng(0)
     neurons = [rng.random(1536) * scale for scale in (1, 0.01, 3)]
-    kept = _sizing.of_share([rng.random(12) for _ in neurons], neurons, keep)
+    kept = sizing.of_share([rng.random(12) for _ in neurons], neurons, keep)
     assert {len(found.neurons) % 64 for found in kept} == {0}
     assert min(len(found.neurons) for found in kept) >= 64
     assert sum(len(found.neurons) for found in kept) == 64 * max(3, round(keep * 72))
@@ -37,9 +37,9 @@ def test_neurons_are_kept_in_multiples_of_64(keep):
 
 
 def test_layers_without_heads_keep_none():
-    kept = _sizing.of_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
+    kept = sizing.of_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
     assert [len(found.heads) for found in kept] == [0, 2]
-    kept = _sizing.of_time([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
+    kept = sizing.of_time([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
     assert shapes(kept) == [Shape(0, 128)] * 2
 
 
@@ -48,8 +48,8 @@ def test_layers_without_heads_keep_none():
 
 @pytest.mark.parametrize("budget", [0.62, 0.7, 0.8, 0.9])
 def test_the_best_units_stay_within_the_time(budget):
-    kept = _sizing.of_time(HEADS, NEURONS, TABLE, budget)
-    assert budget - 0.03 <= _latency.time_of(TABLE, shapes(kept)) <= budget
+    kept = sizing.of_time(HEADS, NEURONS, TABLE, budget)
+    assert budget - 0.03 <= latency_table.time_of(TABLE, shapes(kept)) <= budget
     for found, heads, neurons in zip(kept, HEADS, NEURONS, strict=True):
         assert set(found.heads) == set(np.argsort(-heads)[: len(found.heads)].tolist())
         assert set(found.neurons) == set(np.argsort(-neurons)[: len(found.neurons)].tolist())
@@ -58,8 +58,8 @@ def test_the_best_units_stay_within_the_time(budget):
 def test_the_time_decides_between_heads_and_neurons():
     heads, neurons = [np.ones(4)] * 2, [np.full(128, 1 / 64)] * 2  # a head is worth what a block is worth
     dear = replace(TABLE, attention=TABLE.attention * 5)
-    assert shapes(_sizing.of_time(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
-    assert shapes(_sizing.of_time(heads, neurons, dear, 0.82)) == [Shape(1, 128)] * 2
+    assert shapes(sizing.of_time(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
+    assert shapes(sizing.of_time(heads, neurons, dear, 0.82)) == [Shape(1, 128)] * 2
 
 
 # a speedup
@@ -72,7 +72,7 @@ class Spy:
         self.measure, self.seen = measure, []
 
     def __call__(self, model):
-        self.seen.append(architectures.shapes(model))
+        self.seen.append(surgery.shapes(model))
         return self.measure(model)
 
 
@@ -88,9 +88,9 @@ def slower(factor):
 
 def test_a_prediction_that_is_right_is_taken_at_once(tiny_encoder):
     spy = Spy(additive(0.03, 0.1, 0.36))
-    kept, facts = _sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.23)
+    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.23)
     assert spy.seen == [shapes(kept)]
-    share = _latency.time_of(TABLE, shapes(kept))
+    share = latency_table.time_of(TABLE, shapes(kept))
     assert 0.97 / 1.23 <= share <= 1 / 1.23
     found = facts["speedup"]
     assert (found["wanted"], found["predicted"]) == (1.23, pytest.approx(1 / share))
@@ -99,9 +99,9 @@ def test_a_prediction_that_is_right_is_taken_at_once(tiny_encoder):
 
 def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast_enough(tiny_encoder):
     spy = Spy(slower(1.1))
-    kept, facts = _sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
-    assert 2 <= len(spy.seen) <= _sizing.TRIES
-    times = [_latency.time_of(TABLE, sizes) for sizes in spy.seen]
+    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
+    assert 2 <= len(spy.seen) <= sizing.TRIES
+    times = [latency_table.time_of(TABLE, sizes) for sizes in spy.seen]
     assert times[0] <= 0.8 < times[0] * 1.1
     assert times[-1] * 1.1 <= 0.8
     assert facts["speedup"]["measured"]["value"] >= 1.25
@@ -111,34 +111,34 @@ def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast
 
 def test_a_model_that_is_faster_than_predicted_gets_more_back(tiny_encoder):
     spy = Spy(slower(0.85))
-    kept, facts = _sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.35)
-    times = [_latency.time_of(TABLE, sizes) for sizes in spy.seen]
+    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.35)
+    times = [latency_table.time_of(TABLE, sizes) for sizes in spy.seen]
     assert times[-1] > times[0]
-    assert _latency.time_of(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
+    assert latency_table.time_of(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
     assert facts["speedup"]["measured"]["value"] >= 1.35
 
 
 @pytest.mark.parametrize("value", [0.01, 9.0])
 def test_a_machine_that_was_disturbed_is_not_followed_far_and_is_warned_of(value, tiny_encoder, caplog):
     spy = Spy(lambda _: Metric(value=value, low=value / 2, high=value * 2))
-    _sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
+    sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
     assert caplog.messages == ["other processes disturb the measurement: run it again on a machine that is quiet"]
     for tries, sizes in enumerate(spy.seen):
-        budget = 0.8 * _sizing.AIM * (1.05 if value < 1 else 0.95) ** tries
-        assert sizes == shapes(_sizing.of_time(HEADS, NEURONS, TABLE, budget))
+        budget = 0.8 * sizing.AIM * (1.05 if value < 1 else 0.95) ** tries
+        assert sizes == shapes(sizing.of_time(HEADS, NEURONS, TABLE, budget))
 
 
 def test_where_no_model_is_fast_enough_the_fastest_is_returned(tiny_encoder):
     spy = Spy(slower(1.0))
-    kept, facts = _sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=5)
+    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=5)
     assert shapes(kept) == [Shape(1, 64)] * 2
-    assert len(spy.seen) == _sizing.TRIES
+    assert len(spy.seen) == sizing.TRIES
     assert facts["speedup"]["measured"]["value"] == pytest.approx(1 / 0.62)
 
 
 def test_a_model_that_was_narrowed_before_is_narrowed_further(tiny_encoder):
-    small = architectures.resized(tiny_encoder(), [Shape(2, 128), Shape(4, 64)])
+    small = surgery.resized(tiny_encoder(), [Shape(2, 128), Shape(4, 64)])
     heads, neurons = [HEADS[0][:2], HEADS[1]], [NEURONS[0], NEURONS[1][:64]]
-    kept, facts = _sizing.of_speedup(small, heads, neurons, TABLE, additive(0.03, 0.1, 0.36), speedup=1.3)
-    assert all(found.heads <= size.heads for found, size in zip(shapes(kept), architectures.shapes(small), strict=True))
+    kept, facts = sizing.of_speedup(small, heads, neurons, TABLE, additive(0.03, 0.1, 0.36), speedup=1.3)
+    assert all(found.heads <= size.heads for found, size in zip(shapes(kept), surgery.shapes(small), strict=True))
     assert facts["speedup"]["measured"]["value"] >= 1.3

@@ -7,11 +7,11 @@ import torch
 from models import TASKS
 from pydantic import ValidationError
 
-from deploykit import architectures, checkpoint
 from deploykit.errors import DataError, ModelError
-from deploykit.fitting import inputs
+from deploykit.modeling import checkpoint, surgery
+from deploykit.modeling.finetuning import inputs
 from deploykit.pruners import vocabulary
-from deploykit.pruners._tokens import necessary, reduced
+from deploykit.pruners._vocabulary import necessary, reduced
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ def test_rows_of_a_corpus_that_cannot_be_read_are_refused(tiny_encoder, problem_
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_encoder, problem_of, tmp_path):
-    few = architectures.with_tokens(tiny_encoder(), range(50))
+    few = surgery.with_tokens(tiny_encoder(), range(50))
     with pytest.raises(ModelError, match=r"the tokenizer has 11\d tokens and the model 50: they do not"):
         vocabulary.prune(few, problem_of(), vocabulary.Options(), tmp_path)
 

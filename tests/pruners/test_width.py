@@ -8,12 +8,14 @@ from clocks import additive
 from models import TASKS
 from pydantic import ValidationError
 
-from deploykit import architectures, recipe
-from deploykit.architectures import Shape
+from deploykit import recipe
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
-from deploykit.fitting import collate, inputs
-from deploykit.pruners import _timing, width
+from deploykit.modeling import surgery
+from deploykit.modeling.finetuning import collate, inputs
+from deploykit.modeling.surgery import Shape
+from deploykit.pruners import width
+from deploykit.pruners._width import meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,7 +118,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
     harsh, distances = {"keep": 0.5, "refit_tokens": 0}, []
     for index, options in enumerate(({}, {"refit_tokens": 16384}, {"distill": RECOVERY})):
         small, facts = prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
-        assert architectures.shapes(small) == [Shape(**layer) for layer in facts["layers"]]
+        assert surgery.shapes(small) == [Shape(**layer) for layer in facts["layers"]]
         distances.append(far(small, whole, problem.validation, problem.tokenizer))
         if "distill" in options:
             assert [point["epoch"] for point in facts["curve"] if point["split"] == "validation"] == [1, 2, 3]
@@ -171,7 +173,7 @@ def recovery(monkeypatch):
     found = []
 
     def distill(small, whole, problem, options, work):
-        found.append((architectures.shapes(small), options, work))
+        found.append((surgery.shapes(small), options, work))
         return [{"step": len(found)}]
 
     monkeypatch.setattr(width, "distill", distill)
@@ -187,7 +189,7 @@ def test_steps_share_the_way_and_the_recovery(tiny_encoder, problem_of, tmp_path
     options = width.Options(keep=0.25, steps=2, distill=distill, refit_tokens=0, calibration_rows=8)
     small, facts = prune(tiny_encoder(), problem_of(count=40), options, tmp_path)
     assert [heads(sizes) for sizes, _, _ in recovery] == [4, 2]  # of 8
-    assert architectures.shapes(small) == recovery[-1][0]
+    assert surgery.shapes(small) == recovery[-1][0]
     assert [(given.epochs, given.minutes) for _, given, _ in recovery] == [(1.5, 3.0)] * 2
     assert [work for _, _, work in recovery] == [tmp_path / "step-1", tmp_path / "step-2"]
     assert facts["curve"] == [{"step": 1}, {"step": 2}]
@@ -207,7 +209,7 @@ def test_importance_is_looked_at_anew_in_each_step(tiny_encoder, problem_of, tmp
     whole = tiny_encoder()
     small, _ = prune(whole, problem_of(count=40), width.Options(keep=0.3, steps=3, calibration_rows=8), tmp_path)
     assert seen[0] is whole
-    assert [heads(architectures.shapes(model)) for model in (*seen, small)] == [8, 5, 3, 2]
+    assert [heads(surgery.shapes(model)) for model in (*seen, small)] == [8, 5, 3, 2]
 
 
 # a speedup
@@ -226,25 +228,23 @@ def test_a_speedup_that_the_narrowest_model_does_not_have_is_refused(tiny_encode
 def test_a_model_is_made_as_fast_as_was_asked_for(steps, tiny_encoder, problem_of, tmp_path, machine, recovery):
     options = width.Options(speedup=1.4, steps=steps, distill={}, calibration_rows=8)
     small, facts = prune(tiny_encoder(), problem_of(count=40), options, tmp_path)
-    speeds = [
-        1 / additive(0.03, 0.1, 0.36)(architectures.resized(tiny_encoder(), sizes)).value for sizes, _, _ in recovery
-    ]
+    speeds = [1 / additive(0.03, 0.1, 0.36)(surgery.resized(tiny_encoder(), sizes)).value for sizes, _, _ in recovery]
     assert len(speeds) == steps
     for step, speed in enumerate(speeds, 1):
         assert 1.4 ** (step / steps) <= speed < 1.1 * 1.4 ** (step / steps)
-    assert facts["layers"] == [{"heads": size.heads, "neurons": size.neurons} for size in architectures.shapes(small)]
+    assert facts["layers"] == [{"heads": size.heads, "neurons": size.neurons} for size in surgery.shapes(small)]
     assert facts["speedup"]["wanted"] == pytest.approx(1.4)
     assert facts["speedup"]["measured"]["value"] == pytest.approx(speeds[-1])
 
 
 def test_a_run_that_was_killed_chooses_the_same_again(tiny_encoder, problem_of, tmp_path, monkeypatch):
     times = count(95, -1)
-    monkeypatch.setattr(_timing, "share", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
+    monkeypatch.setattr(meter, "share", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
     problem, options = problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8, refit_tokens=0)
     small, facts = prune(tiny_encoder(), problem, options, tmp_path)
     assert facts["speedup"]["measured"]["value"] >= 1.1
-    assert architectures.shapes(small) != architectures.shapes(tiny_encoder())
-    monkeypatch.setattr(_timing, "share", lambda *_: pytest.fail("measured again"))
+    assert surgery.shapes(small) != surgery.shapes(tiny_encoder())
+    monkeypatch.setattr(meter, "share", lambda *_: pytest.fail("measured again"))
     assert prune(tiny_encoder(), problem, options, tmp_path)[1] == facts
 
 
@@ -257,10 +257,10 @@ def test_what_has_no_heads_to_remove_or_shares_its_layers_gets_faster_too(
     monkeypatch.setattr(width, "meter", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
     small, facts = prune(whole, problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8), tmp_path)
     assert facts["speedup"]["measured"]["value"] >= 1.1
-    for size, before in zip(architectures.shapes(small), architectures.shapes(whole), strict=True):
+    for size, before in zip(surgery.shapes(small), surgery.shapes(whole), strict=True):
         assert size.neurons <= before.neurons
         assert size.heads == before.heads == 0 or kind == "albert"
-    assert architectures.shapes(small) != architectures.shapes(whole)
+    assert surgery.shapes(small) != surgery.shapes(whole)
 
 
 # the fastest that is good enough
@@ -290,7 +290,7 @@ def test_a_search_returns_the_last_model_that_is_good_enough(
     judged(0.9, 0.91, 0.88, 0.87)
     small, facts = prune(tiny_encoder(), problem_of(count=40), width.Options(**SEARCH, distill={"epochs": 2}), tmp_path)
     assert searched(facts) == [(1.2, 0.91), (pytest.approx(1.44), 0.88), (pytest.approx(1.728), 0.87)]
-    assert architectures.shapes(small) == recovery[1][0]
+    assert surgery.shapes(small) == recovery[1][0]
     assert facts["speedup"]["wanted"] == pytest.approx(1.44)
     assert facts["curve"] == [{"step": 1}, {"step": 2}]
     assert [given.epochs for _, given, _ in recovery] == [2] * 3
@@ -315,7 +315,7 @@ def test_where_the_first_step_is_too_much_the_model_stays_as_it_was(
     judged(0.9, 0.8)
     whole = tiny_encoder()
     small, facts = prune(whole, problem_of(count=40), width.Options(**SEARCH), tmp_path)
-    assert architectures.shapes(small) == architectures.shapes(whole)
+    assert surgery.shapes(small) == surgery.shapes(whole)
     assert searched(facts) == [(1.2, 0.8)]
     assert "speedup" not in facts
 
@@ -323,7 +323,7 @@ def test_where_the_first_step_is_too_much_the_model_stays_as_it_was(
 def test_a_search_ends_where_there_is_nothing_left_to_remove(tiny_encoder, problem_of, tmp_path, machine, judged):
     judged(*[0.9] * 99)
     small, facts = prune(tiny_encoder(), problem_of(count=40), width.Options(**SEARCH), tmp_path)
-    assert architectures.shapes(small) == [Shape(1, 64)] * 2
+    assert surgery.shapes(small) == [Shape(1, 64)] * 2
     assert facts["speedup"]["measured"]["value"] == pytest.approx(1 / 0.62)
 
 

@@ -5,9 +5,11 @@ import onnx
 import pytest
 from graph_models import PRODUCTS
 
-from deploykit import engines, graphs, products, quantizers, sensitivity
+from deploykit import engines, quantizers
+from deploykit.artifact.execution import Execution
 from deploykit.errors import DeploykitError
-from deploykit.execution import Execution
+from deploykit.graphs import matmuls, variants
+from deploykit.selection import sensitivity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +28,7 @@ def expected(method, variant):
 
 
 def described(graph):
-    opened = products.session(graph)
+    opened = matmuls.session(graph)
     return [
         [(found.name, found.type, found.shape) for found in side]
         for side in (opened.get_inputs(), opened.get_outputs())
@@ -53,7 +55,7 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_written(name, varian
         assert method.quantize(source, method.Options(), target) == {"quantized": 0, "float": PRODUCTS + 2}
         assert target.read_bytes() == source.read_bytes()
         return
-    every = products.quantizable(products.load(source), method.OPERATORS)
+    every = matmuls.quantizable(matmuls.load(source), method.OPERATORS)
     for keep, message in (
         (every, r"nothing to quantize: 12 products .* 12 of them .* \{method: none\}"),
         (["nothing/MatMul"], "no node of the graph is called 'nothing/MatMul'"),
@@ -63,7 +65,7 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_written(name, varian
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("variant", graphs.VARIANTS)
+@pytest.mark.parametrize("variant", variants.VARIANTS)
 @every_method
 def test_a_quantized_graph_takes_and_gives_the_same(name, variant, variant_graph, padded, tmp_path):
     method, source, target = quantizers.load(name), variant_graph(variant), tmp_path / "model.onnx"
@@ -74,7 +76,7 @@ def test_a_quantized_graph_takes_and_gives_the_same(name, variant, variant_graph
     onnx.checker.check_model(onnx.load(target))
     assert described(target) == described(source)
 
-    found = products.precisions(onnx.load(target))
+    found = matmuls.precisions(onnx.load(target))
     assert facts["quantized"] == expected(method, variant)
     assert facts["float"] == len(found) - facts["quantized"]
     if method.OPERATORS:
@@ -89,11 +91,11 @@ def test_a_quantized_graph_takes_and_gives_the_same(name, variant, variant_graph
 @pytest.mark.parametrize("name", [name for name in METHODS if quantizers.load(name).OPERATORS])
 def test_what_is_to_be_kept_stays_in_float(name, variant, variant_graph, padded, tmp_path):
     method, source, target = quantizers.load(name), variant_graph(variant), tmp_path / "model.onnx"
-    every = products.quantizable(products.load(source), method.OPERATORS)
+    every = matmuls.quantizable(matmuls.load(source), method.OPERATORS)
     keep = [every[0], next(found for found in every if found.endswith("layer.1/output/dense/MatMul"))]
     facts = method.quantize(source, method.Options(), target, padded(0, 32), keep)
     assert facts["quantized"] == expected(method, variant) - 2
-    found = products.precisions(onnx.load(target))
+    found = matmuls.precisions(onnx.load(target))
     assert [found[node] for node in keep] == ["float32"] * 2
 
 
@@ -112,7 +114,7 @@ def test_the_files_of_a_t5_are_quantized_one_by_one(name, part, seq2seq_graphs, 
         assert (last.op_type, last.name) == ("MatMul", "/lm_head/MatMul")
 
 
-@pytest.mark.parametrize("variant", graphs.VARIANTS)
+@pytest.mark.parametrize("variant", variants.VARIANTS)
 @pytest.mark.parametrize("name", [name for name in METHODS if "openvino" in quantizers.load(name).ENGINES])
 def test_openvino_computes_the_same_from_the_same_file(name, variant, variant_graph, padded, tmp_path):
     pytest.importorskip("openvino")

@@ -5,8 +5,8 @@ from graph_models import PRODUCTS, signal_to_noise
 from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
-from deploykit import products
 from deploykit.errors import DeploykitError
+from deploykit.graphs import matmuls
 from deploykit.quantizers import static
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,7 +89,7 @@ def test_rows_are_limited_to_whole_batches(quantized, padded):
 
 
 def test_ranges_hold_every_batch_whatever_their_sizes(uneven_graph, padded):
-    model = products.load(uneven_graph())
+    model = matmuls.load(uneven_graph())
     names = [node.input[0] for node in model.graph.node if node.name.endswith("dense/MatMul")]
     batches = [*padded(0, 12), *padded(12, 14, rows=1)]
     found = static.ranges(model, names, batches)
@@ -116,7 +116,7 @@ def test_percentiles_of_a_normal_distribution(tmp_path):
 
 
 def test_percentiles_cut_the_ranges(uneven_graph, padded):
-    model = products.load(uneven_graph())
+    model = matmuls.load(uneven_graph())
     names = [node.input[0] for node in model.graph.node if node.name.endswith("layer.1/output/dense/MatMul")]
     whole, most = (static.ranges(model, names, padded(0, 32), percentile) for percentile in (None, 99.0))
     (low, high), (least, greatest) = whole[names[0]], most[names[0]]

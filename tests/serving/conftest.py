@@ -14,10 +14,11 @@ import pytest
 from asgi import Client
 
 import deploykit
-from deploykit import artifact, golden
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor
-from deploykit.serving import keys
+from deploykit import artifact
+from deploykit.artifact.execution import Execution
+from deploykit.inference import golden
+from deploykit.inference.predictor import Predictor
+from deploykit.serving.access import keys
 
 # BentoML reads these when it is first imported
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, MANIFEST, sha256_of
+from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, BusyError, InputError, StorageError
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor
-from deploykit.serving import keys, launch, needs
+from deploykit.inference.predictor import Predictor
+from deploykit.serving import launch, preflight
+from deploykit.serving.access import keys
 from deploykit.tasks import softmax
 
 FORBIDDEN = (
@@ -195,7 +196,7 @@ def test_a_serving_process_imports_nothing_of_training(told):
     _, modules, _ = told
     assert set(modules) == {"worker", "supervisor"}
     worker = modules["worker"]
-    assert {"onnxruntime", "tokenizers", "deploykit.serving.guard"} <= worker
+    assert {"onnxruntime", "tokenizers", "deploykit.serving.http.guard"} <= worker
     for process, found in modules.items():
         assert not {name.partition(".")[0] for name in found} & set(FORBIDDEN), process
     ours = {name for name in worker if name.startswith("deploykit.")}
@@ -282,7 +283,7 @@ def test_what_only_the_worker_reads_is_looked_at_before(package, key_file, alice
 def test_keys_for_tokens_are_named_from_where_the_command_is_run(package, key_file, alice, tmp_path, monkeypatch):
     (tmp_path / "jwks.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(needs, "require_provider", lambda jwt: None)
+    monkeypatch.setattr(preflight, "require_provider", lambda jwt: None)
     named = {"DEPLOYKIT_JWKS": "jwks.json", "DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"}
     plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **named))
     assert plan.env["DEPLOYKIT_JWKS"] == str(tmp_path / "jwks.json")

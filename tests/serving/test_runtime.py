@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
 
-from deploykit import drift, hardware
+from deploykit import hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, ServeOptions
-from deploykit.cost import Cost
-from deploykit.execution import Execution
-from deploykit.predictor import Predictor
+from deploykit.artifact.cost import Cost
+from deploykit.artifact.execution import Execution
+from deploykit.inference import drift
+from deploykit.inference.predictor import Predictor
 from deploykit.serving import runtime
 from deploykit.tasks import softmax
 

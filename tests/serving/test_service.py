@@ -8,8 +8,8 @@ import pytest
 from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
 
 from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact, ServeOptions
-from deploykit.predictor import Predictor
-from deploykit.serving import access, keys
+from deploykit.inference.predictor import Predictor
+from deploykit.serving.access import check, keys
 from deploykit.serving.service import build
 
 
@@ -173,7 +173,7 @@ def test_one_line_a_request(serve, package, capfd, log_lines):
 
 
 def test_keys_change_while_the_service_runs(client, key_file, alice, monkeypatch):
-    monkeypatch.setattr(access, "POLL_S", 0.0)
+    monkeypatch.setattr(check, "POLL_S", 0.0)
     bob = {"x-api-key": None, "authorization": f"Bearer {keys.add(key_file, 'bob')}"}
     assert client.post(PREDICT, json_body=BODY, headers=bob).status == 200
     keys.revoke(key_file, "alice")

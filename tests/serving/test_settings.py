@@ -6,7 +6,8 @@ import pytest
 
 from deploykit.artifact import ServeOptions
 from deploykit.errors import ArtifactError, InputError
-from deploykit.serving import keys, settings
+from deploykit.serving import settings
+from deploykit.serving.access import keys
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from forging import BREAKS, write_pair
 from test_build import build
 
-from deploykit import bundle, signing
-from deploykit.artifact import SIGNATURE, Artifact
+from deploykit.artifact import SIGNATURE, Artifact, signing
 from deploykit.errors import ArtifactError, InputError, MissingExtraError
 from deploykit.serving import launch, settings
+from deploykit.stages import bundle
 
 
 @pytest.fixture(scope="module")

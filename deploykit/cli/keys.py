@@ -1,0 +1,143 @@
+"""The commands `deploykit keys …`: parse, call, print."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploykit.cli.output import err, out, print_table
+
+if TYPE_CHECKING:
+    from deploykit.serving.access.keys import Key
+
+app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
+MOST_DAYS = 36_500
+KeyFile = Annotated[
+    Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
+]
+
+
+IdOrClient = Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")]
+
+
+@app.command("add")
+def add_key(
+    client: Annotated[str, typer.Argument(help="Who the key is for.")],
+    keys: KeyFile = None,
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope", help="predict, explain, metrics, docs, admin; may be repeated. Default: predict and metrics."
+        ),
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=MOST_DAYS, help="Days until it expires.")] = None,
+    starts: Annotated[datetime | None, typer.Option("--from", help="When it begins to be valid, in UTC.")] = None,
+    per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
+    per_day: Annotated[int | None, typer.Option(help="Requests allowed in a day.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens allowed in a minute.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests allowed at the same time, in each replica.")] = None,
+) -> None:
+    """Make a key and print it; only its hash is stored, so this is the only time that it can be seen."""
+    from deploykit.serving.access import keys as store
+
+    path = keys or store.default_path()
+    expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+    text = store.add(
+        path,
+        client,
+        scopes or ("predict", "metrics"),
+        not_before=starts and starts.replace(tzinfo=UTC),
+        expires=expires,
+        requests_per_minute=per_minute,
+        requests_per_day=per_day,
+        tokens_per_minute=tokens_per_minute,
+        concurrency=concurrency,
+    )
+    err.print(f"stored in {path}; the key is shown only now:", markup=False)
+    sys.stdout.write(text + "\n")
+
+
+@app.command("list")
+def list_keys(keys: KeyFile = None) -> None:
+    """List the keys: who has them and what they allow, never the keys themselves."""
+    from deploykit.serving.access import keys as store
+
+    found = store.listing(keys or store.default_path())
+    shown = [
+        (
+            key.id,
+            key.client,
+            ", ".join(key.scopes),
+            f"{key.created:%Y-%m-%d}",
+            f"{key.expires:%Y-%m-%d}" if key.expires else "never",
+            _limits(key),
+        )
+        for key in found
+    ]
+    print_table(("id", "client", "scopes", "created", "expires", "limits"), shown)
+
+
+def _limits(key: "Key") -> str:
+    named = {
+        "a minute": key.requests_per_minute,
+        "a day": key.requests_per_day,
+        "tokens a minute": key.tokens_per_minute,
+        "at once": key.concurrency,
+    }
+    found = [f"{limit:,} {what}" for what, limit in named.items() if limit]
+    state = ["disabled"] if key.disabled else [f"from {key.not_before:%Y-%m-%d %H:%M}"] if key.not_before else []
+    return ", ".join(state + found) or "none"
+
+
+@app.command("rotate")
+def rotate_key(
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    keys: KeyFile = None,
+    hours: Annotated[float, typer.Option(min=0, max=24 * MOST_DAYS, help="How long the old key stays valid.")] = 24.0,
+) -> None:
+    """Make a key that allows the same, print it, and let the old one expire."""
+    from deploykit.serving.access import keys as store
+
+    text = store.rotate(keys or store.default_path(), key, timedelta(hours=hours))
+    err.print(f"the old key {key} expires in {hours:g} hours; the new one is shown only now:", markup=False)
+    sys.stdout.write(text + "\n")
+
+
+@app.command("disable")
+def disable_key(
+    key: IdOrClient,
+    keys: KeyFile = None,
+) -> None:
+    """Disable keys until they are enabled again; a running service notices within a second."""
+    _switch(key, keys, disabled=True)
+
+
+@app.command("enable")
+def enable_key(
+    key: IdOrClient,
+    keys: KeyFile = None,
+) -> None:
+    """Enable keys that were disabled."""
+    _switch(key, keys, disabled=False)
+
+
+def _switch(key: str, path: Path | None, *, disabled: bool) -> None:
+    from deploykit.serving.access import keys as store
+
+    found = store.switch(path or store.default_path(), key, disabled=disabled)
+    word = "disabled" if disabled else "enabled"
+    out.print(f"{word}: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
+
+
+@app.command("revoke")
+def revoke_key(
+    key: IdOrClient,
+    keys: KeyFile = None,
+) -> None:
+    """Revoke keys; a running service notices within a second."""
+    from deploykit.serving.access import keys as store
+
+    gone = store.revoke(keys or store.default_path(), key)
+    out.print(f"revoked: {', '.join(f'{found.id} ({found.client})' for found in gone)}", markup=False)

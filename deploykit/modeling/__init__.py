@@ -1,0 +1,1 @@
+"""The torch side: checkpoints, architectures, surgery, fine-tuning, distillation, importance."""

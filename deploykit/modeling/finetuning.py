@@ -1,0 +1,296 @@
+"""One way to fit a torch module to labelled rows, on transformers' Trainer.
+
+Shared by the trainers and by the recovery after pruning, which is why it is a room of its own. It batches
+through the same tokenizer as the service, keeps the best epoch, and goes on from the last checkpoint of a
+run that was killed. It knows nothing of artifacts.
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_model
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
+
+from deploykit import hardware
+from deploykit.artifact import WEIGHTS
+from deploykit.evaluation import metrics
+from deploykit.methods import Options
+from deploykit.modeling.deadline import Deadline
+from deploykit.modeling.optimizer import adamw
+from deploykit.modeling.progress import Progress
+from deploykit.modeling.surgery import input_names
+from deploykit.tasks import IGNORED, Example, Int64, Task
+from deploykit.tokenizer import Encoding, Tokenizer
+
+STATE = "trainer_state.json"  # what the Trainer writes last
+LOGGED_STEPS = 20  # points of the learning curve in an epoch
+log = logging.getLogger(__name__)
+
+
+class FitOptions(Options):
+    """How a module is fitted.
+
+    AdamW with linear warm-up (`warmup`, a share of the steps) and linear decay from `learning_rate`, which
+    each layer below the head multiplies once more by `layer_decay`: layers near the input, which hold what is
+    general, move least (Howard and Ruder, 2018, section 3.2). `batch_size` rows times `accumulate` make a step;
+    gradients are clipped to the norm `max_grad_norm`. `bf16` autocast is `auto`: on where the hardware multiplies
+    it. `patience` epochs without a better validation metric end the run early, and so do `minutes` of wall-clock
+    time; the schedule is then fitted to what there is time for.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    bf16: Literal["auto", "on", "off"] = "auto"
+    patience: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenized input and what the loss compares: shape `()` or `(tokens,)`."""
+
+    encoding: Encoding
+    target: Int64
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A whole model; `layers` are the indices of those of its layers that a smaller one still has."""
+
+    model: torch.nn.Module
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What there is to learn: tokenized splits, and how predictions are judged.
+
+    `texts` are those of the training split. `teacher` teaches what is pruned (default: the model as it was before).
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    seed: int
+    texts: tuple[str, ...] = ()
+    teacher: Teacher | None = None
+
+
+Loss = Callable[..., torch.Tensor]
+
+
+def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
+    """Tokenizes examples and their targets."""
+    encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
+    return tuple(
+        Row(encoding, task.loss_targets(found, encoding, labels))
+        for found, encoding in zip(examples, encodings, strict=True)
+    )
+
+
+def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
+    """Fits a module in place and leaves it at its best epoch.
+
+    Args:
+        model: takes the arrays of a batch and `labels`; returns an output with `logits`.
+        problem: rows to learn from and rows to judge by.
+        options: see `FitOptions`.
+        loss: `loss(outputs, labels, num_items_in_batch) -> scalar`.
+        work: directory for checkpoints; the newest complete one there is continued.
+
+    Returns:
+        The history: one entry a logged step (`step`, `epoch`, `loss`) or epoch (`epoch` and the metrics).
+    """
+    set_seed(problem.seed)
+    torch.set_num_threads(hardware.cpu_limit())
+    newest = newest_checkpoint(work)
+    optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
+    deadline = Deadline(options.minutes, newest) if options.minutes else None
+    steps = math.ceil(_epoch(problem, options) * options.epochs)
+    stops = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    trainer = Trainer(
+        model=model,
+        args=_arguments(problem, options, work),
+        train_dataset=_Rows(problem.train),
+        eval_dataset=_Rows(problem.validation),
+        data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
+        compute_loss_func=loss,
+        compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
+        optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
+        callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if newest:
+        log.info("continuing from %s", newest)
+    late = deadline is not None and deadline.share() >= 1
+    if newest and (late or _is_over(newest, f"eval_{problem.task.METRICS[0]}", options.patience)):
+        trainer.state = TrainerState.load_from_json(str(newest / STATE))
+        load_model(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS, strict=False)
+    else:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or it would predict in bfloat16
+    model.to("cpu")
+    return [_entry(found) for found in trainer.state.log_history if "loss" in found or "eval_loss" in found]
+
+
+def _is_over(checkpoint: Path, metric: str, patience: int | None) -> bool:
+    """Says whether early stopping had ended the run when it was killed; the Trainer would go on."""
+    history = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
+    values = [entry[metric] for entry in history if metric in entry]
+    return patience is not None and len(values) - 1 - int(np.argmax(values)) >= patience
+
+
+def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
+    steps = _epoch(problem, options)
+    cuda = torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,  # of the head; see `optimizer`
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        warmup_steps=int(options.warmup * steps * options.epochs),
+        max_grad_norm=options.max_grad_norm,
+        lr_scheduler_type="linear",
+        group_by_length=True,
+        bf16=options.bf16 == "on" or (options.bf16 == "auto" and fast),
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=problem.task.METRICS[0],
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # or the patience of early stopping would begin anew
+        logging_strategy="steps",
+        logging_steps=max(1, steps // LOGGED_STEPS),
+        logging_first_step=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        seed=problem.seed,
+        data_seed=problem.seed,
+    )
+
+
+def _epoch(problem: Problem, options: FitOptions) -> int:
+    """Returns the steps of an epoch."""
+    return -(-len(problem.train) // (options.batch_size * options.accumulate))
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as the Trainer wants them; `input_ids` is what it groups by length."""
+
+    def __init__(self, found: Sequence[Row]) -> None:
+        self._rows = found
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self._rows[index].encoding.ids, "row": self._rows[index]}
+
+
+def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Pads rows and their targets; `IGNORED` where nothing is compared."""
+    batch = tokenizer.collate([row.encoding for row in found])
+    targets = [row.target for row in found]
+    if targets[0].ndim == 0:
+        batch["labels"] = np.stack(targets)
+    else:
+        width = max(len(target) for target in targets)
+        batch["labels"] = np.full((len(found), width), IGNORED, dtype=np.int64)
+        for row, target in enumerate(targets):
+            batch["labels"][row, tokenizer.place(len(target), width)] = target
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns what a model takes of a batch, targets left out; one that writes text reads them shifted by one."""
+    names = input_names(model)
+    found = {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
+    if "labels" in batch and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        found["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(batch["labels"])
+    return found
+
+
+def _batch(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**inputs(model, batch), "labels": batch["labels"]}
+
+
+def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
+    """Returns the loss of a classifier of texts or of tokens.
+
+    Args:
+        weights: of the classes, shape `(labels,)`; default: all the same.
+        smoothing: the share of probability spread over all labels (Szegedy et al., 2016, section 7).
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        summed = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]),
+            labels.reshape(-1),
+            weight=None if weights is None else weights.to(logits.device),
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
+        return summed / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """Finds the newest complete checkpoint and removes what a kill left half written.
+
+    The Trainer writes its state last, so a checkpoint without a readable one is incomplete.
+    """
+    complete = []
+    for folder in work.glob("checkpoint-*"):
+        try:
+            json.loads((folder / STATE).read_text(encoding="utf-8"))
+            complete.append(folder)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+    return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
+
+
+def _judge(problem: Problem, logits: np.ndarray[Any, Any], targets: Int64) -> dict[str, float]:
+    found = logits[0] if isinstance(logits, tuple) else logits
+    targets = targets.reshape(len(targets), -1)
+    best = found.argmax(axis=-1).reshape(len(targets), -1)
+    shown = [row != IGNORED for row in targets]
+    gold = [row[mask] for row, mask in zip(targets, shown, strict=True)]
+    predicted = [row[mask] for row, mask in zip(best, shown, strict=True)]
+    return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)
+
+
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
+    """Strips the Trainer's prefix and what is a matter of timing."""
+    names = {name: name.removeprefix("eval_") for name in found}
+    timed = ("runtime", "samples_per_second", "steps_per_second")
+    entry = {short: found[name] for name, short in names.items() if short not in timed}
+    return {**entry, "split": "validation" if "eval_loss" in found else "train"}

@@ -1,0 +1,298 @@
+"""The recipe: a frozen, validated statement of one whole run. It holds no behaviour.
+
+One YAML file, read by the safe loader; `key=value` overrides come on top. All mistakes are reported at
+once, unknown keys with the nearest known one. Each method's options live in the method's own file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from deploykit import methods
+from deploykit.artifact import ServeOptions
+from deploykit.errors import DeploykitError, RecipeError
+from deploykit.methods import Options
+from deploykit.recipe.overrides import DEFAULTS, apply
+from deploykit.recipe.validation import explain
+
+KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
+NO_METHOD = "needs `method:`, the name of one of its methods"
+STAGES = ("train", "prune", "export", "quantize", "package")
+
+
+class DataSection(Options):
+    """Where the labelled data is, and the names of its columns.
+
+    `train` is a file (csv, tsv, jsonl, parquet) or a data set's id on the hub. `validation` and `test` are
+    files, or names of splits of that data set; a split that is left out is cut from `train`: the share
+    `validation_share` or `test_share`, stratified and seeded. `text_pair` names the second text of a pair.
+    Token classification reads `tokens` and `tags`, or `text` and `spans` when `spans` is named.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    validation_share: float = Field(default=0.1, gt=0, lt=0.5)
+    test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    tokens: str = "tokens"
+    tags: str = "tags"
+    spans: str | None = None
+    max_tokens: int | None = Field(default=None, ge=8)
+    allow_leakage: bool = False
+
+
+class ExportSection(Options):
+    """How the graph is exported; `tolerance` is the largest logit difference from torch in float32."""
+
+    opset: int = Field(default=18, ge=14, le=20)
+    tolerance: float = Field(default=1e-3, gt=0)
+
+
+class GateSection(Options):
+    """What the result must keep, measured on the validation split; of all but `max_drop`, null sets no bound.
+
+    Against the model before the stage and, at packaging, against the trained model: `max_drop` bounds the loss of the
+    task's first metric, `max_label_drop` the loss of recall of any label, `max_length_drop` that of the first metric
+    in any quarter of the texts by length, `max_flips` the share of rows in which a prediction changes, and
+    `max_calibration_shift` the growth of the calibration error. Of what is served, `max_p95_ms` bounds the 95 %
+    quantile of the latency of one text, and `max_bytes` the size of the graph.
+
+    A gate holds when the 95 % interval lies within its limit. Where it lies across, the rows cannot tell:
+    `cannot_tell: stop` stops the run there, `accept` lets the measured value decide.
+    """
+
+    max_drop: float = Field(default=0.01, ge=0, le=1)
+    max_flips: float | None = Field(default=None, ge=0, le=1)
+    max_label_drop: float | None = Field(default=None, ge=0, le=1)
+    max_length_drop: float | None = Field(default=None, ge=0, le=1)
+    max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
+    max_p95_ms: float | None = Field(default=None, gt=0)
+    max_bytes: int | None = Field(default=None, ge=1)
+    cannot_tell: Literal["stop", "accept"] = "stop"
+
+
+class PackageSection(Options):
+    """What goes into the package besides the chosen graph.
+
+    `store` also adds the package to BentoML's model store, `golden` is the size of the golden set, and
+    `float_graph` carries the float graph too, for machines where the choice does not hold.
+    """
+
+    store: bool = True
+    float_graph: bool = True
+    golden: int = Field(default=64, ge=1, le=1024)
+
+
+class Steps(Options):
+    """The options of a stage of several steps, each with its `method`."""
+
+    steps: tuple[dict[str, Any], ...]
+
+
+class Recipe(Options):
+    """One whole run. A stage that is set to null is skipped; `prune` is one method or a list of them, in order."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
+    task: str
+    model: str
+    revision: str | None = None
+    data: DataSection
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    output: str | None = None
+    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
+    prune: dict[str, Any] | list[dict[str, Any]] | None = None
+    export: ExportSection | None = ExportSection()
+    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
+    gates: GateSection = GateSection()
+    package: PackageSection | None = PackageSection()
+    serve: ServeOptions = ServeOptions()
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _is_one_or_several(cls, section: Any) -> Any:
+        several = isinstance(section, list) and section and all(isinstance(step, dict) for step in section)
+        if section is not None and not isinstance(section, dict) and not several:
+            raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
+        return section
+
+    @field_validator("train", "prune", "quantize")
+    @classmethod
+    def _names_a_method(cls, section: Any) -> Any:
+        if isinstance(section, dict) and not isinstance(section.get("method"), str):
+            raise ValueError(NO_METHOD)
+        return section
+
+    def method(self, stage: str) -> str:
+        """Returns the name of a stage's method; fixed stages have one of their own name, `train: null` is `none`."""
+        section = getattr(self, stage)
+        if stage == "train" and section is None:
+            return "none"
+        return "+".join(step["method"] for step in _listed(section)) if isinstance(section, (dict, list)) else stage
+
+    def steps(self, stage: str) -> list[tuple[str, Options]]:
+        """Returns the methods of a stage in order, each with its validated options."""
+        return [
+            (step["method"], methods.load(KIND_OF_STAGE[stage], step["method"]).Options.model_validate(_options(step)))
+            for step in _listed(getattr(self, stage))
+        ]
+
+    def files(self, stage: str) -> list[Path]:
+        """Returns the files that the options of a stage's methods name."""
+        steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
+        return [path for _, options in steps for _, path in _paths(options)]
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the whole recipe with every default filled in, as plain values."""
+        content = self.model_dump(mode="json")
+        for stage in KIND_OF_STAGE:
+            if content[stage] is not None:
+                steps = _dumped(self.steps(stage))
+                content[stage] = steps if isinstance(content[stage], list) else steps[0]
+        return content
+
+    def options(self, stage: str) -> BaseModel:
+        """Returns a stage's validated options; defaults are filled in."""
+        section = getattr(self, stage)
+        if isinstance(section, list):
+            return Steps(steps=tuple(_dumped(self.steps(stage))))
+        if isinstance(section, dict):
+            return self.steps(stage)[0][1]
+        return section if section is not None else Options()
+
+
+def _listed(section: Any) -> list[dict[str, Any]]:
+    return section if isinstance(section, list) else [section]
+
+
+def _options(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in step.items() if key != "method"}
+
+
+def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
+    return [{"method": name, **options.model_dump(mode="json")} for name, options in steps]
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: a YAML file. Paths inside it are relative to its directory.
+        overrides: `key=value` each, with dots for nested keys: `train.epochs=1`. Values are YAML.
+
+    Raises:
+        RecipeError: lists every mistake.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe {path}. Write one with: deploykit init") from None
+    except OSError as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"the recipe {path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"the recipe {path} must hold keys and values, found {type(content).__name__}.")
+    for override in overrides:
+        apply(content, override)
+    return parse(content, folder=path.parent, source=str(path))
+
+
+def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the recipe") -> Recipe:
+    """Validates a recipe that is already in memory.
+
+    Args:
+        content: what the YAML file would hold.
+        folder: what its relative paths start from.
+        source: named in the message.
+
+    Raises:
+        RecipeError: lists every mistake.
+    """
+    mistakes: list[str] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        mistakes += explain(error, Recipe, ())
+    mistakes += _method_mistakes(content)
+    if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
+        mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
+    if mistakes or recipe is None:
+        listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
+        raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")
+    return _resolve_paths(recipe, folder)
+
+
+def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    for place, kind, step in [("task", "task", {"method": content.get("task")}), *_steps(content)]:
+        name = step.get("method")
+        if not isinstance(name, str):
+            if "[" in place:  # otherwise the model above has said so
+                yield f"{place}: {NO_METHOD}, got {step!r}"
+            continue
+        try:
+            method = methods.load(kind, name)
+            if kind != "task":
+                method.Options.model_validate(_options(step))
+        except ValidationError as error:
+            yield from explain(error, method.Options, (place,))
+        except DeploykitError as error:
+            yield f"{place}: {error}"
+
+
+def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields place, kind and content of every section that names a method, and of every step of one that is a list."""
+    for stage, kind in KIND_OF_STAGE.items():
+        section = content.get(stage)
+        several = isinstance(section, list)
+        for index, step in enumerate(_listed(section)):
+            if isinstance(step, dict):
+                yield f"{stage}[{index}]" if several else stage, kind, step
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Makes paths absolute where they name something beside the recipe, so that any stage can open them."""
+    data = recipe.data.model_dump()
+    for name in ("train", "validation", "test"):
+        if data[name] and (is_file(data[name]) or (folder / data[name]).exists()):
+            data[name] = str((folder / data[name]).resolve())
+    beside = (folder / recipe.model).resolve()
+    sections = {stage: _with_paths(recipe, stage, folder) for stage in KIND_OF_STAGE}
+    return recipe.model_copy(
+        update={
+            **sections,
+            "data": DataSection(**data),
+            "model": str(beside) if "://" not in recipe.model and beside.exists() else recipe.model,
+            "output": str((folder / (recipe.output or f"runs/{recipe.name}")).resolve()),
+        }
+    )
+
+
+def _with_paths(recipe: Recipe, stage: str, folder: Path) -> Any:
+    """Returns the section of a stage with absolute paths in its methods' options."""
+    section = getattr(recipe, stage)
+    if section is None:
+        return None
+    found = [
+        {**step, **{name: str((folder / path).resolve()) for name, path in _paths(options)}}
+        for step, (_, options) in zip(_listed(section), recipe.steps(stage), strict=True)
+    ]
+    return found if isinstance(section, list) else found[0]
+
+
+def _paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
+    return ((name, value) for name, value in options if isinstance(value, Path))
+
+
+def is_file(source: str) -> bool:
+    """Says whether a data source is meant as a file rather than as a data set of the hub."""
+    return Path(source).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")

@@ -1,0 +1,1 @@
+"""The search for the fastest graph, precision and engine that passes every gate."""

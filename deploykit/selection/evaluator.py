@@ -1,0 +1,140 @@
+"""What candidates are tried on: the graph in float, the texts to time, the rows to calibrate and to judge with."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deploykit import engines, hardware, quantizers
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, sha256_of
+from deploykit.artifact.execution import Execution
+from deploykit.evaluation.comparison import Comparison
+from deploykit.evaluation.gates import Verdict, verdicts
+from deploykit.evaluation.timing import Workload
+from deploykit.graphs import variants
+from deploykit.inference.predictor import Predictor
+from deploykit.quantizers import Batch
+from deploykit.quantizers.auto import Graph
+from deploykit.recipe import GateSection
+from deploykit.selection import measurements
+from deploykit.selection.candidates import Spec, installed
+from deploykit.selection.choice import Candidate
+
+TASTE_S = 0.2
+TIMING = "padded as in use"  # how engines are timed: what was measured otherwise is forgotten
+
+
+class Judged(Record):
+    """How a candidate's predictions compare with the float graph's; `p95_ms` where a gate asks for it."""
+
+    metric: Metric
+    comparison: Comparison
+    p95_ms: Metric | None = None
+
+    def verdicts(self, gates: GateSection, size_bytes: int) -> tuple[Verdict, ...]:
+        """Holds it against the gates."""
+        return verdicts(gates, self.comparison, p95_ms=self.p95_ms, size_bytes=size_bytes)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a search works on.
+
+    `graph` is in float, as exported, and `base` its predictor on all cores; `folder` takes the graphs that are
+    written, `work` is timed, `calibration` are padded batches of training rows, `judge` evaluates a predictor,
+    and `data` is a hash of what it evaluates on.
+    """
+
+    graph: Path
+    base: Predictor
+    folder: Path
+    work: Workload
+    calibration: Sequence[Batch]
+    judge: Callable[[Spec, Predictor], Judged]
+    gates: GateSection
+    data: str
+
+    @cached_property
+    def key(self) -> str:
+        """What every memory of a measurement begins with: the graph, the data and the machine."""
+        names = ("cpu", "cores", "cpu_features", "gpus")
+        machine = {name: value for name, value in hardware.describe().items() if name in names}
+        versions = [engines.load(name).versions() for name in installed()]
+        return measurements.key_of(TIMING, sha256_of(self.graph), self.data, self.work.key, machine, versions)
+
+    @cached_property
+    def taste(self) -> Workload:
+        """As many of the mixed texts as the float graph answers in `TASTE_S` seconds: for first looks."""
+        start = time.perf_counter()
+        for batch in self.work.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
+            self.base.engine.run(batch)
+        return self.work.part(min(1.0, TASTE_S / max(time.perf_counter() - start, 1e-9)))
+
+    def file(self, spec: Spec) -> Path:
+        """Writes a candidate's graph, unless it is there.
+
+        Raises:
+            DeploykitError: the variant or the quantizer does not apply to this graph.
+        """
+        source = self.variant(spec.graph)
+        if spec.quantizer == "none":
+            return source
+        method = quantizers.load(spec.quantizer)
+        options = method.Options.model_validate(dict(spec.options))
+        return self._written(
+            f"{spec.graph}-{spec.quantizer}-{measurements.key_of(*spec.file)[:12]}",
+            lambda target: method.quantize(source, options, target, self.calibration, spec.keep),
+        )
+
+    def variant(self, name: Graph) -> Path:
+        """Writes a variant of the graph, unless it is there.
+
+        Raises:
+            DeploykitError: it does not apply.
+        """
+        return (
+            self.graph if name == "exported" else self._written(name, lambda to: variants.write(name, self.graph, to))
+        )
+
+    def facts(self, spec: Spec) -> dict[str, Any]:
+        """Returns what was noted when a candidate's graph was written."""
+        notes = self.file(spec).with_suffix(".json")
+        return json.loads(notes.read_text(encoding="utf-8")) if self.file(spec) != self.graph else {}
+
+    def _written(self, name: str, write: Callable[[Path], Any]) -> Path:
+        target = self.folder / f"{name}.onnx"
+        if not target.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = self.folder / f"{name}.draft.onnx"
+            target.with_suffix(".json").write_text(json.dumps(write(draft)), encoding="utf-8")
+            draft.replace(target)
+        return target
+
+    def open(self, spec: Spec) -> Predictor:
+        """Opens a candidate."""
+        if self.file(spec) == self.graph and spec.execution == self.base.engine.execution:
+            return self.base
+        return opened(self.base, self.file(spec), spec.execution)
+
+    def write(self, folder: Path, spec: Spec, kept: Candidate) -> Predictor:
+        """Writes the chosen graph into a draft and, where it is another one, the float graph.
+
+        Returns:
+            The choice, opened as it will serve.
+        """
+        chosen = self.file(spec)
+        shutil.copy(chosen, folder / GRAPH)
+        if chosen != self.graph:
+            shutil.copy(self.graph, folder / FLOAT_GRAPH)
+        relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
+        execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
+        return opened(self.base, folder / GRAPH, execution)
+
+
+def opened(base: Predictor, graph: Path, execution: Execution) -> Predictor:
+    """Returns a predictor on another graph or engine."""
+    return replace(base, engine=engines.load(execution.engine).load(graph, execution))

@@ -1,0 +1,61 @@
+"""What would have been right: a client says it of an answer that it got, by the request's id.
+
+It is kept beside the record of that answer (see `records`), and `deploykit records` joins the two. Only answers of one
+label each can be corrected so.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, Field, field_validator
+
+from deploykit.artifact import Manifest
+from deploykit.serving.api.schemas import Wire
+from deploykit.serving.call import Call
+from deploykit.serving.http.guard import REQUEST_ID
+from deploykit.serving.privacy.records import Recorder
+from deploykit.serving.problems import NOT_READY, Problem, retry_after
+
+PATH = "/v1/feedback"
+
+
+class FeedbackResponse(Wire):
+    """Whether the feedback is kept; it is not where the answer is not in the sample."""
+
+    recorded: bool
+
+
+def request_model(manifest: Manifest) -> type[BaseModel]:
+    """Makes the type of the body, which takes the labels of this model and no others."""
+
+    class FeedbackRequest(Wire):
+        """The label that would have been right."""
+
+        id: str = Field(pattern=f"^{REQUEST_ID.pattern}$", description="the X-Request-ID of the answer")
+        index: int = Field(default=0, ge=0, lt=manifest.serve.max_texts, description="which text of the request")
+        label: str = Field(description="the right label", examples=[manifest.labels[0]])
+        comment: str | None = Field(default=None, max_length=2000, description="kept with personal data masked")
+
+        @field_validator("label")
+        @classmethod
+        def _is_known(cls, label: str) -> str:
+            if label not in manifest.labels:
+                raise ValueError(f"the label must be one of the {len(manifest.labels)} of this model")
+            return label
+
+    return FeedbackRequest
+
+
+def take(asked: Any, call: Call, records: Recorder | None) -> FeedbackResponse:
+    """Keeps feedback, a body of the type above.
+
+    Raises:
+        Problem: 503 nothing is recorded yet, or it comes faster than it can be written.
+    """
+    if records is None:
+        raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
+    if not records.sampled(asked.id, asked.index):
+        return FeedbackResponse(recorded=False)
+    if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
+        detail = "feedback comes faster than it can be written; send it again later"
+        raise Problem(503, "busy", detail, headers=retry_after(1))
+    return FeedbackResponse(recorded=True)

@@ -1,0 +1,109 @@
+"""What the service of a package offers: the ways to ask, the routes, and the runtime behind them."""
+
+import json
+from functools import cached_property, partial
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from deploykit.artifact import MODEL_CARD, Artifact
+from deploykit.serving.api import explain, feedback, openapi, page, protocols
+from deploykit.serving.api.openapi import Way
+from deploykit.serving.api.protocols import Protocol
+from deploykit.serving.call import Call
+from deploykit.serving.http import routes
+from deploykit.serving.http.routes import Answer, Route
+from deploykit.serving.problems import NOT_READY, Problem
+from deploykit.serving.runtime import Runtime
+from deploykit.serving.settings import Settings
+from deploykit.tasks import Task
+
+
+class Offer:
+    """Everything that can be asked of a package; nothing is loaded before `runtime` is.
+
+    Args:
+        settings: what the process is told.
+        artifact: the package.
+        task: of its model.
+    """
+
+    def __init__(self, settings: Settings, artifact: Artifact, task: Task) -> None:
+        self.settings, self.artifact, self.manifest, self.task = settings, artifact, artifact.manifest, task
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What the process serves with."""
+        return Runtime(self.settings, self.artifact, [route.label for route in (*self.table, routes.UNKNOWN)])
+
+    @cached_property
+    def asked(self) -> tuple[Protocol, ...]:
+        """The ways to ask for predictions, our own first."""
+        manifest, task = self.manifest, self.task
+        return (
+            *(protocols.predict(manifest, task), protocols.infer(manifest, task), protocols.pipeline(manifest, task)),
+            *explain.explain(manifest, task),
+        )
+
+    @cached_property
+    def feedback(self) -> type[BaseModel] | None:
+        """The type of feedback; None where none is taken."""
+        taken = self.settings.recording and "label" in self.task.Answer.model_fields
+        return feedback.request_model(self.manifest) if taken else None
+
+    @cached_property
+    def table(self) -> tuple[Route, ...]:
+        """Every route."""
+        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way), waits=True) for way in self.asked]
+        kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
+        described = Route(routes.DOCS, scope="docs", page=self._described)
+        return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+
+    def answering(self, protocol: Protocol) -> Answer:
+        """Returns what answers in a protocol."""
+        return partial(self._answer, protocol)
+
+    async def correct(self, asked: Any, call: Call) -> Any:
+        """Takes feedback."""
+        return feedback.take(asked, call, self.runtime.records)
+
+    @property
+    def card(self) -> str:
+        """The model card."""
+        file = self.artifact.file(MODEL_CARD)
+        return file.read_text(encoding="utf-8") if file.is_file() else self.manifest.name
+
+    async def _answer(self, protocol: Protocol, asked: Any, call: Call) -> Any:
+        found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
+        return protocol.write(asked, found)
+
+    def _pages(self) -> tuple[Route, ...]:
+        """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
+        model = protocols.model_path(self.manifest)
+        return (
+            Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
+            Route("/v2", scope="predict", page=protocols.server_metadata),
+            Route("/v2/health/live", page=self._live),
+            Route("/v2/health/ready", page=self._ready),
+            Route(model, scope="predict", page=lambda: protocols.model_metadata(self.manifest, self.task)),
+            Route(f"{model}/ready", page=self._ready),
+        )
+
+    def _ready(self) -> bytes:
+        if not self.runtime.ready:
+            raise Problem(503, "not_ready", NOT_READY)
+        return json.dumps({"name": self.manifest.name, "ready": True}).encode()
+
+    def _live(self) -> bytes:
+        if not self.runtime.alive:
+            raise Problem(503, "not_ready", "the engine does not come back with a batch")
+        return json.dumps({"live": True}).encode()
+
+    def _described(self) -> bytes:
+        ways = [Way(way.name, way.path, way.request, way.response) for way in self.asked]
+        if self.feedback:
+            ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))
+        manifest, guarded = self.manifest, self.settings.keys is not None
+        version = protocols.version_of(manifest)
+        return openapi.document(manifest.name, version, self.card, ways, self.table, guarded=guarded)

@@ -1,0 +1,92 @@
+"""The table of what exists. A path that is not in it is refused before anybody else sees it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from deploykit.serving.access.keys import Scope
+from deploykit.serving.call import Call
+from deploykit.serving.problems import Problem
+
+PREDICT = "/v1/predict"
+METRICS = "/metrics"
+DOCS = "/docs.json"
+Answer = Callable[[Any, Call], Awaitable[Any]]  # of a body that was checked, and of its request
+JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path, or everything below it when it ends with a slash and a star.
+
+    Args:
+        path: as the client writes it; also the label in the metrics.
+        method: GET (HEAD too) or POST.
+        scope: what a key must open; None for everybody.
+        body: the type of the JSON body; None where there is none.
+        answer: makes what is sent of a body, as a model or plain data; raises a problem where there is no answer.
+        waits: whether its texts wait for the engine.
+        page: renders the response; raises a problem where there is none. Without either, BentoML answers.
+        media: the content type of the answer.
+        headers: sent with the page.
+    """
+
+    path: str
+    method: str = "GET"
+    scope: Scope | None = None
+    body: type[BaseModel] | None = None
+    answer: Answer | None = None
+    waits: bool = False
+    page: Callable[[], bytes] | None = None
+    media: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How the metrics and the log call this route."""
+        return self.path
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that are answered."""
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+    def holds(self, path: str) -> bool:
+        """Says whether a path is this route's."""
+        return path.startswith(self.path[:-1]) if self.path.endswith("/*") else path == self.path
+
+
+UNKNOWN = Route("unknown")
+
+
+def table(asked: Sequence[Route], pages: Sequence[Route]) -> tuple[Route, ...]:
+    """Lists the routes of a service.
+
+    Args:
+        asked: the ways to ask for predictions, our own first.
+        pages: everything else that is answered here.
+    """
+    return (
+        *asked,
+        Route("/livez", media=TEXT),
+        Route("/healthz", media=TEXT),
+        Route("/readyz", media=TEXT),
+        *pages,
+        Route("/", scope="docs", media=HTML),
+        Route("/schema.json", scope="docs"),
+        Route("/static_content/*", scope="docs"),
+    )
+
+
+def match(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Problem | None]:
+    """Finds a request's route; beside it the problem, if there is one."""
+    for route in routes:
+        if route.holds(path):
+            if method in route.methods:
+                return route, None
+            allowed = ", ".join(route.methods)
+            problem = Problem(405, "method", f"{route.path} takes {allowed} only", headers={"allow": allowed})
+            return route, problem
+    return UNKNOWN, Problem(404, "not_found", f"there is no such path; predictions are at POST {PREDICT}")

@@ -1,0 +1,1 @@
+"""What waits for the engine, in which order and in which batches."""

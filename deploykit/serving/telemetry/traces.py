@@ -1,0 +1,119 @@
+"""Where the time of a request went, as spans of OpenTelemetry: for a collector, when one is configured.
+
+Spans are made once a request is answered, of what was measured anyhow, and sent by a thread of their own: nobody waits
+for a collector, and what it does not take is dropped. They tell routes, statuses and counts, never a text, a key or a
+client. BentoML's own tracing stays off, and the exporter is imported only where it is used.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import Any
+
+from deploykit.errors import InputError, extra_missing
+from deploykit.serving.call import Call
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+EXPORTER, DISABLED = "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")  # the first one counts
+HTTP = "http/protobuf"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+FLUSH_S = 3.0  # a service that ends waits so long for its last spans to be taken
+
+
+def wanted(environ: Mapping[str, str]) -> bool:
+    """Says whether OpenTelemetry's standard variables ask for traces: an endpoint, or the exporter by name.
+
+    Raises:
+        InputError: they ask for another exporter, or for another protocol.
+    """
+    exporter = environ.get(EXPORTER, "").strip().lower()
+    if exporter not in ("", "none", "otlp"):
+        raise InputError(f"{EXPORTER} must be otlp or none, got {exporter!r}: traces are sent by OTLP over HTTP.")
+    if exporter == "none" or environ.get(DISABLED, "").strip().lower() == "true":
+        return False
+    if not (exporter or any(environ.get(name) for name in ENDPOINTS)):
+        return False
+    name, protocol = next(((name, environ[name]) for name in PROTOCOLS if environ.get(name)), ("", HTTP))
+    if protocol != HTTP:
+        raise InputError(f"{name} must be {HTTP}, got {protocol!r}. Collectors listen for it on port 4318.")
+    return True
+
+
+class Traces:
+    """Makes and sends spans; where to, which share of them and how, the standard variables say.
+
+    Args:
+        name: of the service, unless the environment names it.
+        version: of the model.
+
+    Raises:
+        MissingExtraError: the exporter is not installed.
+    """
+
+    def __init__(self, name: str, version: str) -> None:
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ImportError as error:
+            raise extra_missing("a service with traces", error.name, "otel") from error
+        resource = Resource.create({"service.name": name, "service.version": version})
+        self._provider = TracerProvider(
+            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("deploykit")
+        self._propagator = TraceContextTextMapPropagator()
+        self._trace: Any = trace
+
+    def record(self, call: Call, method: str, route: str, status: int, headers: Mapping[str, str]) -> str:
+        """Makes the spans of a request that is over.
+
+        Args:
+            call: what it took.
+            method: that it had.
+            route: the route's label.
+            status: of the response.
+            headers: of the request; `traceparent` names the span that it belongs to.
+
+        Returns:
+            The id of its trace.
+        """
+        trace, now = self._trace, time.time_ns()
+        zero = now - perf_counter_ns()  # of the clock that measures, since 1970
+        method = method if method in METHODS else "_OTHER"
+        facts: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "deploykit.request_id": call.id,
+            "deploykit.texts": call.items,
+            "deploykit.tokens": call.tokens,
+        }
+        span = self._tracer.start_span(
+            f"{method} {route}",
+            self._propagator.extract(headers),
+            trace.SpanKind.SERVER,
+            facts,
+            start_time=zero + int(call.start * 1e9),
+        )
+        if span.is_recording():
+            inside = trace.set_span_in_context(span)
+            for name, (start, end) in call.phases.items():
+                child = self._tracer.start_span(name, inside, start_time=zero + int(start * 1e9))
+                child.end(zero + int(end * 1e9))
+            if status >= 500:
+                span.set_status(trace.StatusCode.ERROR)
+        span.end(now)
+        return str(trace.format_trace_id(span.get_span_context().trace_id))
+
+    def close(self) -> None:
+        """Sends what is left, if that takes no longer than a few seconds."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(FLUSH_S)

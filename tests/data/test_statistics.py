@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+
+from deploykit.data import statistics
+from deploykit.data.examples import Split
+from deploykit.tasks import Example, Span
+from deploykit.tokenizer import Tokenizer
+
+
+def split(name, *examples):
+    return Split(name, f"/data/{name}.csv", "line", examples, tuple(range(len(examples))))
+
+
+def summary(train, validation=None, test=None, cut=()):
+    parts = [train, validation or [Example("v", label="a")], test or [Example("t", label="b")]]
+    names = ("train", "validation", "test")
+    return statistics.summary({name: split(name, *rows) for name, rows in zip(names, parts, strict=True)}, dict(cut))
+
+
+def test_counts_of_rows_labels_and_copies():
+    train = [
+        Example(text, label=label) for text, label in (("x", "a"), ("y", "a"), ("x ", "a"), ("y", "b"), ("z", "a"))
+    ]
+    found = summary(train, cut={"test": 0.25})
+    assert found["rows"] == {"train": 5, "validation": 1, "test": 1}
+    assert found["sources"] == {"train": "train.csv", "validation": "validation.csv", "test": "test.csv, share 0.25"}
+    assert found["labels"] == {"train": {"a": 4, "b": 1}, "validation": {"a": 1}, "test": {"b": 1}}
+    assert found["duplicates"] == {"train": 2, "validation": 0, "test": 0}
+    assert found["conflicts"] == {"train": 1, "validation": 0, "test": 0}
+    assert found["imbalance"] == 4.0
+    assert found["without_spans"] == {}
+    assert found["warnings"] == [
+        "2 of 5 rows of the train split repeat an earlier one.",
+        "1 of them in the train split have another label than the first; one of the two is wrong.",
+        "the validation split has no row of: b.",
+        "the test split has no row of: a.",
+    ]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_leakage_is_counted_in_the_later_split():
+    rows = [Example("x", label="a"), Example("y", label="b")]
+    found = summary(rows, test=[rows[0], rows[0], rows[1], Example("z", label="a")])
+    assert found["leakage"] == {"train/validation": 0, "train/test": 3, "validation/test": 0}
+    assert "3 rows of the test split stand in the train split too; scores flatter the model." in found["warnings"]
+
+
+def test_a_skewed_split_is_warned_about():
+    rows = [Example(f"x{number}", label="a") for number in range(20)] + [
+        Example("y", label="b"),
+        Example("z", label="b"),
+    ]
+    assert summary(rows)["imbalance"] == 10.0
+    assert summary(rows)["warnings"][-1].startswith("the most frequent label of the training split is 10 times as")
+
+
+def test_spans_are_counted_and_so_are_texts_without_any():
+    train = [Example("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X"))), Example("c"), Example("d"), Example("e")]
+    found = summary(train, [Example("f")], [Example("g", spans=(Span(0, 1, "X"),))])
+    assert found["labels"] == {"train": {"X": 2}, "validation": {}, "test": {"X": 1}}
+    assert found["without_spans"] == {"train": 0.75, "validation": 1.0, "test": 0.0}
+
+
+@pytest.mark.parametrize("other", ["a  b", "a b"])
+def test_copies_with_other_white_space_are_compared_by_their_words(other):
+    at = other.index("b")
+    train = [Example("a b", spans=(Span(2, 3, "X"),)), Example(other, spans=(Span(at, at + 1, "X"),))]
+    assert summary(train)["conflicts"]["train"] == 0
+    assert summary([train[0], Example(other, spans=(Span(0, 1, "X"),))])["conflicts"]["train"] == 1
+
+
+def test_the_distribution_is_that_of_numpy_and_every_value_is_in_one_bin():
+    values = [int(value) for value in np.random.default_rng(0).integers(1, 200, size=500)]
+    found = statistics.distribution(values)
+    assert found["p95"] == pytest.approx(np.percentile(values, 95), abs=0.05)
+    assert found["mean"] == pytest.approx(np.mean(values), abs=0.005)
+    assert (found["max"], sum(found["histogram"]["counts"])) == (max(values), 500)
+    assert len(found["histogram"]["edges"]) == len(found["histogram"]["counts"]) + 1 == 21
+
+
+def test_few_different_lengths_make_few_bins():
+    assert statistics.distribution([2, 2, 1])["histogram"] == {"edges": [0.0, 1.0, 2.0], "counts": [0, 3]}
+
+
+def test_token_lengths_are_those_before_truncation(tokenizer_folder):
+    tokenizer = Tokenizer.load(tokenizer_folder, max_tokens=8)
+    rows = [Example("the film is great"), Example("the film " * 10), Example("the film", "is great ."), Example("日")]
+    found = statistics.token_lengths(rows, tokenizer)
+    assert (found["max"], found["mean"]) == (22, (6 + 22 + 8 + 3) / 4)
+    assert (found["max_tokens"], found["truncated"]) == (8, 1)
+    assert found["unknown_share"] == pytest.approx(1 / 39, abs=1e-6)
+    assert len(tokenizer.encode(["the film " * 10])[0]) == 8  # the tokenizer still truncates
+
+
+def test_token_lengths_agree_with_what_the_tokenizer_truncates(tokenizer_folder, sentences):
+    tokenizer = Tokenizer.load(tokenizer_folder, max_tokens=9)
+    texts = [text for text, _ in sentences]
+    truncated = sum(found.truncated for found in tokenizer.encode(texts))
+    found = statistics.token_lengths([Example(text) for text in texts], tokenizer)
+    assert found["truncated"] == truncated
+    assert 0 < truncated < len(texts)

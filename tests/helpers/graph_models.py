@@ -1,0 +1,128 @@
+"""Fixtures of graphs: encoders with uneven layers and their variants, an encoder and a decoder of a T5, rows for them.
+
+A plugin of `conftest.py`. Layers keep 3 of 4 heads and 64 of 128 neurons, and 1 head and all neurons.
+"""
+
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+
+UNEVEN = ((0, 2, 3), range(64)), ((1,), range(128))
+PRODUCTS = 6 * 2  # query, key, value, projection, up and down of two layers
+HEADS = [3, 1]
+
+
+def logits(graph, batches):
+    """Returns the logits of all batches, `(rows or tokens, labels)`."""
+    from deploykit import engines
+    from deploykit.artifact.execution import Execution
+
+    opened = engines.load("onnxruntime").load(graph, Execution())
+    found = [opened.run(batch) for batch in batches]
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in found])
+
+
+def signal_to_noise(graph, quantized, batches):
+    """Returns the decibels between the logits of a graph and those of its quantized copy."""
+    from deploykit.selection import sensitivity
+
+    return sensitivity.decibels(sensitivity.damage(logits(graph, batches), logits(quantized, batches)))
+
+
+@pytest.fixture(scope="session")
+def uneven_graph(tiny_encoder, tmp_path_factory):
+    """`uneven_graph(kind="bert", task=...) -> Path` of an exported graph."""
+    from deploykit.modeling import surgery
+    from deploykit.modeling.surgery import Kept
+    from deploykit.stages import exporting
+
+    kept = [Kept(heads, tuple(neurons)) for heads, neurons in UNEVEN]
+
+    @cache
+    def build(kind="bert", task="text-classification"):
+        folder = tmp_path_factory.mktemp(f"uneven-{kind}")
+        with warnings.catch_warnings():  # of the exporter's own imports
+            exporting.write_graph(surgery.shrunk(tiny_encoder(kind, task), kept), folder, task, 18)
+        return folder / "model.onnx"
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def variant_graph(uneven_graph, tmp_path_factory):
+    """`variant_graph(variant, kind="bert") -> Path` of a variant of `uneven_graph`."""
+    from deploykit.graphs import variants
+
+    @cache
+    def build(variant, kind="bert"):
+        target = tmp_path_factory.mktemp(f"{variant}-{kind}") / "model.onnx"
+        variants.write(variant, uneven_graph(kind), target)
+        return target
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def padded(sentences, tokenizer):
+    """`padded(start, stop, side="right", rows=4) -> list of batches` of sentences."""
+
+    def build(start, stop, side="right", rows=4):
+        texts = [text for text, _ in sentences[start:stop]]
+        return [
+            tokenizer.collate(tokenizer.encode(texts[first : first + rows]), side)
+            for first in range(0, len(texts), rows)
+        ]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def seq2seq_graphs(tmp_path_factory):
+    """Paths of the encoder and the decoder of a T5 with two layers each, hidden size 32, without a cache."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("t5")
+    sizes = {"vocab_size": 110, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0)
+    export(transformers.T5ForConditionalGeneration, config, folder, "text2text-generation")
+    return {"encoder": folder / "encoder_model.onnx", "decoder": folder / "decoder_model.onnx"}
+
+
+@pytest.fixture(scope="session")
+def gpt2_graph(tmp_path_factory):
+    """Path of a GPT-2 with two layers, hidden size 32, without a cache."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = transformers.GPT2Config(vocab_size=110, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    export(transformers.GPT2LMHeadModel, config, folder, "text-generation")
+    return folder / "model.onnx"
+
+
+def export(model, config, folder, task):
+    """Exports a new model with random weights."""
+    import torch
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        onnx_export_from_model(model(config).eval(), folder, task=task, opset=18, do_validation=False, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def seq2seq_batches():
+    """`seq2seq_batches(seed) -> two batches` for either file; each takes what it knows."""
+
+    def build(seed):
+        rng, batches = np.random.default_rng(seed), []
+        for tokens in (7, 12):
+            mask = (np.arange(tokens) < rng.integers(2, tokens + 1, (4, 1))).astype(np.int64)
+            states = rng.normal(size=(4, tokens, 32)).astype(np.float32)
+            batch = {"input_ids": rng.integers(1, 110, (4, tokens)), "attention_mask": mask}
+            batches.append({**batch, "encoder_attention_mask": mask, "encoder_hidden_states": states})
+        return batches
+
+    return build

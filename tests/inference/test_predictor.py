@@ -1,0 +1,219 @@
+import json
+from dataclasses import replace
+from itertools import count
+from threading import Barrier
+
+import numpy as np
+import pytest
+
+from deploykit.artifact.execution import Execution
+from deploykit.errors import ArtifactError, MethodError, ModelError
+from deploykit.inference.predictor import Predictor, batches
+
+LABELS = ("O", "B-NAME", "I-NAME")
+
+
+@pytest.fixture
+def found(tmp_path, tiny_artifact):
+    return tiny_artifact(tmp_path / "text")
+
+
+@pytest.fixture
+def predictor(found):
+    return Predictor.load(found, cores=1)
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_graph):
+    return tiny_graph(tmp_path / "again.onnx")
+
+
+@pytest.fixture
+def tagger(tmp_path, tiny_artifact):
+    return Predictor.load(tiny_artifact(tmp_path / "tags", task="token-classification", labels=LABELS), cores=1)
+
+
+class Spy:
+    """An engine that remembers the shapes of its batches."""
+
+    def __init__(self, engine):
+        self.engine, self.execution, self.shapes = engine, engine.execution, []
+
+    def run(self, batch):
+        self.shapes.append(batch["input_ids"].shape)
+        return self.engine.run(batch)
+
+    def shape(self, rows, tokens):
+        return rows, tokens
+
+
+def test_an_unknown_engine_is_refused(found):
+    with pytest.raises(MethodError, match=r"no engine is called 'onnxruntme' \(did you mean 'onnxruntime'\?\)"):
+        Predictor.load(found, 1, Execution(engine="onnxruntme"))
+
+
+def test_an_artifact_without_a_tokenizer_is_refused(found):
+    found.file("tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no fast tokenizer"):
+        Predictor.load(found, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "fits"),
+    [
+        ({"0": "positive", "1": "negative"}, False),
+        ({"0": "negative", "1": "positive", "2": "other"}, False),
+        ({"1": "positive", "0": "negative"}, True),
+        ({}, True),
+    ],
+    ids=["swapped", "one-more", "the-same", "none"],
+)
+def test_labels_of_the_configuration_are_those_of_the_manifest(names, fits, tmp_path, tiny_artifact):
+    content = json.dumps({"id2label": names})
+    found = tiny_artifact(tmp_path / "named", fill=lambda folder: (folder / "config.json").write_text(content))
+    if fits:
+        assert Predictor.load(found, 1).labels == ("negative", "positive")
+    else:
+        with pytest.raises(
+            ArtifactError, match=r"config\.json gives the outputs the labels \[.*\], the manifest \['neg"
+        ):
+            Predictor.load(found, 1)
+
+
+def test_as_many_pairs_as_texts(predictor):
+    with pytest.raises(ValueError, match="shorter"):
+        predictor.predict(["a", "b"], ["c"])
+
+
+def test_it_carries_what_the_manifest_says(found, tiny_artifact, tmp_path):
+    other = tiny_artifact(tmp_path / "other", labels=("x", "y", "z"), max_tokens=9)
+    predictor = Predictor.load(other, cores=2)
+    assert (predictor.labels, predictor.tokenizer.max_tokens) == (("x", "y", "z"), 9)
+    assert predictor.engine.execution == Execution(threads=2)
+
+
+def test_scores_are_those_of_the_graph_in_the_order_given(predictor, weights, sentences):
+    texts = [text for text, _ in sentences[:100]]
+    expected = [weights[encoding.ids].sum(axis=0) for encoding in predictor.tokenizer.encode(texts)]
+    for batch_tokens in (1, 64, 4096):
+        scores = predictor.predict(texts, batch_tokens=batch_tokens)
+        assert {row.shape for row in scores} == {(1, 2)}
+        np.testing.assert_allclose(np.concatenate(scores), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pairs_reach_the_graph(predictor, weights):
+    (scores,) = predictor.predict(["the film"], ["is great"])
+    (encoding,) = predictor.tokenizer.encode(["the film"], ["is great"])
+    assert len(encoding) == 7
+    np.testing.assert_allclose(scores[0], weights[encoding.ids].sum(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_units_of_padded_rows_are_found_on_either_side(tagger, tiny_graph, tmp_path, side):
+    weights = tiny_graph(tmp_path / "again.onnx", "token-classification", 3)
+    texts = ["peter !", "the friends of Anna told me about it"]
+    encodings = tagger.tokenizer.encode(texts)
+    short, long = tagger.scores(texts, encodings, side)
+    assert (short.shape, long.shape) == ((2, 3), (8, 3))
+    pieces = tagger.tokenizer.backend.encode(texts[0]).tokens
+    assert pieces[1:4] == ["p", "##e", "##t"]
+    np.testing.assert_array_equal(short, weights[encodings[0].ids[[1, -2]]])
+    np.testing.assert_array_equal(long, weights[encodings[1].ids[1:-1]])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_padded_to_the_shape_that_the_engine_runs_well(tagger, side):
+    engine = Spy(tagger.engine)
+    engine.shape = lambda rows, tokens: (rows + 2, 9000)  # more than the model reads
+    texts = ["a great film", "the plot is weak, and the end too"]
+    encodings = tagger.tokenizer.encode(texts)
+    padded = replace(tagger, engine=engine).scores(texts, encodings, side)
+    assert engine.shapes == [(4, tagger.tokenizer.max_tokens)]
+    for one, other in zip(padded, tagger.scores(texts, encodings, side), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_an_engine_that_compiles_shapes_meets_the_small_ones_ahead(predictor):
+    engine = Spy(predictor.engine)
+    one = replace(predictor, engine=engine)
+    assert one.warm(64, 10) == len(engine.shapes) == 0  # it runs all shapes alike
+    engine.shape = lambda rows, tokens: (-(-rows // 4) * 4, -(-tokens // 16) * 16)
+    assert one.warm(256, 10) == len(engine.shapes)
+    assert engine.shapes == sorted(engine.shapes, key=lambda shape: shape[0] * shape[1])
+    assert set(engine.shapes) == {(4, 16), (8, 16), (12, 16), (16, 16), (4, 32), (8, 32), (4, 48), (4, 64)}
+    assert one.warm(256, -1) == 0
+
+
+def test_nothing_to_predict(predictor):
+    assert predictor.predict([]) == []
+
+
+def test_no_padded_batch_is_larger_than_allowed_and_short_texts_do_not_wait_for_long_ones(predictor, sentences):
+    spy = Spy(predictor.engine)
+    texts = [text for text, _ in sentences] + ["film " * 60]
+    Predictor(predictor.task, predictor.labels, predictor.tokenizer, spy).predict(texts, batch_tokens=60)
+    sizes = [rows * tokens for rows, tokens in spy.shapes]
+    assert sum(rows for rows, _ in spy.shapes) == len(texts)
+    assert [tokens for _, tokens in spy.shapes] == sorted(tokens for _, tokens in spy.shapes)
+    assert max(sizes[:-1]) <= 60
+    assert spy.shapes[-1] == (1, 62)
+
+
+def test_a_progress_bar_sees_every_batch(predictor):
+    seen = []
+
+    def track(parts):
+        seen.extend(parts)
+        return parts
+
+    predictor.predict(["film", "the film", "the film is great"], batch_tokens=8, track=track)
+    assert seen == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([], []),
+        ([5], [[0]]),
+        ([50, 3, 3], [[1, 2], [0]]),
+        ([4, 4, 4], [[0], [1, 2]]),
+        ([2, 6, 2, 2], [[0, 2, 3], [1]]),
+        ([1, 1, 1, 3], [[0, 1, 2], [3]]),  # which would triple
+    ],
+)
+def test_batches(lengths, expected):
+    assert batches(lengths, 8) == expected
+
+
+def test_batches_take_as_many_rows_as_the_engine_takes_without_more():
+    def by_fours(rows, tokens):
+        return -(-rows // 4) * 4, -(-tokens // 8) * 8
+
+    assert list(map(len, batches([5] * 23, 100, by_fours))) == [11, 12]  # the first one is filled to 12
+    assert list(map(len, batches([5] * 8 + [9] * 4, 96, by_fours))) == [8, 4]  # at 16 tokens, eight were too many
+
+
+def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):
+    texts = [text for text, _ in sentences]
+    alone = Predictor.load(found, 1).predict(texts, batch_tokens=60)
+    engine = Spy(Predictor.load(found, 1, Execution(streams=2)).engine)
+    together, calls, run = Barrier(2), count(), engine.run
+
+    def meet(batch):
+        if next(calls) < 2:
+            together.wait(timeout=10)  # fails unless two batches are in the engine at once
+        return run(batch)
+
+    engine.run = meet
+    shared = replace(Predictor.load(found, 1), engine=engine).predict(texts, batch_tokens=60)
+    assert next(calls) > 2
+    np.testing.assert_allclose(np.stack(alone), np.stack(shared), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "cores", "expected"),
+    [(2, 1, 8, (8, 1)), (1, 2, 8, (1, 8)), (1, 1, 4, (4, 1)), (1, 2, 1, (1, 1))],
+)
+def test_another_number_of_cores_goes_where_it_went_before(threads, streams, cores, expected):
+    there = Execution(threads=threads, streams=streams).on(cores)
+    assert (there.threads, there.streams) == expected

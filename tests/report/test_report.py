@@ -1,0 +1,368 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from deploykit import data, report
+from deploykit.artifact import Metric
+from deploykit.artifact.execution import Execution
+from deploykit.errors import StorageError
+from deploykit.evaluation import gates, metrics
+from deploykit.evaluation.comparison import Comparison
+from deploykit.evaluation.timing import Latency
+from deploykit.recipe import GateSection
+from deploykit.selection.choice import Candidate
+
+LABELS = ("negative", "positive")
+BATCH = "batch 1, 27 tokens"
+GATES = GateSection(max_drop=0.02, max_flips=0.1)
+EVIL = "<script>alert('x')</script> | a & b"
+SIZES = [{"heads": 11, "neurons": 1472}, {"heads": 2, "neurons": 64}]
+PRUNED = [
+    {"method": "layers", "gone": [4, 1], "layers": SIZES},
+    {
+        "method": "width",
+        "layers": SIZES,
+        "speedup": {"wanted": 1.5, "predicted": 1.62, "measured": {"value": 1.53, "low": 1.52, "high": 1.56}},
+    },
+    {
+        "method": "vocabulary",
+        "tokens": 9000,
+        "tokens_before": 30522,
+        "bytes_saved": 33_058_368,
+        "validation_unchanged": 0.987,
+    },
+    {"method": "width", "layers": []},
+]
+VOID = {"meta", "path", "use", "rect", "br", "img", "link", "input", "hr", "stop", "circle", "line"}
+
+
+def about(value, half=0.01):
+    return Metric(value=value, low=value - half, high=value + half)
+
+
+def comparison(drop, flips):
+    return Comparison(
+        metric="accuracy",
+        drop=about(drop),
+        flips=about(flips),
+        calibration=about(0.0456),
+        by_label={"negative": about(0.0011), "positive | bad": about(0.0777)},
+        by_length={"up to 9 tokens": about(0.0022), "10 to 19 tokens": about(0.0033)},
+        rows=60,
+        flipped=(),
+    )
+
+
+def candidate(name, milliseconds, kept, reason):
+    batches = ("batch 1, 7 tokens", "batch 8, 15 tokens")
+    return Candidate(
+        name=name,
+        graph="exported",
+        quantizer="none" if name == "float32" else "dynamic",
+        precision=name,
+        execution=Execution(threads=2),
+        bytes=123_456,
+        metric=Metric(value=0.9, low=0.85, high=0.95),
+        latency={
+            batch: Latency(p50=milliseconds, low=milliseconds, high=milliseconds, p95=milliseconds) for batch in batches
+        },
+        throughput=about(500 / milliseconds, 1.0),
+        comparison=comparison(0.0, 0.05),
+        verdicts=gates.verdicts(GATES, comparison(0.0, 0.05)),
+        kept=kept,
+        reason=reason,
+    ).model_dump()
+
+
+@pytest.fixture(scope="module")
+def details(dataset_of, tokenizer):
+    """What each stage keeps in its manifest."""
+    dataset = dataset_of("text-classification")
+    gold = [np.array([index % 2]) for index in range(60)]
+    table = metrics.per_label(("accuracy",), gold, gold[:50] + gold[1:11], LABELS)
+    judged = {"split": "validation", "loss": 0.4, "accuracy": 0.9, "macro_f1": 0.9}
+    curve = [
+        *({"split": "train", "step": step, "epoch": step / 4, "loss": 1 / step} for step in range(1, 5)),
+        {**judged, "epoch": 1.0},
+    ]
+    summary = {**dataset.summary, "warnings": [f"{EVIL} is odd"]}
+    return {
+        "train": {"data": summary, "lengths": data.lengths(dataset, tokenizer), "curve": curve, "test": table},
+        "prune": {"steps": PRUNED, "curve": [], "comparison": comparison(0.0123, 0.045).model_dump()},
+        "export": {"parity": {"batch 1": 2.5e-6, "batch 8, left padding": 3.5e-6}, "tolerance": 1e-3},
+        "quantize": {
+            "candidates": [
+                candidate("float32", 2.0, kept=False, reason="2.00 times slower than int8"),
+                candidate("int8", 1.0, kept=True, reason="the fastest that keeps every gate"),
+            ],
+            "flips": [{"text": EVIL, "true": "positive", "before": "positive", "after": "negative"}],
+        },
+        "package": {"comparison": comparison(-0.0077, 0.031).model_dump(), "flips": [], "test": table},
+    }
+
+
+@pytest.fixture
+def chain(tmp_path, tiny_artifact, manifest_facts, details):
+    """`chain(until) -> artifacts` of a run."""
+
+    def build(until):
+        stages = list(details)[: list(details).index(until) + 1]
+        (template,) = manifest_facts()["history"]
+        both = {name: Metric(value=0.9, low=0.8, high=1.0) for name in ("accuracy", "macro_f1")}
+        steps = tuple(
+            template.model_copy(
+                update={
+                    "stage": stage,
+                    "method": stage,
+                    "metrics": {"validation": both, "test": both},
+                    "bytes": 4000 + n,
+                }
+            )
+            for n, stage in enumerate(stages)
+        )
+        return [
+            tiny_artifact(
+                tmp_path / "run" / stage,
+                stage=stage,
+                method=stage,
+                history=steps[: n + 1],
+                details={name: details[name] for name in stages[: n + 1]},
+                hardware={"cpu": "a processor", "cores": 2, "cpu_features": ["avx2"]},
+                versions={"torch": "2.0", "onnxruntime": "1.25"},
+            )
+            for n, stage in enumerate(stages)
+        ]
+
+    return build
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and texts, and sees that every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+
+def written(folder, artifacts):
+    path = report.write(folder, artifacts, GATES)
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8"), (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(chain, tmp_path, monkeypatch):
+    artifacts = chain("train")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(type(tmp_path), "write_text", refuse)
+    with pytest.raises(StorageError, match=r"no permission .*report\.html"):
+        report.write(tmp_path, artifacts, GATES)
+
+
+def test_what_stands_in_the_data_is_shown_and_never_run(chain, tmp_path):
+    html, markdown = written(tmp_path, chain("quantize"))
+    page = Page(html)
+    assert "script" not in page.tags
+    assert EVIL in page.texts
+    assert "<script>" not in html
+    (line,) = (line for line in markdown.splitlines() if line.startswith("| <script>"))
+    assert re.split(r"(?<!\\)\|", line)[1:-1] == [
+        " <script>alert('x')</script> \\| a & b ", " positive ", " positive ", " negative "
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("until", ["train", "prune", "export", "quantize", "package"])
+def test_every_part_of_a_run_has_a_report_that_stands_alone(until, chain, tmp_path):
+    artifacts = chain(until)
+    html, markdown = written(tmp_path, artifacts)
+    page = Page(html)
+    assert page.open == []
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "data", "action")]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert {"link", "img", "iframe", "object"} & set(page.tags) == set()
+    for artifact in artifacts:
+        assert artifact.path.name in html
+        assert str(tmp_path) not in html  # a report travels, and paths of a machine tell more than it should
+        assert artifact.path.name in markdown
+    figures = {"train": 2, "prune": 2, "export": 2, "quantize": 3, "package": 3}
+    assert page.tags.count("svg") == figures[until]
+
+
+def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
+    facts = (
+        *("0.0123", "0.0023", "0.0223", "4.5 (3.5 to 5.5)", "-0.0077", "3.1 (2.1 to 4.1)"),  # and flips, in %
+        *("0.0456 (0.0356 to 0.0556)", "60 rows cannot tell, about 110 would", "0.1000", "holds"),
+        *("0.0777", "up to 9 tokens", "0.0022"),
+        *("Removed layers: 1, 4.", "1.53 times as fast as before (95 % interval 1.52 to 1.56); wanted 1.50"),
+        *("9,000 of 30,522 tokens stay, 33,058,368 bytes less", "98.7% are tokenized as before", "1472"),
+        *("A share of all heads and neurons stays.", "2.5e-06", "3.5e-06", "batch 8, left padding"),
+        *("2.00 times slower than int8", "kept: the fastest that keeps every gate", "123,456", "batch 8, 15 tokens"),
+        *("torch 2.0", "onnxruntime 1.25", "a processor", "tiny-bert", "4,004"),
+        *(f"{row['precision']:.3f}" for row in details["train"]["test"]["labels"].values()),
+        *(f"{label} {count}" for label, count in details["train"]["data"]["labels"]["train"].items()),
+        *("280", "test accuracy", "the packaged model", "2025-01-01T00:00:00+00:00"),
+    )
+    html, markdown = written(tmp_path, chain("package"))
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert [fact for fact in facts if fact not in text] == []
+    assert [fact for fact in facts if fact not in markdown] == []
+
+
+def test_tables_of_the_markdown_are_whole(chain, tmp_path):
+    _, markdown = written(tmp_path, chain("package"))
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
+    assert len(tables) == 13
+    for table in tables:
+        assert re.fullmatch(r"\|( --- \|)+", table[1])
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
+
+
+def test_the_table_of_labels_is_that_of_the_packaged_model_once_there_is_one(chain, tmp_path):
+    for until, model in (("quantize", "the trained model"), ("package", "the packaged model")):
+        _, markdown = written(tmp_path, chain(until))
+        assert f"## Labels on the test split ({model})" in markdown
+
+
+def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details):
+    html, _ = written(tmp_path, chain("train"))
+    (table,) = re.findall(r"<caption>Confusion.*?</table>", html, flags=re.DOTALL)
+    rows = [[int(count) for count in re.findall(r">(\d+)</td>", row)] for row in table.split("<tr>")[2:]]
+    assert rows == details["train"]["test"]["confusion"]
+
+
+def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):
+    artifacts = chain("package")
+    assert written(tmp_path, artifacts) == written(tmp_path, artifacts)
+
+
+# twenty candidates
+
+
+def many(count=20):
+    """Candidates as a search leaves them: most are measured, some break a gate, some were given up early."""
+    random, found = np.random.default_rng(3), []
+    for index in range(count):
+        loss, p50, early = 0.03 * random.random() - 0.005, 2 + 10 * random.random() ** 2, index % 7 == 5
+        engine, precision = ("onnxruntime", "openvino")[index % 2], ("float32", "bfloat16")[index % 2]
+        scales = {BATCH: 1} if early else {BATCH: 1, "batch 1, 9 tokens": 0.6, "batch 8, 41 tokens": 6}
+        compared = comparison(round(loss, 4), 0.02).model_copy(update={"drop": about(loss, 0.004)})
+        one = {
+            "name": f"{('exported', 'fused', 'merged qkv')[index % 3]} {precision} {index}",
+            "graph": "exported",
+            "quantizer": "dynamic",
+            "precision": ("int8", "float32")[index % 2],
+            "execution": {"engine": engine, "precision": precision, "threads": 1 + index % 2, "streams": 1},
+            "bytes": 10_000_000 + index,
+            "latency": {
+                batch: {
+                    "p50": p50 * scale,
+                    "low": p50 * scale * 0.97,
+                    "high": p50 * scale * 1.04,
+                    "p95": p50 * scale * 1.2,
+                }
+                for batch, scale in scales.items()
+            },
+            "throughput": {"value": 900 / p50, "low": 850 / p50, "high": 950 / p50},
+            "metric": about(0.88 - loss).model_dump(),
+            "comparison": compared.model_dump(),
+            "verdicts": [verdict.model_dump() for verdict in gates.verdicts(GATES, compared)],
+            "kept": False,
+            "reason": "slower than the one that was kept",
+        }
+        nothing = {"throughput": None, "metric": None, "comparison": None, "verdicts": [], "reason": "given up early"}
+        found.append({**one, **(nothing if early else {})})
+    holding = [one for one in found if one["metric"] and not gates.failing(GATES, _verdicts(one))]
+    best = min(holding, key=lambda one: one["latency"][BATCH]["p50"])
+    return [{**one, "kept": True, "reason": "the fastest"} if one is best else one for one in found]
+
+
+def _verdicts(found):
+    return [gates.Verdict.model_validate(verdict) for verdict in found["verdicts"]]
+
+
+@pytest.fixture
+def searched(details, monkeypatch):
+    """Puts twenty candidates into the details of the run."""
+    monkeypatch.setitem(details["quantize"], "candidates", many())
+    return details["quantize"]["candidates"]
+
+
+def test_twenty_candidates_are_listed_from_the_fastest_and_drawn_if_they_were_evaluated(searched, chain, tmp_path):
+    html, markdown = written(tmp_path, chain("package"))
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert [one["name"] for one in searched if f" {one['name']} " not in text or one["name"] not in markdown] == []
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \|", markdown.partition("## Candidates")[2], flags=re.MULTILINE)
+    rows = rows[: len(searched)]
+    times = {one["name"]: one["latency"][BATCH]["p50"] for one in searched}
+    assert [name for _, name, _ in rows] == sorted(times, key=times.__getitem__)
+    assert {where for *_, where in rows} == {"int8 on onnxruntime, 1", "float32 on openvino bfloat16, 2"}
+    figure = html[html.index("Quality against latency") :].partition("</svg>")[0]
+    drawn = {int(number) for number in re.findall(r">(\d+)</text>", figure)}
+    evaluated = {int(number) for number, name, _ in rows for one in searched if one["name"] == name and one["metric"]}
+    assert evaluated < {int(number) for number, _, _ in rows}
+    assert evaluated <= drawn
+    assert text.count("given up early") == sum(one["metric"] is None for one in searched)
+
+
+def test_the_front_joins_what_no_other_beats_and_a_gate_makes_hollow(searched, chain):
+    found = report.facts(chain("package"), GATES)["candidates"]
+    axes = report.Figure().subplots()
+    report._candidates(axes, found, "accuracy")
+    (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    points = {(report._p50(one), one["metric"]["value"]): one for one in found if one["metric"]}
+    assert set(zip(*front.get_data(), strict=True)) == {
+        (fast, good)
+        for (fast, good), one in points.items()
+        if not one["stops"]
+        and not any(x < fast and y >= good for (x, y), other in points.items() if not other["stops"])
+    }
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert len(dots) == len(points)
+    for dot in dots:
+        one = points[dot.get_xdata()[0], dot.get_ydata()[0]]
+        assert (dot.get_markerfacecolor() == "none") is bool(one["stops"])
+        assert (dot.get_color() == report.ORANGE) is one["kept"]
+    assert {bool(one["stops"]) for one in points.values()} == {True, False}
+
+
+def test_every_gate_of_every_stage_is_listed_with_what_came_of_it(searched, chain, tmp_path):
+    found = report.facts(chain("package"), GATES)["verdicts"]
+    (kept,) = (one for one in searched if one["kept"])
+    assert {stage for stage, verdict, _ in found if verdict.outcome == "holds"} == {
+        "prune",
+        f"quantize: {kept['name']}",
+        "package",
+    }
+    assert len({(stage, verdict.gate) for stage, verdict, _ in found}) == len(found)
+    stopped = {stage.removeprefix("quantize: ") for stage, _, stops in found if stops}
+    assert {one["name"] for one in searched if gates.failing(GATES, _verdicts(one))} <= stopped
+
+
+def test_where_every_candidate_is_stopped_there_is_no_front(searched, chain, tmp_path):
+    found = report.facts(chain("quantize"), GATES)["candidates"]
+    axes = report.Figure().subplots()
+    report._candidates(axes, [{**one, "stops": ("all",)} for one in found], "accuracy")
+    (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert len(front.get_xdata()) == 0

@@ -1,0 +1,164 @@
+"""Limits: token buckets with a clock in the test's hand, and windows in a real Redis server."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from deploykit.serving.access.check import Client
+from deploykit.serving.access.rate_limits import AGAIN_S, Limits, Windows
+from deploykit.serving.launch import free_port
+from deploykit.serving.problems import Problem
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def wait(taken):
+    """Returns the seconds that a limit asks to wait; 0 where it lets through, None where there will never be room."""
+    try:
+        asyncio.run(taken)
+    except Problem as problem:
+        if (problem.status, problem.reason) != (429, "rate"):
+            raise
+        return int(problem.headers["retry-after"]) if problem.headers else None
+    return 0
+
+
+def test_a_key_without_a_limit_never_waits():
+    limits = Limits()
+    assert [wait(limits.request(Client("alice", "a"))) for _ in range(100)] == [0] * 100
+    assert wait(limits.tokens(Client("alice", "a"), 10**9)) == 0
+
+
+def test_a_minutes_worth_then_one_at_a_time(clock):
+    limits = Limits(clock=clock)
+    alice, bob = Client("alice", "a", 30), Client("bob", "b", 30)
+    assert [wait(limits.request(alice)) for _ in range(30)] == [0] * 30
+    assert wait(limits.request(alice)) == 2
+    assert wait(limits.request(bob)) == 0
+    clock.now = 1.9
+    assert wait(limits.request(alice)) == 1
+    clock.now = 2.0
+    assert wait(limits.request(alice)) == 0
+    assert wait(limits.request(alice)) == 2
+
+
+def test_a_days_worth(clock):
+    limits, alice = Limits(clock=clock), Client("alice", "a", requests_per_minute=100, requests_per_day=24)
+    assert [wait(limits.request(alice)) for _ in range(24)] == [0] * 24
+    assert wait(limits.request(alice)) == 3600
+    clock.now = 3600
+    assert wait(limits.request(alice)) == 0
+
+
+def test_tokens_are_counted_by_how_many_they_are(clock):
+    limits, alice = Limits(clock=clock), Client("alice", "a", tokens_per_minute=600)
+    assert wait(limits.tokens(alice, 600)) == 0
+    assert wait(limits.tokens(alice, 100)) == 10
+    clock.now = 10
+    assert wait(limits.tokens(alice, 100)) == 0
+    assert wait(limits.tokens(alice, 601)) is None  # to wait would be of no use
+    assert wait(limits.request(alice)) == 0
+
+
+def test_so_many_at_once_and_no_more_whatever_happens_in_between():
+    limits, alice = Limits(), Client("alice", "a", concurrency=2)
+    with limits.running(alice), limits.running(Client("bob", "b", concurrency=1)):
+        with limits.running(alice), pytest.raises(Problem, match="2 requests in progress"), limits.running(alice):
+            pass
+        with pytest.raises(ValueError, match="boom"), limits.running(alice):
+            raise ValueError("boom")
+        with limits.running(alice):
+            pass
+    assert not limits._running
+
+
+@pytest.fixture
+def redis():
+    """`redis() -> (address, process)`: servers of one's own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("there is no redis-server")
+    pytest.importorskip("limits")
+    started = []
+
+    def start(port=None):
+        port = port or free_port()
+        started.append(
+            subprocess.Popen(
+                [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                stdout=subprocess.DEVNULL,
+            )
+        )
+        time.sleep(0.5)
+        return f"redis://127.0.0.1:{port}", started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_replicas_count_together_in_a_server(redis):
+    address, _ = redis()
+
+    async def scenario():
+        one, other = (Limits(Windows(address)) for _ in range(2))
+        alice, found = Client("alice", "a", 10, tokens_per_minute=100), []
+        for index in range(14):
+            try:
+                await (one, other)[index % 2].request(alice)
+                found.append(0)
+            except Problem as problem:
+                found.append(int(problem.headers["retry-after"]))
+        await one.tokens(alice, 60)
+        with pytest.raises(Problem, match="100 tokens a minute"):
+            await other.tokens(alice, 60)
+        await other.request(Client("bob", "b", 10))
+        await one.close()
+        await other.close()
+        return found, one.failures + other.failures
+
+    found, failures = asyncio.run(scenario())
+    assert found[:10] == [0] * 10
+    assert all(1 <= seconds <= 60 for seconds in found[10:])
+    assert failures == 0
+
+
+def test_without_the_server_each_counts_for_itself_and_comes_back_to_it(redis, clock):
+    address, process = redis()
+
+    async def scenario():
+        limits, alice = Limits(Windows(address), clock), Client("alice", "a", 3)
+        await limits.request(alice)
+        process.kill()
+        process.wait()
+        start = time.perf_counter()
+        for _ in range(3):
+            await limits.request(alice)
+        with pytest.raises(Problem):
+            await limits.request(alice)
+        assert time.perf_counter() - start < 3  # asked once only, and not for each request
+        assert limits.failures == 1
+        redis(int(address.rpartition(":")[2]))
+        clock.now = AGAIN_S
+        for _ in range(3):
+            await limits.request(alice)
+        with pytest.raises(Problem):
+            await limits.request(alice)
+        await limits.close()
+        return limits.failures
+
+    assert asyncio.run(scenario()) == 1

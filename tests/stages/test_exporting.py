@@ -1,0 +1,160 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from models import ENCODERS, TASKS, uneven
+from onnx import numpy_helper
+
+from deploykit import engines
+from deploykit.artifact import Artifact, load_predictions
+from deploykit.artifact.execution import Execution
+from deploykit.engines.torch import TorchModel
+from deploykit.errors import GateError
+from deploykit.modeling import checkpoint, surgery
+from deploykit.modeling.surgery import Kept
+from deploykit.stages import exporting
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KEPT = (Kept(heads=(0, 2, 3), neurons=tuple(range(64))), Kept(heads=(1,), neurons=tuple(range(128))))
+
+
+@pytest.fixture
+def job(tmp_path, tiny_encoder, sealed_checkpoint, job_of):
+    """The stage of a pruned, uneven model."""
+    return job_of("export", sealed_checkpoint(tmp_path / "prune", surgery.shrunk(tiny_encoder(), KEPT)))
+
+
+def scaled(write, factor, name):
+    """Writes the graph as it should be, and then scales one of its weights."""
+
+    def broken(model, folder, task, opset):
+        write(model, folder, task, opset)
+        graph = onnx.load(folder / "model.onnx")
+        (found,) = (weight for weight in graph.graph.initializer if weight.name.endswith(name))
+        found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found) * np.float32(factor), found.name))
+        onnx.save(graph, folder / "model.onnx")
+
+    return broken
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for rows, tokens in ((1, 1), (1, 7), (3, 64), (5, 2)):
+        mask = np.ones((rows, tokens), dtype=np.int64)
+        mask[-1, tokens // 2 + 1 :] = 0
+        ids = rng.integers(5, 100, (rows, tokens))
+        yield {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+@pytest.mark.parametrize(
+    "name", ["classifier.weight", "classifier.bias", "embeddings.LayerNorm.weight", "position_embeddings.weight"]
+)
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
+def test_a_graph_that_computes_something_else_is_refused(name, factor, job, monkeypatch):
+    monkeypatch.setattr(exporting, "write_graph", scaled(exporting.write_graph, factor, name))
+    message = (
+        r"^the exported graph does not compute what torch computes: logits differ by \S+ \(batch \d.*\),"
+        r" allowed 1e-03\. Try another export\.opset\.$"
+    )
+    with pytest.raises(GateError, match=message) as caught:
+        exporting.export(job)
+    assert caught.value.exit_code == 1
+    assert sorted(path.name for path in job.target.parent.iterdir()) == []  # neither artifact nor draft
+
+
+def test_a_tolerance_that_no_graph_keeps_is_a_broken_gate(job, job_of):
+    with pytest.raises(GateError, match=r"allowed 1e-12\."):
+        exporting.export(job_of("export", job.parent, export={"tolerance": 1e-12}))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tiny_encoder, sealed_checkpoint, job_of):
+    small = surgery.shrunk(tiny_encoder(task=task), KEPT)
+    parent = sealed_checkpoint(tmp_path / "prune", small, task)
+    made = exporting.export(job_of("export", parent, task))
+    found = Artifact.load(made.path)
+    found.verify()
+    manifest = found.manifest
+    assert (manifest.kind, manifest.stage, manifest.execution.engine) == ("onnx", "export", "onnxruntime")
+    assert manifest.labels == parent.manifest.labels
+    assert manifest.step.parameters == checkpoint.parameters(small)
+    assert manifest.step.bytes == found.file("model.onnx").stat().st_size
+    assert [step.stage for step in manifest.history] == ["train", "export"]
+    assert "model.safetensors" not in manifest.files
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "deploykit_arch.json"} <= set(manifest.files)
+    assert manifest.own["tolerance"] == 1e-3
+    assert len(manifest.own["parity"]) == 6
+    assert max(manifest.own["parity"].values()) < 1e-4
+    before, after = load_predictions(parent), load_predictions(found)
+    assert set(after) == set(before) == {"validation", "test", "reference.validation", "reference.test"}
+    for split in before:
+        for one, other in zip(before[split], after[split], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+    assert manifest.step.metrics == parent.manifest.step.metrics
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, tiny_encoder, exported_of):
+    session = engines.load("onnxruntime").load(exported_of(kind, task) / "model.onnx", Execution())
+    reference = TorchModel(tiny_encoder(kind, task), Execution(engine="torch"))
+    for batch in batches():
+        real = batch["attention_mask"].astype(bool) if task == "token-classification" else slice(None)
+        one, other = reference.run(batch), session.run(batch)
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one[real], other[real], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, "gpt2", "llama"])
+def test_uneven_layers_some_of_which_went_are_exported_with_parity(kind, tiny_encoder, tmp_path):
+    whole = tiny_encoder(kind, layers=3)
+    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [1])
+    exporting.write_graph(small, tmp_path, "text-classification", 18)
+    session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
+    for batch in batches():
+        np.testing.assert_allclose(
+            TorchModel(small, Execution(engine="torch")).run(batch), session.run(batch), atol=1e-5
+        )
+    weights = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert sum(numpy_helper.to_array(found).nbytes for found in weights) < 1.2 * 4 * checkpoint.parameters(small)
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5"])
+def test_an_uneven_model_of_two_stacks_is_exported_with_parity(kind, tiny_encoder, tmp_path):
+    whole = tiny_encoder(kind, "text2text-generation", layers=3)
+    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [0, 4])
+    exporting.write_graph(small, tmp_path, "text2text-generation", 18)
+    encoder, decoder = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}_model.onnx") for name in ("encoder", "decoder")
+    )
+    for batch in batches():
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        (states,) = encoder.run(None, {"input_ids": ids, "attention_mask": mask})
+        fed = {"input_ids": ids[:, ::-1].copy(), "encoder_hidden_states": states, "encoder_attention_mask": mask}
+        logits, *_ = decoder.run(None, fed)
+        with torch.inference_mode():
+            given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, ::-1].copy()}
+            expected = small(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_axes_are_dynamic_and_the_opset_is_the_one_asked_for(task, exported_of):
+    model = onnx.load(exported_of("bert", task) / "model.onnx")
+    assert {found.version for found in model.opset_import if found.domain == ""} == {18}
+    shapes = {
+        found.name: [axis.dim_param or axis.dim_value for axis in found.type.tensor_type.shape.dim]
+        for found in (*model.graph.input, *model.graph.output)
+    }
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert all(shapes[name] == ["batch_size", "sequence_length"] for name in names)
+    assert shapes["logits"][0] == "batch_size"
+    assert len(shapes["logits"]) == (3 if task == "token-classification" else 2)
+
+
+@pytest.mark.parametrize("opset", [14, 17, 18])
+def test_the_opset_can_be_chosen(opset, tiny_encoder, tmp_path):
+    exporting.write_graph(tiny_encoder(), tmp_path, "text-classification", opset)
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
