@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from deploykit.pipeline import export, package, prune, quantize, run, train
     from deploykit.recipe import Recipe
     from deploykit.recipe import load as load_recipe
-    from deploykit.selection.explanation import explain_quantization
     from deploykit.serving.launch import serve
+    from deploykit.stages.explanation import explain_quantization
     from deploykit.stages.retuning import retune
 
 _HOME = {
     "Artifact": "artifact",
     "AsyncClient": "client",
     "Client": "client",
-    "Predictor": "predictor",
+    "Predictor": "inference.predictor",
     "Recipe": "recipe",
     "available": "methods",
-    "explain_quantization": "explaining",
+    "explain_quantization": "stages.explanation",
     "export": "pipeline",
     "load_recipe": "recipe:load",
     "package": "pipeline",
     "prune": "pipeline",
     "quantize": "pipeline",
-    "retune": "retuning",
+    "retune": "stages.retuning",
     "run": "pipeline",
     "serve": "serving.launch",
-    "sign": "signing",
+    "sign": "artifact.signing",
     "train": "pipeline",
-    "verify": "golden",
+    "verify": "inference.golden",
 }
 
 __all__ = [

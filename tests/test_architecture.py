@@ -11,68 +11,32 @@ import deploykit
 
 ROOT = Path(deploykit.__file__).parent
 
-# From the bottom to the top; a file imports only from lower lines, or from its own room.
-LEVELS = (
-    ("errors", "recipes", "execution", "cost", "drift"),
-    ("artifact", "methods", "hardware", "layouts", "overrides", "cache", "client"),
-    ("mistakes", "signing"),
-    ("recipe", "tokenizer", "lengths"),
+# From the bottom to the top; a folder imports only from lower lines, from the left of its own line, and from itself.
+FLOW = (
+    ("errors", "methods", "hardware", "client"),
+    ("artifact", "recipe", "tokenizer"),
     ("tasks", "engines"),
-    ("predictor",),
-    ("fallback",),
-    ("golden",),
-    ("data",),
-    ("evaluation",),
-    ("architectures",),
-    ("checkpoint",),
-    ("engines.torch", "optimizer", "progress", "deadline", "tracing"),
-    ("fitting",),  # the engine of reference reads checkpoints
-    ("products",),
-    ("trainers", "quantizers", "surgery"),
-    ("graphs", "sensitivity"),
-    ("timing",),
-    ("pruners",),  # which time what they make as the stages after them would serve it
+    ("inference",),
+    ("data", "evaluation"),
+    ("graphs", "quantizers"),
+    ("modeling", "trainers", "pruners"),
     ("selection",),
-    ("grid",),
-    ("bench",),
-    ("search",),
-    ("job",),
-    ("bundle", "serving"),
-    ("training", "pruning", "exporting", "quantization", "packaging", "retuning"),
-    ("summary", "scaffold", "diagnosis", "explaining", "labelling"),
-    ("report",),
-    ("pipeline",),
-    ("",),  # the package itself, which exports the verbs
-    ("fleet", "benchmarking"),
-    ("demo",),
-    ("cli_print",),
-    ("cli_keys",),
-    ("cli",),
-    ("__main__",),
+    ("stages",),
+    ("report", "pipeline", "cli"),
 )
-# Rooms that see less than their line allows.
-CLOSED = {
-    "serving": {
-        "errors",
-        "execution",
-        "cost",
-        "drift",
-        "artifact",
-        "methods",
-        "tokenizer",
-        "hardware",
-        "predictor",
-        "fallback",
-        "golden",
-        "signing",
-        "tasks",
-        "engines",
-    },
-    "client": {"errors"},
-    "fleet": {"errors", "artifact", "methods", "hardware", "recipe"},
-    "benchmarking": {"errors", "artifact", "methods", "hardware", "recipe"},
-}
-LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+SERVING = (
+    ("problems", "call", "settings"),
+    ("access", "privacy"),
+    ("telemetry",),
+    ("queue",),
+    ("runtime",),
+    ("api", "http"),
+    ("app", "service"),
+)
+BELOW_SERVING = 4  # lines of FLOW that serving may import
+USE_SERVING = {"", "cli"}  # the package, which exports its verbs, and the commands that start a service
+EXCEPTIONS = {("engines.torch", "modeling")}  # the reference engine opens checkpoints
+PLACES = {name: (line, place) for line, names in enumerate(FLOW) for place, name in enumerate(names)}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -84,11 +48,8 @@ def module_of(file):
 MODULES = {module_of(file): file for file in FILES}
 
 
-def room_of(module):
-    """The longest entry of the table that the module lies in."""
-    parts = module.split(".")
-    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((name for name in names if name in LEVEL_OF), None)
+def folder_of(module):
+    return module.partition(".")[0]
 
 
 def imports(file):
@@ -106,40 +67,39 @@ def imports(file):
 
 
 def ours(file):
-    found = {
-        name.removeprefix("deploykit").removeprefix(".")
-        for name in imports(file)
-        if name.partition(".")[0] == "deploykit"
-    }
-    return sorted(found)
+    names = (name for name in imports(file) if name.partition(".")[0] == "deploykit")
+    return sorted({name.removeprefix("deploykit").removeprefix(".") for name in names})
 
 
-def test_there_are_files_and_all_are_in_the_table():
+def test_every_file_stands_in_a_folder_of_the_flow():
     assert len(FILES) > 15
-    assert [module for module in MODULES if room_of(module) is None] == []
+    known = {*PLACES, "serving", "", "__main__"}
+    assert [module for module in MODULES if folder_of(module) not in known] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [module for module in MODULES if folder_of(module) in PLACES])
 def test_imports_go_one_way(module):
-    here = room_of(module)
+    here = folder_of(module)
     for name in ours(MODULES[module]):
-        there = room_of(name)
-        assert there == here or LEVEL_OF[there] < LEVEL_OF[here], f"{module or 'deploykit'} imports {name}"
+        there = folder_of(name)
+        if there == "serving":
+            assert here in USE_SERVING, f"{module} imports {name}"
+        elif there and there != here and (module, there) not in EXCEPTIONS:
+            assert PLACES[there] < PLACES[here], f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("room", CLOSED)
-def test_closed_rooms_import_only_what_they_may(room):
+def test_serving_imports_only_what_a_served_model_needs():
+    allowed = {"serving", "", *(name for line in FLOW[:BELOW_SERVING] for name in line)}
     for module, file in MODULES.items():
-        if room_of(module) == room:
-            found = {room_of(name) for name in ours(file)} - {room}
-            assert found <= CLOSED[room], f"{module} imports {sorted(found - CLOSED[room])}"
+        if folder_of(module) == "serving":
+            assert {folder_of(name) for name in ours(file)} <= allowed, module
 
 
 def test_only_the_exporter_and_the_quantizers_import_optimum():
     users = {
         module for module, file in MODULES.items() for name in imports(file) if name.partition(".")[0] == "optimum"
     }
-    assert {module for module in users if module != "tracing" and not module.startswith("quantizers.")} == set()
+    assert {module for module in users if module != "graphs.export" and not module.startswith("quantizers.")} == set()
 
 
 IMPORT = """

@@ -45,13 +45,14 @@ def test_only_one_onnxruntime_in_each_extra():
 
 
 def test_bentofile_takes_what_packages_take():
-    included = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
-    assert sorted(included) == sorted(f"/deploykit/{pattern}" for pattern in bundle.SERVED)
+    content = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+    assert sorted(content["include"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.SERVED)
+    assert sorted(content["exclude"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.NOT_SERVED)
 
 
 def test_shipped_recipes_are_valid(tmp_path):
     from deploykit import recipe
 
-    shipped = sorted((ROOT / "deploykit/recipes").glob("*.yaml"))
+    shipped = sorted((ROOT / "deploykit/recipe/shipped").glob("*.yaml"))
     assert shipped
     assert [recipe.load(path).name for path in shipped] == [path.stem for path in shipped]

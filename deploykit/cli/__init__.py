@@ -265,7 +265,7 @@ def explain_quantization(
 ) -> None:
     """Rank the products of a package's graph by what quantizing them does, and price their return to float."""
     import deploykit
-    from deploykit.selection.explanation import damage_rows, price_rows
+    from deploykit.stages.explanation import damage_rows, price_rows
 
     found = deploykit.explain_quantization(package, quantizer)
     out.print(f"{found.name}, on {found.texts} golden texts", markup=False)

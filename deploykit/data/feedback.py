@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploykit.artifact.record_files import FEEDBACK, PATTERN, PREDICTION
 from deploykit.errors import DataError, storage_errors
-from deploykit.serving.privacy.records import FEEDBACK, PATTERN, PREDICTION
 
 COMMON = ("time", "client", "id", "index")
 NEEDED = {PREDICTION: (*COMMON, "model", "version", "text"), FEEDBACK: (*COMMON, "label")}

@@ -170,7 +170,7 @@ def _verdicts(
 
 def _environment(*, html: bool) -> jinja2.Environment:
     loader = jinja2.FunctionLoader(
-        lambda name: (resources.files("deploykit") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        lambda name: (resources.files("deploykit.report") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     )
     environment = jinja2.Environment(
         loader=loader,

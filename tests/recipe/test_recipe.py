@@ -273,8 +273,8 @@ def test_files_are_told_from_ids_of_the_hub(source, expected):
     assert recipe.is_file(source) is expected
 
 
-SHIPPED = sorted(Path(str(resources.files("deploykit"))).glob("recipes/*.yaml"))
-MEASURED = sorted((Path(__file__).parents[1] / "benchmarks").glob("recipes/*.yaml"))
+SHIPPED = sorted(Path(str(resources.files("deploykit"))).glob("recipe/shipped/*.yaml"))
+MEASURED = sorted((Path(__file__).parents[2] / "benchmarks").glob("recipes/*.yaml"))
 
 
 def test_recipes_are_shipped():

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 from asgi import Client
 
-import deploykit
 from deploykit import artifact
 from deploykit.artifact.execution import Execution
 from deploykit.inference import golden
@@ -32,13 +31,8 @@ with warnings.catch_warnings():
     for start in BENTOML_WARNS:
         warnings.filterwarnings("ignore", start, DeprecationWarning)
     from deploykit.serving import service
+    from deploykit.stages import bundle
 
-LIBRARY = Path(deploykit.__file__).parent
-SERVED = (
-    *("__init__", "errors", "execution", "cost", "artifact", "methods", "hardware", "tokenizer", "predictor"),
-    *("fallback", "golden", "drift", "signing"),
-    *("tasks/*", "engines/__init__", "engines/onnxruntime", "serving/*"),
-)
 SERVICE = """from pathlib import Path
 
 from deploykit.serving.service import build
@@ -79,12 +73,7 @@ def write_package(folder, manifest):
     (folder / artifact.BENTOFILE).write_text(BENTOFILE)
     (folder / artifact.REQUIREMENTS).write_text("bentoml\nonnxruntime\n")
     (folder / artifact.MODEL_CARD).write_text("# tiny\n")
-    for pattern in SERVED:
-        for file in LIBRARY.glob(f"{pattern}.py"):
-            target = folder / artifact.LIBRARY / file.relative_to(LIBRARY)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-    shutil.copytree(LIBRARY / "serving/ui", folder / artifact.LIBRARY / "serving/ui")
+    bundle.copy_library(folder / artifact.LIBRARY)
 
 
 @pytest.fixture(scope="session")

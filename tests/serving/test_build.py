@@ -56,7 +56,7 @@ def test_a_package_builds_and_what_is_built_still_verifies(copied, tmp_path):
     Artifact.load(bento / "src").verify()
     description = yaml.safe_load((bento / "apis" / "openapi.yaml").read_text())
     assert "/v1/predict" in description["paths"]
-    assert (bento / "src/deploykit/serving/ui/index.html").is_file()
+    assert (bento / "src/deploykit/serving/api/ui/index.html").is_file()
     assert serves(bento, tmp_path, launch.free_port())
 
 
@@ -71,7 +71,7 @@ def test_building_needs_no_keys_and_no_store_says_what_is_missing(tmp_path, pack
 
     bentoml("-c", PUT_INTO_STORE, str(package), cwd=tmp_path, home=home)
     bento = build(folder, home)
-    assert (bento / "src/deploykit/serving/ui/index.html").is_file()
+    assert (bento / "src/deploykit/serving/api/ui/index.html").is_file()
     (model,) = yaml.safe_load((bento / "bento.yaml").read_text())["models"]
     assert (model["tag"], model["alias"]) == ("tiny:v1", "package")
 

@@ -119,8 +119,14 @@ def test_an_extra_that_is_not_installed_has_no_version_to_pin(monkeypatch):
 def test_every_pattern_finds_files_and_nothing_heavy_is_among_them():
     assert all(list(ROOT.glob(pattern)) for pattern in bundle.SERVED)
     names = {file.relative_to(ROOT).as_posix() for file in bundle.served_files()}
-    assert {"__init__.py", "py.typed", "predictor.py", "serving/service.py", "engines/onnxruntime.py"} <= names
-    assert not {"engines/torch.py", "cli.py", "checkpoint.py", "fitting.py"} & names
+    assert {
+        "__init__.py",
+        "py.typed",
+        "inference/predictor.py",
+        "serving/service.py",
+        "engines/onnxruntime.py",
+    } <= names
+    assert not {"engines/torch.py", "cli/__init__.py", "modeling/checkpoint.py"} & names
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,7 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     names = set(found.manifest.files)
     assert {"model.onnx", "config.json", "tokenizer.json", "golden.json", "README.md", "service.py"} <= names
     assert {"bentofile.yaml", "requirements.txt", "deploykit/serving/service.py"} <= names
-    assert {f"deploykit/serving/ui/{name}" for name in ("index.html", "style.css", "app.js")} <= names
+    assert {f"deploykit/serving/api/ui/{name}" for name in ("index.html", "style.css", "app.js")} <= names
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
     pinned = found.file("requirements.txt").read_text().splitlines()

@@ -17,8 +17,8 @@ from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
 from deploykit.modeling.surgery import Kept
 from deploykit.quantizers import auto
-from deploykit.selection import evaluator, explanation
-from deploykit.stages import bundle, exporting, packaging, quantization, retuning
+from deploykit.selection import evaluator
+from deploykit.stages import bundle, explanation, exporting, packaging, quantization, retuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOAT, DYNAMIC, STATIC = ("float32", "dynamic int8", "static int8")

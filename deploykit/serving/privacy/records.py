@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from deploykit.artifact import Artifact, RecordOptions
+from deploykit.artifact.record_files import FEEDBACK, PATTERN, PREDICTION
 from deploykit.errors import InputError
 from deploykit.serving.api.protocols import version_of
 from deploykit.serving.call import Call
@@ -30,8 +31,6 @@ from deploykit.serving.settings import RECORDS, Settings
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import Encoding
 
-PATTERN = "records-*.jsonl"
-PREDICTION, FEEDBACK = "prediction", "feedback"
 MASKED = ("text", "text_pair", "comment")
 MEGABYTE = 1_000_000
 FILES = 8  # that share the room: the oldest goes as a whole

@@ -17,7 +17,7 @@ from deploykit.serving import launch, runtime
 from deploykit.serving.access import keys
 from deploykit.serving.telemetry.metrics import Metrics
 
-DOCS = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 ROW = re.compile(r"\| `(\w+)` \| (counter|gauge|histogram) \| (.*?) ?\| (.+) \|")
 
 
