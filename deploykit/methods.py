@@ -24,10 +24,14 @@ FOLDERS = {
 EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # every other package of the path comes with `train`
 
 
-class Options(BaseModel):
-    """Base of every method's options: frozen, and unknown keys are refused."""
+class Frozen(BaseModel):
+    """Base of what is read and written: immutable, unknown keys are refused, a text below a field describes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Options(Frozen):
+    """Base of the options of methods."""
 
 
 def available(kind: str) -> tuple[str, ...]:

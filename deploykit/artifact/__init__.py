@@ -17,11 +17,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, storage_errors
+from deploykit.methods import Frozen
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -50,10 +51,8 @@ GENERATED = (PYCACHE, STORED)
 Kind = Literal["checkpoint", "onnx", "package"]
 
 
-class Record(BaseModel):
-    """Base of what a manifest holds: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(Frozen):
+    """Base of what a manifest holds."""
 
 
 class FileEntry(Record):
@@ -93,53 +92,50 @@ class Step(Record):
 
 
 class RecordOptions(Record):
-    """Which texts a service keeps to be looked at: a `share` of them, in files of `megabytes` together at most."""
+    """Which texts a service keeps to be looked at."""
 
     share: float = Field(default=0.01, gt=0, le=1)
+    """Share of the texts that are kept."""
     megabytes: int = Field(default=64, ge=1)
+    """Most megabytes of all files together."""
 
 
 class ServeOptions(Record):
-    """How a package is served: the recipe's `serve` section, carried to the service by the manifest.
-
-    Attributes:
-        max_batch_tokens: the most of one padded batch, beside the one that the engine runs best.
-        max_batch_items: the most texts of one batch.
-        max_queue_tokens: the most that wait.
-        max_wait_s: how long texts may wait for others, in seconds: where a new one would wait longer, it is refused.
-        timeout_s: the deadline of a request, in seconds.
-        stuck_s: a process whose engine or event loop stands still for so long ends and is started anew, in seconds.
-        max_texts: the most of one request.
-        max_body_bytes: the most of one request.
-        max_windows: in how many overlapping parts a text is read that is longer than the model reads; 1: it is cut.
-        redact: masks personal data before the model reads a text.
-        redact_names: the spaCy model that finds names of people for that; null: they stay.
-        records: what may be kept of texts and answers; null: nothing.
-        extras: of deploykit that the service uses; their packages are pinned with the others.
-        batching: which texts share a batch. `cost`: those for which all wait less. The others are there
-            to compare with: `fifo` fills batches in order of arrival, `none` runs each text alone, `bentoml` is
-            BentoML's adaptive batching.
-        ui: offers the page at /ui to try the model on.
-        threads: cores for the engine: threads of one call, or calls at a time, as the selection chose; null: all that
-            the cgroup allows.
-    """
+    """How a package is served; carried to the service by the manifest."""
 
     max_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one padded batch."""
     max_batch_items: int = Field(default=64, ge=1)
+    """Most texts of one batch."""
     max_queue_tokens: int = Field(default=65536, ge=1)
+    """Most tokens that wait."""
     max_wait_s: float = Field(default=0.5, gt=0)
+    """Seconds that a text may wait for others; where it would wait longer, the answer is 503."""
     timeout_s: float = Field(default=10.0, gt=0)
+    """Deadline of a request in seconds."""
     stuck_s: float = Field(default=60.0, ge=1)
+    """Seconds after which a process whose engine or event loop hangs ends, to be started again."""
     max_texts: int = Field(default=256, ge=1)
+    """Most texts of one request."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Most bytes of one request."""
     max_windows: int = Field(default=16, ge=1)
+    """Most overlapping windows in which a text is read that is longer than the model reads; 1: it is cut."""
     redact: bool = False
+    """Masks personal data before the model reads a text."""
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
+    """How texts share batches: `cost` by the latency model; for comparison `fifo` (in order of arrival), `none`
+    (each alone) and `bentoml` (BentoML's adaptive batching)."""
     redact_names: str | None = Field(default=None, min_length=1)
+    """The spaCy model that finds names of people for that; null: names stay."""
     records: RecordOptions | None = None
+    """What may be kept of texts and answers; null: nothing."""
     extras: tuple[Literal["jwt", "otel", "presidio", "redis", "sign"], ...] = ()
+    """Extras of deploykit that the service uses; their packages are pinned with the others."""
     ui: bool = True
+    """Offers the page at /ui to try the model on."""
     threads: int | None = Field(default=None, ge=1)
+    """Cores for the engine; null: all that the cgroup allows."""
 
     @model_validator(mode="after")
     def _masks_somewhere(self) -> Self:

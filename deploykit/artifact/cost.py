@@ -4,7 +4,9 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from deploykit.methods import Frozen
 
 TERMS = {"fixed": 1.0, "per_token": 2.0**-7, "per_square": 2.0**-14}  # in units that make them alike in size
 PRIOR, LEAST = 30.0, 1.0  # batches that what was measured before counts for, at first and at last
@@ -13,15 +15,13 @@ EVERY = 32  # batches between two solutions
 POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
-class Cost(BaseModel):
+class Cost(Frozen):
     """Seconds of a batch: `fixed + items * (per_token * width + per_square * width ** 2)`.
 
     `width` is the length in tokens that all items are padded to; its square is attention's share. Only ratios
     decide what is batched. The defaults are of a six-layer int8 encoder on one core, where a text alone took
     5.8 ms at 26 tokens and eight of them 29 ms.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fixed: float = Field(default=2.5e-3, ge=0)
     per_token: float = Field(default=1.3e-4, ge=0)

@@ -2,21 +2,21 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from deploykit.methods import Frozen
 
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 
 
-class Execution(BaseModel):
+class Execution(Frozen):
     """An engine and its settings.
 
     `precision` is that of the arithmetic that a graph leaves in float, `threads` are those of one call,
     `streams` calls run at the same time, `batch_tokens` padded tokens make the batch that runs best (larger
     ones leave the cache), and `features` are those of the CPU that the choice relied on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: str = "onnxruntime"
     precision: Precision = "float32"

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a gate stopped it, 2 the input is wrong, 3 an internal err
 with `--debug`.
 """
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -27,7 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
 )
 app.add_typer(key_commands.app, name="keys")
 
@@ -87,7 +87,7 @@ def run(
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and what would run.")] = False,
 ) -> None:
-    """Run a recipe: train, prune, export, quantize, package; what is finished is skipped."""
+    """Run a recipe; finished stages are skipped."""
     if dry_run:
         _show_plan(_recipe(recipe, overrides), first, until)
     else:
@@ -96,31 +96,31 @@ def run(
 
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Fine-tune: the base model becomes a checkpoint."""
+    """Fine-tune the base model, to a checkpoint."""
     _run(_recipe(recipe, overrides), only="train")
 
 
 @app.command()
 def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Prune: the checkpoint becomes a smaller one."""
+    """Prune the checkpoint, to a smaller one."""
     _run(_recipe(recipe, overrides), only="prune")
 
 
 @app.command()
 def export(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Export: the checkpoint becomes an ONNX graph that is compared with it."""
+    """Export the checkpoint to ONNX, and compare the two."""
     _run(_recipe(recipe, overrides), only="export")
 
 
 @app.command()
 def quantize(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Quantize: measure smaller and faster graphs, keep the best that is as good."""
+    """Choose the fastest graph that passes the gates."""
     _run(_recipe(recipe, overrides), only="quantize")
 
 
 @app.command()
 def package(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Package: the graph becomes a directory that serves by itself."""
+    """Make a directory that serves by itself."""
     _run(_recipe(recipe, overrides), only="package")
 
 
@@ -144,7 +144,10 @@ def drain(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the service listens on.")] = 3000,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until the load balancer has noticed.")] = 0.0,
 ) -> None:
-    """Let a service on this machine go out of the load balancer; it answers on until it is stopped."""
+    """Take a service out of its load balancer.
+
+    Its readiness probe fails from now on; it answers requests until it is stopped.
+    """
     from deploykit.serving import launch
 
     launch.drain(port, wait)
@@ -160,7 +163,10 @@ def init(
     data: Annotated[str | None, typer.Option(help="The training file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented recipe; asks for what is not given."""
+    """Write a first recipe, with comments.
+
+    Asks for what no option says, and writes the JSON Schema for editors beside it.
+    """
     from deploykit.recipe import template
 
     answers = {"name": name, "task": task, "model": model, "data": data}
@@ -173,8 +179,16 @@ def init(
 
 @app.command(name="methods")
 def list_methods() -> None:
-    """List the methods of each kind; a recipe names them."""
+    """List the methods that a recipe can name."""
     print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from deploykit.recipe import json_schema
+
+    sys.stdout.write(json.dumps(json_schema.schema(), indent=1) + "\n")
 
 
 @app.command()
@@ -199,7 +213,10 @@ def verify(
     artifact: ArtifactDir,
     key: Annotated[Path | None, typer.Option(help="A public key in PEM that must have signed it.")] = None,
 ) -> None:
-    """Check every file of an artifact, and ask a package its golden questions again."""
+    """Check the files of an artifact.
+
+    A package is also asked its golden set again.
+    """
     import deploykit
     from deploykit.artifact import GOLDEN
 
@@ -217,7 +234,10 @@ def sign(
         str | None, typer.Option(envvar="DEPLOYKIT_KEY_PASSWORD", help="Of the key; better given by the environment.")
     ] = None,
 ) -> None:
-    """Sign an artifact in the format of the OpenSSF's model signing; nothing but its files and the key is needed."""
+    """Sign an artifact with a private key.
+
+    The signature has the format of the OpenSSF's model signing; only the artifact's files and the key are needed.
+    """
     import deploykit
 
     found = deploykit.sign(artifact, key, password)
@@ -229,7 +249,10 @@ def records(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What DEPLOYKIT_RECORDS names.")],
     to: Annotated[Path | None, typer.Option(help="A file for rows of text and label, as a recipe reads them.")] = None,
 ) -> None:
-    """Join the records that services kept with the feedback on them, and say how often answers were right."""
+    """Turn records and feedback into labelled rows.
+
+    Joins the records that services kept with the feedback on them, and says how often answers were right.
+    """
     from deploykit.data import feedback
 
     found = feedback.join(folder)
@@ -249,7 +272,10 @@ def retune(
     minutes: Annotated[float, typer.Option(help="How long the search may take.")] = 5.0,
     lengths: Annotated[Path | None, typer.Option(help="A saved page of a running service's metrics.")] = None,
 ) -> None:
-    """Choose again on this machine what a package runs as, without training; writes another package."""
+    """Choose the fastest graph again, on this machine.
+
+    Nothing is trained; another package is written.
+    """
     import deploykit
     from deploykit.stages.retuning import options
 
@@ -263,13 +289,16 @@ def explain_quantization(
     package: ArtifactDir,
     quantizer: Annotated[str | None, typer.Option(help="Explain another one than the chosen.")] = None,
 ) -> None:
-    """Rank the products of a package's graph by what quantizing them does, and price their return to float."""
+    """Show which MatMuls lose most when quantized.
+
+    Ranks them by damage, and measures what keeping the worst of them in float would cost.
+    """
     import deploykit
     from deploykit.stages.explanation import damage_rows, price_rows
 
     found = deploykit.explain_quantization(package, quantizer)
     out.print(f"{found.name}, on {found.texts} golden texts", markup=False)
-    print_table(("product", "damage", "signal to noise"), damage_rows(found))
+    print_table(("MatMul", "damage", "signal to noise"), damage_rows(found))
     print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(found))
 
 
@@ -283,7 +312,7 @@ def doctor() -> None:
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
-    """Run the whole path on movie reviews, serve the result and ask it three questions."""
+    """Run the whole path on movie reviews, and serve."""
     from deploykit.cli import demo as movie_reviews
 
     outcomes = _stages(_recipe(movie_reviews.prepare(folder), None))

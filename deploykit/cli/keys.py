@@ -39,7 +39,10 @@ def add_key(
     tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens allowed in a minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests allowed at the same time, in each replica.")] = None,
 ) -> None:
-    """Make a key and print it; only its hash is stored, so this is the only time that it can be seen."""
+    """Make a key and print it.
+
+    Only its hash is stored: it cannot be shown again.
+    """
     from deploykit.serving.access import keys as store
 
     path = keys or store.default_path()
@@ -61,7 +64,7 @@ def add_key(
 
 @app.command("list")
 def list_keys(keys: KeyFile = None) -> None:
-    """List the keys: who has them and what they allow, never the keys themselves."""
+    """List who has keys, and what they allow."""
     from deploykit.serving.access import keys as store
 
     found = store.listing(keys or store.default_path())
@@ -97,7 +100,10 @@ def rotate_key(
     keys: KeyFile = None,
     hours: Annotated[float, typer.Option(min=0, max=24 * MOST_DAYS, help="How long the old key stays valid.")] = 24.0,
 ) -> None:
-    """Make a key that allows the same, print it, and let the old one expire."""
+    """Replace a key by a new one that allows the same.
+
+    The new key is printed; the old one expires.
+    """
     from deploykit.serving.access import keys as store
 
     text = store.rotate(keys or store.default_path(), key, timedelta(hours=hours))
@@ -110,7 +116,10 @@ def disable_key(
     key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
-    """Disable keys until they are enabled again; a running service notices within a second."""
+    """Disable keys until they are enabled again.
+
+    A running service notices within a second.
+    """
     _switch(key, keys, disabled=True)
 
 
@@ -136,7 +145,10 @@ def revoke_key(
     key: IdOrClient,
     keys: KeyFile = None,
 ) -> None:
-    """Revoke keys; a running service notices within a second."""
+    """Revoke keys for good.
+
+    A running service notices within a second.
+    """
     from deploykit.serving.access import keys as store
 
     gone = store.revoke(keys or store.default_path(), key)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+
+from deploykit.methods import Frozen
 
 BINS = 10
 LEAST = 200  # texts, before anything is said
@@ -18,10 +19,8 @@ SMOOTHING = 0.5  # of a text in each bin, so that an empty one is not infinitely
 Float64 = npt.NDArray[np.float64]
 
 
-class Feature(BaseModel):
+class Feature(Frozen):
     """What one number was distributed like: `edges` between bins, and the share of texts in each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     edges: tuple[float, ...]
     shares: tuple[float, ...]

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from deploykit import hardware
 from deploykit.artifact import GOLDEN, Artifact, signing
 from deploykit.errors import ArtifactError
 from deploykit.inference import fallback
 from deploykit.inference.predictor import Predictor
+from deploykit.methods import Frozen
 from deploykit.tasks import Float32, softmax
 
 TOLERANCE = 0.02  # largest shift of a probability, where the float graph's answers are not known
@@ -25,10 +26,8 @@ LEAST, MOST = 0.001, 0.1  # bounds of a tolerance: float32 differs by less than 
 QUANTILE, SAFETY = 0.9, 2.0
 
 
-class Golden(BaseModel):
+class Golden(Frozen):
     """Inputs and scores; each entry of the scores is one array `(units, labels)`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     texts: list[str]
     pairs: list[str | None]

@@ -21,16 +21,19 @@ SHIFT = "prepare_decoder_input_ids_from_labels"  # what models that write text c
 
 
 class DistillOptions(FitOptions):
-    """How to distill: `soft` is the weight a of the teacher's logits, `hidden` the weight b.
+    """How the unpruned model teaches the pruned one.
 
-    At `soft: 1` no label is used in learning; the best epoch is still the one that is best by the labels of the
-    validation split.
+    The best epoch is always the one that is best by the labels of the validation split.
     """
 
     epochs: int = Field(default=1, ge=1)
+    """Passes over the training rows."""
     temperature: float = Field(default=2.0, gt=0)
+    """Temperature of both models' logits."""
     soft: float = Field(default=0.9, ge=0, le=1)
+    """Weight of the teacher's logits against the labels; at 1 no label is used in learning."""
     hidden: float = Field(default=1.0, ge=0)
+    """Weight of the difference between the hidden states."""
 
 
 class Pupil(torch.nn.Module):

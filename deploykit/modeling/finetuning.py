@@ -37,27 +37,30 @@ log = logging.getLogger(__name__)
 
 
 class FitOptions(Options):
-    """How a module is fitted.
-
-    AdamW with linear warm-up (`warmup`, a share of the steps) and linear decay from `learning_rate`, which
-    each layer below the head multiplies once more by `layer_decay`: layers near the input, which hold what is
-    general, move least (Howard and Ruder, 2018, section 3.2). `batch_size` rows times `accumulate` make a step;
-    gradients are clipped to the norm `max_grad_norm`. `bf16` autocast is `auto`: on where the hardware multiplies
-    it. `patience` epochs without a better validation metric end the run early, and so do `minutes` of wall-clock
-    time; the schedule is then fitted to what there is time for.
-    """
+    """How a module is fitted: AdamW with linear warm-up and linear decay of the learning rate."""
 
     epochs: int = Field(default=3, ge=1)
+    """Passes over the training rows."""
     learning_rate: float = Field(default=5e-5, gt=0)
+    """Highest learning rate, reached after the warm-up."""
     batch_size: int = Field(default=32, ge=1)
+    """Rows of one batch."""
     accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up to one step."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW; biases and normalizations have none."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one below it (Howard and Ruder, 2018, section 3.2)."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm that gradients are clipped to."""
     bf16: Literal["auto", "on", "off"] = "auto"
+    """Autocast to bfloat16; `auto` where the hardware multiplies it."""
     patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better validation metric after which training ends; null: all epochs."""
     minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock minutes after which training ends; the learning-rate schedule is fitted to them."""
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,16 @@ log = logging.getLogger(__name__)
 
 
 class Options(Base):
-    """How many layers go, and how the model recovers.
-
-    `keep` is the number of layers that stay, of encoder and decoder together; or layers go as long as the first
-    metric on the validation split stays within `max_drop` of the model that came in, before any recovery
-    (0.01 where neither is given). `calibration_rows` of the training split measure the damage; `distill` is how
-    the unpruned model teaches what is left (null: not at all).
-    """
+    """How many layers go, and how the model recovers. Where neither bound is set, `max_drop` is 0.01."""
 
     keep: int | None = Field(default=None, ge=1)
+    """Number of layers that stay, of encoder and decoder together."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
+    """Layers are removed while the first metric on the validation split falls by no more than this, before recovery."""
     calibration_rows: int = Field(default=256, ge=1)
+    """Rows of the training split on which the damage of a removal is measured."""
     distill: DistillOptions | None = None
+    """How the unpruned model teaches what is left; null: not at all."""
 
     @model_validator(mode="after")
     def _has_one_bound(self) -> Self:

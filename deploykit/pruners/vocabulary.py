@@ -31,12 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Options(Base):
-    """Which texts are to be read as before, besides those of the training split.
-
-    `corpus` is a file with one text a line, or one with columns, every string of which counts.
-    """
+    """Which texts must tokenize as before, besides those of the training split."""
 
     corpus: Path | None = None
+    """A file with one text a line, or one with columns, every string of which counts."""
 
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:

@@ -44,33 +44,36 @@ Choose = Callable[[torch.nn.Module, float], tuple[list[Kept], dict[str, Any]]]
 
 
 class Options(Base):
-    """How much stays, and how it recovers.
+    """How much stays, by one target (`keep`, `speedup` or `max_drop`; default `keep: 0.75`), and how it recovers.
 
-    One target: `keep` is the share of heads and of feed-forward neurons that stays (0.75 where no target is
-    given). `speedup` is how many times as fast as before the model is to be, measured with `engine` at
-    `precision` on the graph that `quantizer` makes (`none`: the float graph), and for `objective`: `latency` of
-    texts one at a time, or `throughput` at mixed lengths, sorted and batched. `max_drop` finds the fastest model
-    whose first metric on the validation split falls by no more: each step makes the one before faster, and no step
-    is begun that would not end within `minutes`, going by the one before.
-
-    `calibration_rows` are taken from the training split for the importance, and of those as many as hold
-    `refit_tokens` tokens for the refit (0: none). In `steps` steps the importance is looked at anew after each.
-    `distill` is how the unpruned model teaches the pruned one (null: not at all); its epochs and minutes are
-    shared by the steps, but each step of a search has them to itself.
+    A speedup is measured on the graph of `quantizer`, in `engine` at `precision`, for `objective`.
     """
 
     keep: float | None = Field(default=None, gt=0, le=1)
+    """Share of attention heads and of feed-forward neurons that stays."""
     speedup: float | None = None
+    """How many times as fast as before the model is to be, measured end to end."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss of the first metric on the validation split; the fastest model within it is kept."""
     minutes: float | None = Field(default=None, gt=0)
+    """Time for the search by `max_drop`: no step is begun that would end later, judged by the step before."""
     steps: int = Field(default=1, ge=1)
+    """Steps in which the model is pruned; importance is computed again after each."""
     engine: str = "onnxruntime"
+    """Engine that the speedup is measured with."""
     precision: Precision = "float32"
+    """Precision that the speedup is measured at."""
     quantizer: Literal["dynamic", "none"] = "dynamic"
+    """Quantizer of the graph that is timed; `none`: the float graph."""
     objective: Objective = "latency"
+    """`latency` of one text at a time, or `throughput` at mixed lengths, sorted and batched."""
     calibration_rows: int = Field(default=1024, ge=1)
+    """Rows of the training split on which importance is computed."""
     refit_tokens: int = Field(default=16384, ge=0)
+    """Tokens of those rows for the least-squares refit of what stays; 0: no refit."""
     distill: DistillOptions | None = None
+    """How the unpruned model teaches the pruned one; null: not at all. The steps share its epochs and minutes; each
+    step of a search by `max_drop` has all of them."""
 
     @model_validator(mode="before")
     @classmethod

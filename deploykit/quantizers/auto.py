@@ -16,22 +16,23 @@ Graph = Literal["exported", "fused", "attention", "multi-head", "merged"]
 
 
 class Options(Base):
-    """What is searched, and for how long.
-
-    `objective` is `latency` (one text at a time), `throughput` (mixed lengths, sorted and batched) or `size`.
-    The search takes about `minutes`. `lengths` is a saved page of a running service's metrics, whose histogram
-    of input lengths is measured at; without it, the lengths of the training texts. `engines`, `graphs` and
-    `quantizers` narrow the search to some of each (null: all that this machine has). With `fallback`, the
-    products that do most damage return to float where an int8 graph would be the best but for a gate.
-    """
+    """What is searched, and for how long."""
 
     objective: Objective = "latency"
+    """`latency` (one text at a time), `throughput` (mixed lengths, sorted and batched) or `size`."""
     minutes: float = Field(default=5.0, gt=0)
+    """About how long the search takes."""
     lengths: Path | None = None
+    """A saved page of a running service's metrics, whose histogram of input lengths is measured at; null: the
+    lengths of the training texts."""
     engines: tuple[str, ...] | None = None
+    """Engines to try; null: all that are installed."""
     graphs: tuple[Graph, ...] | None = None
+    """Graph variants to try; null: all."""
     quantizers: tuple[str, ...] | None = None
+    """Quantizers to try; null: all."""
     fallback: bool = True
+    """Where an int8 graph would be best but fails a gate, the MatMuls that lose most return to float."""
 
     @field_validator("engines", "quantizers")
     @classmethod

@@ -32,14 +32,12 @@ CONTRIBUTED = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 
 class Options(Base):
-    """How to quantize.
-
-    `per_channel` gives each output column its own scale; `embeddings` also stores the largest table of embeddings in
-    bytes, with one scale: smaller, no faster.
-    """
+    """Weights in int8, activations quantized while the graph runs."""
 
     per_channel: bool = True
+    """Gives each output column a scale of its own."""
     embeddings: bool = False
+    """Also stores the largest embedding table in int8, with one scale: smaller, not faster."""
 
 
 def quantize(

@@ -35,16 +35,16 @@ EXTRA = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul
 
 
 class Options(Base):
-    """How to quantize.
-
-    `calibration` takes the whole range of the activations (`minmax`) or the middle `percentile` percent of them;
-    `rows` limits how many rows are looked at; `per_channel` gives each output column its own scale.
-    """
+    """Weights and activations in int8, with ranges from calibration rows."""
 
     calibration: Literal["minmax", "percentile"] = "minmax"
+    """Range of the activations: all of it (`minmax`), or the middle `percentile` percent."""
     percentile: float = Field(default=99.99, gt=50, le=100)
+    """Percent of the activations that `calibration: percentile` keeps."""
     rows: int = Field(default=256, ge=1)
+    """Most rows of the training split to calibrate with."""
     per_channel: bool = True
+    """Gives each output column a scale of its own."""
 
 
 def quantize(

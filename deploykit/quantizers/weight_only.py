@@ -28,15 +28,14 @@ OPERATORS = ("MatMul",)
 
 
 class Options(Base):
-    """How to quantize.
-
-    `block_size` weights of a column share a scale. `accuracy_level` is what the products are computed in: 4 is int8,
-    1 is float32, 0 leaves it to ONNX Runtime.
-    """
+    """Weights in blocks of few bits."""
 
     bits: Literal[4, 8] = 4
+    """Bits of a weight."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
+    """Weights of a column that share a scale."""
     accuracy_level: Literal[0, 1, 4] = 4
+    """What the MatMuls are computed in: 4 is int8, 1 is float32, 0 leaves it to ONNX Runtime."""
 
 
 def quantize(

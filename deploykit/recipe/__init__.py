@@ -24,69 +24,80 @@ STAGES = ("train", "prune", "export", "quantize", "package")
 
 
 class DataSection(Options):
-    """Where the labelled data is, and the names of its columns.
-
-    `train` is a file (csv, tsv, jsonl, parquet) or a data set's id on the hub. `validation` and `test` are
-    files, or names of splits of that data set; a split that is left out is cut from `train`: the share
-    `validation_share` or `test_share`, stratified and seeded. `text_pair` names the second text of a pair.
-    Token classification reads `tokens` and `tags`, or `text` and `spans` when `spans` is named.
-    """
+    """Where the labelled data is, and the names of its columns."""
 
     train: str
+    """A file (csv, tsv, jsonl, parquet), or the id of a data set on the hub."""
     validation: str | None = None
+    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
     test: str | None = None
+    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training rows that becomes the validation split where none is named."""
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training rows that becomes the test split where none is named."""
     text: str = "text"
+    """Column of the text."""
     text_pair: str | None = None
+    """Column of the second text; naming it makes this a task on pairs of texts."""
     label: str = "label"
+    """Column of the label (text classification)."""
     tokens: str = "tokens"
+    """Column of the list of words (token classification)."""
     tags: str = "tags"
+    """Column of the list of tags, one for each word (token classification)."""
     spans: str | None = None
+    """Column of the spans, a list of `start`, `end`, `label` over `text`. Named: read instead of `tokens` and
+    `tags`."""
     max_tokens: int | None = Field(default=None, ge=8)
+    """Longest input in tokens; null: the most that the model reads."""
     allow_leakage: bool = False
+    """Goes on where a text stands in two splits; otherwise that stops the run."""
 
 
 class ExportSection(Options):
-    """How the graph is exported; `tolerance` is the largest logit difference from torch in float32."""
+    """How the graph is exported."""
 
     opset: int = Field(default=18, ge=14, le=20)
+    """Version of the ONNX operator set."""
     tolerance: float = Field(default=1e-3, gt=0)
+    """Largest difference of a logit from torch in float32."""
 
 
 class GateSection(Options):
-    """What the result must keep, measured on the validation split; of all but `max_drop`, null sets no bound.
+    """What the result must keep, measured on the validation split; null sets no limit.
 
-    Against the model before the stage and, at packaging, against the trained model: `max_drop` bounds the loss of the
-    task's first metric, `max_label_drop` the loss of recall of any label, `max_length_drop` that of the first metric
-    in any quarter of the texts by length, `max_flips` the share of rows in which a prediction changes, and
-    `max_calibration_shift` the growth of the calibration error. Of what is served, `max_p95_ms` bounds the 95 %
-    quantile of the latency of one text, and `max_bytes` the size of the graph.
-
-    A gate holds when the 95 % interval lies within its limit. Where it lies across, the rows cannot tell:
-    `cannot_tell: stop` stops the run there, `accept` lets the measured value decide.
+    Each stage is compared with the model before it, and packaging with the trained model. A gate has passed when the
+    95 % interval lies within the limit, has failed when it lies beyond, and is inconclusive in between.
     """
 
     max_drop: float = Field(default=0.01, ge=0, le=1)
+    """Largest loss of the task's first metric."""
     max_flips: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of rows in which a prediction changes."""
     max_label_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss of recall of any label."""
     max_length_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss of the first metric in any quarter of the texts by length."""
     max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
+    """Largest growth of the expected calibration error."""
     max_p95_ms: float | None = Field(default=None, gt=0)
+    """Largest 95th percentile of the latency of one text, in milliseconds."""
     max_bytes: int | None = Field(default=None, ge=1)
+    """Largest size of the graph, in bytes."""
     cannot_tell: Literal["stop", "accept"] = "stop"
+    """What an inconclusive gate does: `stop` ends the run, `accept` lets the measured value decide."""
 
 
 class PackageSection(Options):
-    """What goes into the package besides the chosen graph.
-
-    `store` also adds the package to BentoML's model store, `golden` is the size of the golden set, and
-    `float_graph` carries the float graph too, for machines where the choice does not hold.
-    """
+    """What goes into the package besides the chosen graph."""
 
     store: bool = True
+    """Adds the package to BentoML's model store as well."""
     float_graph: bool = True
+    """Carries the float graph too, for machines on which the chosen graph cannot run."""
     golden: int = Field(default=64, ge=1, le=1024)
+    """Number of validation texts in the golden set."""
 
 
 class Steps(Options):
@@ -96,22 +107,36 @@ class Steps(Options):
 
 
 class Recipe(Options):
-    """One whole run. A stage that is set to null is skipped; `prune` is one method or a list of them, in order."""
+    """One whole run. A stage that is set to null is skipped."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
+    """Name of the run: lower-case letters, digits, dots, dashes and underscores."""
     task: str
+    """One of `deploykit methods`, for example `text-classification`."""
     model: str
+    """The base model: a directory, `package://MODULE/PATH` inside an installed package, or an id of the model hub."""
     revision: str | None = None
+    """Revision of a model from the hub; its commit is recorded."""
     data: DataSection
+    """The labelled data."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of splits, training and every search."""
     output: str | None = None
+    """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
+    """Method of fine-tuning and its options; null takes the model as it is."""
     prune: dict[str, Any] | list[dict[str, Any]] | None = None
+    """Method of pruning and its options, a list of them in order, or null."""
     export: ExportSection | None = ExportSection()
+    """Export to ONNX."""
     quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
+    """Quantizer and its options; `auto` searches."""
     gates: GateSection = GateSection()
+    """What the result must keep."""
     package: PackageSection | None = PackageSection()
+    """What the package holds."""
     serve: ServeOptions = ServeOptions()
+    """How the package is served."""
 
     @field_validator("prune", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """Writes a first recipe, with a comment on each line that a user may want to change."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import yaml
 
 from deploykit import methods, recipe
 from deploykit.errors import InputError, storage_errors
+from deploykit.recipe import json_schema
 
 COLUMNS = {
     "text-classification": "text: text, label: label",
     "token-classification": "tokens: tokens, tags: tags",
 }
-TEMPLATE = """# Try it with: deploykit run {path} --dry-run
+SCHEMA = "recipe.schema.json"
+TEMPLATE = """# yaml-language-server: $schema={schema}
+# Try it with: deploykit run {path} --dry-run
 name: {name}
 task: {task}
 
@@ -63,7 +67,7 @@ QUESTIONS = (
 
 
 def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
-    """Writes a recipe and checks that it is one.
+    """Writes a recipe, checks that it is one, and writes the JSON Schema that its first line names for editors.
 
     Args:
         path: the file.
@@ -77,7 +81,7 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
         raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
     methods.load("task", answers["task"])
     values = {key: _quoted(answer) for key, answer in answers.items()}
-    text = TEMPLATE.format(path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
+    text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
     with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.draft")
@@ -85,6 +89,7 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
         try:
             recipe.load(temporary)
             temporary.replace(path)
+            path.with_name(SCHEMA).write_text(json.dumps(json_schema.schema(), indent=1) + "\n", encoding="utf-8")
         finally:
             temporary.unlink(missing_ok=True)
 

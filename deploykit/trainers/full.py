@@ -14,10 +14,12 @@ FINE_TUNED = False
 
 
 class Options(FitOptions):
-    """How to fine-tune; `class_weights: balanced` weighs each label by the inverse of its frequency."""
+    """Fine-tunes every weight."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all labels."""
     class_weights: Literal["balanced"] | None = None
+    """`balanced` weighs each label by the inverse of its frequency."""
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> list[dict[str, Any]]:

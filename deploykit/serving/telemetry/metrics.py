@@ -4,12 +4,9 @@ Labels come from closed sets (routes, statuses, reasons, the model's own labels)
 the page grow by asking for odd things. All series but those of rare statuses exist from the first scrape of a
 service that is ready. BentoML runs workers in prometheus_client's multiprocess mode; gauges therefore say how to join
 the processes, and a page is collected from their files. Without that mode, in tests, the registry itself is the page.
-
-`python -m deploykit.serving.telemetry.metrics` prints docs/metrics.md, which is made of this file alone.
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,9 +45,8 @@ SUMMED = (
 LEAST = ("ready", "golden_passed")
 PAGE = """# Metrics
 
-What `GET /metrics` tells, made by `make docs` from `deploykit/serving/telemetry/metrics.py`. A histogram is a series of
-`_bucket`, with `_sum` and `_count`. All series but those of rare statuses are there from the first scrape of a service
-that is ready, and say the same with several workers.
+What `GET /metrics` answers. A histogram is a series of `_bucket`, with `_sum` and `_count`. All series but those of
+rare statuses are there from the first scrape of a service that is ready, and say the same with several workers.
 
 | name | type | labels | meaning |
 | --- | --- | --- | --- |
@@ -254,7 +250,3 @@ def _forget_dead(folder: Path) -> None:
                 mark_process_dead(int(process), str(folder))  # type: ignore[no-untyped-call]
         except PermissionError:  # somebody else's by now
             continue
-
-
-if __name__ == "__main__":
-    sys.stdout.write(Metrics(["/"], []).table())

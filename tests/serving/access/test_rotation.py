@@ -12,7 +12,7 @@ from test_launch import ask, environ
 from deploykit.serving import launch
 from deploykit.serving.access import check, keys
 
-TIMING = Path(__file__).parents[3] / "benchmarks" / "key_timing.py"
+TIMING = Path(__file__).parents[3] / "benchmarks" / "security" / "key_timing.py"
 BODY = {"texts": ["a great film"]}
 CLIENTS = 4
 

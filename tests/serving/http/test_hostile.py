@@ -13,7 +13,7 @@ from test_protocols import INFER, tensor
 
 from deploykit.serving.access import keys
 
-FUZZ = Path(__file__).parents[3] / "benchmarks" / "fuzz_service.py"
+FUZZ = Path(__file__).parents[3] / "benchmarks" / "security" / "fuzz_service.py"
 CASES = 500
 PICKLE = b"application/vnd.bentoml+pickle"
 

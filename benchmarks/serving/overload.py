@@ -3,7 +3,7 @@
 The server runs on core 0 and the client on core 1. First it is asked at 90 % of its capacity (what the same engine
 does in process with the same texts), then at three times of it for minutes, then little, to see when it is well again.
 
-    python benchmarks/overload.py runs/movie-reviews/package --texts demo/test.jsonl --output benchmarks/overload.json
+    python benchmarks/serving/overload.py runs/movie-reviews/package --texts demo/test.jsonl --output FILE
 """
 
 import argparse

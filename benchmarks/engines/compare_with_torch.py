@@ -4,7 +4,7 @@ Every text is asked of both, one after the other, in an order that alternates, w
 what is reported is the median of each and the median of the ratios with its 95 % bootstrap interval, so that
 a machine whose speed drifts does not favour either. Accuracies are those of the manifests (test split).
 
-    python benchmarks/compare_with_torch.py demo/runs/movie-reviews --threads 1 2
+    python benchmarks/engines/compare_with_torch.py demo/runs/movie-reviews --threads 1 2
 """
 
 import argparse

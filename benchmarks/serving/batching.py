@@ -4,7 +4,7 @@ Servers run on core 0, all of them started, one asked at a time and in turn with
 1. Short texts are asked as they are; a mixed trace has one long text (600 to 1,800 characters) in ten. Capacity is
 what the same engine does in this process with the same texts, sorted and batched as suits it best.
 
-    python benchmarks/batching.py runs/movie-reviews/package --texts demo/test.jsonl --output benchmarks/batching.json
+    python benchmarks/serving/batching.py runs/movie-reviews/package --texts demo/test.jsonl --output FILE
 """
 
 import argparse

@@ -4,7 +4,7 @@ It takes some minutes, 12 GB of memory and 2 GB of disk, and downloads nothing. 
 the size of what it wrote beside the float graph's, and how near the outputs stayed to it; below each quantizer, the
 engines that claim its graphs run it, and answer as near.
 
-    python benchmarks/large_graphs.py
+    python benchmarks/engines/large_graphs.py
 """
 
 import logging

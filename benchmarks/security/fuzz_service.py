@@ -5,8 +5,8 @@ is a violation when an answer is a 5xx other than a deliberate 503 or 504, or no
 traceback or an error stands in the log; when the sets of label values in the metrics grow; when the service does not
 answer readiness meanwhile, or as before afterwards.
 
-    python benchmarks/fuzz_service.py --package runs/movies/package --cases 20000 --output fuzz.json
-    python benchmarks/fuzz_service.py --url http://127.0.0.1:3000 --key dk_... --cases 20000
+    python benchmarks/security/fuzz_service.py --package runs/movies/package --cases 20000 --output fuzz.json
+    python benchmarks/security/fuzz_service.py --url http://127.0.0.1:3000 --key dk_... --cases 20000
 """
 
 import argparse

@@ -6,7 +6,7 @@ in batches of 8 or of 32, whichever is faster, and everything else sorts them by
 suits it best. Batches are padded as in use: for OpenVINO to the shapes that it compiles. Packages are chosen anew for
 these cores, for latency and for throughput, from what they carry.
 
-    python benchmarks/compare_engines.py runs/reviews --pruned runs/reviews-pruned --output benchmarks/reviews.json
+    python benchmarks/engines/compare_engines.py runs/reviews --pruned runs/reviews-pruned --output reviews.json
 """
 
 import argparse

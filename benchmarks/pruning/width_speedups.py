@@ -4,7 +4,7 @@ Each row is a run of the recipe up to pruning; one that is finished is not made 
 on. The speedup of the table is measured once more after the choice, on graphs exported and quantized afresh, in
 turn with the whole model; drops are paired, row by row, against the trained model.
 
-    python benchmarks/width_speedups.py recipe.yaml --output runs/speedups --speedups 1.25 1.5 2 3 --epochs 1
+    python benchmarks/pruning/width_speedups.py recipe.yaml --output runs/speedups --speedups 1.25 1.5 2 3 --epochs 1
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Each repeat searches from nothing (an empty cache), then times all that came near the best once more, and compares the
 choice with the best of that. A package says which candidates passed the gates where it was made.
 
-    python benchmarks/repeat_choices.py runs/reviews/package --repeats 10 --output benchmarks/repeats.json
+    python benchmarks/engines/repeat_choices.py runs/reviews/package --repeats 10 --output benchmarks/repeats.json
 """
 
 import argparse

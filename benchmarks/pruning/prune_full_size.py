@@ -4,7 +4,7 @@ The tests do the same with tiny models; this shows that nothing depends on that.
 prints the seconds, the parameters before and after, and the largest difference of the logits after saving
 and loading.
 
-    python benchmarks/prune_full_size.py [--rows 32]
+    python benchmarks/pruning/prune_full_size.py [--rows 32]
 """
 
 import argparse

@@ -6,7 +6,7 @@ unknown ids by the tests of Mann and Whitney and of Kolmogorov and Smirnov; the 
 of the one kind takes longer than one of the other, 0.5 for none. The p-values hold for independent samples, which a
 machine that does other things does not give; the command fails by the effect.
 
-    python benchmarks/key_timing.py --calls 20000 --package runs/movies/package --requests 3000
+    python benchmarks/security/key_timing.py --calls 20000 --package runs/movies/package --requests 3000
 """
 
 import argparse
