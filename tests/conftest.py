@@ -291,7 +291,7 @@ def tiny_recipe(tiny_model, tmp_path_factory, review_files, tagged_files):
             "data": {name: str(files / f"{name}.jsonl") for name in ("train", "validation", "test")},
             "train": {"method": "full", "epochs": 6, "learning_rate": 1e-3},
             "prune": {"method": "width", "keep": 0.75, "distill": {"epochs": 2, "learning_rate": 1e-3}},
-            "gates": {"max_drop": 0.1, "cannot_tell": "accept"},
+            "gates": {"max_drop": 0.1, "inconclusive": "accept"},
         }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "recipe.yaml"

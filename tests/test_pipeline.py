@@ -106,7 +106,7 @@ def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished)
     content = json.loads((pruned / "manifest.json").read_text())
     content["details"]["prune"]["comparison"]["drop"] = {"value": 0.3333, "low": 0.25, "high": 0.4}
     (pruned / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(GateError, match=r"a gate stops prune.*:\n  max_drop is 0\.3333 .*: broken\n") as caught:
+    with pytest.raises(GateError, match=r"a gate stops prune.*:\n  max_drop is 0\.3333 .*: failed\n") as caught:
         pipeline.run(loaded)
     assert caught.value.exit_code == 1
     assert f"kept in {pruned}" in str(caught.value)
@@ -124,13 +124,15 @@ def test_too_few_rows_to_tell_stop_the_run_unless_the_recipe_accepts_them(tmp_pa
     content = json.loads(manifest.read_text())
     content["details"]["prune"]["comparison"]["drop"] = {"value": 0.05, "low": -0.05, "high": 0.15}
     manifest.write_text(json.dumps(content))
-    with pytest.raises(GateError, match=r"60 rows cannot tell, about 240 would\n.*set gates\.cannot_tell: accept"):
-        pipeline.run(recipe.load(path, ["gates.cannot_tell=stop"]), until="prune")
+    with pytest.raises(
+        GateError, match=r"inconclusive with 60 rows, about 240 would be enough\n.*set gates\.inconclusive: accept"
+    ):
+        pipeline.run(recipe.load(path, ["gates.inconclusive=stop"]), until="prune")
     html = (folder / "report.html").read_text()
-    assert "60 rows cannot tell, about 240 would<" in html
+    assert "inconclusive with 60 rows, about 240 would be enough<" in html
     outcomes = pipeline.run(recipe.load(path), until="prune")
     assert [outcome.status for outcome in outcomes] == ["skipped", "skipped"]
-    assert "60 rows cannot tell, about 240 would; accepted<" in (folder / "report.html").read_text()
+    assert "inconclusive with 60 rows, about 240 would be enough; accepted<" in (folder / "report.html").read_text()
 
 
 def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_recipe, finished):
@@ -148,7 +150,7 @@ def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_re
     }
     (quantized / "manifest.json").write_text(json.dumps(content))
     shutil.rmtree(next(folder.glob("package-*")))
-    with pytest.raises(GateError, match=r"a gate stops the package.*:\n  max_drop is .*: broken\n"):
+    with pytest.raises(GateError, match=r"a gate stops the package.*:\n  max_drop is .*: failed\n"):
         pipeline.run(recipe.load(tiny_recipe(tmp_path)))
     assert not list(folder.glob("package-*"))
 

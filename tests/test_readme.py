@@ -65,7 +65,7 @@ def finished(tmp_path_factory, encoder):
     content = yaml.safe_load(text)
     # Five things differ from the README: the model, how much faster one so small can become, how long it trains and
     # searches, and gates that thirty rows hold.
-    content |= {"model": str(encoder), "gates": {"max_drop": 0.2, "cannot_tell": "accept"}}
+    content |= {"model": str(encoder), "gates": {"max_drop": 0.2, "inconclusive": "accept"}}
     content["train"] |= {"epochs": 20, "learning_rate": 1e-3}
     content["quantize"]["minutes"] = 0.3
     content["prune"]["speedup"] = 1.1

@@ -1,7 +1,10 @@
 """The files beside the package say the same as the package."""
 
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import yaml
@@ -56,3 +59,16 @@ def test_shipped_recipes_are_valid(tmp_path):
     shipped = sorted((ROOT / "deploykit/recipe/shipped").glob("*.yaml"))
     assert shipped
     assert [recipe.load(path).name for path in shipped] == [path.stem for path in shipped]
+
+
+def test_wheel_and_source_distribution_are_reproducible_and_complete(tmp_path):
+    builds = []
+    for name in ("first", "second"):
+        command = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path / name)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        builds.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert builds[0] == builds[1]
+    (wheel,) = (tmp_path / "first").glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    package = {file for file in (ROOT / "deploykit").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert {file.relative_to(ROOT).as_posix() for file in package} <= inside

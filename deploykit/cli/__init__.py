@@ -302,16 +302,16 @@ def explain_quantization(
     print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(found))
 
 
-@app.command()
-def doctor() -> None:
+@app.command(name="doctor")
+def show_doctor() -> None:
     """Show what this machine offers and what is missing."""
     from deploykit.cli import doctor
 
     print_table(("what", "found", "advice"), doctor.rows())
 
 
-@app.command()
-def demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
+@app.command(name="demo")
+def run_demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
     """Run the whole path on movie reviews, and serve."""
     from deploykit.cli import demo as movie_reviews
 

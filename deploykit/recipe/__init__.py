@@ -4,12 +4,13 @@ One YAML file, read by the safe loader; `key=value` overrides come on top. All m
 once, unknown keys with the nearest known one. Each method's options live in the method's own file.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from deploykit import methods
 from deploykit.artifact import ServeOptions
@@ -17,6 +18,8 @@ from deploykit.errors import DeploykitError, RecipeError
 from deploykit.methods import Options
 from deploykit.recipe.overrides import DEFAULTS, apply
 from deploykit.recipe.validation import explain
+
+logger = logging.getLogger(__name__)
 
 KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
 NO_METHOD = "needs `method:`, the name of one of its methods"
@@ -85,8 +88,16 @@ class GateSection(Options):
     """Largest 95th percentile of the latency of one text, in milliseconds."""
     max_bytes: int | None = Field(default=None, ge=1)
     """Largest size of the graph, in bytes."""
-    cannot_tell: Literal["stop", "accept"] = "stop"
+    inconclusive: Literal["stop", "accept"] = "stop"
     """What an inconclusive gate does: `stop` ends the run, `accept` lets the measured value decide."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_earlier_key(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "cannot_tell" in content and "inconclusive" not in content:
+            logger.warning("gates.cannot_tell is now called gates.inconclusive; rename the key in your recipe")
+            content = {("inconclusive" if key == "cannot_tell" else key): value for key, value in content.items()}
+        return content
 
 
 class PackageSection(Options):

@@ -43,7 +43,7 @@ quantize: {{method: dynamic}}
 # The run stops if the first metric falls by more than this on the validation split. A few thousand rows cannot
 # prove a loss this small: `accept` lets the measured value decide all the same, `stop` ends the run there and
 # says how many rows would tell.
-gates: {{max_drop: 0.01, cannot_tell: accept}}
+gates: {{max_drop: 0.01, inconclusive: accept}}
 
 serve: {{max_batch_tokens: 4096, timeout_s: 10}}
 """

@@ -1,6 +1,7 @@
 """The command line as a user meets it: every bad input has a message that says what to do, and an exit code."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -433,3 +434,31 @@ def test_module_runs_as_a_command():
     assert done.returncode == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", done.stdout)
     assert Path(sys.executable).exists()
+
+
+def test_no_help_text_is_cut_off_at_80_columns():
+    environment = {**os.environ, "COLUMNS": "80"}
+    for arguments in ([], ["keys"]):
+        command = [sys.executable, "-m", "deploykit", *arguments, "--help"]
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert "Commands:" in text
+        assert "..." not in text.partition("Commands:")[2]
+
+
+def test_commands_are_completed():
+    environment = {
+        **os.environ,
+        "_DEPLOYKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "deploykit re",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-c", "import sys; sys.argv = ['deploykit']; from deploykit.cli import main; main()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["records", "retune"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "methods", "schema"])
+def test_a_command_runs_as_a_process(command):
+    done = subprocess.run([sys.executable, "-m", "deploykit", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "onnxruntime" in done.stdout

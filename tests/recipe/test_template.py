@@ -1,8 +1,10 @@
+import json
+
 import pytest
 
 from deploykit import methods, recipe
 from deploykit.errors import InputError, MethodError, RecipeError, StorageError
-from deploykit.recipe import template
+from deploykit.recipe import json_schema, template
 
 ANSWERS = {"name": "my-model", "task": "text-classification", "model": "package://this/model", "data": "train.jsonl"}
 
@@ -47,13 +49,16 @@ def test_a_written_recipe_is_valid_and_holds_the_answers(task, tmp_path):
     assert (found.name, found.task, found.model) == ("my-model", task, "package://this/model")
     assert found.data.train == str(file.parent / "train.jsonl")
     assert [stage for stage in recipe.STAGES if getattr(found, stage) is None] == []
-    assert [path.name for path in file.parent.iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["recipe.schema.json", "recipe.yaml"]
+    assert json.loads((file.parent / "recipe.schema.json").read_text()) == json_schema.schema()
 
 
 def test_every_section_that_a_user_may_change_has_a_comment(tmp_path):
     template.write(tmp_path / "recipe.yaml", ANSWERS)
     text = (tmp_path / "recipe.yaml").read_text()
-    assert text.startswith("# Try it with: deploykit run recipe.yaml --dry-run\n")
+    assert text.startswith(
+        "# yaml-language-server: $schema=recipe.schema.json\n# Try it with: deploykit run recipe.yaml --dry-run\n"
+    )
     lines = text.splitlines()
     for section in ("model", "data", "train", "prune", "quantize", "gates"):
         (place,) = (index for index, line in enumerate(lines) if line.startswith(f"{section}:"))

@@ -26,7 +26,7 @@ from deploykit.selection.search import Entry
 
 FLOAT, DYNAMIC, STATIC = Spec(), Spec(quantizer="dynamic"), Spec(quantizer="static")
 BFLOAT = Spec(execution=Execution(engine="openvino", precision="bfloat16"))
-LIMITS = GateSection(max_drop=0.01, cannot_tell="accept")
+LIMITS = GateSection(max_drop=0.01, inconclusive="accept")
 
 
 @pytest.fixture(scope="module")

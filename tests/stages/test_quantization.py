@@ -14,7 +14,7 @@ from deploykit.modeling.surgery import Kept
 from deploykit.stages import exporting, quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ACCEPT = {"max_drop": 0.01, "cannot_tell": "accept"}
+ACCEPT = {"max_drop": 0.01, "inconclusive": "accept"}
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_a_copy_that_is_slower_is_not_kept_however_good(graph, job, clock):
 def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph, job, clock, monkeypatch):
     clock(2.0, 1.0)
     monkeypatch.setattr(hardware, "relied_on", lambda precision: ("avx512_vnni",) if precision == "int8" else ())
-    made = quantization.quantize(job(gates={"max_drop": 0.2, "cannot_tell": "accept"}))
+    made = quantization.quantize(job(gates={"max_drop": 0.2, "inconclusive": "accept"}))
     found = Artifact.load(made.path)
     found.verify()
     name, reasons = kept(found)

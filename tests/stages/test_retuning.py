@@ -58,7 +58,7 @@ def made(tmp_path_factory, fitted, sealed_checkpoint, job_of):
         set_clock(patch, float32=4.0, dynamic=1.0, static=2.0)
         small = surgery.shrunk(fitted("text-classification")[0], [Kept((0, 1, 2), tuple(range(128)))] * 2)
         parent = sealed_checkpoint(folder / "train", small)
-        gates = {"max_drop": 0.2, "cannot_tell": "accept"}
+        gates = {"max_drop": 0.2, "inconclusive": "accept"}
         graph = quantization.quantize(
             job_of("quantize", exporting.export(job_of("export", parent)), quantize=SEARCHED, gates=gates)
         )
@@ -150,7 +150,7 @@ def test_a_float_graph_that_broke_a_gate_itself_is_timed_against_and_not_kept_fo
     limit = package.file(FLOAT_GRAPH).stat().st_size - 1 if gate == "max_bytes" else 1.0
 
     def break_float(content):
-        gates = {"max_drop": 0.2, "cannot_tell": "accept", gate: limit}
+        gates = {"max_drop": 0.2, "inconclusive": "accept", gate: limit}
         content["details"]["quantize"]["gates"].update(gates)
         for candidate in content["details"]["quantize"]["candidates"]:
             value = {"value": 2 * limit, "low": 2 * limit, "high": 2 * limit}
