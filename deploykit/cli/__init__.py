@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploykit import __version__, methods
+from deploykit import __version__, hardware, methods
 from deploykit.cli import keys as key_commands
 from deploykit.cli.keys import KeyFile
 from deploykit.cli.output import err, out, print_table
@@ -315,9 +315,13 @@ def run_demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Pa
     """Run the whole path on movie reviews, and serve."""
     from deploykit.cli import demo as movie_reviews
 
-    outcomes = _stages(_recipe(movie_reviews.prepare(folder), None))
+    recipe = _recipe(movie_reviews.prepare(folder), None)
+    err.print(f"On {hardware.cpu_name()}, with {hardware.cpu_limit()} cores, each stage will take:", markup=False)
+    for stage, time in movie_reviews.estimates(recipe):
+        err.print(f"  {stage}: {time}", markup=False)
+    outcomes = _stages(recipe)
     keys = folder / "keys.json"
-    for line in movie_reviews.ask(outcomes[-1].artifact.path, keys):
+    for line in movie_reviews.ask(outcomes[-1].artifact.path, keys, folder / "test.jsonl"):
         out.print(line, markup=False)
     _summarize(outcomes)
     out.print(f"keys:    deploykit keys add NAME --keys {keys}, and --keys {keys} when you serve", markup=False)

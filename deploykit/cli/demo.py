@@ -1,7 +1,6 @@
 """The main job on real data, start to end: what `make demo` runs.
 
-Real reviews, real pretrained weights, and a service that is asked real questions with and without a key.
-A room of its own, above the pipeline and the service, because it uses both. The reviews are those of
+Real reviews, real pretrained weights, and a service that is asked with and without a key. The reviews are those of
 Hutto and Gilbert (2014), which the source distribution of vaderSentiment carries under the MIT licence.
 """
 
@@ -19,10 +18,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import resources
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from deploykit import hardware
 from deploykit.errors import DataError, InputError, storage_errors
+from deploykit.recipe import Recipe
 from deploykit.serving import launch
 from deploykit.serving.access import keys as store
 
@@ -32,11 +34,41 @@ REVIEWS = "movieReviewSnippets_GroundTruth.txt"
 NEUTRAL = 0.3  # mean ratings nearer to zero than this have no label
 SPLITS = {"test": 1500, "validation": 1000}  # the rest trains
 SEED = 0
-QUESTIONS = (
-    "A warm, funny film with a heart: I did not want it to end.",
-    "Two hours of my life that I will never get back.",
-    "The cast does what it can, but the story never comes to life.",
-)
+ASKED = 3  # reviews of the test split that the service is asked about
+
+
+class Budget(NamedTuple):
+    """Minutes that fine-tuning, distillation and the search may take, in the order in which the recipe names them."""
+
+    train: float
+    distill: float
+    search: float
+
+
+FAST, SLOW = Budget(1.5, 0.75, 0.6), Budget(3.0, 1.25, 0.8)
+OVERHEAD_S = {"train": 25, "prune": 40, "export": 15, "quantize": 30, "package": 15}  # besides the budget; two cores
+
+
+def budget() -> Budget:
+    """Chooses minutes that keep the whole demo short on this machine's kind of CPU."""
+    return FAST if "amx_bf16" in hardware.cpu_features() or hardware.gpus() else SLOW
+
+
+def estimates(recipe: Recipe) -> list[tuple[str, str]]:
+    """Returns each stage, and how long it will take at most: its minutes in the recipe, and what comes on top."""
+    sections = recipe.resolved()
+    prune, search = sections["prune"] or {}, sections["quantize"] or {}
+    minutes = {
+        "train": (sections["train"] or {}).get("minutes"),
+        "prune": (prune.get("distill") or {}).get("minutes") if isinstance(prune, dict) else None,
+        "quantize": search.get("minutes"),
+    }
+    rows = []
+    for stage, overhead in OVERHEAD_S.items():
+        seconds = 60 * (minutes.get(stage) or 0) + overhead
+        known = stage not in minutes or minutes[stage]
+        rows.append((stage, f"about {seconds:.0f} s" if known else "no limit in the recipe"))
+    return rows
 
 
 def prepare(folder: Path) -> Path:
@@ -59,9 +91,12 @@ def prepare(folder: Path) -> Path:
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 _write(folder / f"{name}.jsonl", lines)
         if not recipe.exists():
-            _write(
-                recipe, (resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml").read_text(encoding="utf-8")
+            shipped = resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml"
+            minutes = iter(budget())
+            text = re.sub(
+                r"minutes: [\d.]+", lambda _: f"minutes: {next(minutes):g}", shipped.read_text(encoding="utf-8")
             )
+            _write(recipe, text)
     return recipe
 
 
@@ -116,11 +151,12 @@ def split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {"train": shuffled, **found}
 
 
-def ask(package: Path, keys: Path) -> Iterator[str]:
-    """Starts the service, asks it three questions with a key and one without, reads its metrics, stops it.
+def ask(package: Path, keys: Path, reviews: Path) -> Iterator[str]:
+    """Starts the service, asks it about three reviews with a key and one without, reads its metrics, stops it.
 
     Args:
         package: the artifact to serve.
+        reviews: labelled rows that the model has not seen; the first ones are asked.
         keys: the key file; a key named `demo` is made anew in it.
 
     Yields:
@@ -132,11 +168,12 @@ def ask(package: Path, keys: Path) -> Iterator[str]:
     started = time.monotonic()
     with launch.running(package, keys=keys, port=launch.free_port()) as url:
         yield f"service: ready after {time.monotonic() - started:.1f} s on {url}"
-        for text in QUESTIONS:
-            status, body = _post(f"{url}/v1/predict", {"texts": [text]}, key)
+        rows = [json.loads(line) for line in islice(reviews.open(encoding="utf-8"), ASKED)]
+        for row in rows:
+            status, body = _post(f"{url}/v1/predict", {"texts": [row["text"]]}, key)
             answer = body["predictions"][0]
-            yield f"  {status} {answer['label']} ({answer['score']:.3f}): {text}"
-        status, body = _post(f"{url}/v1/predict", {"texts": [QUESTIONS[0]]}, None)
+            yield f"  {status} {answer['label']} ({answer['score']:.3f}), labelled {row['label']}: {row['text']}"
+        status, body = _post(f"{url}/v1/predict", {"texts": [rows[0]["text"]]}, None)
         yield f"  {status} without a key: {body['detail']}"
         lines = _get(f"{url}/metrics", key).splitlines()
         names = ("deploykit_requests_total", "deploykit_predictions_total")
