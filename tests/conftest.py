@@ -11,11 +11,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from deploykit import artifact
 from deploykit.artifact.execution import Execution
 
+settings.register_profile("steady", deadline=None, derandomize=True)  # the same cases on every machine, fast or slow
+settings.load_profile("steady")
 pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
 # Before anything imports BentoML or a hub client: no telemetry, no network, nothing kept but our own.

@@ -2,6 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploykit import tasks
 from deploykit.data import splits
@@ -85,3 +87,26 @@ def test_an_example_with_several_labels_counts_for_its_rarest(seed):
 )
 def test_the_largest_remainder_never_takes_a_whole_stratum(sizes, share, expected):
     assert splits.largest_remainder(np.array(sizes), share) == expected
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abcd")), min_size=1, max_size=60)
+
+
+@given(ROWS, st.floats(0.01, 0.49), st.integers(0, 100))
+def test_a_cut_loses_no_row_parts_no_copies_and_leaves_every_label(rows, share, seed):
+    whole = split([Example(f"text {number}", label=label) for number, label in rows])
+    rest, part = splits.cut(whole, "test", share, TEXT, seed)
+    assert sorted((*rest.lines, *part.lines)) == list(whole.lines)
+    assert {key_of(example) for example in rest.examples}.isdisjoint(key_of(example) for example in part.examples)
+    assert set(counts(rest)) == set(counts(whole))
+    texts = len({key_of(example) for example in whole.examples})
+    assert len({key_of(example) for example in part.examples}) <= round(texts * share)
+    assert (rest, part) == splits.cut(whole, "test", share, TEXT, seed)
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=20), st.floats(0.01, 0.49))
+def test_a_share_is_divided_in_proportion(sizes, share):
+    counts = splits.largest_remainder(np.array(sizes), share)
+    assert all(0 <= count < size or count == 0 for count, size in zip(counts, sizes, strict=True))
+    assert all(abs(count - size * share) <= 1 for count, size in zip(counts, sizes, strict=True))
+    assert sum(counts) <= max(round(sum(sizes) * share), sum(int(size * share) for size in sizes))
