@@ -21,7 +21,7 @@ from deploykit.serving.access.check import Client, Refusal
 from deploykit.serving.api.schemas import faults
 from deploykit.serving.call import Call, new_id
 from deploykit.serving.http import cors, json_bounds
-from deploykit.serving.http.heads import require_few
+from deploykit.serving.http.connections import require_few
 from deploykit.serving.http.response import FAILED, NO_CONTENT, Reply
 from deploykit.serving.http.routes import JSON, UNKNOWN, Route, match
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
