@@ -76,7 +76,7 @@ class Offer:
 
     async def _answer(self, protocol: Protocol, asked: Any, call: Call) -> Any:
         found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
-        return protocol.write(asked, found)
+        return await self.runtime.offload.run(call.large, protocol.write, asked, found)
 
     def _pages(self) -> tuple[Route, ...]:
         """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -17,6 +17,13 @@ Answer = Callable[[Any, Call], Awaitable[Any]]  # of a body that was checked, an
 JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
 
 
+class Content(NamedTuple):
+    """An answer that is written already."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Route:
     """One path, or everything below it when it ends with a slash and a star.
@@ -27,6 +34,7 @@ class Route:
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
         answer: makes what is sent of a body, as a model or plain data; raises a problem where there is no answer.
+        binary: whether binary data may follow the JSON of its body.
         waits: whether its texts wait for the engine.
         page: renders the response; raises a problem where there is none. Without either, BentoML answers.
         media: the content type of the answer.
@@ -38,6 +46,7 @@ class Route:
     scope: Scope | None = None
     body: type[BaseModel] | None = None
     answer: Answer | None = None
+    binary: bool = False
     waits: bool = False
     page: Callable[[], bytes] | None = None
     media: str = JSON

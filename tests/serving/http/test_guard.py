@@ -1,6 +1,7 @@
 """The guard, with BentoML behind it in this process: every refusal, and what it tells the client."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
@@ -11,8 +12,9 @@ import pytest
 from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
+from deploykit.serving import runtime
 from deploykit.serving.access import check, keys, rate_limits
-from deploykit.serving.http import guard
+from deploykit.serving.http import bodies, guard, json_bounds, places
 from deploykit.serving.http.routes import JSON
 from deploykit.serving.problems import Problem
 
@@ -211,19 +213,113 @@ def test_every_answer_says_where_its_time_went(client):
 
 
 def test_too_many_at_once(client, engine, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_IN_FLIGHT", 1)
+    monkeypatch.setattr(client._app, "_answered", places.Places(1, "in progress"))
     first = client.start("POST", PREDICT, json_body=BODY)
     assert engine.started.wait(5)
-    assert_problem(client.post(PREDICT, json_body=BODY), 503, "in progress")
-    assert client.get("/livez").status == 200
+    refused = client.post(PREDICT, json_body=BODY)
+    assert_problem(refused, 429, "this client has 1 requests in progress, and may have 1; wait for one of them")
+    assert refused.headers["retry-after"] == "1"
+    assert [client.get(path).status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
     engine.go.set()
     assert first.result(5).status == 200
 
 
 def test_a_slow_body_is_not_waited_for(client, monkeypatch):
-    monkeypatch.setattr(guard, "BODY_S", 0.05)
-    monkeypatch.setattr(guard, "_read", lambda receive, most: guard.asyncio.sleep(5))
-    assert_problem(client.post(PREDICT, json_body=BODY), 408, "did not arrive")
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.05)
+    headers = {"content-type": "application/json", "content-length": "1000"}
+    answer = client.start("POST", PREDICT, content=[b"{"], headers=headers, whole=False)
+    assert_problem(answer.result(5), 408, "did not arrive within 0.05 s")
+
+
+def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, monkeypatch):
+    monkeypatch.setattr(check, "POLL_S", 0.0)
+    engine.go.set()
+    monkeypatch.setattr(client._app, "_arriving", places.Places(8, "waiting for their body"))
+    monkeypatch.setattr(client._app, "_answered", places.Places(2, "in progress"))
+    mallory = {"x-api-key": keys.add(key_file, "mallory"), "content-type": "application/json"}
+    slow = [
+        client.start("POST", PREDICT, content=[b'{"texts"'], headers=mallory, whole=False, leave_after=60)
+        for _ in range(4)
+    ]
+    refused = client.post(PREDICT, json_body=BODY, headers=mallory)
+    assert_problem(refused, 429, "this client has 4 requests waiting for their body, and may have 4")
+    assert client.post(PREDICT, json_body=BODY).status == 200
+    assert [client.get(path).status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+    assert not any(one.done() for one in slow)
+
+
+def test_what_many_clients_left_over_is_shared(key_file):
+    room = places.Places(4, "in progress")
+    with contextlib.ExitStack() as stack:
+        for client in ("a", "a", "b", "b"):
+            stack.enter_context(room.take(client))
+        with pytest.raises(Problem, match="may have 2") as refused:
+            stack.enter_context(room.take("a"))
+        assert refused.value.status == 429
+        for client in ("c", "d"):  # who has none gets in, and then nobody is below an equal share
+            stack.enter_context(room.take(client))
+        with pytest.raises(Problem, match="6 requests are in progress, 4 are taken at once") as refused:
+            stack.enter_context(room.take("c"))
+        assert refused.value.status == 503
+        for client in ("e", "f"):
+            stack.enter_context(room.take(client))
+        with pytest.raises(Problem, match="8 requests are in progress"):
+            stack.enter_context(room.take("g"))
+    stack.enter_context(room.take("a"))
+    stack.close()
+    assert not room._taken
+
+
+def test_without_keys_all_places_are_anybodys():
+    room = places.Places(2, "in progress")
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(room.take("none", alone=True))
+        with pytest.raises(Problem, match="2 requests in progress, and may have 2") as refused:
+            stack.enter_context(room.take("none", alone=True))
+    assert refused.value.status == 503
+
+
+def working_threads(monkeypatch, module, name):
+    """Lists the names of the threads that call a function of a module."""
+    function, threads = getattr(module, name), []
+
+    def noted(*arguments, **named):
+        threads.append(threading.current_thread().name)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(module, name, noted)
+    return threads
+
+
+def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(client, monkeypatch):
+    tasks = [
+        working_threads(monkeypatch, module, name)
+        for module, name in (
+            (json_bounds, "refusal"),
+            (runtime, "_decoded"),
+            (runtime, "entropies"),
+            (guard, "_rendered"),
+        )
+    ]
+    assert client.post(PREDICT, json_body=BODY).status == 200
+    assert {len(set(threads)) for threads in tasks} == {1}
+    assert not any("offload" in threads[0] for threads in tasks)
+    assert client.post(PREDICT, json_body={"texts": ["a great film " * 30] * 200}).status == 200
+    assert ["offload" in threads[-1] for threads in tasks] == [True] * 4
+
+
+def test_one_long_text_is_decoded_beside_the_event_loop(serve, make_package, tmp_path, monkeypatch):
+    options = {"task": "token-classification", "labels": ("O", "B-NAME", "I-NAME")}
+    client = serve(make_package(tmp_path / "p", **options).path)
+    threads = working_threads(monkeypatch, runtime, "_decoded")
+    before = metrics(client)
+    assert client.post(PREDICT, json_body={"texts": ["a great film " * 400]}).status == 200
+    assert "offload" in threads[-1]
+    after = metrics(client)
+    counted = [after[name] - before[name] for name in after if name.startswith("deploykit_predictions_total")]
+    units = after["deploykit_confidence_count"] - before["deploykit_confidence_count"]
+    assert sum(counted) == units == after["deploykit_entropy_count"] - before["deploykit_entropy_count"] > 400
 
 
 @pytest.mark.parametrize("place", ["check", "request", "running"])

@@ -34,7 +34,7 @@ def test_a_slice_of_the_attack(package, tmp_path):
     assert {"200", "400", "401", "404", "405", "415", "422"} <= set(found["answers"])
 
 
-@pytest.mark.parametrize("shape", [[9] * 300_000, [10**4000] * 250])
+@pytest.mark.parametrize("shape", [[9] * 8000, [10**4000] * 250])
 def test_a_shape_that_takes_long_to_multiply_is_not_multiplied(client, shape):
     start = time.monotonic()
     answer = client.post(INFER, json_body={"inputs": [tensor(shape=shape)]})
@@ -50,7 +50,7 @@ def test_there_are_not_as_many_mistakes_as_bytes(client, name):
     assert_problem(answer, 422, "does not fit")
     assert "too" in answer.json()["errors"][-1]["message"] or "at most" in answer.json()["errors"][-1]["message"]
     answer = client.post(INFER, json_body={"inputs": [tensor()], name: [{}] * 250_000})
-    assert_problem(answer, 400, "objects and names")
+    assert_problem(answer, 400, "values and names")
     assert time.monotonic() - start < 2  # and not 6
 
 
