@@ -55,10 +55,14 @@ class Offer:
     @cached_property
     def table(self) -> tuple[Route, ...]:
         """Every route."""
-        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way), waits=True) for way in self.asked]
+        asked = [self._route(way) for way in self.asked]
         kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
         described = Route(routes.DOCS, scope="docs", page=self._described)
         return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+
+    def _route(self, way: Protocol) -> Route:
+        answer = self.answering(way)
+        return Route(way.path, "POST", way.scope, way.request, answer, binary=way.binary, waits=True, also=way.also)
 
     def answering(self, protocol: Protocol) -> Answer:
         """Returns what answers in a protocol."""
@@ -80,15 +84,18 @@ class Offer:
 
     def _pages(self) -> tuple[Route, ...]:
         """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
-        model = protocols.model_path(self.manifest)
+        model, version = protocols.model_paths(self.manifest)
         return (
             Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
             Route("/v2", scope="predict", page=protocols.server_metadata),
             Route("/v2/health/live", page=self._live),
             Route("/v2/health/ready", page=self._ready),
-            Route(model, scope="predict", page=lambda: protocols.model_metadata(self.manifest, self.task)),
-            Route(f"{model}/ready", page=self._ready),
+            Route(model, "GET", "predict", page=self._metadata, also=(version,)),
+            Route(f"{model}/ready", page=self._ready, also=(f"{version}/ready",)),
         )
+
+    def _metadata(self) -> bytes:
+        return protocols.model_metadata(self.manifest, self.task)
 
     def _ready(self) -> bytes:
         if not self.runtime.ready:

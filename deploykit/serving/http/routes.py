@@ -14,6 +14,10 @@ PREDICT = "/v1/predict"
 METRICS = "/metrics"
 DOCS = "/docs.json"
 Answer = Callable[[Any, Call], Awaitable[Any]]  # of a body that was checked, and of its request
+INFERENCE_PROTOCOL = (
+    "of the Open Inference Protocol there are /v2, /v2/health/live, /v2/health/ready and /v2/models/NAME, with"
+    " /versions/VERSION or without it, alone or with /ready or /infer; of its extensions binary_tensor_data only"
+)
 JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
 
 
@@ -30,6 +34,7 @@ class Route:
 
     Args:
         path: as the client writes it; also the label in the metrics.
+        also: other paths of the same.
         method: GET (HEAD too) or POST.
         scope: what a key must open; None for everybody.
         body: the type of the JSON body; None where there is none.
@@ -51,6 +56,7 @@ class Route:
     page: Callable[[], bytes] | None = None
     media: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -64,7 +70,7 @@ class Route:
 
     def holds(self, path: str) -> bool:
         """Says whether a path is this route's."""
-        return path.startswith(self.path[:-1]) if self.path.endswith("/*") else path == self.path
+        return path.startswith(self.path[:-1]) if self.path.endswith("/*") else path in (self.path, *self.also)
 
 
 UNKNOWN = Route("unknown")
@@ -98,4 +104,7 @@ def match(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Probl
             allowed = ", ".join(route.methods)
             problem = Problem(405, "method", f"{route.path} takes {allowed} only", headers={"allow": allowed})
             return route, problem
-    return UNKNOWN, Problem(404, "not_found", f"there is no such path; predictions are at POST {PREDICT}")
+    detail = f"there is no such path; predictions are at POST {PREDICT}"
+    if path.startswith("/v2/"):
+        detail = f"there is no such path; {INFERENCE_PROTOCOL}"
+    return UNKNOWN, Problem(404, "not_found", detail)
