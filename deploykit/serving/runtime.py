@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter, thread_time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel
@@ -32,7 +33,6 @@ from deploykit.serving.call import Call
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.queue.baselines import Cork
 from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
 from deploykit.serving.queue.batcher import Batcher
 from deploykit.serving.queue.offload import Offload
@@ -44,6 +44,9 @@ from deploykit.serving.telemetry.traces import Traces
 from deploykit.serving.telemetry.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
+
+if TYPE_CHECKING:
+    from deploykit.serving.queue.baselines import Cork
 
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
@@ -253,9 +256,11 @@ class Runtime:
 
 def batcher_of(
     batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> Batcher | Cork:
+) -> "Batcher | Cork":
     """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
     if batching == "bentoml":
+        from deploykit.serving.queue.baselines import Cork  # a baseline to compare with: nobody else loads it
+
         return Cork(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order

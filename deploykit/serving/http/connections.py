@@ -14,10 +14,12 @@ from collections.abc import Sequence
 
 import httptools
 import uvicorn.config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deploykit.serving import problems
+from deploykit.serving import patches, problems
 from deploykit.serving.problems import Problem
+
+with patches.found_in("uvicorn", patches.SERVER):
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADERS, MAX_HEAD_BYTES = 64, 16 * 1024  # of a request; the bytes also bound trailers, which follow a body
 TOO_MANY_HEADERS = (

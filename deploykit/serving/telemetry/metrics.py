@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from deploykit.errors import storage_errors
 from deploykit.hardware import CPU_FEATURES
+from deploykit.serving import patches
 from deploykit.serving.privacy.redaction import NAMES
 from deploykit.serving.problems import REASONS
 from deploykit.tasks import Float32, Int64
@@ -250,7 +251,10 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         self._describe(name, "histogram", text, labels)
-        return Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self._registry)
+        histogram = Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self._registry)
+        for part in () if labels else ("_sum", "_buckets", "_upper_bounds"):
+            patches.require(hasattr(histogram, part), "prometheus-client", f"Histogram.{part}")
+        return histogram
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         self._describe(name, "gauge", text, labels)
