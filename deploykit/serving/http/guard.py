@@ -33,7 +33,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_ANSWERED, MAX_ARRIVING = 512, 256  # requests that hold a body; and those whose body is on its way
 BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
 DIGITS = 9  # of milliseconds
-CONDITIONS = (b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since")
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -141,7 +140,7 @@ class Guard:
         if route.body is None or route.answer is None:
             with self._place(route, call):
                 async with self._in_time():
-                    await self._app(_plain(scope), _nothing(receive), reply)
+                    await self._app(scope, _nothing(receive), reply)
             await reply.finish()
             return
         bodies.require_type(headers, binary=route.binary)
@@ -209,11 +208,6 @@ def _headers(scope: Scope) -> dict[str, str]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         found[key] = f"{found[key]}, {text}" if key in found else text
     return found
-
-
-def _plain(scope: Scope) -> Scope:
-    """Takes out what asks for parts of a file, or for none that is known: nothing here is worth that code."""
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in CONDITIONS]}
 
 
 def _key(headers: Mapping[str, str]) -> str | None:

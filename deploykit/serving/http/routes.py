@@ -18,7 +18,7 @@ INFERENCE_PROTOCOL = (
     "of the Open Inference Protocol there are /v2, /v2/health/live, /v2/health/ready and /v2/models/NAME, with"
     " /versions/VERSION or without it, alone or with /ready or /infer; of its extensions binary_tensor_data only"
 )
-JSON, TEXT, HTML = "application/json", "text/plain", "text/html"
+JSON, TEXT = "application/json", "text/plain"
 
 
 class Content(NamedTuple):
@@ -30,7 +30,7 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """One path, or everything below it when it ends with a slash and a star.
+    """One path, or several for the same.
 
     Args:
         path: as the client writes it; also the label in the metrics.
@@ -70,7 +70,7 @@ class Route:
 
     def holds(self, path: str) -> bool:
         """Says whether a path is this route's."""
-        return path.startswith(self.path[:-1]) if self.path.endswith("/*") else path in (self.path, *self.also)
+        return path in (self.path, *self.also)
 
 
 UNKNOWN = Route("unknown")
@@ -89,9 +89,7 @@ def table(asked: Sequence[Route], pages: Sequence[Route]) -> tuple[Route, ...]:
         Route("/healthz", media=TEXT),
         Route("/readyz", media=TEXT),
         *pages,
-        Route("/", scope="docs", media=HTML),
         Route("/schema.json", scope="docs"),
-        Route("/static_content/*", scope="docs"),
     )
 
 
