@@ -57,7 +57,7 @@ class Offer:
         """Every route."""
         asked = [self._route(way) for way in self.asked]
         kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
-        described = Route(routes.DOCS, scope="docs", page=self._described)
+        described = Route(routes.DOCS, scope="docs", page=lambda: self.description)
         return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
 
     def _route(self, way: Protocol) -> Route:
@@ -107,7 +107,9 @@ class Offer:
             raise Problem(503, "not_ready", "the engine does not come back with a batch")
         return json.dumps({"live": True}).encode()
 
-    def _described(self) -> bytes:
+    @cached_property
+    def description(self) -> bytes:
+        """The description of the API; it takes long to make."""
         ways = [Way(way.name, way.path, way.request, way.response) for way in self.asked]
         if self.feedback:
             ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))

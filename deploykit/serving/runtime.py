@@ -7,6 +7,7 @@ reason in the log and in the metrics instead of a process that restarts for ever
 """
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -111,6 +112,7 @@ class Runtime:
             folder, kept = settings.records_folder, settings.records
             self.records = Recorder(folder, kept, self._artifact, self.metrics, names)
         self.fault = ""
+        gc.freeze()  # what is loaded stays: the collector, which stops every thread, then looks at requests only
         seconds = perf_counter() - start
         self.metrics.model_info.labels(*model).set(1)
         self.metrics.fallback.set(bool(served.reason))
@@ -123,6 +125,7 @@ class Runtime:
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self._closed.set()
+        gc.unfreeze()
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self._watchdog is not None:
