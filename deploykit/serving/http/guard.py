@@ -144,7 +144,7 @@ class Guard:
             await reply.finish()
             return
         bodies.require_type(headers, binary=route.binary)
-        with self._arriving.take(call.client.name, alone=self._runtime.keys is None):
+        with self._arriving.take(call.client.name):
             body = await bodies.read(receive, headers, self._runtime.settings.max_body_bytes)
         with self._place(route, call):
             large, limit = len(body) > bodies.LARGE_BYTES, self._runtime.settings.max_texts
@@ -173,7 +173,7 @@ class Guard:
         """Takes a place among the requests in progress; probes and scrapes need none."""
         if route.scope is None or route.scope == "metrics":
             return nullcontext()
-        return self._answered.take(call.client.name, alone=self._runtime.keys is None)
+        return self._answered.take(call.client.name)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
