@@ -60,12 +60,12 @@ def part(library: str, module: str, name: str) -> Any:
     Raises:
         LibraryError: it is not there.
     """
-    with found_in(library, f"{module}.{name}"):
+    with expected(library, f"{module}.{name}"):
         return getattr(import_module(module), name)
 
 
 @contextmanager
-def found_in(library: str, name: str) -> Iterator[None]:
+def expected(library: str, name: str) -> Iterator[None]:
     """Says what to install where an import fails, or a name is missing, in the block."""
     try:
         yield

@@ -32,7 +32,7 @@ from deploykit.serving.preflight import require
 from deploykit.serving.settings import DRAIN, Settings, load
 from deploykit.serving.telemetry import logs
 
-with patches.found_in("bentoml", "_bentoml_sdk.Service"):
+with patches.expected("bentoml", "_bentoml_sdk.Service"):
     from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does

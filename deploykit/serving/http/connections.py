@@ -18,7 +18,7 @@ import uvicorn.config
 from deploykit.serving import patches, problems
 from deploykit.serving.problems import Problem
 
-with patches.found_in("uvicorn", patches.SERVER):
+with patches.expected("uvicorn", patches.SERVER):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADERS, MAX_HEAD_BYTES = 64, 16 * 1024  # of a request; the bytes also bound trailers, which follow a body

@@ -23,7 +23,7 @@ from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
-with patches.found_in("bentoml", f"{patches.BATCHING}.CorkDispatcher"):
+with patches.expected("bentoml", f"{patches.BATCHING}.CorkDispatcher"):
     from bentoml._internal.marshal.dispatcher import CorkDispatcher
 
 logger = logging.getLogger("deploykit.serving")
