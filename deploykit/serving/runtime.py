@@ -207,6 +207,7 @@ class Runtime:
         call.phases["inference"] = (timing.begun, timing.ended)
 
         def finish() -> list[BaseModel]:
+            """Decodes what the engine returned, counts it, and records it."""
             answers, scores, read = _decoded(predictor, found, inputs, texts)
             if counted:
                 self._count(predictor, scores, read)
