@@ -115,8 +115,8 @@ class _Conversation:
         return (yield from self._asked("POST", "/v1/predict", {"texts": texts, **pairs}, read))
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps:
-        given = {"text": text, "label": label, "text_pair": text_pair}
-        body = {name: value for name, value in given.items() if value is not None}
+        pairs = {} if text_pair is None else {"text_pairs": [text_pair]}
+        body = {"texts": [text], **pairs, **({} if label is None else {"label": label})}
         return (
             yield from self._asked("POST", "/v1/explain", body, lambda found: Explanation.model_validate(found.json()))
         )

@@ -93,6 +93,10 @@ def extra_missing(wanted_by: str, package: str | None, extra: str) -> MissingExt
     )
 
 
+class LibraryError(InputError):
+    """A library is installed in a version that does not work with this one of deploykit."""
+
+
 class BusyError(InputError):
     """Somebody else is using the directory or the port."""
 

@@ -15,7 +15,7 @@ from hostile_values import HEADERS, LARGE, METHODS, NAMES, ODD, PATHS, RAW, VALI
 Fragments = tuple[bytes, ...]
 EXAMPLES: dict[str, Any] = {  # how a path ends, or begins: what it is asked with
     "/v1/predict": {"texts": ["a great film", "the plot is weak"]},
-    "/v1/explain": {"text": "a great film, and the plot is weak", "label": None},
+    "/v1/explain": {"texts": ["a great film, and the plot is weak"], "label": None},
     "/infer": {
         "id": "1",
         "inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a great film", "weak"]}],

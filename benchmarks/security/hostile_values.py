@@ -55,16 +55,16 @@ PATHS = (
         "/v1/predict?" + "a" * 9000,
     ),
     *(
-        "/static_content/..%2f..%2fmain.py",
-        "/static_content/%00",
-        "/static_content/%ff",
-        "/static_content/" + "a" * 5000,
+        "/ui/..%2f..%2fmain.py",
+        "/ui/%00",
+        "/ui/%ff",
+        "/ui/" + "a" * 5000,
     ),
     *(
-        "/static_content/",
-        "/static_content/%2e%2e/",
-        "/static_content//etc/passwd",
-        "/static_content/a%0ab",
+        "/ui/",
+        "/ui/%2e%2e/",
+        "/ui//etc/passwd",
+        "/ui/a%0ab",
         "/%c0%af",
         "/%ed%a0%80",
     ),
@@ -80,7 +80,7 @@ PATHS = (
         "/#a",
         "/a#b",
     ),
-    *("/v2/models/%00/infer", "/models/%E2%80%AE", "/" + "/".join("abcdefgh" * 50), "/static_content/swagger-ui.css/x"),
+    *("/v2/models/%00/infer", "/models/%E2%80%AE", "/" + "/".join("abcdefgh" * 50), "/ui/swagger-ui.css/x"),
 )
 HEADERS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
     (

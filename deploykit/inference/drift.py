@@ -4,6 +4,7 @@
 has moved, above 0.25 it should be looked at. Numbers only, never a text; numpy only, so that a service can have it.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -71,6 +72,7 @@ class Drift:
         self._edges = {name: np.array(found.edges) for name, found in known.items()}
         self._counts = {name: np.zeros(len(found.shares)) for name, found in known.items()}
         self._seen = dict.fromkeys(known, 0)  # texts
+        self._lock = threading.Lock()
 
     def see(self, name: str, values: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
         """Takes in values of a feature; what is not in the reference is let pass.
@@ -82,12 +84,12 @@ class Drift:
         """
         if name not in self._known or not np.size(values):
             return
-        counts = self._counts[name]
         texts = np.size(values) if weights is None else round(float(np.sum(weights)))
-        counts *= MEMORY**texts
         places = np.searchsorted(self._edges[name], values, side="left")
-        counts += np.bincount(places, weights, minlength=len(counts))
-        self._seen[name] += texts
+        seen = np.bincount(places, weights, minlength=len(self._counts[name]))
+        with self._lock:  # requests are counted in several threads
+            self._counts[name] = self._counts[name] * MEMORY**texts + seen
+            self._seen[name] += texts
 
     def psi(self) -> dict[str, float]:
         """Returns the index of each feature; 0 until enough texts were seen."""

@@ -55,10 +55,14 @@ class Offer:
     @cached_property
     def table(self) -> tuple[Route, ...]:
         """Every route."""
-        asked = [Route(way.path, "POST", way.scope, way.request, self.answering(way), waits=True) for way in self.asked]
+        asked = [self._route(way) for way in self.asked]
         kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
-        described = Route(routes.DOCS, scope="docs", page=self._described)
+        described = Route(routes.DOCS, scope="docs", page=lambda: self.description)
         return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+
+    def _route(self, way: Protocol) -> Route:
+        answer = self.answering(way)
+        return Route(way.path, "POST", way.scope, way.request, answer, binary=way.binary, waits=True, also=way.also)
 
     def answering(self, protocol: Protocol) -> Answer:
         """Returns what answers in a protocol."""
@@ -76,19 +80,22 @@ class Offer:
 
     async def _answer(self, protocol: Protocol, asked: Any, call: Call) -> Any:
         found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
-        return protocol.write(asked, found)
+        return await self.runtime.offload.run(call.large, protocol.write, asked, found)
 
     def _pages(self) -> tuple[Route, ...]:
         """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
-        model = protocols.model_path(self.manifest)
+        model, version = protocols.model_paths(self.manifest)
         return (
             Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
             Route("/v2", scope="predict", page=protocols.server_metadata),
             Route("/v2/health/live", page=self._live),
             Route("/v2/health/ready", page=self._ready),
-            Route(model, scope="predict", page=lambda: protocols.model_metadata(self.manifest, self.task)),
-            Route(f"{model}/ready", page=self._ready),
+            Route(model, "GET", "predict", page=self._metadata, also=(version,)),
+            Route(f"{model}/ready", page=self._ready, also=(f"{version}/ready",)),
         )
+
+    def _metadata(self) -> bytes:
+        return protocols.model_metadata(self.manifest, self.task)
 
     def _ready(self) -> bytes:
         if not self.runtime.ready:
@@ -100,7 +107,9 @@ class Offer:
             raise Problem(503, "not_ready", "the engine does not come back with a batch")
         return json.dumps({"live": True}).encode()
 
-    def _described(self) -> bytes:
+    @cached_property
+    def description(self) -> bytes:
+        """The description of the API; it takes long to make."""
         ways = [Way(way.name, way.path, way.request, way.response) for way in self.asked]
         if self.feedback:
             ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))

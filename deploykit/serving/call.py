@@ -15,8 +15,9 @@ from deploykit.serving.access.check import Client
 class Call:
     """What is known of a request.
 
-    `gone` is done once the client has left; `timeout_s` is how long it will wait, where it says so; `phases` are when
-    what began and ended, by the clock of `start`; `trace` is an id, where traces are made.
+    `large` says that its answer is decoded and written beside the event loop; `gone` is done once the client has
+    left; `timeout_s` is how long it will wait, where it says so; `phases` are when what began and ended, by the clock
+    of `start`; `trace` is an id, where traces are made.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Call:
     start: float = field(default_factory=perf_counter)
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)
     trace: str = ""
+    large: bool = False
 
     def timing(self) -> str:
         """Renders what is known of where the time went, for the header Server-Timing (W3C), in milliseconds."""

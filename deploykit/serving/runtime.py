@@ -7,6 +7,7 @@ reason in the log and in the metrics instead of a process that restarts for ever
 """
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter, thread_time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel
@@ -32,10 +34,10 @@ from deploykit.serving.call import Call
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.queue.baselines import Cork
 from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
 from deploykit.serving.queue.batcher import Batcher
-from deploykit.serving.queue.tokenizing import Reader
+from deploykit.serving.queue.offload import Offload
+from deploykit.serving.queue.tokenizing import Read, Reader
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.logs import NEVER_READY
 from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
@@ -44,7 +46,11 @@ from deploykit.serving.telemetry.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
 
+if TYPE_CHECKING:
+    from deploykit.serving.queue.baselines import Cork
+
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
+LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 
 logger = logging.getLogger("deploykit.serving")
@@ -68,6 +74,7 @@ class Runtime:
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
         self.records: Recorder | None = None
+        self.offload = Offload()
         self.fault = "the model is not loaded yet"
         self._artifact = artifact
         self._predictor: Predictor | None = None
@@ -105,6 +112,7 @@ class Runtime:
             folder, kept = settings.records_folder, settings.records
             self.records = Recorder(folder, kept, self._artifact, self.metrics, names)
         self.fault = ""
+        gc.freeze()  # what is loaded stays: the collector, which stops every thread, then looks at requests only
         seconds = perf_counter() - start
         self.metrics.model_info.labels(*model).set(1)
         self.metrics.fallback.set(bool(served.reason))
@@ -117,6 +125,7 @@ class Runtime:
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self._closed.set()
+        gc.unfreeze()
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self._watchdog is not None:
@@ -129,6 +138,7 @@ class Runtime:
             self.records.close()
         if self._reader is not None:
             self._reader.close()
+        self.offload.close()
 
     def _began(self) -> float | None:
         return None if self._batcher is None else self._batcher.began
@@ -177,7 +187,7 @@ class Runtime:
         predictor, reader, batcher = self._predictor, self._reader, self._batcher
         if self.fault or predictor is None or reader is None or batcher is None:
             raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
-        start, task = perf_counter(), predictor.task
+        start = perf_counter()
         limit = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
         inputs = await reader.read(texts, pairs, limit, call.gone, call.client.name)
         call.tokenize_s = perf_counter() - start
@@ -186,6 +196,7 @@ class Runtime:
         parts = [window for windows in inputs for window in windows]
         encodings = [window.encoding for window in parts]
         call.items, call.tokens = len(texts), sum(map(len, encodings))
+        call.large = call.tokens + call.items * len(predictor.labels) > LARGE_ANSWER
         left = limit - call.tokenize_s
         batcher.check(call.client.name, list(map(len, encodings)), left)  # who is refused here pays nothing
         await self.limits.tokens(call.client, call.tokens)
@@ -194,36 +205,31 @@ class Runtime:
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
         call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
         call.phases["inference"] = (timing.begun, timing.ended)
-        rest = iter(found)
-        scores = [
-            next(rest) if len(windows) == 1 else task.merge(list(islice(rest, len(windows))), windows, text)
-            for windows, text in zip(inputs, texts, strict=True)
-        ]
-        read = list(map(joined, inputs))
-        rows = zip(scores, texts, read, strict=True)
-        answers = [task.answer(one, text, encoding, predictor.labels) for one, text, encoding in rows]
-        if counted:
-            self._count(predictor, scores, read)
-            if self.records is not None:
-                self.records.answered(call, texts, pairs, read, answers)
-        return answers
+
+        def finish() -> list[BaseModel]:
+            """Decodes what the engine returned, counts it, and records it."""
+            answers, scores, read = _decoded(predictor, found, inputs, texts)
+            if counted:
+                self._count(predictor, scores, read)
+                if self.records is not None:
+                    self.records.answered(call, texts, pairs, read, answers)
+            return answers
+
+        return await self.offload.run(call.large, finish)
 
     def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
-        for encoding in encodings:
-            self.metrics.read(len(encoding), encoding.unknown, encoding.windows, truncated=encoding.truncated)
+        """Counts the answers of a request, all units at once."""
+        self.metrics.read(encodings)
         self.drift.see("length", list(map(len, encodings)))
         units = [len(scores) for scores in found if len(scores)]
         if not units:
             return
-        rows, weights = (
-            softmax(np.concatenate([scores for scores in found if len(scores)])),
-            1 / np.repeat(units, units),
-        )
+        rows = softmax(np.concatenate([scores for scores in found if len(scores)]))
+        weights = 1 / np.repeat(units, units)
         best, certain = rows.argmax(axis=1), rows.max(axis=1)
         self.drift.see("label", best, weights)
         self.drift.see("confidence", certain, weights)
-        for index, *told in zip(best.tolist(), certain.tolist(), entropies(rows).tolist(), strict=True):
-            self.metrics.predicted(predictor.labels[index], *told)
+        self.metrics.predicted(predictor.labels, best, certain, entropies(rows))
 
     def page(self) -> bytes:
         """Renders the metrics."""
@@ -254,9 +260,11 @@ class Runtime:
 
 def batcher_of(
     batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> Batcher | Cork:
+) -> "Batcher | Cork":
     """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
     if batching == "bentoml":
+        from deploykit.serving.queue.baselines import Cork  # a baseline to compare with: nobody else loads it
+
         return Cork(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
@@ -269,6 +277,20 @@ def reference_of(manifest: Manifest) -> dict[str, Feature]:
     """Returns what the texts were like that the package was judged on; older packages do not know."""
     found = manifest.details.get("package", {}).get("reference", {})
     return {name: Feature.model_validate(feature) for name, feature in found.items() if name in DRIFTING}
+
+
+def _decoded(
+    predictor: Predictor, found: Sequence[Float32], inputs: Read, texts: Sequence[str]
+) -> tuple[list[BaseModel], list[Float32], list[Encoding]]:
+    """Returns the answers, the scores and what was read of each text, of the scores of its windows."""
+    task, rest = predictor.task, iter(found)
+    scores = [
+        next(rest) if len(windows) == 1 else task.merge(list(islice(rest, len(windows))), windows, text)
+        for windows, text in zip(inputs, texts, strict=True)
+    ]
+    read = list(map(joined, inputs))
+    rows = zip(scores, texts, read, strict=True)
+    return [task.answer(row, text, encoding, predictor.labels) for row, text, encoding in rows], scores, read
 
 
 def entropies(rows: Float32) -> Float32:

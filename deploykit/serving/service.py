@@ -8,20 +8,20 @@ One worker a container: replicas scale, restart and are watched from outside.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import bentoml
-from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from bentoml.exceptions import BentoMLConfigException
 from pydantic import BaseModel
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from deploykit import tasks
 from deploykit.errors import DeploykitError, storage_errors
-from deploykit.serving import call
+from deploykit.serving import call, patches
 from deploykit.serving.access.check import Client
 from deploykit.serving.api import feedback
 from deploykit.serving.app import Offer
@@ -31,6 +31,9 @@ from deploykit.serving.http.routes import Answer
 from deploykit.serving.preflight import require
 from deploykit.serving.settings import DRAIN, Settings, load
 from deploykit.serving.telemetry import logs
+
+with patches.expected("bentoml", "_bentoml_sdk.Service"):
+    from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML, by what the guard does
 
@@ -56,7 +59,7 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         logs.configure()
         _check(self.offer.settings)
         app = super().to_asgi(is_main)
-        app.user_middleware = [part for part in app.user_middleware if part.cls.__name__ not in REPLACED]
+        app.user_middleware = _without_replaced(app.user_middleware)
         return Guard(cast(ASGIApp, app), self.offer.table, self.offer.runtime)
 
 
@@ -73,6 +76,7 @@ def build(package: Path) -> Service[Any]:
         >>> service = build(Path("runs/movies/package"))  # doctest: +SKIP
     """
     with _told():
+        patches.require_parts()
         settings, artifact = load(package)
         task = tasks.load(artifact.manifest.task)
     offer = Offer(settings, artifact, task)
@@ -122,8 +126,19 @@ def build(package: Path) -> Service[Any]:
         metrics={"enabled": False},
         tracing={"excluded_urls": ".*"},
     )(Predictions)
+    with _told():  # without it, everything would be open
+        patches.require(isinstance(service, GuardedService), "bentoml", "service(service_class=...)")
     service.offer = offer
     return service
+
+
+def _without_replaced(middleware: Sequence[Middleware]) -> list[Middleware]:
+    """Takes out what the guard does in place of BentoML, all of which must be there."""
+    names = [getattr(part.cls, "__name__", "") for part in middleware]
+    with _told():
+        for name in REPLACED:
+            patches.require(name in names, "bentoml", f"{name} around its application")
+    return [part for part, name in zip(middleware, names, strict=True) if name not in REPLACED]
 
 
 def _operation(name: str, answer: Answer, request: type[BaseModel], response: Any) -> Callable[..., Any]:

@@ -73,7 +73,9 @@ class Client:
     def request(self, method, path, **options):
         return self.start(method, path, **options).result(TIMEOUT_S)
 
-    def start(self, method, path, *, json_body=None, content=None, headers=None, leave_after=None) -> Future:
+    def start(
+        self, method, path, *, json_body=None, content=None, headers=None, leave_after=None, whole=True
+    ) -> Future:
         """Begins a request.
 
         Args:
@@ -81,6 +83,7 @@ class Client:
             content: sent as it is; a list is sent in chunks.
             headers: added to the client's own; None as a value takes one away.
             leave_after: seconds until the client hangs up.
+            whole: whether the body comes to its end.
         """
         given = {**self._headers}
         if json_body is not None:
@@ -103,11 +106,11 @@ class Client:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }
-        return asyncio.run_coroutine_threadsafe(self._exchange(scope, chunks, leave_after), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._exchange(scope, chunks, leave_after, whole), self._loop)
 
-    async def _exchange(self, scope, chunks, leave_after):
+    async def _exchange(self, scope, chunks, leave_after, whole):
         incoming = [
-            {"type": "http.request", "body": chunk, "more_body": index < len(chunks) - 1}
+            {"type": "http.request", "body": chunk, "more_body": index < len(chunks) - whole}
             for index, chunk in enumerate(chunks)
         ]
         sent, finished = [], asyncio.Event()

@@ -1,5 +1,6 @@
 """A package on the machine that serves it: its streams, its cost, and its float graph where the choice cannot run."""
 
+import gc
 import sys
 import time
 from concurrent.futures import wait
@@ -7,7 +8,7 @@ from threading import Barrier, Event
 
 import numpy as np
 import pytest
-from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
+from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
 
 from deploykit import hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, ServeOptions
@@ -15,7 +16,7 @@ from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
 from deploykit.inference import drift
 from deploykit.inference.predictor import Predictor
-from deploykit.serving import runtime
+from deploykit.serving import runtime, service
 from deploykit.tasks import softmax
 
 ELSEWHERE = Execution(features=("avx1024",))  # chosen where the CPU had what none has
@@ -167,6 +168,15 @@ def test_how_undecided_and_how_unknown_texts_are(client):
 def test_entropy_is_of_all_labels_alike():
     rows = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
     assert runtime.entropies(rows) == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
+
+
+def test_the_garbage_collector_leaves_alone_what_was_loaded(package, key_file, alice, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
+    gc.unfreeze()
+    with Client(service.build(package).to_asgi(), headers={"x-api-key": alice}) as client:
+        assert gc.get_freeze_count() > 10_000
+        assert client.post(PREDICT, json_body=BODY).status == 200
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_process_is_told_of(client):

@@ -8,7 +8,7 @@ A text of many words is left out in as many parts as are allowed, and a long one
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -21,7 +21,8 @@ PATH = "/v1/explain"
 WORD = re.compile(r"\S+")
 LEAST, MOST = 8, 64  # parts of a text that has so many words
 MOST_READ = 128_000  # characters, about, in all that is read for one answer
-MOST_CHARACTERS = 20_000  # of each text, which is read once for each part
+MAX_CHARACTERS = 20_000  # of each text, which is read once for each part
+SINGLE = {"text": "texts", "text_pair": "text_pairs"}
 
 
 class Part(Wire):
@@ -51,32 +52,45 @@ def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
     class ExplainRequest(Wire):
         """A text whose label is to be explained."""
 
-        text: str = Field(min_length=1, max_length=MOST_CHARACTERS, examples=[EXAMPLE])
-        text_pair: str | None = Field(
-            default=None, max_length=MOST_CHARACTERS, description="the second text of a pair, which stays whole"
+        texts: list[Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]] = Field(
+            min_length=1, max_length=1, examples=[[EXAMPLE]], description="one text, which is read once for each part"
+        )
+        text_pairs: list[Annotated[str, Field(max_length=MAX_CHARACTERS)]] | None = Field(
+            default=None, min_length=1, max_length=1, description="the second text of a pair, which stays whole"
         )
         label: str | None = Field(default=None, description="what to explain; default: what is most probable")
 
+        @model_validator(mode="before")
+        @classmethod
+        def _single(cls, body: Any) -> Any:
+            """Takes `text` and `text_pair` for lists of one: clients of the first version send them."""
+            if not isinstance(body, dict) or not body.keys() & SINGLE.keys():
+                return body
+            if body.keys() & set(SINGLE.values()):
+                raise ValueError("send either texts or text")
+            return {SINGLE.get(name, name): [value] if name in SINGLE else value for name, value in body.items()}
+
         @model_validator(mode="after")
         def _fits(self) -> "ExplainRequest":
-            if (self.text_pair is not None) != manifest.pair:
-                raise ValueError("this model reads pairs: send text_pair" if manifest.pair else "send no text_pair")
+            if (self.text_pairs is not None) != manifest.pair:
+                raise ValueError("this model reads pairs: send text_pairs" if manifest.pair else "send no text_pairs")
             if self.label is not None and self.label not in manifest.labels:
                 raise ValueError(f"the label must be one of the {len(manifest.labels)} of this model")
             return self
 
     def read(asked: ExplainRequest) -> Texts:
-        texts = [asked.text, *(asked.text[:start] + asked.text[end:] for start, end in parts(asked.text))]
-        return texts, None if asked.text_pair is None else [asked.text_pair] * len(texts)
+        (text,) = asked.texts
+        texts = [text, *(text[:start] + text[end:] for start, end in parts(text))]
+        return texts, None if asked.text_pairs is None else asked.text_pairs * len(texts)
 
     def write(asked: ExplainRequest, answers: Sequence[Any]) -> BaseModel:
-        whole, *without = (answer.scores for answer in answers)
+        (text,), (whole, *without) = asked.texts, (answer.scores for answer in answers)
         label = asked.label or max(whole, key=whole.__getitem__)
-        found = [
-            Part(text=asked.text[start:end], start=start, end=end, weight=whole[label] - scores[label])
-            for (start, end), scores in zip(parts(asked.text), without, strict=True)
+        weights = [
+            Part(text=text[start:end], start=start, end=end, weight=whole[label] - scores[label])
+            for (start, end), scores in zip(parts(text), without, strict=True)
         ]
-        return ExplainResponse(label=label, score=whole[label], parts=found, model=model)
+        return ExplainResponse(label=label, score=whole[label], parts=weights, model=model)
 
     return (Protocol("explain", PATH, ExplainRequest, ExplainResponse, read, write, scope="explain", counted=False),)
 

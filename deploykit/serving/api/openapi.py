@@ -61,7 +61,7 @@ def document(
         version: of the model.
         text: what the description begins with.
         asked: the ways to ask.
-        routes: everything that exists; what ends with a star is left out.
+        routes: everything that exists.
         guarded: whether keys are asked for.
     """
     types: dict[str, Any] = {ProblemDetails.__name__: ProblemDetails}
@@ -74,7 +74,6 @@ def document(
     paths = {
         route.path: {route.method.lower(): _operation(route, ways.get(route.path), schemas, guarded=guarded)}
         for route in routes
-        if not route.path.endswith("*")
     }
     content = {
         "openapi": "3.1.0",

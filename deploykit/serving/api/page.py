@@ -1,4 +1,4 @@
-"""The page at /ui, on which people try the model, and `GET /v1/model`, which tells it what the model is.
+"""The page at / and /ui, on which people try the model, and `GET /v1/model`, which tells it what the model is.
 
 Its files lie beside this one, in `ui`. They hold nothing secret, so everybody gets them; all that the page shows, it
 asks for with its visitor's key. Nothing of it is loaded from elsewhere, and the browser is told to refuse what is.
@@ -25,6 +25,7 @@ FILES = {  # path: the file in the folder, its content type
     f"{PATH}/answers.js": ("answers.js", SCRIPT),
     f"{PATH}/card.js": ("card.js", SCRIPT),
 }
+ALSO = {PATH: ("/",)}  # what the page loads has addresses that are the same from there
 POLICY = (
     *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"),
     *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"),
@@ -83,6 +84,6 @@ def pages(artifact: Artifact, task: Task) -> tuple[Route, ...]:
     if not manifest.serve.ui:
         return (about,)
     return about, *(
-        Route(path, page=(FOLDER / name).read_bytes, media=media, headers=HEADERS)
+        Route(path, page=(FOLDER / name).read_bytes, media=media, headers=HEADERS, also=ALSO.get(path, ()))
         for path, (name, media) in FILES.items()
     )

@@ -7,19 +7,24 @@ same. Clients that exist for one of the other two work with nothing but another 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import to_json
 
 from deploykit import __version__
 from deploykit.artifact import Manifest
 from deploykit.serving.access.keys import Scope
-from deploykit.serving.api import schemas
+from deploykit.serving.api import schemas, tensors
 from deploykit.serving.api.schemas import EXAMPLE, Wire
+from deploykit.serving.api.tensors import Output, Tensor
+from deploykit.serving.http.bodies import JSON_LENGTH
+from deploykit.serving.http.routes import Content
 from deploykit.tasks import Task
 
 TEXT, PAIR = "text", "text_pair"  # the tensors of the Open Inference Protocol
-MOST_DIMENSIONS, MOST_OUTPUTS = 8, 16  # before they are multiplied, and before each gets a mistake of its own
+MAX_OUTPUTS = 16  # more than that get no mistake each
 Texts = tuple[list[str], list[str] | None]
 
 
@@ -36,6 +41,8 @@ class Protocol:
         write: returns what is sent, of the body and its answers.
         scope: what a key must open.
         counted: whether the answers are counted as predictions.
+        also: other paths at which it is asked.
+        binary: whether binary data may follow the JSON of its body.
     """
 
     name: str
@@ -46,32 +53,8 @@ class Protocol:
     write: Callable[[Any, Sequence[BaseModel]], Any]
     scope: Scope = "predict"
     counted: bool = True
-
-
-class Tensor(Wire):
-    """A tensor of the Open Inference Protocol; its data may be nested as its shape is, and become flat."""
-
-    name: str
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_DIMENSIONS)]
-    datatype: Literal["BYTES", "FP32"]
-    data: list[Any]
-    parameters: dict[str, Any] | None = None
-
-    @field_validator("data")
-    @classmethod
-    def _flat(cls, data: list[Any], known: ValidationInfo) -> list[Any]:
-        for size in known.data.get("shape", [])[1:]:
-            if not all(isinstance(part, list) and len(part) == size for part in data):
-                break
-            data = [one for part in data for one in part]
-        return data
-
-
-class Wanted(Wire):
-    """An output that is asked for."""
-
-    name: str
-    parameters: dict[str, Any] | None = None
+    also: tuple[str, ...] = ()
+    binary: bool = False
 
 
 class InferResponse(Wire):
@@ -99,51 +82,81 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
     names = [TEXT, PAIR] if manifest.pair else [TEXT]
     outputs = [output["name"] for output in _outputs(manifest, task)]
 
-    class InferRequest(Wire):
+    class InferRequest(BaseModel):
         """Texts as tensors of the datatype BYTES, one element a text."""
 
         model_config = ConfigDict(
+            frozen=True,
+            extra="ignore",
             json_schema_extra={
                 "example": {
                     "inputs": [{"name": name, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE]} for name in names]
                 }
-            }
+            },
         )
 
         id: str | None = Field(default=None, max_length=128)
         inputs: list[Tensor] = Field(max_length=2)
-        outputs: list[Wanted] | None = Field(default=None, max_length=MOST_OUTPUTS)
+        outputs: list[Output] | None = Field(default=None, max_length=MAX_OUTPUTS)
         parameters: dict[str, Any] | None = None
 
-        @model_validator(mode="after")
-        def _holds_texts(self) -> "InferRequest":
-            if sorted(found.name for found in self.inputs) != sorted(names):
+        @field_validator("inputs")
+        @classmethod
+        def _texts(cls, inputs: list[Tensor], info: ValidationInfo) -> list[Tensor]:
+            if sorted(tensor.name for tensor in inputs) != sorted(names):
                 raise ValueError(f"inputs must be the tensors {' and '.join(names)}")
-            for found in self.inputs:
-                if found.datatype != "BYTES" or not all(isinstance(text, str) for text in found.data):
-                    raise ValueError(f"the tensor {found.name} must hold texts, of the datatype BYTES")
-                if len(found.data) != _product(found.shape):
-                    raise ValueError(f"the tensor {found.name} holds {len(found.data)} texts, its shape says otherwise")
-                if len(found.data) != len(self.inputs[0].data):
-                    raise ValueError(f"the tensors {' and '.join(names)} hold different numbers of texts")
-                if not 1 <= len(found.data) <= manifest.serve.max_texts:
+            return tensors.texts_of(inputs, info.context or b"", manifest.serve.max_texts)
+
+        @field_validator("parameters")
+        @classmethod
+        def _supported(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+            return tensors.supported(parameters)
+
+        @model_validator(mode="after")
+        def _fits(self) -> "InferRequest":
+            counts = [len(tensor.data or ()) for tensor in self.inputs]
+            for tensor, count in zip(self.inputs, counts, strict=True):
+                if not all(isinstance(text, str) for text in tensor.data or ()):
+                    raise ValueError(f"the tensor {tensor.name} must hold texts, of the datatype BYTES")
+                if count > manifest.serve.max_texts:
                     raise ValueError(f"from 1 to {manifest.serve.max_texts} texts are answered at once")
+                if count != prod(tensor.shape):
+                    raise ValueError(f"the tensor {tensor.name} holds {count} texts, its shape says otherwise")
+            if min(counts) != max(counts):
+                raise ValueError(f"the tensors {' and '.join(names)} hold different numbers of texts")
+            if not min(counts):
+                raise ValueError(f"from 1 to {manifest.serve.max_texts} texts are answered at once")
             for output in self.outputs or ():
                 if output.name not in outputs:
                     raise ValueError(f"outputs may be {', '.join(outputs)}")
             return self
 
     def read(asked: InferRequest) -> Texts:
-        found = {tensor.name: tensor.data for tensor in asked.inputs}
-        return found[TEXT], found.get(PAIR)
+        data = {tensor.name: tensor.data or [] for tensor in asked.inputs}
+        return data[TEXT], data.get(PAIR)
 
-    def write(asked: InferRequest, answers: Sequence[BaseModel]) -> dict[str, Any]:
-        wanted = None if asked.outputs is None else {output.name for output in asked.outputs}
-        made = [tensor for tensor in _tensors(answers, manifest.labels) if wanted is None or tensor.name in wanted]
-        made_of = InferResponse(model_name=manifest.name, model_version=version_of(manifest), id=asked.id, outputs=made)
-        return made_of.model_dump(exclude_none=True)
+    def write(asked: InferRequest, answers: Sequence[BaseModel]) -> Any:
+        wanted = outputs if asked.outputs is None else {output.name for output in asked.outputs}
+        made, binary = list[Tensor](), b""
+        for tensor in _tensors(answers, manifest.labels):
+            if tensor.name in wanted:
+                follows = tensors.wants_binary(asked.outputs, asked.parameters, tensor.name)
+                tensor, data = tensors.as_binary(tensor) if follows else (tensor, b"")
+                made.append(tensor)
+                binary += data
+        answer = InferResponse(model_name=manifest.name, model_version=version_of(manifest), id=asked.id, outputs=made)
+        content = answer.model_dump(exclude_none=True)
+        return _with_binary(content, binary) if binary else content
 
-    return Protocol("infer", f"{model_path(manifest)}/infer", InferRequest, InferResponse, read, write)
+    paths = [f"{path}/infer" for path in model_paths(manifest)]
+    return Protocol("infer", paths[0], InferRequest, InferResponse, read, write, also=(paths[1],), binary=True)
+
+
+def _with_binary(content: dict[str, Any], binary: bytes) -> Content:
+    """Writes an answer as JSON with the data of tensors after it."""
+    written = to_json(content)
+    headers = {"content-type": "application/octet-stream", JSON_LENGTH: str(len(written))}
+    return Content(written + binary, headers)
 
 
 def pipeline(manifest: Manifest, task: Task) -> Protocol:
@@ -188,14 +201,15 @@ def version_of(manifest: Manifest) -> str:
     return manifest.key[:12]
 
 
-def model_path(manifest: Manifest) -> str:
-    """Returns where the Open Inference Protocol has the model."""
-    return f"/v2/models/{manifest.name}"
+def model_paths(manifest: Manifest) -> tuple[str, str]:
+    """Returns where the Open Inference Protocol has the model: without its version, and with it."""
+    path = f"/v2/models/{manifest.name}"
+    return path, f"{path}/versions/{version_of(manifest)}"
 
 
 def server_metadata() -> bytes:
     """Describes the server, as the Open Inference Protocol wants it."""
-    return json.dumps({"name": "deploykit", "version": __version__, "extensions": []}).encode()
+    return json.dumps({"name": "deploykit", "version": __version__, "extensions": ["binary_tensor_data"]}).encode()
 
 
 def model_metadata(manifest: Manifest, task: Task) -> bytes:
@@ -236,10 +250,3 @@ def _tensors(answers: Sequence[BaseModel], labels: Sequence[str]) -> list[Tensor
         scores = [getattr(answer, "scores")[label] for answer in answers for label in labels]  # noqa: B009
         found.append(Tensor(name="scores", shape=[count, len(labels)], datatype="FP32", data=scores))
     return found
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -10,30 +10,29 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from time import perf_counter
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving.access.check import Client, Refusal
-from deploykit.serving.api.schemas import faults
 from deploykit.serving.call import Call, new_id
-from deploykit.serving.http import cors, json_bounds
-from deploykit.serving.http.heads import require_few
+from deploykit.serving.http import bodies, cors
+from deploykit.serving.http.connections import require_few
+from deploykit.serving.http.places import Places
 from deploykit.serving.http.response import FAILED, NO_CONTENT, Reply
-from deploykit.serving.http.routes import JSON, UNKNOWN, Route, match
+from deploykit.serving.http.routes import JSON, UNKNOWN, Answer, Content, Route, match
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.telemetry.logs import request_line
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-MOST_IN_FLIGHT = 512  # each may hold a body; more are refused before it is read
+MAX_ANSWERED, MAX_ARRIVING = 512, 256  # requests that hold a body; and those whose body is on its way
 BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
 DIGITS = 9  # of milliseconds
-CONDITIONS = (b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since")
-BODY_S = 20.0  # a client that sends its body slower than this is not waited for
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -51,7 +50,8 @@ class Guard:
         self._app = app
         self._routes = tuple(routes)
         self._runtime = runtime
-        self._in_flight = 0
+        self._answered = Places(MAX_ANSWERED, "in progress")
+        self._arriving = Places(MAX_ARRIVING, "waiting for their body")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection event: the life of the process, or a request."""
@@ -70,7 +70,6 @@ class Guard:
         route, problem = match(self._routes, scope["method"], scope["path"])
         reply = Reply(send, call, cors.marks(self._runtime.settings.cors_origins, headers))
         metrics, start = self._runtime.metrics, perf_counter()
-        self._in_flight += 1
         with metrics.answering(route.label):
             try:
                 await self._respond(route, problem, scope, receive, reply, headers, call)
@@ -85,7 +84,6 @@ class Guard:
                 detail = "the service could not check this request and refused it; the log has the request id"
                 await self._refuse(reply, Problem(503, "failed", detail, headers=retry_after(1)))
             finally:
-                self._in_flight -= 1
                 metrics.status(route.label, reply.status or CLIENT_GONE)
                 if reply.reason:
                     metrics.rejected.labels(reply.reason).inc()
@@ -129,8 +127,6 @@ class Guard:
             if route.waits:
                 runtime.check(found)
             await runtime.limits.request(found)
-        if route.scope is not None and self._in_flight > MOST_IN_FLIGHT:
-            raise Problem(503, "busy", f"{MOST_IN_FLIGHT} requests are in progress", headers=retry_after(1))
 
     async def _handle(
         self, route: Route, scope: Scope, receive: Receive, reply: Reply, headers: Mapping[str, str], call: Call
@@ -138,20 +134,33 @@ class Guard:
         """Answers an admitted request; one with a body only as long as the client stays."""
         if route.page is not None:
             told = {"content-type": route.media, **route.headers}
-            await reply.whole(200, told, await asyncio.to_thread(route.page))
+            with self._place(route, call):
+                await reply.whole(200, told, await asyncio.to_thread(route.page))
             return
         if route.body is None or route.answer is None:
-            async with self._in_time():
-                await self._app(_plain(scope), _nothing(receive), reply)
+            with self._place(route, call):
+                async with self._in_time():
+                    await self._app(scope, _nothing(receive), reply)
             await reply.finish()
             return
-        _require_json(headers)
-        asked = _validated(route.body, await self._body(receive, headers))
+        bodies.require_type(headers, binary=route.binary)
+        with self._arriving.take(call.client.name):
+            body = await bodies.read(receive, headers, self._runtime.settings.max_body_bytes)
+        with self._place(route, call):
+            large, limit = len(body) > bodies.LARGE_BYTES, self._runtime.settings.max_texts
+            about = headers if route.binary else {}
+            asked = await self._runtime.offload.run(large, bodies.parsed, route.body, body, about, limit)
+            content = await self._answer(route.answer, asked, receive, call)
+            await reply.whole(200, content.headers, content.body)
+
+    async def _answer(self, answer: Answer, asked: BaseModel, receive: Receive, call: Call) -> Content:
+        """Makes the answer to a body, as long as the client stays."""
         call.gone = asyncio.get_running_loop().create_future()
         watch = asyncio.create_task(_watch(receive, call))
         try:
             async with self._in_time():
-                found = to_json(await route.answer(asked, call), inf_nan_mode="null")
+                content = await answer(asked, call)
+                return await self._runtime.offload.run(call.large, _rendered, content)
         except Problem:
             raise
         except Exception:
@@ -159,7 +168,12 @@ class Guard:
             raise Problem(500, "failed", FAILED) from None
         finally:
             watch.cancel()
-        await reply.whole(200, {"content-type": JSON}, found)
+
+    def _place(self, route: Route, call: Call) -> AbstractContextManager[None]:
+        """Takes a place among the requests in progress; probes and scrapes need none."""
+        if route.scope is None or route.scope == "metrics":
+            return nullcontext()
+        return self._answered.take(call.client.name)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
@@ -171,22 +185,6 @@ class Guard:
             if not limit.expired():
                 raise
             raise Problem(504, "deadline", "no answer in the time that this service allows") from None
-
-    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
-        """Reads a body up to its cap; what the client announces is believed only if it is too much."""
-        most = self._runtime.settings.max_body_bytes
-        announced = headers.get("content-length", "")
-        too_large = Problem(413, "too_large", f"a body may have {most} bytes; send fewer texts at once")
-        if announced.isdecimal() and int(announced) > most:
-            raise too_large
-        try:
-            async with asyncio.timeout(BODY_S):
-                found = await _read(receive, most)
-        except TimeoutError:
-            raise Problem(408, "slow", f"the body did not arrive within {BODY_S:g} s") from None
-        if found is None:
-            raise too_large
-        return found
 
     def _trace(self, route: Route, method: str, reply: Reply, headers: Mapping[str, str], call: Call) -> None:
         """Makes the spans of a request to the model, where traces are made; probes and scrapes would hide those."""
@@ -212,11 +210,6 @@ def _headers(scope: Scope) -> dict[str, str]:
     return found
 
 
-def _plain(scope: Scope) -> Scope:
-    """Takes out what asks for parts of a file, or for none that is known: nothing here is worth that code."""
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in CONDITIONS]}
-
-
 def _key(headers: Mapping[str, str]) -> str | None:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
@@ -232,44 +225,11 @@ def _timeout(headers: Mapping[str, str]) -> float | None:
     return int(given) / 1000
 
 
-async def _read(receive: Receive, most: int) -> bytes | None:
-    """Reads a body; None as soon as it is longer than `most` bytes."""
-    found, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Problem(CLIENT_GONE, "client_gone", "the client left before its request was complete")
-        found += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(found) > most:
-            return None
-    return bytes(found)
-
-
-def _require_json(headers: Mapping[str, str]) -> None:
-    given = headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() != "application/json":
-        raise Problem(415, "media_type", "send JSON, with the header `Content-Type: application/json`")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "media_type", "send the body as it is, without a content encoding")
-
-
-def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
-    if json_bounds.too_deep(body):
-        raise Problem(
-            400, "malformed", f"the body is not JSON that is read here: it nests over {json_bounds.MOST} levels"
-        )
-    if json_bounds.too_many(body):
-        detail = f"the body has over {json_bounds.MEMBERS} objects and names; send fewer texts at once"
-        raise Problem(400, "malformed", detail)
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        if errors[0]["type"] == "json_invalid":
-            raise Problem(400, "malformed", f"the body is not JSON: {errors[0]['msg']}") from None
-        detail = f"the body does not fit: {len(errors)} mistake{'s' * (len(errors) > 1)}, see errors"
-        raise Problem(422, "invalid", detail, errors=faults(errors)) from None
+def _rendered(answer: Any) -> Content:
+    """Writes an answer as JSON, unless it is written already."""
+    if isinstance(answer, Content):
+        return answer
+    return Content(to_json(answer, inf_nan_mode="null"), {"content-type": JSON})
 
 
 def _nothing(receive: Receive) -> Receive:

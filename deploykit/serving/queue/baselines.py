@@ -13,15 +13,18 @@ from math import inf
 from time import perf_counter
 from typing import NamedTuple
 
-from bentoml._internal.marshal.dispatcher import CorkDispatcher
 from bentoml.exceptions import ServiceUnavailable
 
+from deploykit.serving import patches
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.queue.batch_rules import Bounds
 from deploykit.serving.queue.batcher import GONE, Compute, Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
+
+with patches.expected("bentoml", f"{patches.BATCHING}.CorkDispatcher"):
+    from bentoml._internal.marshal.dispatcher import CorkDispatcher
 
 logger = logging.getLogger("deploykit.serving")
 

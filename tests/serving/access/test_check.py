@@ -19,8 +19,7 @@ ROUTES = {  # path: method, the scope that opens it
     "/metrics": ("GET", "metrics"),
     "/docs.json": ("GET", "docs"),
     "/schema.json": ("GET", "docs"),
-    "/": ("GET", "docs"),
-    "/static_content/swagger-ui.css": ("GET", "docs"),
+    "/": ("GET", None),
     "/livez": ("GET", None),
     "/readyz": ("GET", None),
     "/healthz": ("GET", None),
@@ -37,7 +36,7 @@ BODIES = {
     "/v1/predict": BODY,
     "/v2/models/tiny/infer": {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a film"]}]},
     "/models/tiny": {"inputs": "a film"},
-    "/v1/explain": {"text": "a film"},
+    "/v1/explain": {"texts": ["a film"]},
     "/v1/feedback": {"id": "1", "label": "positive"},
 }
 REASONS = {

@@ -305,7 +305,7 @@ def test_an_explanation_says_what_the_service_says_for_any_label(reviews, visit)
     page.get_by_role("button", name="Explain").click()
     rows = page.locator("#explanation tbody tr")
     expect(rows).to_have_count(4)
-    body = {"text": text, "label": "negative"}
+    body = {"texts": [text], "label": "negative"}
     found = json.loads(ask(f"{reviews.url}/v1/explain", reviews.key, body)[1])
     parts = sorted(found["parts"], key=lambda part: -abs(part["weight"]))
     assert rows.locator("th").all_inner_texts() == [part["text"] for part in parts]

@@ -7,6 +7,7 @@ import pytest
 from asgi import assert_problem
 
 from deploykit.artifact import MODEL_CARD, ServeOptions
+from deploykit.serving.access import keys
 from deploykit.serving.api import page
 
 FILES = sorted(page.FOLDER.iterdir())
@@ -58,6 +59,26 @@ def test_no_file_names_an_address_outside(name):
     assert not re.search(r"https?:|wss?:|[\"'(]//|@import|url\(", TEXTS[name].replace(namespace, ""))
 
 
+def test_nothing_that_is_served_refers_to_another_origin(serve, package, key_file):
+    client = serve(package)
+    key = {"x-api-key": keys.add(key_file, "all", keys.SCOPES)}
+    served = {}
+    for route in client._app._routes:
+        if route.method == "GET":
+            for path in (route.path, *route.also):
+                served[path] = client.get(path, headers=key)
+    assert {"/", "/ui", "/ui/app.js", "/docs.json", "/schema.json"} <= served.keys()
+    for path, answer in served.items():
+        assert answer.status == 200
+        kind = answer.headers["content-type"].partition(";")[0]
+        if kind not in ("application/json", "text/plain"):
+            assert "default-src 'none'" in answer.headers["content-security-policy"], path
+            text = answer.text.replace("http://www.w3.org/2000/svg", "")
+            assert not re.search(r"https?:|wss?:|[\"'(]//|@import|url\(", text), path
+    assert served["/"].content == served["/ui"].content
+    assert_problem(client.get("/static_content/swagger-ui.css", headers=key), 404, "no such path")
+
+
 def test_nothing_is_inline_and_all_that_is_loaded_is_a_file_of_the_page(tags):
     assert len(tags) > 30
     for tag, attributes in tags:
@@ -81,6 +102,7 @@ def test_the_recipe_switches_the_page_off_and_the_rest_stays(serve, make_package
     client = serve(make_package(tmp_path / "p", serve=ServeOptions(ui=False)).path)
     for path in page.FILES:
         assert_problem(client.get(path), 404, "no such path")
+    assert_problem(client.get("/"), 404, "no such path")
     assert client.get(page.MODEL).status == 200
 
 

@@ -53,8 +53,8 @@ def keep_alive():
 @pytest.fixture
 def connect(monkeypatch, keep_alive):
     """`connect() -> socket` to a server whose connections are ours."""
-    monkeypatch.setattr(connections, "HEAD_S", HEAD_S)
-    monkeypatch.setattr(connections, "READ_S", READ_S)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", HEAD_S)
+    monkeypatch.setattr(connections, "READ_PERIOD_S", READ_S)
     port = launch.free_port()
     options = {"port": port, "lifespan": "off", "log_config": None, **keep_alive}
     server = uvicorn.Server(uvicorn.Config(slow_app, http=Connection, **options))
@@ -113,10 +113,12 @@ def test_a_connection_on_which_nothing_arrives(connect):
     assert KEEP_ALIVE_S - 0.1 < end_of(connect())[0] < KEEP_ALIVE_S + 0.9
 
 
-@pytest.mark.parametrize("keep_alive", [{}, {"timeout_keep_alive": connections.DEFAULT_S}], ids=["silent", "default"])
+@pytest.mark.parametrize(
+    "keep_alive", [{}, {"timeout_keep_alive": connections.SERVER_KEEP_ALIVE_S}], ids=["silent", "default"]
+)
 def test_where_nobody_says_how_long_idle_connections_outlive_those_of_proxies(connect, monkeypatch):
     assert connections.KEEP_ALIVE_S == 75
-    assert uvicorn.Config(slow_app).timeout_keep_alive == connections.DEFAULT_S
+    assert uvicorn.Config(slow_app).timeout_keep_alive == connections.SERVER_KEEP_ALIVE_S
     monkeypatch.setattr(connections, "KEEP_ALIVE_S", KEEP_ALIVE_S)
     one = connect()
     one.sendall(HEAD + b"\r\n")

@@ -1,6 +1,7 @@
 """The guard, with BentoML behind it in this process: every refusal, and what it tells the client."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
@@ -11,8 +12,9 @@ import pytest
 from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
+from deploykit.serving import runtime
 from deploykit.serving.access import check, keys, rate_limits
-from deploykit.serving.http import guard
+from deploykit.serving.http import bodies, guard, json_bounds, places
 from deploykit.serving.http.routes import JSON
 from deploykit.serving.problems import Problem
 
@@ -25,7 +27,6 @@ def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
     basic = {"x-api-key": None, "authorization": "Basic YTpi"}
     assert_problem(client.post(PREDICT, json_body=BODY, headers=basic), 401, "needs a key")
     assert_problem(client.get("/docs.json"), 403, "lacks the scope 'docs'")
-    assert_problem(client.get("/"), 403, "lacks the scope 'docs'")
 
 
 @pytest.mark.parametrize("path", ["/nope", "/v1/predict/", "/v1", "/predict", "//v1/predict", "/schema", "/metrics/x"])
@@ -211,19 +212,100 @@ def test_every_answer_says_where_its_time_went(client):
 
 
 def test_too_many_at_once(client, engine, monkeypatch):
-    monkeypatch.setattr(guard, "MOST_IN_FLIGHT", 1)
+    monkeypatch.setattr(client._app, "_answered", places.Places(1, "in progress"))
     first = client.start("POST", PREDICT, json_body=BODY)
     assert engine.started.wait(5)
-    assert_problem(client.post(PREDICT, json_body=BODY), 503, "in progress")
-    assert client.get("/livez").status == 200
+    refused = client.post(PREDICT, json_body=BODY)
+    assert_problem(refused, 503, "1 requests are in progress, 1 of this client; 1 may be. Try again later")
+    assert refused.headers["retry-after"] == "1"
+    assert [client.get(path).status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
     engine.go.set()
     assert first.result(5).status == 200
 
 
 def test_a_slow_body_is_not_waited_for(client, monkeypatch):
-    monkeypatch.setattr(guard, "BODY_S", 0.05)
-    monkeypatch.setattr(guard, "_read", lambda receive, most: guard.asyncio.sleep(5))
-    assert_problem(client.post(PREDICT, json_body=BODY), 408, "did not arrive")
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.05)
+    headers = {"content-type": "application/json", "content-length": "1000"}
+    answer = client.start("POST", PREDICT, content=[b"{"], headers=headers, whole=False)
+    assert_problem(answer.result(5), 408, "did not arrive within 0.05 s")
+
+
+def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, monkeypatch):
+    monkeypatch.setattr(check, "POLL_S", 0.0)
+    engine.go.set()
+    monkeypatch.setattr(client._app, "_arriving", places.Places(4, "waiting for their body"))
+    monkeypatch.setattr(client._app, "_answered", places.Places(2, "in progress"))
+    mallory = {"x-api-key": keys.add(key_file, "mallory"), "content-type": "application/json"}
+    slow = [
+        client.start("POST", PREDICT, content=[b'{"texts"'], headers=mallory, whole=False, leave_after=3)
+        for _ in range(4)
+    ]
+    refused = client.post(PREDICT, json_body=BODY, headers=mallory)
+    assert_problem(refused, 503, "4 requests are waiting for their body, 4 of this client; 4 may be")
+    assert client.post(PREDICT, json_body=BODY).status == 200
+    assert [client.get(path).status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+    assert not any(one.done() for one in slow)
+    assert [one.result(10).status for one in slow] == [499] * 4
+
+
+def test_who_has_less_than_a_share_of_the_places_gets_one_when_all_are_taken():
+    room = places.Places(4, "in progress")
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(room.take("a"))
+        for client, share in (("b", 2), ("c", 2)):
+            with pytest.raises(Problem, match="4 of this client; 4 may be"):
+                stack.enter_context(room.take("a"))
+            for _ in range(share):
+                stack.enter_context(room.take(client))
+            with pytest.raises(Problem, match=f"{share} of this client; 4 may be") as refused:
+                stack.enter_context(room.take(client))
+            assert refused.value.status == 503
+        with pytest.raises(Problem, match="8 requests are in progress, 0 of this client"):
+            stack.enter_context(room.take("d"))
+    assert not room._taken
+
+
+def working_threads(monkeypatch, module, name):
+    """Lists the names of the threads that call a function of a module."""
+    function, threads = getattr(module, name), []
+
+    def noted(*arguments, **named):
+        threads.append(threading.current_thread().name)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(module, name, noted)
+    return threads
+
+
+def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(client, monkeypatch):
+    tasks = [
+        working_threads(monkeypatch, module, name)
+        for module, name in (
+            (json_bounds, "refusal"),
+            (runtime, "_decoded"),
+            (runtime, "entropies"),
+            (guard, "_rendered"),
+        )
+    ]
+    assert client.post(PREDICT, json_body=BODY).status == 200
+    assert {len(set(threads)) for threads in tasks} == {1}
+    assert not any("offload" in threads[0] for threads in tasks)
+    assert client.post(PREDICT, json_body={"texts": ["a great film " * 30] * 200}).status == 200
+    assert ["offload" in threads[-1] for threads in tasks] == [True] * 4
+
+
+def test_one_long_text_is_decoded_beside_the_event_loop(serve, make_package, tmp_path, monkeypatch):
+    options = {"task": "token-classification", "labels": ("O", "B-NAME", "I-NAME")}
+    client = serve(make_package(tmp_path / "p", **options).path)
+    threads = working_threads(monkeypatch, runtime, "_decoded")
+    before = metrics(client)
+    assert client.post(PREDICT, json_body={"texts": ["a great film " * 400]}).status == 200
+    assert "offload" in threads[-1]
+    after = metrics(client)
+    counted = [after[name] - before[name] for name in after if name.startswith("deploykit_predictions_total")]
+    units = after["deploykit_confidence_count"] - before["deploykit_confidence_count"]
+    assert sum(counted) == units == after["deploykit_entropy_count"] - before["deploykit_entropy_count"] > 400
 
 
 @pytest.mark.parametrize("place", ["check", "request", "running"])

@@ -1,21 +1,23 @@
 """Headers that are too many, too long, or without an end: in this process, and as bytes to a real server."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
+import time
 
 import pytest
 import uvicorn
 from asgi import BODY, PREDICT, assert_problem, metrics
 
-from deploykit.serving.http import heads
-from deploykit.serving.http.heads import MOST, MOST_BYTES, BoundedProtocol
+from deploykit.serving.http import connections
+from deploykit.serving.http.connections import MAX_HEAD_BYTES, MAX_HEADERS, Connection
 
 START = b"POST / HTTP/1.1\r\nhost: a\r\n"
 
 
-@pytest.mark.parametrize("extra", [{f"x-{i}": "a" for i in range(MOST)}, {"x-long": "a" * MOST_BYTES}])
+@pytest.mark.parametrize("extra", [{f"x-{i}": "a" for i in range(MAX_HEADERS)}, {"x-long": "a" * MAX_HEAD_BYTES}])
 def test_headers_that_are_too_many_or_too_long(client, extra):
     assert_problem(client.post(PREDICT, json_body=BODY, headers=extra), 431, "send fewer or shorter")
     assert_problem(client.get("/nowhere", headers=extra), 431, "send fewer or shorter")
@@ -25,9 +27,9 @@ def test_headers_that_are_too_many_or_too_long(client, extra):
 
 
 def test_headers_up_to_the_bound(client):
-    some = {f"x-{i}": "a" for i in range(MOST - 4)}  # besides the key, the type, the length
+    some = {f"x-{i}": "a" for i in range(MAX_HEADERS - 4)}  # besides the key, the type, the length
     assert client.post(PREDICT, json_body=BODY, headers=some).status == 200
-    assert client.post(PREDICT, json_body=BODY, headers={"x-long": "a" * (MOST_BYTES - 200)}).status == 200
+    assert client.post(PREDICT, json_body=BODY, headers={"x-long": "a" * (MAX_HEAD_BYTES - 200)}).status == 200
 
 
 async def echo(scope, receive, send):
@@ -44,7 +46,7 @@ async def echo(scope, receive, send):
 def address():
     """Of a server that speaks the protocol."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(echo, http=BoundedProtocol, lifespan="off", log_config=None)
+    config = uvicorn.Config(echo, http=Connection, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
@@ -78,10 +80,10 @@ def conversation(address, pieces):
 @pytest.mark.parametrize(
     "pieces",
     [
-        [START + b"x: " + b"a" * (MOST_BYTES + 1)],
+        [START + b"x: " + b"a" * (MAX_HEAD_BYTES + 1)],
         [START, *[b"x-%d: %s\r\n" % (i, b"a" * 1000) for i in range(40)]],
-        [b"GET /" + b"a" * MOST_BYTES, b"a"],
-        [b"\r\n" * MOST_BYTES],
+        [b"GET /" + b"a" * MAX_HEAD_BYTES, b"a"],
+        [b"\r\n" * MAX_HEAD_BYTES],
     ],
     ids=["one header", "many headers", "a path", "nothing at all"],
 )
@@ -89,7 +91,7 @@ def test_a_request_without_an_end_is_cut_off(address, pieces):
     found = conversation(address, pieces)
     assert found.startswith(b"HTTP/1.1 431 ")
     assert b"application/problem+json" in found
-    assert json.loads(found.partition(b"\r\n\r\n")[2])["detail"] == heads.DETAIL
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["detail"] == connections.TOO_MANY_HEADERS
 
 
 def test_trailers_without_an_end_are_cut_off(address):
@@ -107,14 +109,78 @@ def test_bodies_are_not_headers(address):
     assert b"  200000" in conversation(address, [START + b"transfer-encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"])
 
 
-@pytest.mark.parametrize("offer", [b"h2c", b"TLS/1.0", b"foo, h2c", b"websocket"])
-@pytest.mark.parametrize("cut", [0, 20, 60])
-def test_an_offer_of_another_protocol_is_left_and_the_body_is_read(address, cut, offer):
-    head = START + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\nHTTP2-Settings: AAMAAABk\r\n"
-    request = head + b"content-length: 14\r\n\r\n\r\nUpgrade: h2c"  # which is a body's own business
-    assert conversation(address, [request[:cut], request[cut:]] if cut else [request]).count(b"      14") == 1
-    if offer != b"websocket":  # which the server answers before what was asked first
-        assert conversation(address, [request * 2]).startswith(b"HTTP/1.1 200")
+OFFERS = [
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    b"Connection: keep-alive, upgrade\r\nUPGRADE:TLS/1.0\r\n",
+    b"upgrade: foo, h2c\r\nupgrade: websocket\r\nconnection: upgrade\r\n",
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n",
+]
+LAST = START + b"connection: close\r\ncontent-length: 3\r\n\r\nabc"
+HIDDEN = b"GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n"  # which is a body's own business
+
+
+def sizes(answers):
+    """The sizes of the bodies that were read, one for each answer."""
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 200 OK")
+    return [int(answer[-8:]) for answer in answers.split(b"HTTP/1.1 200 OK")[1:]]
+
+
+def offering(offer, chunked=False):
+    """A request that offers to go on in another protocol, and whose body looks like a request."""
+    if chunked:
+        return START + offer + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+    return START + offer + b"Content-Length: %d\r\n\r\n%s" % (len(HIDDEN), HIDDEN)
+
+
+def answers_in_two_packets(address, request, cuts):
+    """Sends a request once for each place where it is cut in two; returns what each connection has answered."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in cuts]
+        for connection, cut in zip(opened, cuts, strict=True):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(request[:cut])
+        time.sleep(0.3)
+        for connection, cut in zip(opened, cuts, strict=True):
+            with contextlib.suppress(ConnectionError):  # the server may have hung up
+                connection.sendall(request[cut:])
+        return [everything(connection) for connection in opened]
+
+
+def everything(connection):
+    """Reads until the server hangs up."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("offer", OFFERS, ids=["h2c", "TLS", "several", "websocket"])
+def test_an_offer_of_another_protocol_is_ignored_wherever_it_is_cut(address, offer, chunked):
+    request = offering(offer, chunked)
+    for answer in answers_in_two_packets(address, request + LAST, range(1, len(request))):
+        assert sizes(answer) == [len(HIDDEN), 3]
+
+
+@pytest.mark.parametrize("offer", OFFERS, ids=["h2c", "TLS", "several", "websocket"])
+def test_an_offer_of_another_protocol_is_ignored_byte_by_byte_and_between_other_requests(address, offer):
+    request, plain = offering(offer), LAST.replace(b"connection: close\r\n", b"")
+    whole = plain + request + request + LAST
+    for answer in answers_in_two_packets(address, whole, [1, len(plain) + len(request) - 20, len(whole) - 1]):
+        assert sizes(answer) == [3, len(HIDDEN), len(HIDDEN), 3]
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in request + LAST:
+            connection.sendall(bytes([byte]))
+        assert sizes(everything(connection)) == [len(HIDDEN), 3]
+
+
+def test_a_tunnel_is_refused_and_what_follows_is_not_read_as_a_request(address):
+    request = b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(HIDDEN), HIDDEN)
+    for answer in answers_in_two_packets(address, request, range(1, len(request) - 1, 7)):
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_many_requests_on_one_connection_are_not_one(address):

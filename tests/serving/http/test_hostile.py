@@ -34,7 +34,7 @@ def test_a_slice_of_the_attack(package, tmp_path):
     assert {"200", "400", "401", "404", "405", "415", "422"} <= set(found["answers"])
 
 
-@pytest.mark.parametrize("shape", [[9] * 300_000, [10**4000] * 250])
+@pytest.mark.parametrize("shape", [[9] * 8000, [10**4000] * 250])
 def test_a_shape_that_takes_long_to_multiply_is_not_multiplied(client, shape):
     start = time.monotonic()
     answer = client.post(INFER, json_body={"inputs": [tensor(shape=shape)]})
@@ -50,7 +50,7 @@ def test_there_are_not_as_many_mistakes_as_bytes(client, name):
     assert_problem(answer, 422, "does not fit")
     assert "too" in answer.json()["errors"][-1]["message"] or "at most" in answer.json()["errors"][-1]["message"]
     answer = client.post(INFER, json_body={"inputs": [tensor()], name: [{}] * 250_000})
-    assert_problem(answer, 400, "objects and names")
+    assert_problem(answer, 400, "values and names")
     assert time.monotonic() - start < 2  # and not 6
 
 
@@ -93,11 +93,12 @@ def test_two_keys_are_none(client, alice, monkeypatch):
 @pytest.mark.parametrize(
     "headers", [{"range": "bytes=0-0,5-9"}, {"range": "bytes=--5"}, {"if-none-match": "*"}, {"if-match": "a"}]
 )
-def test_files_are_given_whole(serve, package, key_file, headers):
+@pytest.mark.parametrize("path", ["/ui/app.js", "/schema.json"])
+def test_what_is_asked_for_in_parts_is_given_whole(serve, package, key_file, path, headers):
     client = serve(package)
     key = {"x-api-key": keys.add(key_file, "docs", ["docs"])}
-    whole = client.get("/static_content/swagger-ui.css", headers=key)
-    answer = client.get("/static_content/swagger-ui.css", headers={**key, **headers})
+    whole = client.get(path, headers=key)
+    answer = client.get(path, headers={**key, **headers})
     assert (answer.status, answer.content) == (200, whole.content)
 
 
@@ -106,6 +107,8 @@ def test_a_second_text_is_not_read_once_for_each_word_of_the_first_however_long(
 ):
     client = serve(make_package(tmp_path / "p", pair=True).path)
     key = {"x-api-key": keys.add(key_file, "why", ["explain"])}
-    answer = client.post("/v1/explain", json_body={"text": "a b", "text_pair": "a" * 20_001}, headers=key)
+    answer = client.post("/v1/explain", json_body={"texts": ["a b"], "text_pairs": ["a" * 20_001]}, headers=key)
     assert_problem(answer, 422, "does not fit")
-    assert answer.json()["errors"] == [{"where": "text_pair", "message": "String should have at most 20000 characters"}]
+    assert answer.json()["errors"] == [
+        {"where": "text_pairs.0", "message": "String should have at most 20000 characters"}
+    ]

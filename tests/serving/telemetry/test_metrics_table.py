@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from asgi import PREDICT, metrics
 from test_launch import ask
@@ -72,6 +73,7 @@ def test_the_features_of_the_cpu_and_those_that_were_counted_on(serve, make_pack
 
 WORKER = """
 import sys
+import numpy as np
 from deploykit.serving.telemetry.metrics import Metrics
 
 number = int(sys.argv[1])
@@ -79,7 +81,7 @@ metrics = Metrics(["/v1/predict", "unknown"], ["a", "b"])
 metrics.status("/v1/predict", 200)
 metrics.tokens.inc(10 * number)
 metrics.queue_seconds.observe(number)
-metrics.predicted("a", 0.9, 0.1)
+metrics.predicted(["a", "b"], np.array([0]), np.array([0.9]), np.array([0.1]))
 metrics.queue_items.set(number)
 metrics.queue_oldest.set(number)
 metrics.drift.labels("length").set(number / 10)
@@ -178,3 +180,20 @@ def test_two_real_workers_are_one_page(package, key_file, tmp_path):
     assert page.count("deploykit_model_info{") == 1
     told = float(re.search(r"^deploykit_process_resident_bytes (.+)$", page, re.M)[1])
     assert told == pytest.approx(memory, rel=0.1)
+
+
+def test_values_that_are_observed_at_once_are_those_observed_one_by_one():
+    values = [0.0, 0.05, 0.1, 0.125, 0.5, 0.9, 1.0, 7.0]
+    pages = []
+    for all_at_once in (False, True):
+        counted = Metrics(["/"], [])
+        if all_at_once:
+            counted.entropy.observe_all(np.array(values))
+            counted.entropy.observe_all(np.array([]))
+        else:
+            for value in values:
+                counted.entropy.observe(value)
+        lines = counted.page().decode().splitlines()
+        pages.append([line for line in lines if line.startswith("deploykit_entropy_") and "_created" not in line])
+    assert pages[0] == pages[1]
+    assert "deploykit_entropy_count 8.0" in pages[0]

@@ -214,10 +214,10 @@ function filled(ids) {
 
 async function predict() {
   const [text, second] = [at("text").value, at("second").value];
-  const body = model.pair ? { texts: [text], text_pairs: [second] } : { texts: [text] };
+  const body = { texts: [text], ...(model.pair && { text_pairs: [second] }) };
   const { content, elapsed, timing } = await ask("v1/predict", body);
   const [answer] = content.predictions;
-  answered = model.pair ? { text, text_pair: second } : { text };
+  answered = body;
   at("prediction").replaceChildren(...prediction(answer, text, model.labels));
   at("reading").replaceChildren(...reading(answer));
   at("time").replaceChildren(...time(elapsed, timing));
@@ -235,7 +235,7 @@ async function predict() {
 
 async function tellWhy() {
   const { content, elapsed, timing } = await ask("v1/explain", { ...answered, label: at("target").value });
-  at("explanation").replaceChildren(...explanation(content, answered.text));
+  at("explanation").replaceChildren(...explanation(content, answered.texts[0]));
   at("why-time").replaceChildren(...time(elapsed, timing));
   reachable();
   const [first] = [...content.parts].sort((one, other) => Math.abs(other.weight) - Math.abs(one.weight));

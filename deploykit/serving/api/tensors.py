@@ -1,0 +1,129 @@
+"""Tensors of the Open Inference Protocol (version 2), as JSON or, by its binary extension, as bytes after the JSON.
+
+Keys that this service does not know are ignored, as the protocol wants it; a parameter that asks for what it cannot do
+is refused by its name.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+MAX_DIMENSIONS = 8  # of a shape, before its sizes are multiplied
+BINARY_SIZE, BINARY_OUTPUT, BINARY_OUTPUTS = "binary_data_size", "binary_data", "binary_data_output"
+LENGTH = struct.Struct("<I")  # before each text
+UNSUPPORTED = {
+    **dict.fromkeys(("shared_memory_region", "shared_memory_byte_size"), "send the data in the request"),
+    **dict.fromkeys(("sequence_id", "sequence_start", "sequence_end"), "nothing is kept from one request to the next"),
+    "classification": "ask for the output scores",
+}
+Parameters = dict[str, Any]
+
+
+class Named(BaseModel):
+    """Something with a name and parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    parameters: Parameters | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _supported(cls, parameters: Parameters | None) -> Parameters | None:
+        return supported(parameters)
+
+
+class Output(Named):
+    """An output that is asked for."""
+
+
+class Tensor(Named):
+    """A tensor; its data may be nested as its shape is, and become flat, or follow the JSON."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_DIMENSIONS)]
+    datatype: Literal["BYTES", "FP32"]
+    data: list[Any] | None = Field(default=None, description="left out where `parameters.binary_data_size` is there")
+
+    @field_validator("data")
+    @classmethod
+    def _flat(cls, data: list[Any] | None, known: ValidationInfo) -> list[Any] | None:
+        for size in known.data.get("shape", [])[1:]:
+            if data is None or not all(isinstance(part, list) and len(part) == size for part in data):
+                break
+            data = [value for part in data for value in part]
+        return data
+
+
+def supported(parameters: Parameters | None) -> Parameters | None:
+    """Returns parameters, of which those are ignored that nobody knows.
+
+    Raises:
+        ValueError: one asks for what this service cannot do.
+    """
+    for name in parameters or ():
+        if name in UNSUPPORTED:
+            raise ValueError(f"the parameter {name} is not supported: {UNSUPPORTED[name]}")
+    return parameters
+
+
+def texts_of(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list[Tensor]:
+    """Returns tensors with their data: their own, or what follows the JSON.
+
+    Args:
+        tensors: of a request.
+        binary: what follows its JSON.
+        max_texts: that a tensor may hold; more are not read.
+
+    Raises:
+        ValueError: a tensor holds no texts, or its size is not that of its data.
+    """
+    rest, filled = memoryview(binary), list[Tensor]()
+    for tensor in tensors:
+        data, size = tensor.data, (tensor.parameters or {}).get(BINARY_SIZE)
+        if (data is None) == (size is None):
+            raise ValueError(f"the tensor {tensor.name} must have either data or the parameter {BINARY_SIZE}")
+        if tensor.datatype != "BYTES":
+            raise ValueError(f"the tensor {tensor.name} must hold texts, of the datatype BYTES")
+        if size is not None:
+            if type(size) is not int or not 0 <= size <= len(rest):
+                raise ValueError(
+                    f"the tensor {tensor.name} must have a {BINARY_SIZE} up to {len(rest)}, got {size!r:.20}"
+                )
+            data, rest = list(_texts(tensor.name, rest[:size], max_texts)), rest[size:]
+        filled.append(tensor.model_copy(update={"data": data}))
+    if rest:
+        raise ValueError(f"{len(rest)} bytes after the JSON belong to no tensor")
+    return filled
+
+
+def _texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
+    for _ in range(max_texts + 1):  # one too many is enough to refuse them
+        if not data:
+            return
+        size = LENGTH.unpack_from(data)[0] if len(data) >= LENGTH.size else len(data)
+        text, data = data[LENGTH.size : LENGTH.size + size], data[LENGTH.size + size :]
+        if len(text) != size:
+            raise ValueError(f"the tensor {name} ends within a text; each has its length before it, in 4 bytes")
+        try:
+            yield str(text, "utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"the tensor {name} must hold texts in UTF-8") from None
+
+
+def wants_binary(outputs: Sequence[Output] | None, parameters: Mapping[str, Any] | None, name: str) -> bool:
+    """Says whether the data of an output shall follow the JSON."""
+    own = [output.parameters or {} for output in outputs or () if output.name == name]
+    default = (parameters or {}).get(BINARY_OUTPUTS) is True
+    return any(found.get(BINARY_OUTPUT, default) is True for found in own or [{}])
+
+
+def as_binary(tensor: Tensor) -> tuple[Tensor, bytes]:
+    """Returns a tensor without its data, and the data as bytes."""
+    if tensor.datatype == "FP32":
+        data = np.array(tensor.data, "<f4").tobytes()
+    else:
+        data = b"".join(LENGTH.pack(len(text)) + text for text in (text.encode() for text in tensor.data or ()))
+    return tensor.model_copy(update={"data": None, "parameters": {BINARY_SIZE: len(data)}}), data
