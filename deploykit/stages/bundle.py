@@ -29,7 +29,7 @@ SERVED = (
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
 SERVING_PACKAGES = (
-    *("bentoml", "httptools", "numpy", "onnxruntime", "onnxruntime-gpu"),
+    *("bentoml", "httptools", "httpx", "numpy", "onnxruntime", "onnxruntime-gpu"),
     *("prometheus-client", "pydantic", "tokenizers", "uvloop"),
 )  # ONNX Runtime whatever was chosen: the float graph falls back to it
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
