@@ -27,6 +27,7 @@ from deploykit.serving.telemetry.logs import NEVER_READY
 HOST, PORT = "127.0.0.1", 3000
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
 READY_S = 60.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,8 @@ def _home(environ: Mapping[str, str], port: int) -> Path:
 
 
 def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as response:
+        with DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)
     except OSError:  # refused, no answer yet, or an error status
         return False
