@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import DataError, storage_errors
-from deploykit.serving.privacy.records import FEEDBACK, PATTERN, PREDICTION
+from deploykit.serving.privacy.record_files import PATTERN
+from deploykit.serving.privacy.records import FEEDBACK, PREDICTION
 
 COMMON = ("time", "client", "id", "index")
 NEEDED = {PREDICTION: (*COMMON, "model", "version", "text"), FEEDBACK: (*COMMON, "label")}
