@@ -194,7 +194,6 @@ def provider(private):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(jwks, "RETRY_S", 0.05)
-    monkeypatch.setattr(jwks, "FETCH_S", 0.5)
 
 
 def following(url, scenario):
@@ -204,7 +203,7 @@ def following(url, scenario):
         found = Tokens(url, ISSUER, AUDIENCE)
         found.start()
         try:
-            await asyncio.wait_for(scenario(found), 10)
+            await asyncio.wait_for(scenario(found), 30)
         finally:
             found.close()
         return found.failures
@@ -227,7 +226,7 @@ def answer(found, text):
 
 
 def test_new_keys_of_a_provider_are_found_and_it_is_not_asked_all_the_time(provider, private, made, monkeypatch):
-    monkeypatch.setattr(jwks, "RETRY_S", 0.5)
+    monkeypatch.setattr(jwks, "RETRY_S", 2.0)
 
     async def scenario(found):
         await until(lambda: answer(found, made("rsa")) == "jwt:anna")
@@ -279,8 +278,9 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("bad", BAD_ANSWERS)
-def test_tokens_wait_for_a_provider_that_answers_otherwise_and_are_taken_then(provider, made, bad):
+def test_tokens_wait_for_a_provider_that_answers_otherwise_and_are_taken_then(provider, made, monkeypatch, bad):
     good = provider["content"]
+    monkeypatch.setattr(jwks, "FETCH_S", 1.0)
 
     async def scenario(found):
         await until(lambda: found.failures)
@@ -294,6 +294,7 @@ def test_tokens_wait_for_a_provider_that_answers_otherwise_and_are_taken_then(pr
 
 def test_new_keys_are_found_after_an_answer_that_came_by_drops(provider, private, made, monkeypatch):
     monkeypatch.setattr(jwks, "REFRESH_S", 0.1)
+    monkeypatch.setattr(jwks, "FETCH_S", 1.0)
 
     async def scenario(found):
         await until(lambda: answer(found, made("rsa")) == "jwt:anna")
