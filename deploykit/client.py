@@ -73,6 +73,7 @@ class Explanation(Received):
     parts: list[Part]
 
 
+DIRECT = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}  # no proxy reaches this machine
 Outcome = httpx.Response | httpx.RequestError | None
 Steps = Generator[httpx.Request | float, Outcome, Any]  # a step: a request to send, or seconds to sleep
 
@@ -163,7 +164,7 @@ class Client(_Conversation):
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
         super().__init__(url, key, timeout_s=timeout_s, retries=retries)
-        self._http = httpx.Client(event_hooks={"response": [_bound]})
+        self._http = httpx.Client(event_hooks={"response": [_bound]}, mounts=DIRECT)
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Returns one answer a text, in the order asked.
@@ -241,7 +242,7 @@ class AsyncClient(_Conversation):
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
         super().__init__(url, key, timeout_s=timeout_s, retries=retries)
-        self._http = httpx.AsyncClient()
+        self._http = httpx.AsyncClient(mounts=DIRECT)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
@@ -278,7 +279,7 @@ class AsyncClient(_Conversation):
     async def _run(self, steps: Steps) -> Any:
         loop, outcome = asyncio.get_running_loop(), None  # type: tuple[asyncio.AbstractEventLoop, Outcome]
         if self._loop not in (None, loop):  # connections belong to the loop that opened them, and end with it
-            self._http = httpx.AsyncClient()
+            self._http = httpx.AsyncClient(mounts=DIRECT)
         self._loop = loop
         while True:
             try:

@@ -262,3 +262,14 @@ def test_who_waits_for_very_long_says_as_much_as_a_service_takes(predict, played
 def test_a_client_is_there_without_what_serves():
     assert deploykit.Client is Client
     assert deploykit.AsyncClient is AsyncClient
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_is_asked_for_a_service_on_this_machine(predict, played, monkeypatch, host):
+    url, _ = played((200, {}, GOOD))
+    proxy, seen = played()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    (found,) = predict(url.replace("127.0.0.1", host), retries=0)
+    assert found.label == "a"
+    assert seen == []

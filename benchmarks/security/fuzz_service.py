@@ -173,8 +173,8 @@ def ask(address: tuple[str, int], number: int, case: Case, key: str, findings: F
 
 def get(url: str, key: str = "") -> bytes:
     """Reads a page."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, headers={"x-api-key": key} if key else {}), timeout=LIMIT_S) as page:
+    asked = urllib.request.Request(url, headers={"x-api-key": key} if key else {})
+    with launch.DIRECT.open(asked, timeout=LIMIT_S) as page:
         content: bytes = page.read()
         return content
 

@@ -53,7 +53,7 @@ class Memory(threading.Thread):
 def resident(url: str, key: str) -> float:
     """Returns the resident bytes of the service's process."""
     asked = urllib.request.Request(f"{url}/metrics", headers={"x-api-key": key})
-    with urllib.request.urlopen(asked, timeout=30) as response:
+    with launch.DIRECT.open(asked, timeout=30) as response:
         found = re.search(r"^deploykit_process_resident_bytes (\S+)$", response.read().decode(), re.MULTILINE)
     if found is None:
         raise SystemExit("the service does not say how much memory it takes")

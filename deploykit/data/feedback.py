@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit.artifact.record_files import FEEDBACK, PATTERN, PREDICTION
+from deploykit.artifact.record_format import FEEDBACK, PATTERN, PREDICTION
 from deploykit.errors import DataError, storage_errors
 
 COMMON = ("time", "client", "id", "index")

@@ -21,12 +21,13 @@ from pathlib import Path
 from deploykit.artifact import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.preflight import require
-from deploykit.serving.settings import AUTH, DRAIN, JWT, KEYS, PACKAGE, RECORDS, SIGNED_BY, drain_file, load
+from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, absolute, drain_file, load
 from deploykit.serving.telemetry.logs import NEVER_READY
 
 HOST, PORT = "127.0.0.1", 3000
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
 READY_S = 60.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,14 @@ def plan(
         >>> os.execve(launch.argv[0], launch.argv, launch.env)  # doctest: +SKIP
     """
     host = _address(host)
-    env = {name: value for name, value in environ.items() if name != PACKAGE}
-    if keys is not None:
-        env[KEYS] = str(keys.resolve())
+    named = {KEYS: str(keys)} if keys is not None else {}
+    env = absolute({name: value for name, value in environ.items() if name != PACKAGE} | named)
     settings, artifact = load(package, env)
     require(settings)
-    if settings.jwt is not None:
-        env[JWT[0]] = settings.jwt[0]
     if settings.signed_by is not None:  # before any of its code runs, which could skip the check
         artifact.verify()
         signing.check(artifact, settings.signed_by)
-        env |= {SIGNED_BY: str(settings.signed_by.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
-    if settings.records_folder is not None:
-        env[RECORDS] = str(settings.records_folder)  # which may have been relative to where we are
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
     _require_free(host, port)
     env["BENTOML_HOME"] = str(home := _home(env, port))
     with storage_errors(home, "BENTOML_HOME"):
@@ -248,9 +244,8 @@ def _home(environ: Mapping[str, str], port: int) -> Path:
 
 
 def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as response:
+        with DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)
     except OSError:  # refused, no answer yet, or an error status
         return False

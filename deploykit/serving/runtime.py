@@ -68,7 +68,7 @@ class Runtime:
     def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
         self.settings = settings
         self.keys = None if settings.keys is None else Keys(settings.keys)
-        self.tokens = Tokens(*settings.jwt) if settings.jwt else None
+        self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.traces = Traces(artifact.manifest.name, artifact.manifest.key[:12]) if settings.traces else None
         self.metrics = Metrics(routes, artifact.manifest.labels)
@@ -86,6 +86,8 @@ class Runtime:
     def start(self) -> None:
         """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
         threading.Thread(target=self._keep_looking, name="gauges", daemon=True).start()
+        if self.tokens is not None:
+            self.tokens.start()
         self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
         start = perf_counter()
@@ -130,6 +132,8 @@ class Runtime:
         self.fault = "the service is stopping"
         if self._watchdog is not None:
             self._watchdog.close()
+        if self.tokens is not None:
+            self.tokens.close()
         if self.traces is not None:
             self.traces.close()
         if self._batcher is not None:

@@ -9,6 +9,9 @@ read the metrics belongs to the machine, and comes from the environment:
     DEPLOYKIT_REDIS           redis://HOST:PORT of what replicas count limits in; default: each counts for itself
     DEPLOYKIT_JWKS            a file, or an https URL, of an identity provider's keys: its tokens are taken, too,
                               with DEPLOYKIT_JWT_ISSUER and DEPLOYKIT_JWT_AUDIENCE, which must be set with it
+    DEPLOYKIT_JWT_LIMITS      what each subject of such a token may ask for, as NAME=NUMBER separated by commas, of
+                              requests_per_minute, requests_per_day, tokens_per_minute and concurrency; default: no
+                              limits, as for keys
     DEPLOYKIT_CORS_ORIGINS    origins of the web pages that may ask from a browser, separated by commas; default: none
     DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
                               default: `drain` below BENTOML_HOME
@@ -26,6 +29,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -33,18 +37,20 @@ from deploykit.artifact import Artifact, ServeOptions, signing
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
-from deploykit.serving.access.keys import default_path, listing
+from deploykit.serving.access.keys import LIMITS, ClientLimits, default_path, listing
 from deploykit.serving.http import cors
 from deploykit.serving.telemetry import traces
 
 PREFIX = "DEPLOYKIT_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
 METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
 DRAIN, HOME, CORS = "DEPLOYKIT_DRAIN", "BENTOML_HOME", "DEPLOYKIT_CORS_ORIGINS"
 SIGNED_BY, RECORDS = "DEPLOYKIT_SIGNED_BY", "DEPLOYKIT_RECORDS"
 JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
-SECURE = ("https://", "http://127.0.0.1:", "http://localhost:")
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, RECORDS, *JWT)
+JWT_LIMITS = "DEPLOYKIT_JWT_LIMITS"
+NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, RECORDS, *JWT, JWT_LIMITS)
+PATHS = (KEYS, DRAIN, SIGNED_BY, RECORDS, JWT[0])  # variables that name a file or a directory
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -60,6 +66,7 @@ class Settings(ServeOptions):
     redis: SecretStr | None
     drain: Path
     jwt: tuple[str, str, str] | None
+    jwt_limits: ClientLimits
     cors_origins: frozenset[str]
     metrics_public: bool
     traces: bool
@@ -85,6 +92,7 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         InputError: a variable has a value that makes no sense.
     """
     _warn_of_unknown(environ)
+    environ = absolute(environ)
     package = Path(environ.get(PACKAGE) or package).resolve()
     artifact = Artifact.load(package)
     if artifact.manifest.kind != "package":
@@ -99,15 +107,26 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
         redis=_redis(environ),
         drain=drain_file(environ),
         jwt=_jwt(environ),
+        jwt_limits=_jwt_limits(environ),
         cors_origins=_origins(environ),
         signed_by=_signer(environ),
-        records_folder=Path(environ[RECORDS]).resolve() if environ.get(RECORDS) else None,
+        records_folder=Path(environ[RECORDS]) if environ.get(RECORDS) else None,
         metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
         traces=traces.wanted(environ),
         cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
         **artifact.manifest.serve.model_dump(),
     )
     return settings, artifact
+
+
+def absolute(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment whose files are named by absolute paths, since a worker runs in another directory.
+
+    Links stay as they are: what they point to may be exchanged while the service runs.
+    """
+    named = {name: environ[name].strip() for name in PATHS if environ.get(name, "").strip()}
+    paths = {name: value if "://" in value else str(Path(value).absolute()) for name, value in named.items()}
+    return {**environ, **paths}
 
 
 def drain_file(environ: Mapping[str, str] = os.environ) -> Path:
@@ -185,11 +204,37 @@ def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
         return None
     if missing := [name for name, value in zip(JWT, found, strict=True) if not value]:
         raise InputError(f"{' and '.join(missing)} must be set, too: all of {', '.join(JWT)} or none.")
-    if "://" in jwks and not jwks.startswith(SECURE):
+    if "://" in jwks and not _secure(jwks):
         raise InputError(
             f"{JWT[0]} must be a file or an https URL, got {jwks!r}: keys must not be changed on their way."
         )
-    return jwks if "://" in jwks else str(Path(jwks).resolve()), issuer, audience
+    return jwks, issuer, audience
+
+
+def _secure(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if parts.scheme == "http":
+        return parts.hostname in LOOPBACK
+    return parts.scheme == "https" and bool(parts.hostname)
+
+
+def _jwt_limits(environ: Mapping[str, str]) -> ClientLimits:
+    value = environ.get(JWT_LIMITS, "").strip()
+    if value and not environ.get(JWT[0], "").strip():
+        raise InputError(f"{JWT_LIMITS} limits tokens, and none are taken. Set {', '.join(JWT)}, or do not set it.")
+    limits: dict[str, str] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, _, number = (side.strip() for side in part.partition("="))
+        if name not in LIMITS:
+            near = did_you_mean(name, LIMITS)
+            raise InputError(f"{JWT_LIMITS} names {name!r}, which is no limit{near}. There are: {', '.join(LIMITS)}.")
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"{JWT_LIMITS}: {name} must be a whole number of at least 1, got {number!r}.")
+        limits[name] = number
+    return ClientLimits.model_validate(limits)
 
 
 def _cores(environ: Mapping[str, str]) -> int | None:

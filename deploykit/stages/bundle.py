@@ -29,8 +29,8 @@ SERVED = (
 )  # what a service needs, as patterns below the package: the one list that packages, bentofile.yaml and tests follow
 NOT_SERVED = ("engines/torch.py",)  # the reference engine, which needs torch
 SERVING_PACKAGES = (
-    *("bentoml", "httptools", "numpy", "onnxruntime", "onnxruntime-gpu"),
-    *("prometheus-client", "pydantic", "tokenizers", "uvloop"),
+    *("bentoml", "httptools", "httpx", "numpy", "onnxruntime", "onnxruntime-gpu"),
+    *("prometheus-client", "pydantic", "python-stdnum", "tokenizers", "uvloop"),
 )  # ONNX Runtime whatever was chosen: the float graph falls back to it
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 

@@ -18,6 +18,7 @@ import pytest
 
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, MANIFEST, sha256_of
 from deploykit.artifact.execution import Execution
+from deploykit.cli import demo
 from deploykit.errors import ArtifactError, BusyError, InputError, StorageError
 from deploykit.inference.predictor import Predictor
 from deploykit.serving import launch, preflight
@@ -287,6 +288,14 @@ def test_keys_for_tokens_are_named_from_where_the_command_is_run(package, key_fi
     named = {"DEPLOYKIT_JWKS": "jwks.json", "DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"}
     plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **named))
     assert plan.env["DEPLOYKIT_JWKS"] == str(tmp_path / "jwks.json")
+
+
+def test_no_proxy_is_asked_for_what_the_demo_serves(package, key_file, tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines = list(demo.ask(package, key_file))
+    assert [line.split()[0] for line in lines[1:5]] == ["200", "200", "200", "401"]
 
 
 def test_only_what_was_started_can_be_drained(tmp_path):

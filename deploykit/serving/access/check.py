@@ -4,21 +4,17 @@ Also what is known of who was let in, and why somebody was not, for whatever che
 """
 
 import hashlib
-import logging
 import re
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from deploykit.errors import InputError
-from deploykit.serving.access.keys import LIMITS, Key, Scope, listing
+from deploykit.serving.access.keys import LIMITS, Scope, listing
+from deploykit.serving.access.watched_file import WatchedFile
 
 KEY = re.compile(r"dk_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 POLL_S = 1.0  # how often a running service looks whether the file has changed
-
-logger = logging.getLogger("deploykit.serving")
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,15 @@ class Keys:
     """The keys of a running service, which follow their file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = self._broken = self._stamp()  # before the file is read: what changes in between is seen next time
-        self._keys = self._read()
-        self._looked = time.monotonic()
-        self.failures = 0
+        self._file = WatchedFile("keys", path, lambda path: {(key.id, key.sha256): key for key in listing(path)})
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._file.content)
+
+    @property
+    def failures(self) -> int:
+        """How often a changed key file could not be read."""
+        return self._file.failures
 
     def check(self, text: str | None, scope: Scope) -> Client | Refusal:
         """Decides whether a key opens a scope.
@@ -66,15 +63,15 @@ class Keys:
             text: the key as the client sent it; None when it sent none.
             scope: what the route needs.
         """
-        self._follow()
+        self._file.look(POLL_S)
         if not text:
             return Refusal(401, "auth_missing", "this route needs a key: send it as `Authorization: Bearer dk_...`")
         match = KEY.fullmatch(text)
         identity, secret = match.groups() if match else ("", "")
         mark = identity, hashlib.sha256(secret.encode()).hexdigest()
-        if mark not in self._keys:
-            self._follow(at_once=True)
-        key = self._keys.get(mark)
+        if mark not in self._file.content:
+            self._file.look(POLL_S, at_once=True)
+        key = self._file.content.get(mark)
         if key is None:
             return Refusal(401, "auth_invalid", "the key is not one of this service's keys")
         now = datetime.now(UTC)
@@ -97,41 +94,5 @@ class Keys:
     def next_expiry(self) -> float | None:
         """Returns the time, in seconds since 1970, at which the next key expires; None where none does."""
         now = datetime.now(UTC)
-        ends = [key.expires.timestamp() for key in self._keys.values() if key.expires is not None and key.expires > now]
-        return min(ends, default=None)
-
-    def _follow(self, *, at_once: bool = False) -> None:
-        """Reads the file again when it has changed; a broken one leaves the keys as they are.
-
-        Args:
-            at_once: looks even if it has just looked, but leaves a file alone that it knows, or knows to be broken.
-        """
-        now = time.monotonic()
-        if now - self._looked < POLL_S and not at_once:
-            return
-        stamp = self._stamp()
-        if at_once and stamp == self._broken:
-            return
-        self._looked = now
-        if stamp == self._seen:
-            return
-        try:
-            self._keys = self._read()
-        except InputError as error:  # tried again until it can be read: new permissions change no stamp
-            self.failures += 1
-            if stamp != self._broken:
-                logger.error("keys stay as they were: %s", error)
-            self._broken = stamp
-        else:
-            self._seen = self._broken = stamp
-            logger.info("keys read again: %d", len(self._keys))
-
-    def _read(self) -> dict[tuple[str, str], Key]:
-        return {(key.id, key.sha256): key for key in listing(self._path)}
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        ends = [key.expires for key in self._file.content.values() if key.expires is not None and key.expires > now]
+        return min(ends).timestamp() if ends else None

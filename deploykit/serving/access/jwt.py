@@ -2,37 +2,32 @@
 
 A token is taken when it is signed by RS256 or ES256 with a key of the provider's set (JWKS, from a file or a URL), was
 issued by that provider for this service, and is valid now. Its scopes are those of ours that its claim `scope` names,
-and its client is its subject. The set is fetched in the background and kept when the provider is away: a request
-never waits for it.
+and its client is its subject. What each subject may ask for is a setting, which the claim `deploykit_limits` may lower.
+A set in a file is followed as the key file is; one at a URL is fetched in the background, and no request waits for it.
 """
 
-import asyncio
 import hashlib
 import json
-import logging
 import re
-import time
-import urllib.request
-from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from deploykit.errors import InputError, extra_missing
+from deploykit.serving.access import check
 from deploykit.serving.access.check import Client, Refusal
-from deploykit.serving.access.keys import SCOPES, Scope
-from deploykit.serving.settings import SECURE
+from deploykit.serving.access.jwks import KeySet, RemoteKeys
+from deploykit.serving.access.keys import LIMITS, SCOPES, ClientLimits, Scope
+from deploykit.serving.access.watched_file import WatchedFile
+from deploykit.serving.problems import Problem, retry_after
 
 ALGORITHMS = ("RS256", "ES256")  # never what the token itself asks for
-REFRESH_S = 300.0
-AGAIN_S = 10.0  # at the earliest, where a token names a key that nobody knows
-FETCH_S, MOST_BYTES = 5.0, 1_000_000
 LEEWAY_S = 30  # clocks of two machines may differ
+CLAIM = "deploykit_limits"
+NO_LIMITS = ClientLimits()
 CLIENT = re.compile(r"[^\w.@/|-]")  # what is not logged of a subject
 SHOWN = 40  # characters of it
-AWAY = (OSError, ValueError, HTTPException, InputError)  # what a provider may do to those who ask for its keys
-
-logger = logging.getLogger("deploykit.serving")
 
 
 class Tokens:
@@ -42,25 +37,36 @@ class Tokens:
         jwks: a file, or a URL, of the provider's keys.
         issuer: what the claim `iss` must be.
         audience: what the claim `aud` must hold.
+        limits: of each subject; none by default.
 
     Raises:
         InputError: the file cannot be read or holds no such key.
         MissingExtraError: the library is not installed.
     """
 
-    def __init__(self, jwks: str, issuer: str, audience: str) -> None:
-        self.failures = 0
+    def __init__(self, jwks: str, issuer: str, audience: str, limits: ClientLimits = NO_LIMITS) -> None:
         self._jwt = _library()
-        self._source, self._issuer, self._audience = jwks, issuer, audience
-        self._keys: Mapping[str, Any] = {}
-        self._looked = float("-inf")
-        self._fetching: asyncio.Task[None] | None = None
-        try:
-            self._look()
-        except AWAY as error:  # it is asked again later
-            if not self._remote:
-                raise
-            self._failed(error)
+        self._source, self._issuer, self._audience, self._limits = jwks, issuer, audience, limits
+        self._set: WatchedFile[KeySet] | RemoteKeys
+        if "://" in jwks:
+            self._set = RemoteKeys(jwks, self._parsed)
+        else:
+            self._set = WatchedFile("keys for tokens", Path(jwks), lambda path: self._parsed(_read(path)))
+
+    @property
+    def failures(self) -> int:
+        """How often the keys could not be read or fetched."""
+        return self._set.failures
+
+    def start(self) -> None:
+        """Begins to fetch the keys of a provider at a URL, in the event loop that runs."""
+        if isinstance(self._set, RemoteKeys):
+            self._set.start()
+
+    def close(self) -> None:
+        """Ends that."""
+        if isinstance(self._set, RemoteKeys):
+            self._set.close()
 
     @staticmethod
     def is_one(text: str) -> bool:
@@ -73,12 +79,14 @@ class Tokens:
         Args:
             text: the token as the client sent it.
             scope: what the route needs.
+
+        Raises:
+            Problem: 503 the provider's keys are not there yet.
         """
         jwt = self._jwt
         try:
             header = jwt.get_unverified_header(text)
-            key = self._keys.get(str(header.get("kid", "")))
-            self._follow(known=key is not None)
+            key = self._key(str(header.get("kid", "")))
             if key is None or header.get("alg") not in ALGORITHMS:
                 return Refusal(401, "auth_invalid", "the token is not signed by a key that this service trusts")
             claims = jwt.decode(
@@ -102,39 +110,36 @@ class Tokens:
             opens = ", ".join(name for name in SCOPES if name in granted) or "nothing"
             detail = f"the token lacks the scope {scope!r} that this route needs; it opens {opens}"
             return Refusal(403, "auth_scope", detail)
+        try:
+            limits = self._lowered(claims.get(CLAIM, {}))
+        except ValidationError:
+            detail = f"the token's claim {CLAIM} must be an object of whole numbers from 1 on: {', '.join(LIMITS)}"
+            return Refusal(401, "auth_invalid", detail)
         name = _name(str(claims["sub"]))
-        return Client(name, name)
+        return Client(name, name, **limits)
 
-    def _follow(self, *, known: bool) -> None:
-        """Fetches the keys anew when it is time, or when somebody names one that is not there, but not all the time."""
-        since = time.monotonic() - self._looked
-        if since >= (REFRESH_S if known else AGAIN_S) and (self._fetching is None or self._fetching.done()):
-            self._fetching = asyncio.get_running_loop().create_task(self._refresh())
+    def _key(self, identity: str) -> Any:
+        """Returns a key of the set, None where it has no such key."""
+        self._set.look(check.POLL_S)
+        if identity not in self._set.content:
+            self._set.look(check.POLL_S, at_once=True)
+        if not self._set.content:
+            detail = "the identity provider's keys are not here yet; try again, or use a key of this service"
+            raise Problem(503, "not_ready", detail, headers=retry_after(1))
+        return self._set.content.get(identity)
 
-    async def _refresh(self) -> None:
+    def _lowered(self, claim: Any) -> dict[str, int | None]:
+        """Returns the limits of a token: of each kind the lower of the setting and the claim."""
+        asked = ClientLimits.model_validate(claim, strict=True)
+        pairs = {name: (getattr(self._limits, name), getattr(asked, name)) for name in LIMITS}
+        return {name: min(filter(None, pair), default=None) for name, pair in pairs.items()}
+
+    def _parsed(self, content: bytes) -> KeySet:
         try:
-            await asyncio.to_thread(self._look)
-        except AWAY as error:
-            self._failed(error)
-
-    def _look(self) -> None:
-        self._looked = time.monotonic()
-        self._keys = self._parsed(_fetch(self._source) if self._remote else _read(self._source))
-
-    @property
-    def _remote(self) -> bool:
-        return "://" in self._source
-
-    def _failed(self, error: Exception) -> None:
-        self.failures += 1
-        logger.error("keys for tokens stay as they were: %s", error)
-
-    def _parsed(self, content: bytes) -> dict[str, Any]:
-        try:
-            found = self._jwt.PyJWKSet.from_dict(json.loads(content)).keys
+            parsed = self._jwt.PyJWKSet.from_dict(json.loads(content)).keys
         except (ValueError, TypeError, AttributeError, self._jwt.PyJWTError) as error:
             raise InputError(f"{self._source} holds no set of keys (JWKS): {error}") from error
-        keys = {str(key.key_id): key for key in found if key.key_id and key.algorithm_name in ALGORITHMS}
+        keys = {str(key.key_id): key for key in parsed if key.key_id and key.algorithm_name in ALGORITHMS}
         if not keys:
             raise InputError(f"{self._source} has no key with an id for {' or '.join(ALGORITHMS)}")
         return keys
@@ -165,27 +170,8 @@ def _name(subject: str) -> str:
     return f"jwt:{found}" if found == subject else f"jwt:{found}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"
 
 
-def _read(path: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
-
-
-class _Secure(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where keys cannot be changed on their way."""
-
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
-        """Refuses other targets."""
-        if not newurl.startswith(SECURE):
-            raise OSError(f"{req.full_url} redirects to {newurl}, which is neither https nor this machine")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _fetch(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"accept": "application/json"})  # noqa: S310  https only
-    with urllib.request.build_opener(_Secure).open(request, timeout=FETCH_S) as response:
-        content: bytes = response.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{url} answers with more than {MOST_BYTES} bytes")
-    return content

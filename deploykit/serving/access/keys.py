@@ -25,14 +25,25 @@ from deploykit.methods import did_you_mean
 
 Scope = Literal["predict", "explain", "metrics", "docs", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-LIMITS = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "concurrency")
 OVERLAP = timedelta(days=1)  # how long an old key and its successor are both valid
 
 
-class Key(BaseModel):
-    """What is kept of a key: never the secret."""
+class ClientLimits(BaseModel):
+    """How much a client may ask for; None is no limit. `concurrency` is of each replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_day: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+
+
+LIMITS = tuple(ClientLimits.model_fields)
+
+
+class Key(ClientLimits):
+    """What is kept of a key: never the secret."""
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
@@ -43,10 +54,6 @@ class Key(BaseModel):
     expires: AwareDatetime | None = None
     disabled: bool = False
     rotated: bool = False
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    requests_per_day: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    concurrency: int | None = Field(default=None, ge=1)
 
 
 class KeyFile(BaseModel):

@@ -19,7 +19,7 @@ PATH = "/v1/feedback"
 
 
 class FeedbackResponse(Wire):
-    """Whether the feedback is kept; it is not where the answer is not in the sample."""
+    """True if stored; false if the answer was not sampled for recording, or if another replica recorded it."""
 
     recorded: bool
 
@@ -53,7 +53,7 @@ def take(asked: Any, call: Call, records: Recorder | None) -> FeedbackResponse:
     """
     if records is None:
         raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
-    if not records.sampled(asked.id, asked.index):
+    if not records.recorded(call.client.name, asked.id, asked.index):
         return FeedbackResponse(recorded=False)
     if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
         detail = "feedback comes faster than it can be written; send it again later"

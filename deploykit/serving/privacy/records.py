@@ -1,31 +1,32 @@
 """Sampled records: what was asked and what was answered, masked, to be looked at and labelled later.
 
 Nothing is stored unless the recipe says how much (`serve.records`) and the machine says where. Personal data is masked
-before anything is written, whatever the model reads. Which text belongs to the sample follows from the request's id,
-so that every replica knows whether feedback has a record to go with. A thread of its own writes; when the disk is slow
-or full, records are dropped and counted, and no request waits or fails.
+before anything is written, whatever the model reads. Chance decides which answers are recorded, and nothing that a
+client chooses; feedback is taken on answers that this process has recorded. A thread of its own writes; when the disk
+is slow or full, records are dropped and counted, and no request waits or fails.
 """
 
-import hashlib
 import json
 import logging
-import os
 import queue
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from errno import EFBIG, ENOSPC
+from itertools import islice
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 from pydantic import BaseModel
 
 from deploykit.artifact import Artifact, RecordOptions
-from deploykit.artifact.record_files import FEEDBACK, PATTERN, PREDICTION
+from deploykit.artifact.record_format import FEEDBACK, PREDICTION
 from deploykit.errors import InputError
 from deploykit.serving.api.protocols import version_of
 from deploykit.serving.call import Call
+from deploykit.serving.privacy.record_files import Files
 from deploykit.serving.privacy.redaction import Find, redact
 from deploykit.serving.settings import RECORDS, Settings
 from deploykit.serving.telemetry.metrics import Metrics
@@ -33,10 +34,10 @@ from deploykit.tokenizer import Encoding
 
 MASKED = ("text", "text_pair", "comment")
 MEGABYTE = 1_000_000
-FILES = 8  # that share the room: the oldest goes as a whole
-MOST_FILES = 64  # short ones, where a service is often started
-MOST_WAITING = 200
-MOST_CHARACTERS = 50_000  # of one record; what waits is bounded by both
+MAX_WAITING = 200
+MAX_CHARACTERS = 50_000  # of one record; what waits is bounded by both
+MAX_REMEMBERED = 50_000  # answers on which feedback is taken; some 10 MB
+FORGOTTEN_AT_ONCE = 500  # so that the client that has most is seldom looked for
 CLOSE_S = 5.0
 
 logger = logging.getLogger("deploykit.serving")
@@ -60,15 +61,16 @@ class Recorder:
         self._files = Files(folder, options.megabytes * MEGABYTE)
         manifest = artifact.manifest
         self._model = {"model": manifest.name, "version": version_of(manifest), "digest": artifact.digest[:12]}
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
+        self._random = SystemRandom()  # the ids of requests would give away the next numbers of the ordinary one
+        self._recorded = RecordedAnswers()
         self._failing = False
         self._thread = threading.Thread(target=self._write, name="records", daemon=True)
         self._thread.start()
 
-    def sampled(self, request: str, index: int) -> bool:
-        """Says whether a text is in the sample; all replicas say the same."""
-        digest = hashlib.blake2b(f"{request} {index}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest) < self._share * 2**64
+    def recorded(self, client: str, request: str, index: int) -> bool:
+        """Says whether this process has recorded an answer to a client, and still knows it."""
+        return self._recorded.holds(client, request, index)
 
     def answered(
         self,
@@ -78,11 +80,12 @@ class Recorder:
         read: Sequence[Encoding],
         answers: Sequence[BaseModel],
     ) -> None:
-        """Takes the texts of a request that are in the sample, with their answers."""
+        """Takes a share of the texts of a request, with their answers."""
         for index, (text, encoding, answer) in enumerate(zip(texts, read, answers, strict=True)):
-            if self.sampled(call.id, index):
-                second = {"text_pair": pairs[index]} if pairs else {}
-                self._put(PREDICTION, call, call.id, index, text=text, **second, tokens=len(encoding), **_said(answer))
+            if self._random.random() < self._share:
+                content = {"text": text, **({"text_pair": pairs[index]} if pairs else {}), "tokens": len(encoding)}
+                if self._put(PREDICTION, call, call.id, index, **content, **_said(answer)):
+                    self._recorded.add(call.client.name, call.id, index)
 
     def feedback(self, call: Call, request: str, index: int, label: str, comment: str | None) -> bool:
         """Takes what would have been right; returns whether there is room for it."""
@@ -100,7 +103,7 @@ class Recorder:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"kind": kind, "time": now, "id": request, "index": index, "client": call.client.name, **self._model}
         try:
-            if sum(len(content.get(name) or "") for name in MASKED) > MOST_CHARACTERS:
+            if sum(len(content.get(name) or "") for name in MASKED) > MAX_CHARACTERS:
                 raise queue.Full
             self._queue.put_nowait(record | content)
         except queue.Full:
@@ -115,7 +118,7 @@ class Recorder:
             if record is None:
                 return
             try:
-                self._files.write(_line(record, self._names))
+                self._files.write(_line(record, self._names), record["client"])
                 self._metrics.records_written.inc()
                 self._failing = False
             except Exception as error:  # of any kind: a thread that ends would drop all that comes
@@ -126,58 +129,30 @@ class Recorder:
                 self._failing = True
 
 
-class Files:
-    """Files of one process in a folder that others may share, and that never holds more than it may.
+class RecordedAnswers:
+    """Which answers of this process have a record; of too many, the client that has most loses its oldest."""
 
-    Args:
-        folder: that exists.
-        most: bytes of all files together.
-    """
+    def __init__(self) -> None:
+        self._places: defaultdict[str, dict[tuple[str, int], None]] = defaultdict(dict)
+        self._count = 0
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder, self._most = folder, most
-        self._current = self._next()
+    def add(self, client: str, request: str, index: int) -> None:
+        """Remembers an answer."""
+        places = self._places[client]
+        self._count += (request, index) not in places
+        places[request, index] = None
+        if self._count > MAX_REMEMBERED:
+            most = max(self._places, key=lambda name: len(self._places[name]))
+            forgotten = list(islice(self._places[most], FORGOTTEN_AT_ONCE))
+            for place in forgotten:
+                del self._places[most][place]
+            self._count -= len(forgotten)
+            if not self._places[most]:
+                del self._places[most]
 
-    def write(self, line: bytes) -> None:
-        """Adds a line, or nothing of it; the oldest files go where there is no room for it.
-
-        Raises:
-            OSError: the disk is full or refuses to be written, or the line is longer than all files may be.
-        """
-        if len(line) > self._most:
-            raise OSError(EFBIG, os.strerror(EFBIG))
-        if self._size() and self._size() + len(line) > self._most // FILES:
-            self._current = self._next()
-        self._make_room(len(line))
-        file = os.open(self._current, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            before = os.fstat(file).st_size
-            if os.write(file, line) < len(line):
-                os.ftruncate(file, before)
-                raise OSError(ENOSPC, os.strerror(ENOSPC))
-        finally:
-            os.close(file)
-
-    def _make_room(self, size: int) -> None:
-        found = sorted(self._folder.glob(PATTERN))
-        sizes = {file: _size(file) for file in found}
-        while found and (sum(sizes.values()) + size > self._most or len(found) >= MOST_FILES):
-            oldest = found.pop(0)
-            oldest.unlink(missing_ok=True)
-            del sizes[oldest]
-
-    def _size(self) -> int:
-        return _size(self._current)
-
-    def _next(self) -> Path:
-        return self._folder / f"records-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}.jsonl"
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:  # not begun, or taken away by another process
-        return 0
+    def holds(self, client: str, request: str, index: int) -> bool:
+        """Says whether an answer is remembered."""
+        return client in self._places and (request, index) in self._places[client]
 
 
 def _line(record: Mapping[str, Any], names: Find | None) -> bytes:

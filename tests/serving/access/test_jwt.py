@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,8 +16,10 @@ from asgi import BODY, PREDICT, Client, assert_problem
 
 from deploykit.errors import InputError
 from deploykit.serving import settings
-from deploykit.serving.access import jwt as tokens
+from deploykit.serving.access import jwks
 from deploykit.serving.access.jwt import Tokens
+from deploykit.serving.access.keys import LIMITS, ClientLimits
+from deploykit.serving.problems import Problem
 from deploykit.serving.service import build
 
 jwt = pytest.importorskip("jwt")
@@ -159,6 +162,15 @@ def provider(private):
         def do_GET(self):
             served["count"] += 1
             data = served["content"].encode()
+            if served.get("drip"):
+                self.send_response(200)
+                self.send_header("content-length", "100000")
+                self.end_headers()
+                with suppress(OSError):
+                    while served["drip"]:
+                        self.wfile.write(b" ")
+                        time.sleep(0.02)
+                return
             if served.get("moved"):
                 self.send_response(302)
                 self.send_header("location", served["moved"])
@@ -179,65 +191,225 @@ def provider(private):
     server.server_close()
 
 
-def test_new_keys_of_a_provider_are_found_and_it_is_not_asked_all_the_time(provider, private, made, monkeypatch):
-    async def scenario():
-        found = Tokens(provider["url"], ISSUER, AUDIENCE)
-        assert found.check(made("rsa"), "predict").name == "jwt:anna"
-        provider["content"] = public_set(private, "ec")
-        for _ in range(20):
-            assert found.check(made("ec"), "predict").reason == "auth_invalid"
-            await asyncio.sleep(0.005)
-        assert provider["count"] == 1  # it was asked a moment ago
-        monkeypatch.setattr(tokens, "AGAIN_S", 0.0)
-        found.check(made("ec"), "predict")
-        while found._fetching and not found._fetching.done():
-            await asyncio.sleep(0.01)
-        assert found.check(made("ec"), "predict").name == "jwt:anna"
-        assert found.check(made("rsa"), "predict").reason == "auth_invalid"
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(jwks, "RETRY_S", 0.05)
+
+
+def following(url, scenario):
+    """Runs a scenario with the tokens of a provider, which is followed meanwhile; returns how many fetches failed."""
+
+    async def body():
+        found = Tokens(url, ISSUER, AUDIENCE)
+        found.start()
+        try:
+            await asyncio.wait_for(scenario(found), 30)
+        finally:
+            found.close()
         return found.failures
 
-    assert asyncio.run(scenario()) == 0
+    return asyncio.run(body())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def answer(found, text):
+    """Returns the name of the client, or the reason of the refusal."""
+    try:
+        result = found.check(text, "predict")
+    except Problem as problem:
+        return problem.status
+    return getattr(result, "name", None) or result.reason
+
+
+def test_new_keys_of_a_provider_are_found_and_it_is_not_asked_all_the_time(provider, private, made, monkeypatch):
+    monkeypatch.setattr(jwks, "RETRY_S", 2.0)
+
+    async def scenario(found):
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
+        provider["content"] = public_set(private, "ec")
+        for _ in range(20):
+            assert answer(found, made("ec")) == "auth_invalid"
+            await asyncio.sleep(0.005)
+        assert provider["count"] == 1  # it was asked a moment ago
+        await until(lambda: answer(found, made("ec")) == "jwt:anna")
+        assert answer(found, made("rsa")) == "auth_invalid"
+        assert provider["count"] == 2
+
+    assert following(provider["url"], scenario) == 0
+
+
+def test_a_key_that_is_withdrawn_is_refused_without_anybody_asking(provider, private, made, monkeypatch):
+    monkeypatch.setattr(jwks, "REFRESH_S", 0.1)
+
+    async def scenario(found):
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
+        provider["content"] = public_set(private, "ec")
+        before = provider["count"]
+        await until(lambda: provider["count"] > before + 1)
+        assert answer(found, made("rsa")) == "auth_invalid"
+
+    following(provider["url"], scenario)
 
 
 def test_a_provider_that_is_away_takes_no_key_with_it(provider, made, monkeypatch):
-    async def scenario():
-        found = Tokens(provider["url"], ISSUER, AUDIENCE)
+    monkeypatch.setattr(jwks, "REFRESH_S", 0.1)
+
+    async def scenario(found):
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
         provider["content"] = ""
-        monkeypatch.setattr(tokens, "REFRESH_S", 0.0)
-        found.check(made("rsa"), "predict")
-        while found._fetching and not found._fetching.done():
-            await asyncio.sleep(0.01)
-        assert found.failures == 1
-        assert found.check(made("rsa"), "predict").name == "jwt:anna"
+        await until(lambda: found.failures >= 2)
+        assert answer(found, made("rsa")) == "jwt:anna"
 
-    asyncio.run(scenario())
-    provider["content"] = ""
-    assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1  # it starts all the same
+    assert following(provider["url"], scenario) >= 2
 
 
-@pytest.mark.parametrize("content", ["<html>", '{"keys": []}'])
-def test_a_provider_that_answers_otherwise_is_asked_again_later(provider, content):
-    provider["content"] = content
-    assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1
+BAD_ANSWERS = {
+    "error": {"content": ""},
+    "page": {"content": "<html>"},
+    "no keys": {"content": '{"keys": []}'},
+    "too long": {"content": " " * (jwks.MAX_BYTES + 1)},
+    "drops": {"drip": True},
+    "moved": {"moved": "http://127.0.0.2:1/keys"},
+}
 
 
-def test_who_does_not_speak_http_keeps_no_service_from_starting():
+@pytest.mark.parametrize("bad", BAD_ANSWERS)
+def test_tokens_wait_for_a_provider_that_answers_otherwise_and_are_taken_then(provider, made, monkeypatch, bad):
+    good = provider["content"]
+    monkeypatch.setattr(jwks, "FETCH_S", 1.0)
+
+    async def scenario(found):
+        await until(lambda: found.failures)
+        assert answer(found, made("rsa")) == 503
+        provider.update(content=good, drip=False, moved=None)
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
+
+    provider.update(BAD_ANSWERS[bad])
+    assert following(provider["url"], scenario) >= 1
+
+
+def test_new_keys_are_found_after_an_answer_that_came_by_drops(provider, private, made, monkeypatch):
+    monkeypatch.setattr(jwks, "REFRESH_S", 0.1)
+    monkeypatch.setattr(jwks, "FETCH_S", 1.0)
+
+    async def scenario(found):
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
+        provider["drip"] = True
+        await until(lambda: found.failures)
+        provider.update(drip=False, content=public_set(private, "ec"))
+        await until(lambda: answer(found, made("ec")) == "jwt:anna")
+
+    following(provider["url"], scenario)
+
+
+def test_a_service_is_ready_while_its_provider_sends_drops(package, key_file, alice, provider, made, monkeypatch):
+    provider["drip"] = True
+    monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
+    for name, value in zip(settings.JWT, (provider["url"], ISSUER, AUDIENCE), strict=True):
+        monkeypatch.setenv(name, value)
+    begun = time.monotonic()
+    with Client(build(package).to_asgi(), headers={"x-api-key": alice}) as client:
+        assert client.get("/readyz").status == 200
+        assert time.monotonic() - begun < 5
+        refused = client.post(PREDICT, json_body=BODY, headers={"authorization": f"Bearer {made()}"})
+        assert_problem(refused, 503, "the identity provider's keys are not here yet")
+        assert refused.headers["retry-after"] == "1"
+        assert client.post(PREDICT, json_body=BODY).status == 200
+        provider["drip"] = False
+
+
+def test_who_does_not_speak_http_costs_a_failure_and_no_more(made):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet():
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(b"SSH-2.0-hello\r\n")
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(b"SSH-2.0-hello\r\n")
+
+        async def scenario(found):
+            await until(lambda: found.failures)
+            assert answer(found, made("rsa")) == 503
 
         threading.Thread(target=greet, daemon=True).start()
-        assert Tokens(f"http://127.0.0.1:{server.getsockname()[1]}/", ISSUER, AUDIENCE).failures == 1
+        following(f"http://127.0.0.1:{server.getsockname()[1]}/", scenario)
 
 
-def test_keys_do_not_come_by_a_redirect_to_where_they_may_be_changed(provider, caplog):
-    provider["moved"] = provider["url"].replace("127.0.0.1", "127.0.0.2")
-    assert Tokens(provider["url"], ISSUER, AUDIENCE).failures == 1
-    assert "which is neither https nor this machine" in caplog.text
-    assert provider["count"] == 1
+def test_keys_do_not_come_by_a_redirect(provider, made, caplog):
+    provider["moved"] = provider["url"] + "/elsewhere"
+
+    async def scenario(found):
+        await until(lambda: found.failures)
+
+    following(provider["url"], scenario)
+    assert f"answers 302 and names {provider['moved']}" in caplog.text
+
+
+def test_a_provider_on_this_machine_is_asked_without_a_proxy(provider, made, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def scenario(found):
+        await until(lambda: answer(found, made("rsa")) == "jwt:anna")
+
+    assert following(provider["url"], scenario) == 0
+
+
+# Limits
+
+
+def limits_of(file, made, limits, **claims):
+    found = Tokens(str(file), ISSUER, AUDIENCE, ClientLimits(**limits)).check(made(**claims), "predict")
+    return {name: getattr(found, name) for name in LIMITS if getattr(found, name) is not None}
+
+
+@pytest.mark.parametrize(
+    ("setting", "claim", "limits"),
+    [
+        ({}, None, {}),
+        ({"requests_per_minute": 60, "concurrency": 4}, None, {"requests_per_minute": 60, "concurrency": 4}),
+        ({"requests_per_minute": 60}, {"requests_per_minute": 7}, {"requests_per_minute": 7}),
+        ({"requests_per_minute": 60}, {"requests_per_minute": 700}, {"requests_per_minute": 60}),
+        ({"concurrency": 4}, {"requests_per_day": 9}, {"concurrency": 4, "requests_per_day": 9}),
+        ({"tokens_per_minute": 4}, {"tokens_per_minute": None}, {"tokens_per_minute": 4}),
+    ],
+)
+def test_a_claim_may_lower_what_each_subject_may_ask_for(file, made, setting, claim, limits):
+    assert limits_of(file, made, setting, deploykit_limits=claim) == limits
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [7, "60", [], {"requests_per_minute": 0}, {"requests_per_minute": "60"}, {"requests": 6}, {"concurrency": True}],
+)
+def test_a_claim_that_makes_no_sense_is_refused_and_not_taken_for_no_limit(file, made, claim):
+    found = check(file, made(deploykit_limits=claim))
+    assert (found.status, found.reason) == (401, "auth_invalid")
+    assert "deploykit_limits must be an object of whole numbers" in found.detail
+
+
+def test_holders_of_tokens_are_held_to_the_limits_of_the_settings(package, key_file, alice, file, made, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
+    monkeypatch.setenv("DEPLOYKIT_JWT_LIMITS", "requests_per_minute=2, tokens_per_minute=1000")
+    for name, value in zip(settings.JWT, (str(file), ISSUER, AUDIENCE), strict=True):
+        monkeypatch.setenv(name, value)
+
+    def statuses(client, **claims):
+        headers = {"authorization": f"Bearer {made(**claims)}"}
+        return [client.post(PREDICT, json_body=BODY, headers=headers).status for _ in range(3)]
+
+    with Client(build(package).to_asgi()) as client:
+        assert statuses(client) == [200, 200, 429]
+        assert statuses(client, sub="bert") == [200, 200, 429]  # each has their own
+        assert statuses(client, sub="cleo", deploykit_limits={"requests_per_minute": 1}) == [200, 429, 429]
+        assert [client.post(PREDICT, json_body=BODY, headers={"x-api-key": alice}).status for _ in range(4)] == [
+            200
+        ] * 4
 
 
 def test_a_service_takes_keys_and_tokens(package, key_file, alice, file, made, monkeypatch):
@@ -259,8 +431,29 @@ def test_a_service_takes_keys_and_tokens(package, key_file, alice, file, made, m
         (("keys.json", "", ""), "DEPLOYKIT_JWT_ISSUER and DEPLOYKIT_JWT_AUDIENCE must be set, too"),
         (("", "a", "b"), "DEPLOYKIT_JWKS must be set, too"),
         (("http://login.example/keys", "a", "b"), "must be a file or an https URL"),
+        (("http://localhost:x@login.example/keys", "a", "b"), "must be a file or an https URL"),
+        (("https://[login/keys", "a", "b"), "must be a file or an https URL"),
+        (("file:///etc/keys.json", "a", "b"), "must be a file or an https URL"),
     ],
 )
 def test_settings_that_make_no_sense(package, values, message):
     with pytest.raises(InputError, match=message):
         settings.load(package, dict(zip(settings.JWT, values, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("requests=60", r"names 'requests', which is no limit.*There are: requests_per_minute"),
+        ("concurency=60", "did you mean 'concurrency'"),
+        ("concurrency", "concurrency must be a whole number of at least 1, got ''"),
+        ("concurrency=0", "at least 1, got '0'"),
+        ("concurrency=1.5", "got '1.5'"),
+    ],
+)
+def test_limits_that_make_no_sense(package, file, value, message):
+    environ = dict(zip(settings.JWT, (str(file), "a", "b"), strict=True))
+    with pytest.raises(InputError, match=f"DEPLOYKIT_JWT_LIMITS.*{message}"):
+        settings.load(package, {**environ, "DEPLOYKIT_JWT_LIMITS": value})
+    with pytest.raises(InputError, match="DEPLOYKIT_JWT_LIMITS limits tokens, and none are taken"):
+        settings.load(package, {"DEPLOYKIT_JWT_LIMITS": "concurrency=1"})

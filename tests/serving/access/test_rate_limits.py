@@ -63,6 +63,41 @@ def test_a_days_worth(clock):
     assert wait(limits.request(alice)) == 0
 
 
+def test_a_request_that_the_day_refuses_takes_nothing_of_the_minute(clock):
+    limits = Limits(clock=clock)
+    before = Client("alice", "a", requests_per_minute=6, requests_per_day=3)
+    assert [wait(limits.request(before)) for _ in range(5)] == [0, 0, 0, 28800, 28800]
+    raised = Client("alice", "a", requests_per_minute=6, requests_per_day=1000)  # its owner gave it more
+    assert [wait(limits.request(raised)) for _ in range(4)] == [0, 0, 0, 10]
+
+
+def test_a_request_that_the_minute_refuses_takes_nothing_of_the_day(clock):
+    limits, alice = Limits(clock=clock), Client("alice", "a", requests_per_minute=1, requests_per_day=3)
+    assert [wait(limits.request(alice)) for _ in range(4)] == [0, 60, 60, 60]
+    clock.now = 60
+    assert wait(limits.request(alice)) == 0
+    clock.now = 120
+    assert wait(limits.request(alice)) == 0
+    clock.now = 180
+    assert wait(limits.request(alice)) == 28800 - 180
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 11, 13, 49, 97, 1000, 12345])
+def test_a_period_holds_its_limit_exactly(clock, limit):
+    clock.now = 123456.789
+    limits, alice = Limits(clock=clock), Client("alice", "a", limit)
+    taken = sum(wait(limits.request(alice)) == 0 for _ in range(limit + 5))
+    assert taken == limit
+
+
+def test_clients_that_are_gone_are_forgotten(clock):
+    limits = Limits(clock=clock)
+    for number in range(5000):
+        clock.now += 1.0
+        assert wait(limits.request(Client(f"jwt:{number}", f"jwt:{number}", requests_per_minute=60))) == 0
+    assert len(limits._own._full_at) < 1500  # the subjects of tokens have no end
+
+
 def test_tokens_are_counted_by_how_many_they_are(clock):
     limits, alice = Limits(clock=clock), Client("alice", "a", tokens_per_minute=600)
     assert wait(limits.tokens(alice, 600)) == 0
@@ -134,6 +169,28 @@ def test_replicas_count_together_in_a_server(redis):
     found, failures = asyncio.run(scenario())
     assert found[:10] == [0] * 10
     assert all(1 <= seconds <= 60 for seconds in found[10:])
+    assert failures == 0
+
+
+def test_a_request_that_the_day_refuses_takes_nothing_of_the_minute_in_a_server(redis):
+    address, _ = redis()
+
+    async def scenario():
+        limits, outcomes = Limits(Windows(address)), []
+        before = Client("alice", "a", requests_per_minute=6, requests_per_day=3)
+        raised = Client("alice", "a", requests_per_minute=6, requests_per_day=1000)
+        for client in (*[before] * 5, *[raised] * 4):
+            try:
+                await limits.request(client)
+                outcomes.append(200)
+            except Problem as problem:
+                outcomes.append(problem.detail.split(";")[0])
+        await limits.close()
+        return outcomes, limits.failures
+
+    outcomes, failures = asyncio.run(scenario())
+    day, minute = "this key may send 3 requests a day", "this key may send 6 requests a minute"
+    assert outcomes == [200, 200, 200, day, day, 200, 200, 200, minute]
     assert failures == 0
 
 

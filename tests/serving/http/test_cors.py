@@ -1,7 +1,14 @@
 """Browsers: who is answered what, and that nothing changes where no origin is named."""
 
+from itertools import product
+
 import pytest
-from asgi import BODY, PREDICT, assert_problem, metrics
+from asgi import BODY, PREDICT, Client, assert_problem, metrics
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from deploykit.artifact import ServeOptions
 from deploykit.errors import InputError
@@ -135,3 +142,61 @@ def test_a_page_can_read_that_the_service_is_busy(serve, make_package, tmp_path,
     answer = client.post(PREDICT, json_body=BODY, headers={"origin": PAGE})
     assert_problem(answer, 503, "not ready")
     assert may_read(answer)
+
+
+# The same as another implementation says
+
+LISTED = (PAGE, "http://localhost:8080")
+ORIGINS = (None, *LISTED, "https://evil.example.org", f"{PAGE}.evil.org", PAGE.upper(), f"{PAGE}/", "null", "*", "")
+HEADERS = (None, "content-type", "authorization, content-type", "X-API-Key", "x-other", "content-type,x-other", "*")
+
+
+@pytest.fixture
+def starlette_app():
+    """What Starlette's middleware does around one route, told to allow what we allow."""
+
+    async def answer(_):
+        return JSONResponse({})
+
+    options = {"allow_methods": ["POST"], "allow_headers": cors.ALLOWED, "expose_headers": cors.EXPOSED}
+    middleware = Middleware(CORSMiddleware, allow_origins=LISTED, max_age=cors.MAX_AGE_S, **options)
+    with Client(Starlette(routes=[Route(PREDICT, answer, methods=["POST"])], middleware=[middleware])) as client:
+        yield client
+
+
+def readable(answer, origin):
+    """Whether a browser lets a page of an origin read an answer, without credentials (Fetch, the CORS check)."""
+    return answer.headers.get("access-control-allow-origin") in ("*", origin) and origin is not None
+
+
+def granted(answer, origin, method, headers):
+    """Whether a browser sends the request after this answer to its preflight (Fetch, the CORS-preflight fetch)."""
+    if not readable(answer, origin) or not 200 <= answer.status < 300:
+        return False
+    methods = answer.headers.get("access-control-allow-methods", "").split(", ")
+    allowed = answer.headers.get("access-control-allow-headers", "").lower().split(", ")
+    asked = [name.strip().lower() for name in (headers or "").split(",") if name.strip()]
+    return method in (*methods, "GET", "HEAD", "POST") and all(name in allowed for name in asked)
+
+
+def test_browsers_are_granted_what_the_middleware_of_starlette_grants_them(browser, starlette_app):
+    for origin, method, headers in product(ORIGINS, ("POST", "PUT", "DELETE"), HEADERS):
+        asked = {"access-control-request-method": method, "access-control-request-headers": headers}
+        ours, theirs = (
+            app.request("OPTIONS", PREDICT, headers={"origin": origin, "x-api-key": None, **asked})
+            for app in (browser, starlette_app)
+        )
+        verdicts = [granted(answer, origin, method, headers) for answer in (ours, theirs)]
+        assert (
+            verdicts == [origin in LISTED and method == "POST" and "other" not in str(headers) and headers != "*"] * 2
+        )
+        assert "access-control-allow-credentials" not in ours.headers
+    for origin in ORIGINS:
+        ours, theirs = (
+            app.post(PREDICT, json_body=BODY, headers={"origin": origin}) for app in (browser, starlette_app)
+        )
+        assert readable(ours, origin) == readable(theirs, origin) == (origin in LISTED), origin
+        assert "Origin" in ours.headers["vary"], "Origin" in theirs.headers["vary"]
+        if origin in LISTED:
+            exposed = "access-control-expose-headers"
+            assert ours.headers[exposed] == theirs.headers[exposed]

@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 import time
+from collections import Counter, defaultdict
 
 import pytest
 from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
@@ -15,8 +16,8 @@ from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.errors import InputError
 from deploykit.serving import launch, settings
 from deploykit.serving.access import keys
-from deploykit.serving.privacy import records
-from deploykit.serving.privacy.records import MOST_CHARACTERS, MOST_WAITING, Files
+from deploykit.serving.privacy import record_files, records
+from deploykit.serving.privacy.records import MAX_CHARACTERS, MAX_WAITING, Files
 
 FEEDBACK = "/v1/feedback"
 PERSONAL = "write to anna@mail.example or +49 170 1234567"
@@ -35,11 +36,13 @@ def recording(serve, recording_package, folder):
     return serve(recording_package.path)
 
 
-def kept(folder, count):
+def kept(folder, count=None):
     """Waits for as many records, and returns what there is."""
     end = time.monotonic() + 10
     while True:
         lines = [line for file in sorted(folder.glob("*")) for line in file.read_bytes().split(b"\n") if line]
+        if count is None:
+            return [json.loads(line) for line in lines]
         if len(lines) >= count or time.monotonic() > end:
             assert len(lines) == count
             return [json.loads(line) for line in lines]
@@ -162,13 +165,15 @@ def test_explanations_are_not_recorded(recording, folder, key_file):
 # Which are kept
 
 
-def test_the_sample_is_a_share_and_the_same_everywhere(serve, make_package, tmp_path, folder):
+def test_the_sample_is_a_share_whatever_ids_a_client_chooses(serve, make_package, tmp_path, folder):
     made = make_package(tmp_path / "p", serve=ServeOptions(records=RecordOptions(share=0.25)))
-    first, second = (serve(made.path)._app._runtime.records for _ in range(2))
-    chosen = [first.sampled(f"request-{index}", index % 3) for index in range(4000)]
-    assert chosen == [second.sampled(f"request-{index}", index % 3) for index in range(4000)]
-    assert 0.22 < sum(chosen) / len(chosen) < 0.28
-    assert {first.sampled("one", index) for index in range(100)} == {True, False}  # not by request alone
+    client = serve(made.path)
+    for _ in range(8):
+        client.post(PREDICT, json_body={"texts": TEXTS * 50}, headers={"x-request-id": "chosen"})
+    client._app._runtime.records.close()
+    places = [record["index"] for record in kept(folder)]
+    assert 130 < len(places) < 270
+    assert max(Counter(places).values()) < 8  # neither the id nor the place in a request decides
 
 
 def test_what_is_not_in_the_sample_is_nowhere_on_disk(serve, make_package, tmp_path, folder):
@@ -221,9 +226,38 @@ def test_feedback_is_kept_with_its_comment_masked(recording, folder):
     }
 
 
+def test_feedback_is_kept_on_recorded_answers_of_the_same_client_only(recording, folder, key_file):
+    asked = recording.post(PREDICT, json_body=BODY).headers["x-request-id"]
+    mallory = {"x-api-key": keys.add(key_file, "mallory")}
+    refused = [
+        ({"id": "never-was"}, {}),
+        ({"id": asked, "index": 2}, {}),
+        ({"id": asked}, mallory),
+        ({"id": asked}, {**mallory, "x-request-id": asked}),
+    ]
+    for body, headers in refused:
+        answer = recording.post(FEEDBACK, json_body={"label": "positive", **body}, headers=headers)
+        assert (answer.status, answer.json()) == (200, {"recorded": False})
+    recording._app._runtime.records.close()
+    assert [record["kind"] for record in kept(folder)] == ["prediction"] * 2
+
+
+def test_answers_are_forgotten_by_the_client_that_has_most(monkeypatch):
+    monkeypatch.setattr(records, "MAX_REMEMBERED", 1000)
+    monkeypatch.setattr(records, "FORGOTTEN_AT_ONCE", 10)
+    answers = records.RecordedAnswers()
+    for number in range(50):
+        answers.add("alice", f"a{number}", 0)
+    for number in range(20_000):
+        answers.add("mallory", f"m{number}", 0)
+    assert all(answers.holds("alice", f"a{number}", 0) for number in range(50))
+    assert answers.holds("mallory", "m19999", 0)
+    assert not answers.holds("mallory", "m0", 0)
+    assert 900 < sum(answers.holds("mallory", f"m{number}", 0) for number in range(20_000)) <= 950
+
+
 def test_feedback_is_described(recording, key_file):
     key = keys.add(key_file, "reader", ["docs"])
-    recording._app._runtime.keys._looked = 0
     content = recording.get("/docs.json", headers={"x-api-key": key}).json()
     assert "FeedbackRequest" in json.dumps(content["paths"][FEEDBACK]["post"]["requestBody"])
     assert "recorded" in content["components"]["schemas"]["FeedbackResponse"]["properties"]
@@ -236,20 +270,20 @@ def test_a_disk_that_does_not_answer_holds_up_nobody(recording, folder, monkeypa
     released = threading.Event()
     write = Files.write
 
-    def wait(self, line):
+    def wait(self, line, client):
         assert released.wait(20)
-        write(self, line)
+        write(self, line, client)
 
     monkeypatch.setattr(Files, "write", wait)
     body = {"texts": TEXTS * 50}
     start = time.perf_counter()
     for _ in range(6):
-        assert recording.post(PREDICT, json_body=body).status == 200
+        assert recording.post(PREDICT, json_body=body, headers={"x-request-id": "1"}).status == 200
     seconds = time.perf_counter() - start
     last = recording.post(FEEDBACK, json_body={"id": "1", "label": "positive"})
     assert_problem(last, 503, "faster than it can be written")
     released.set()
-    written = kept(folder, MOST_WAITING + 1)  # and the one that was being written
+    written = kept(folder, MAX_WAITING + 1)  # and the one that was being written
     found = metrics(recording)
     assert found["deploykit_records_written_total"] == len(written)
     assert found["deploykit_records_dropped_total"] == 600 + 1 - len(written)
@@ -282,7 +316,11 @@ def test_a_full_disk_loses_records_and_nothing_else(recording, folder, monkeypat
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")  # noqa: PTH110
 def test_a_device_without_room(tmp_path):
     files = Files(tmp_path, 1000)
-    files._current.symlink_to("/dev/full")
+    files.write(b"x")
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    files._held = lambda: defaultdict(dict, {mark: {name: 1} for mark, name in files._current.items()})
     with pytest.raises(OSError, match="No space left"):
         files.write(b"x" * 10)
 
@@ -299,7 +337,7 @@ def test_a_folder_that_goes_away_is_survived(recording, folder):
 
 
 def test_a_record_that_is_too_long_is_dropped(recording, folder):
-    recording.post(PREDICT, json_body={"texts": ["a " * MOST_CHARACTERS, "a film"]})
+    recording.post(PREDICT, json_body={"texts": ["a " * MAX_CHARACTERS, "a film"]})
     assert [record["index"] for record in kept(folder, 1)] == [1]
     assert metrics(recording)["deploykit_records_dropped_total"] == 1
 
@@ -308,6 +346,37 @@ def test_what_waits_is_written_when_the_service_stops(recording, folder):
     recording.post(PREDICT, json_body={"texts": TEXTS * 50})
     recording._app._runtime.close()
     kept(folder, 100)
+
+
+def test_no_client_pushes_out_the_records_of_others(tmp_path):
+    most = 100_000
+    files = Files(tmp_path, most)
+
+    def lines_of(client):
+        return [line for file in tmp_path.iterdir() for line in file.read_bytes().splitlines() if client in line]
+
+    for number in range(50):
+        files.write(f"alice {number:04}".encode().ljust(99, b"x") + b"\n", "alice")
+    for number in range(5000):
+        files.write(f"mallory {number:04}".encode().ljust(199, b"x") + b"\n", "mallory")
+    assert len(lines_of(b"alice")) == 50
+    assert len(lines_of(b"mallory")) > 350  # what room there is, is used
+    for number in range(1000):  # and who comes late has a share as well
+        files.write(f"bob {number:04}".encode().ljust(199, b"x") + b"\n", "bob")
+    assert len(lines_of(b"alice")) == 50
+    assert len(lines_of(b"bob")) > 150
+    assert sorted(lines_of(b"bob"))[-1].startswith(b"bob 0999")
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= most
+
+
+def test_many_clients_leave_few_files_and_use_all_of_the_room(tmp_path):
+    most, clients = 200_000, 300
+    files = Files(tmp_path, most)
+    for number in range(3000):
+        files.write(f"{number % clients:03} {number:05}".encode().ljust(99, b"x") + b"\n", f"client {number % clients}")
+        assert number % 500 or sum(file.stat().st_size for file in tmp_path.iterdir()) <= most
+    assert len(list(tmp_path.iterdir())) <= record_files.MAX_FILES
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) > most * 0.5
 
 
 @pytest.mark.parametrize("writers", [1, 2])
@@ -333,9 +402,9 @@ def test_a_line_that_has_no_room_costs_no_other(tmp_path):
 
 
 def test_many_starts_leave_few_files(tmp_path):
-    for _ in range(100):
+    for _ in range(record_files.MAX_FILES + 20):
         Files(tmp_path, 1_000_000).write(b"{}\n")
-    assert len(list(tmp_path.iterdir())) <= records.MOST_FILES
+    assert len(list(tmp_path.iterdir())) <= record_files.MAX_FILES
 
 
 def test_other_files_are_left_alone(tmp_path):

@@ -1,7 +1,11 @@
 import time
+from random import Random
+from string import ascii_uppercase
 
 import pytest
 from asgi import PREDICT, metrics
+from stdnum import iban, luhn
+from stdnum.es import dni
 
 from deploykit.artifact import ServeOptions
 from deploykit.serving.privacy.redaction import NAMES, redact
@@ -27,6 +31,9 @@ from deploykit.serving.privacy.redaction import NAMES, redact
         "AB12 CDEF 3456 GHIJ 7890 KLMN",
         "1234 5678 9012 3456 7890 1234",
         "me@home and @handle",
+        "4111\t1111\t1111\t1112 and 4111\u00a01111\u00a01111\u00a01112",  # no checksum either
+        "12\t345\t6789\t1011\t1213\t14",
+        "1\u2009234\u2009567 of 89\u2009012 in 2019\u20132020",
         "",
     ],
 )
@@ -52,7 +59,10 @@ def test_what_is_no_personal_data_stays(text):
         ("national_id", "52998224725", "0" * 11),
         ("national_id", "12345678Z", "00000000x"),
         ("national_id", "X1234567L", "x0000000x"),
-        ("national_id", "219-09-9999", "000-00-0000"),
+        ("national_id", "536-90-4399", "000-00-0000"),
+        ("national_id", "12.345.678-Z", "00.000.000-x"),
+        ("phone", "+290 8999", "+000 0000"),
+        ("phone", "+992-372-12-3456", "+000-000-00-0000"),
         ("phone", "+49 170 1234567", "+00 000 0000000"),
         ("phone", "+1 (555) 010-9999", "+0 (000) 000-0000"),
         ("phone", "0170/1234567", "0000/0000000"),
@@ -70,6 +80,96 @@ def test_personal_data_is_masked_in_place(kind, data, masked, around):
     text, found = redact(around.format(data))
     assert text == around.format(masked)
     assert found == {kind: 1}
+
+
+SPACES = ("\u00a0", "\u202f", "\u2009", "\u2007", "\u3000")
+HYPHENS = ("\u2010", "\u2011", "\u2012", "\u2013", "\u2212", "\uff0d")
+BREAKS = ("\t", "\n", "\r\n", "\u2028", "  ")
+UNSEEN = ("\u200b", "\u2060", "\ufeff", "\u00ad")
+NUMBERS = {  # kind: a number, and what may stand between its parts
+    "card": ("4111 1111 1111 1111", (*SPACES, *HYPHENS, *BREAKS, *UNSEEN, ".", "\uff0e")),
+    "iban": ("DE89 3704 0044 0532 0130 00", (*SPACES, *HYPHENS, *BREAKS, *UNSEEN, ".")),
+    "phone": ("+49 30 1234567", (*SPACES, *HYPHENS, *UNSEEN, ".", "/")),
+    "national_id": ("536 90 4399", HYPHENS),
+}
+
+
+def digits_left(text):
+    return [sign for sign in text if sign.isdigit() and sign not in "0\uff10"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "between"), [(kind, sign) for kind, (_, signs) in NUMBERS.items() for sign in signs], ids=ascii
+)
+def test_numbers_are_masked_as_documents_and_web_pages_write_them(kind, between):
+    data = NUMBERS[kind][0].replace(" ", between)
+    masked, found = redact(f"It is {data}, or so")
+    assert found == {kind: 1}
+    assert digits_left(masked) == []
+    assert len(masked) == len(f"It is {data}, or so")
+    assert masked.count(between) >= data.count(between)  # what stands between them stays
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "masked"),
+    [
+        ("card", "card-4111111111111111", "card-0000000000000000"),
+        ("card", "4111 1111\n1111 1111", "0000 0000\n0000 0000"),
+        ("card", "\uff14\uff11\uff11\uff11" + "1" * 12, "0" * 16),
+        ("card", "\u0664\u0661\u0661\u0661" + "1" * 12, "0" * 16),
+        ("iban", "IBANDE89370400440532013000", "IBANxx00000000000000000000"),
+        ("iban", "DE89370400440532013000COBADEFFXXX", "xx00000000000000000000COBADEFFXXX"),
+        ("phone", "\uff0b49 30 1234567", "\uff0b00 00 0000000"),
+        ("phone", "(030)\u202f1234567", "(000)\u202f0000000"),
+        ("email", "john\uff20example.com", "xxxx\uff20xxxxxxx.xxx"),
+        ("email", "\uff4a\uff4fhn@example\uff0ecom", "xxxx@xxxxxxx\uff0exxx"),
+        ("email", "jo\u0308rg@example.com", "xx\u0308xx@xxxxxxx.xxx"),
+        ("email", "jo\u200bhn@exam\u00adple.com", "xx\u200bxx@xxxx\u00adxxx.xxx"),
+        ("email", "anna@mail\u3002example", "xxxx@xxxx\u3002xxxxxxx"),
+        ("phone", "06\u00b712\u00b734\u00b756\u00b778", "00\u00b700\u00b700\u00b700\u00b700"),
+        ("ip", "\uff11\uff19\uff12.168.10.254", "000.000.00.000"),
+        ("national_id", "529\u00a0982\u00a0247\u00a025", "000\u00a0000\u00a0000\u00a000"),
+        ("national_id", "12345678\u2011Z", "00000000\u2011x"),
+    ],
+    ids=ascii,
+)
+def test_signs_that_mean_the_same_are_read_as_the_same_and_stay(kind, text, masked):
+    assert redact(text) == (masked, {kind: 1})
+
+
+@pytest.mark.parametrize("kind", ["card", "iban", "national_id"])
+def test_what_has_a_checksum_is_masked_where_stdnum_accepts_it(kind):
+    """Among random numbers, whatever another implementation of the checksums accepts, and nothing else."""
+    random, accepted = Random(0), 0  # noqa: S311
+    makers = {
+        "card": (lambda: str(random.randrange(10**15, 10**16)), luhn.is_valid),
+        "iban": (lambda: f"DE{random.randrange(100):02}{random.randrange(10**18):018}", iban.is_valid),
+        "national_id": (lambda: f"{random.randrange(10**8):08}{random.choice(ascii_uppercase)}", dni.is_valid),
+    }
+    make, is_valid = makers[kind]
+    for _ in range(1500):
+        number = make()
+        assert (redact(f"no {number} yes")[1].get(kind, 0) == 1) == is_valid(number), number
+        accepted += is_valid(number)
+    assert accepted > 5
+
+
+@pytest.mark.parametrize("style", ["INTERNATIONAL", "E164", "RFC3966"])
+def test_telephone_numbers_of_every_country_are_masked_in_their_international_forms(style):
+    phonenumbers = pytest.importorskip("phonenumbers")
+    kinds = (phonenumbers.PhoneNumberType.FIXED_LINE, phonenumbers.PhoneNumberType.MOBILE)
+    examples = [
+        phonenumbers.example_number_for_type(region, kind)
+        for region in sorted(phonenumbers.SUPPORTED_REGIONS)
+        for kind in kinds
+    ]
+    texts = [
+        phonenumbers.format_number(number, getattr(phonenumbers.PhoneNumberFormat, style))
+        for number in examples
+        if number is not None
+    ]
+    assert len(texts) > 400
+    assert [text for text in texts if digits_left(redact(f"Call {text}, please")[0])] == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +209,12 @@ def test_all_of_a_text_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    "piece", ["1", "a@", ":", "1 ", "DE11 ", "DE", "1111 ", "a.", "0 (", "1.", "a@b.", "1:", "g:", "01 ", "00"]
+    "piece",
+    [
+        *("1", "a@", ":", "1 ", "DE11 ", "DE", "1111 ", "a.", "0 (", "1.", "a@b.", "1:", "g:", "01 ", "00", "DE11"),
+        *("\u200b", "1\u200b", "\u0661\u00a0", "1\n", "\uff11", "\u4e00", "DE1\u20111"),
+    ],
+    ids=ascii,
 )
 def test_no_text_takes_long(piece):
     start = time.perf_counter()
