@@ -32,7 +32,7 @@ from deploykit.serving.call import Call
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.queue.baselines import Cork
+from deploykit.serving.queue.baselines import BentoMLBatcher
 from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
 from deploykit.serving.queue.batcher import Batcher
 from deploykit.serving.queue.tokenizing import Reader
@@ -72,7 +72,7 @@ class Runtime:
         self._artifact = artifact
         self._predictor: Predictor | None = None
         self._reader: Reader | None = None
-        self._batcher: Batcher | Cork | None = None
+        self._batcher: Batcher | BentoMLBatcher | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
 
@@ -254,10 +254,10 @@ class Runtime:
 
 def batcher_of(
     batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> Batcher | Cork:
+) -> Batcher | BentoMLBatcher:
     """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
     if batching == "bentoml":
-        return Cork(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
+        return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
     streams = engine.execution.streams
