@@ -8,7 +8,7 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 
-TERM_UNITS = {"fixed": 1.0, "per_token": 2.0**-7, "per_square": 2.0**-14}  # at 128 tokens all terms are alike in size
+UNITS = np.array([1.0, 2.0**-7, 2.0**-14])  # of the three terms: at 128 tokens, they are alike in size
 INITIAL_PRIOR_BATCHES, FINAL_PRIOR_BATCHES = 30.0, 1.0  # weight of the prior cost: it fades, but never to nothing
 FORGETTING_FACTOR = 0.998  # exponential weight of the past per batch: a half-life of about 350 batches
 REFIT_BATCHES = 32  # batches between two fits: a fit takes longer than adding a batch to the sums
@@ -68,13 +68,12 @@ class LearnedCost:
         if self._count % REFIT_BATCHES == 0:
             weight = max(INITIAL_PRIOR_BATCHES * FORGETTING_FACTOR**self._count, FINAL_PRIOR_BATCHES)
             terms = _non_negative(weight * self._prior_square + self._square, weight * self._prior_right + self._right)
-            units = TERM_UNITS.items()
-            self.current = Cost(**{name: term * unit for (name, unit), term in zip(units, terms, strict=True)})
+            self.current = Cost(**dict(zip(Cost.model_fields, terms * UNITS, strict=True)))
 
 
 def _row(items: int, width: int) -> npt.NDArray[np.float64]:
     """Returns the factors of the three terms of the cost, in their units."""
-    return np.array([1.0, items * width, items * width**2]) * list(TERM_UNITS.values())
+    return np.array([1.0, items * width, items * width**2]) * UNITS
 
 
 def _non_negative(square: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

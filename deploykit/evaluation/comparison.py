@@ -135,6 +135,7 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def _loss(summed: Counts, name: str) -> Counts:
+    """Returns the loss of a metric for each draw, from the counts of reference and model, `(draws, 2, ...)`."""
     return -_change(metrics.ratio(name, np.moveaxis(summed, 1, 0)))
 
 

@@ -38,11 +38,9 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
                 scores = exported.scores(texts, encodings, side)
             except Exception as error:  # each engine raises its own exceptions
                 raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
-            largest = max(
-                _largest(a - b) for a, b in zip(reference.scores(texts, encodings, side), scores, strict=True)
-            )
             kind = f"{name}, {side} padding" if len(rows) > 1 else name
-            differences[kind] = max(differences.get(kind, 0.0), largest)
+            pairs = zip(reference.scores(texts, encodings, side), scores, strict=True)
+            differences[kind] = max(differences.get(kind, 0.0), *(_largest(a - b) for a, b in pairs))
     return differences
 
 

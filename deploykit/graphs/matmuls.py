@@ -180,6 +180,12 @@ def drop_unused(graph: Any) -> None:
     graph.initializer.extend(constants)
 
 
+def replace_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Replaces all nodes of a graph, in place."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def _read_copies_from_their_source(graph: Any) -> None:
     constants = {tensor.name for tensor in graph.initializer}
     outputs = {tensor.name for tensor in graph.output}
@@ -191,7 +197,7 @@ def _read_copies_from_their_source(graph: Any) -> None:
     nodes = [node for node in graph.node if node.output[0] not in copies]
     for node in nodes:
         node.input[:] = [copies.get(name, name) for name in node.input]
-    _replace(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
 def _split_gemms(graph: Any) -> None:
@@ -211,13 +217,8 @@ def _split_gemms(graph: Any) -> None:
         nodes.append(helper.make_node("MatMul", [source, weight], [output], name=node.name))
         if bias:
             nodes.append(helper.make_node("Add", [output, *bias], list(node.output), name=f"{node.name}_Add"))
-    _replace(graph, nodes)
+    replace_nodes(graph, nodes)
     drop_unused(graph)
-
-
-def _replace(graph: Any, nodes: Sequence[Any]) -> None:
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _attribute(node: Any, name: str, default: Any = None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.graphs.matmuls import drop_unused
+from deploykit.graphs.matmuls import drop_unused, replace_nodes
 
 SIBLINGS = 3  # the query, key and value MatMuls of an attention read the same tensor
 
@@ -38,15 +38,14 @@ def merge_matmuls(graph: Any) -> int:
     replacements: dict[str, list[Any]] = {}
     groups = [group for group in siblings.values() if len(group) == SIBLINGS]
     for group in groups:
-        pairs = [_bias_sum(readers[node.output[0]], constants) for node in group]
-        biased = all(pairs)
-        ends = [pair[0] for pair in pairs if pair] if biased else group
-        biases = [pair[1] for pair in pairs if pair] if biased else []
-        replacements |= {node.name: [] for node in (*group, *ends)}
-        replacements[group[0].name] = _merged(graph, constants, group, biases, [node.output[0] for node in ends])
+        sums = [pair for node in group if (pair := _bias_sum(readers[node.output[0]], constants))]
+        biased = len(sums) == SIBLINGS
+        last_nodes = [add for add, _ in sums] if biased else group
+        biases = [bias for _, bias in sums] if biased else []
+        replacements |= {node.name: [] for node in (*group, *last_nodes)}
+        replacements[group[0].name] = _merged(graph, constants, group, biases, [node.output[0] for node in last_nodes])
     nodes = [new for node in graph.node for new in replacements.get(node.name, [node])]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)
     drop_unused(graph)
     return len(groups)
 
@@ -62,6 +61,7 @@ def _bias_sum(readers: Sequence[Any], constants: dict[str, Any]) -> tuple[Any, s
 def _merged(
     graph: Any, constants: dict[str, Any], group: Sequence[Any], biases: Sequence[str], outputs: Sequence[str]
 ) -> list[Any]:
+    """Makes the nodes of one merged MatMul: `MatMul`, `Add` if there are biases, and `Split` to the given outputs."""
     name = f"{group[0].name}_merged"
     weights = [node.input[1] for node in group]
     widths = [constants[weight].dims[1] for weight in weights]
@@ -119,8 +119,7 @@ def add_masks(graph: Any) -> None:
         ]
     nodes = [node for group in masks.values() for node in group]
     nodes += [new for node in graph.node for new in replacements.get(node.name, [node])]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)
 
 
 def _additive_mask(graph: Any, mask: str) -> list[Any]:

@@ -106,6 +106,7 @@ def _check_heads(model: Any, heads: list[int]) -> None:
 
 
 def _fuse(model: Any, variant: str) -> Any:
+    """Fuses operators with ONNX Runtime's optimizer for BERT, which matches the patterns of other encoders too."""
     rewrites.add_masks(model.graph)
     options = FusionOptions("bert")
     options.use_raw_attention_mask()

@@ -127,7 +127,7 @@ def _reduced_unigram(model: Content, new_ids: NewIds) -> Content:
 
 
 Needed = Callable[[Content, Iterable[str]], Iterator[str]]
-# for each algorithm: the tokens that it needs besides those to keep, and the changed parts of its model
+# the tokens that an algorithm needs besides those to keep, and the changed parts of its model
 ALGORITHMS: dict[str, tuple[Needed, Callable[[Content, NewIds], Content]]] = {
     "WordPiece": (_needed_by_wordpiece, _reduced_wordpiece),
     "BPE": (_needed_by_bpe, _reduced_bpe),
@@ -141,8 +141,8 @@ def _processor(processor: Content | None, new_ids: NewIds) -> Content | None:
         return None
     if processor["type"] == "Sequence":
         return {**processor, "processors": [_processor(part, new_ids) for part in processor["processors"]]}
-    tokens = {name: processor[name][0] for name in ("sep", "cls") if name in processor}
-    changed: Content = {name: [token, new_ids[token]] for name, token in tokens.items()}
+    pairs = ((name, processor[name][0]) for name in ("sep", "cls") if name in processor)
+    changed: Content = {name: [token, new_ids[token]] for name, token in pairs}
     special = {
         name: {**token, "ids": [new_ids[part] for part in token["tokens"]]}
         for name, token in processor.get("special_tokens", {}).items()

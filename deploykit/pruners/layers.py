@@ -90,10 +90,7 @@ def _ablation(model: torch.nn.Module, data: Sequence[Any]) -> Iterator[dict[str,
 
 
 def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]:
-    """Yields the layers that may be removed next; each stack keeps at least one.
-
-    If a stack repeats one layer (ALBERT), all repetitions are equal, so only the last one is tried.
-    """
+    """Yields the layers that may be removed next: all but one per stack; of equal repetitions (ALBERT) the last."""
     start = 0
     for depth in depths(model):
         remaining = [layer for layer in range(start, start + depth) if layer not in removed]

@@ -120,18 +120,19 @@ def _with_changes(model: Any, nodes: Sequence[Any]) -> Any:
             copy.graph.input.append(helper.make_tensor_value_info(change, TensorProto.FLOAT, None))
             copied.append(helper.make_node("Add", [plain, change], [output], name=change))
             node.output[0] = plain
-    del copy.graph.node[:]
-    copy.graph.node.extend(copied)
+    matmuls.replace_nodes(copy.graph, copied)
     return matmuls.with_outputs(copy, _tensors_around(model, nodes))
 
 
 def _tensors_around(model: Any, nodes: Sequence[Any]) -> list[str]:
+    """Names the inputs and outputs of nodes, except inputs of the graph, which cannot be outputs too."""
     graph_inputs = {tensor.name for tensor in model.graph.input}
     names = [name for node in nodes for name in (*_sources(model, node), _plain(node))]
     return [name for name in dict.fromkeys(names) if name not in graph_inputs]
 
 
 def _inner_tensors(session: Any, feed: Mapping[str, Array], nodes: Sequence[Any], model: Any) -> dict[str, Array]:
+    """Runs a batch, and returns its arrays and the tensors around some nodes."""
     names = _tensors_around(model, nodes)
     return {**feed, **dict(zip(names, session.run(names, feed), strict=True))}
 
@@ -164,6 +165,7 @@ def _described(name: str, array: Array) -> Any:
 
 
 def _sources(model: Any, node: Any) -> list[str]:
+    """Names the inputs of a node that are not constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [name for name in node.input if name and name not in constants]
 

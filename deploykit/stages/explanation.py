@@ -76,20 +76,19 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
 
 
 def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
-    predictors = {len(spec.keep): bench.open(spec) for spec in specs}
+    """Measures the size, the prediction changes and the latency of each graph."""
+    predictors = [bench.open(spec) for spec in specs]
     name, text = next(iter(bench.work.singles.items()))
-    engines = {str(kept): predictor.engine for kept, predictor in predictors.items()}
+    engines = {str(index): predictor.engine for index, predictor in enumerate(predictors)}
     latencies = timing.latencies(engines, replace(bench.work, singles={name: text}), TIMING_S)
     return [
         Price(
             kept=len(spec.keep),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(
-                predictors[len(spec.keep)].predict(package.asked.texts, package.asked.pairs), package.exact
-            ),
-            latency=latencies[str(len(spec.keep))][name],
+            changed=golden.changed(predictor.predict(package.asked.texts, package.asked.pairs), package.exact),
+            latency=latencies[str(index)][name],
         )
-        for spec in specs
+        for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))
     ]
 
 

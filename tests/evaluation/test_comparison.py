@@ -64,9 +64,7 @@ def test_the_drop_has_a_paired_interval():
     assert result.drop.low == pytest.approx(0.05 - half, abs=0.01)
     assert result.drop.high == pytest.approx(0.05 + half, abs=0.01)
     assert (result.rows, result.flipped) == (200, tuple(range(20, 30)))
-    assert result.flips.model_dump() == pytest.approx(
-        result.drop.model_dump()
-    )  # each changed prediction was right before
+    assert result.flips.model_dump() == pytest.approx(result.drop.model_dump())  # every change was a right prediction
 
 
 def test_prediction_changes_show_even_if_the_metric_stays_the_same():

@@ -119,9 +119,8 @@ def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encode
     assert not np.allclose(narrow, wide)
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["measured.json"]
 
-    again = meter.relative_timer(
-        whole, problem, Execution(threads=1), "none", tmp_path / "work", objective
-    )  # as after a kill
+    # a run that continues after a kill reads the stored times
+    again = meter.relative_timer(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
     assert again(small) == share
     assert len(seen) == 1
     assert json.loads((tmp_path / "work" / "measured.json").read_text()) == {"1x64 1x64": share.model_dump()}

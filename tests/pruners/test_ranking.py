@@ -85,10 +85,8 @@ def test_the_budget_is_nearly_used_and_a_larger_one_never_keeps_less():
 
 
 def test_one_unit_of_each_group_stays_without_any_budget():
-    importance, costs = (
-        [np.ones(3), np.ones(2), np.zeros(0)],
-        [np.array([0.0, 5, 6, 7]), np.array([0.0, 5, 6]), np.zeros(1)],
-    )
+    importance = [np.ones(3), np.ones(2), np.zeros(0)]
+    costs = [np.array([0.0, 5, 6, 7]), np.array([0.0, 5, 6]), np.zeros(1)]
     for budget in (-1.0, 0.0, 0.9):
         assert ranking.by_time(importance, costs, budget) == [1, 1, 0]
     assert ranking.by_time(importance, costs, 1.0) in ([2, 1, 0], [1, 2, 0])

@@ -10,9 +10,8 @@ from deploykit.modeling.surgery import Shape
 from deploykit.pruners._width import latency_table, sizing
 from deploykit.pruners._width.latency_table import LatencyTable
 
-TABLE = LatencyTable(
-    np.arange(5) * 0.03 - 0.03, np.arange(3) * 0.1 - 0.1, 0.36 + 2 * 0.13
-)  # of `additive(0.03, 0.1, 0.36)`
+# the times of `additive(0.03, 0.1, 0.36)`
+TABLE = LatencyTable(np.arange(5) * 0.03 - 0.03, np.arange(3) * 0.1 - 0.1, 0.36 + 2 * 0.13)
 RNG = np.random.default_rng(0)
 HEADS, NEURONS = [RNG.random(4), RNG.random(4)], [RNG.random(128) / 30, RNG.random(128) / 30]
 
@@ -96,9 +95,8 @@ def test_a_correct_prediction_is_accepted_at_once(tiny_encoder):
     assert 0.97 / 1.23 <= share <= 1 / 1.23
     result = facts["speedup"]
     assert (result["wanted"], result["predicted"]) == (1.23, pytest.approx(1 / share))
-    assert result["measured"] == pytest.approx(
-        {"value": 1 / share, "low": 1 / (1.1 * share), "high": 1 / (0.9 * share)}
-    )
+    interval = {"low": 1 / (1.1 * share), "high": 1 / (0.9 * share)}
+    assert result["measured"] == pytest.approx({"value": 1 / share, **interval})
 
 
 def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast_enough(tiny_encoder):

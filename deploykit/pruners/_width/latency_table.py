@@ -55,15 +55,13 @@ def tabulate(model: torch.nn.Module, measure: Measure) -> LatencyTable:
     """
     sizes = surgery.shapes(model)
     heads, widths = [size.heads for size in sizes], [blocks(size.neurons) for size in sizes]
-    fewer_heads = [[replace(size, heads=min(size.heads, n)) for size in sizes] for n in measured_counts(heads)[:-1]]
-    fewer_neurons = [
-        [replace(size, neurons=min(size.neurons, n * BLOCK_NEURONS)) for size in sizes]
-        for n in measured_counts(widths)[:-1]
-    ]
-    copies = tqdm([*fewer_heads, *fewer_neurons], desc="latency table", unit="graph", disable=None)
+    few_heads = [[replace(size, heads=min(size.heads, n)) for size in sizes] for n in measured_counts(heads)[:-1]]
+    limits = [n * BLOCK_NEURONS for n in measured_counts(widths)[:-1]]
+    few_neurons = [[replace(size, neurons=min(size.neurons, limit)) for size in sizes] for limit in limits]
+    copies = tqdm([*few_heads, *few_neurons], desc="latency table", unit="graph", disable=None)
     times = [measure(surgery.resized(model, copy)).value for copy in copies]
-    attention, feed_forward = times[: len(fewer_heads)], times[len(fewer_heads) :]
-    table = LatencyTable(unit_costs(heads, attention), unit_costs(widths, feed_forward), 0.0)
+    costs = unit_costs(heads, times[: len(few_heads)]), unit_costs(widths, times[len(few_heads) :])
+    table = LatencyTable(*costs, fixed=0.0)
     return replace(table, fixed=1 - predicted_time(table, sizes))
 
 
@@ -72,8 +70,7 @@ def unit_costs(sizes: Sequence[int], times: Sequence[float]) -> Float64:
 
     Args:
         sizes: number of units of each layer of the whole model.
-        times: of models whose layers have at most `measured_counts(sizes)` units each, without the last count, which is
-            the whole model.
+        times: of models with at most as many units per layer as each of `measured_counts(sizes)`, without the last.
     """
     counts = measured_counts(sizes)
     rising = isotonic_regression(np.minimum([*times, 1.0], 1.0))  # fewer units never take longer, except by noise

@@ -102,9 +102,7 @@ class BentoMLBatcher:
             raise
         except Exception as error:
             logger.error("the engine failed on a batch", exc_info=error)
-            raise Problem(
-                500, "failed", "the model failed on one of these texts, or on another text of the same batch"
-            ) from None
+            raise Problem(500, "failed", "the model failed on one of these texts, or on another in the batch") from None
 
     def close(self) -> None:
         """Ends the thread after its current batch."""

@@ -8,7 +8,7 @@ has left are dropped before they run. A request that would wait too long (`wait_
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
@@ -193,7 +193,8 @@ class Batcher:
             self._excess -= excess
             if items[-1] in self._waiting and perf_counter() - items[-1].since > job.estimate_s:
                 self._learn_wait(items[-1])  # the full wait would have been even longer
-            self._leave(items)
+            for item in items:
+                self._waiting.discard(item)
         return [scores for scores in job.scores if scores is not None], job.timing
 
     def close(self) -> None:
@@ -241,10 +242,6 @@ class Batcher:
         for _ in range(min(len(items), self._streams - len(self._workers))):
             self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
-    def _leave(self, items: Iterable[Item]) -> None:
-        for item in items:
-            self._waiting.discard(item)
-
     async def _work(self) -> None:
         """Runs one batch after the other until no text waits."""
         task = asyncio.current_task()
@@ -256,7 +253,7 @@ class Batcher:
 
     def _next(self) -> list[Item]:
         while self._waiting and (first := self._waiting.first()).job.done.done():
-            self._leave([first])
+            self._waiting.discard(first)
         if not self._waiting:
             return []
         fillers = self._waiting.fillers(MAX_SCANNED)

@@ -71,13 +71,11 @@ class FairQueue(Generic[T]):
 
     def tokens_of(self, client: str) -> int:
         """Returns the waiting tokens of a client."""
-        account = self._accounts.get(client)
-        return account.tokens if account else 0
+        return self._accounts[client].tokens if client in self._accounts else 0
 
     def seconds_of(self, client: str) -> float:
         """Returns the predicted seconds of a client's waiting items, one by one."""
-        account = self._accounts.get(client)
-        return account.seconds if account else 0.0
+        return self._accounts[client].seconds if client in self._accounts else 0.0
 
     def clients_with(self, client: str) -> int:
         """Returns the number of clients that take turns, counting this one even if it has no items."""
