@@ -73,7 +73,7 @@ class LearnedCost:
 
 def _row(items: int, width: int) -> npt.NDArray[np.float64]:
     """Returns the factors of the three terms of the cost, in their units."""
-    return np.array([1.0, items * width, items * width**2]) * UNITS
+    return UNITS * [1.0, items * width, items * width**2]
 
 
 def _non_negative(square: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
