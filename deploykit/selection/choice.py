@@ -64,13 +64,11 @@ def slower(candidate: Candidate, base: Candidate, objective: Objective) -> str:
 
     The objective `size` checks both latency and throughput: a smaller graph need not be faster, but must not be slower.
     """
-    losses = []
-    if objective != "throughput":
-        losses = [
-            f"{text}: {latency.p50:.2f} ms against {base.latency[text].p50:.2f} ms"
-            for text, latency in candidate.latency.items()
-            if latency.p50 > base.latency[text].p50 * NOISE_RATIO
-        ]
+    losses = [
+        f"{text}: {latency.p50:.2f} ms against {base.latency[text].p50:.2f} ms"
+        for text, latency in candidate.latency.items()
+        if objective != "throughput" and latency.p50 > base.latency[text].p50 * NOISE_RATIO
+    ]
     if objective != "latency" and candidate.throughput and base.throughput:
         rate, base_rate = candidate.throughput.value, base.throughput.value
         if rate * NOISE_RATIO < base_rate:
