@@ -45,7 +45,8 @@ def measured_again(base: Recipe, trained: Artifact, pruned: Artifact) -> dict[st
     execution = Execution(engine=options["engine"], precision=options["precision"], threads=hardware.cpu_limit())
     whole, small = (checkpoint.load(found.path, attention=None) for found in (trained, pruned))
     with tempfile.TemporaryDirectory() as work:
-        share = meter.meter(whole, problem, execution, options["quantizer"], Path(work), options["objective"])(small)
+        settings = problem, execution, options["quantizer"], Path(work), options["objective"]
+        share = meter.relative_timer(whole, *settings)(small)
     return {"value": 1 / share.value, "low": 1 / share.high, "high": 1 / share.low}
 
 

@@ -1,4 +1,4 @@
-"""What a padded batch costs on the machine where it was measured: the selection fits it, the batcher asks it."""
+"""The latency model of a padded batch: the selection fits it to measurements, the batcher follows it while serving."""
 
 from itertools import combinations
 
@@ -8,19 +8,19 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 
-TERMS = {"fixed": 1.0, "per_token": 2.0**-7, "per_square": 2.0**-14}  # in units that make them alike in size
-PRIOR, LEAST = 30.0, 1.0  # batches that what was measured before counts for, at first and at last
-MEMORY = 0.998  # of what each batch says after the next one: some hundreds are remembered
-EVERY = 32  # batches between two solutions
-POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
+UNITS = np.array([1.0, 2.0**-7, 2.0**-14])  # of the three terms: at 128 tokens, they are alike in size
+INITIAL_PRIOR_BATCHES, FINAL_PRIOR_BATCHES = 30.0, 1.0  # weight of the prior cost: it fades, but never to nothing
+FORGETTING_FACTOR = 0.998  # exponential weight of the past per batch: a half-life of about 350 batches
+REFIT_BATCHES = 32  # batches between two fits: a fit takes longer than adding a batch to the sums
+PRIOR_POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
 class Cost(Frozen):
-    """Seconds of a batch: `fixed + items * (per_token * width + per_square * width ** 2)`.
+    """Predicts the seconds of a batch: `fixed + items * (per_token * width + per_square * width ** 2)`.
 
-    `width` is the length in tokens that all items are padded to; its square is attention's share. Only ratios
-    decide what is batched. The defaults are of a six-layer int8 encoder on one core, where a text alone took
-    5.8 ms at 26 tokens and eight of them 29 ms.
+    `width` is the length in tokens to which all items are padded; its square accounts for attention. Batching decisions
+    depend on ratios only. The defaults are from a six-layer int8 encoder on one core, where one text of 26 tokens took
+    5.8 ms and a batch of eight took 29 ms.
     """
 
     fixed: float = Field(default=2.5e-3, ge=0)
@@ -28,61 +28,62 @@ class Cost(Frozen):
     per_square: float = Field(default=0.0, ge=0)
 
     def seconds(self, items: int, width: float) -> float:
-        """Returns what a batch of `items` padded to `width` takes."""
+        """Predicts the seconds of a batch of `items` padded to `width` tokens."""
         return self.fixed + items * (self.per_token * width + self.per_square * width**2)
 
     def pays(self, items: int, width: int, tokens: int, waiting: int) -> bool:
-        """Says whether a text of `tokens` joins a batch of `items` padded to `width`, for less waiting in all.
+        """Says whether adding a text of `tokens` to a batch of `items` padded to `width` lowers the total waiting time.
 
-        The items of the batch wait for what it takes longer with the text; the `waiting` that are not in it, the
-        text among them, need not wait for what that saves.
+        The `items` of the batch each wait longer by what the batch takes longer. The `waiting` texts outside the batch,
+        including this one, each wait shorter by what the text would have taken alone, minus that.
         """
         longer = self.seconds(items + 1, max(width, tokens)) - self.seconds(items, width)
         return waiting * (self.seconds(1, tokens) - longer) >= items * longer
 
 
-class Learned:
-    """A cost that follows what batches take where they are served.
+class LearnedCost:
+    """A cost that is refitted to the batches of a running service.
 
-    Least squares of relative errors with exponential forgetting (Ljung and Soderstrom, 1983), none of the terms
-    below zero; it begins from what was measured before, and keeps a little of that for lengths that are not met.
+    Recursive least squares on relative errors with exponential forgetting (Ljung and Soderstrom, 1983), with all terms
+    non-negative. It starts from a prior cost and keeps a small weight on it, so that lengths that the service rarely
+    sees keep a sensible cost.
 
     Args:
-        start: what was measured before.
+        prior: the cost that the selection fitted.
     """
 
-    def __init__(self, start: Cost) -> None:
-        self.now = start
-        prior = [_row(*point) / start.seconds(*point) for point in POINTS if start.seconds(*point) > 0]
-        self._prior = sum((np.outer(row, row) for row in prior), np.zeros((3, 3))) / len(POINTS)
-        self._right = sum(prior, np.zeros(3)) / len(POINTS)
-        self._seen, self._sum, self._count = np.zeros((3, 3)), np.zeros(3), 0
+    def __init__(self, prior: Cost) -> None:
+        self.current = prior
+        rows = [_row(*point) / prior.seconds(*point) for point in PRIOR_POINTS if prior.seconds(*point) > 0]
+        self._prior_square = sum((np.outer(row, row) for row in rows), np.zeros((3, 3))) / len(PRIOR_POINTS)
+        self._prior_right = sum(rows, np.zeros(3)) / len(PRIOR_POINTS)
+        self._square, self._right, self._count = np.zeros((3, 3)), np.zeros(3), 0
 
     def learn(self, items: int, width: int, seconds: float) -> None:
-        """Takes in a batch of `items` padded to `width` tokens that took so many seconds."""
+        """Takes in a batch of `items` padded to `width` tokens that took `seconds`."""
         row = _row(items, width) / max(seconds, 1e-9)
-        self._seen = MEMORY * self._seen + np.outer(row, row)
-        self._sum = MEMORY * self._sum + row
+        self._square = FORGETTING_FACTOR * self._square + np.outer(row, row)
+        self._right = FORGETTING_FACTOR * self._right + row
         self._count += 1
-        if self._count % EVERY == 0:
-            weight = max(PRIOR * MEMORY**self._count, LEAST)
-            solved = _non_negative(weight * self._prior + self._seen, weight * self._right + self._sum)
-            self.now = Cost(**{name: value * unit for (name, unit), value in zip(TERMS.items(), solved, strict=True)})
+        if self._count % REFIT_BATCHES == 0:
+            weight = max(INITIAL_PRIOR_BATCHES * FORGETTING_FACTOR**self._count, FINAL_PRIOR_BATCHES)
+            terms = _non_negative(weight * self._prior_square + self._square, weight * self._prior_right + self._right)
+            self.current = Cost(**dict(zip(Cost.model_fields, terms * UNITS, strict=True)))
 
 
 def _row(items: int, width: int) -> npt.NDArray[np.float64]:
-    """Returns what each term of the cost is multiplied by."""
-    return np.array([1.0, items * width, items * width**2]) * list(TERMS.values())
+    """Returns the factors of the three terms of the cost, in their units."""
+    return UNITS * [1.0, items * width, items * width**2]
 
 
 def _non_negative(square: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Minimizes `x A x / 2 - b x` over x that are not below zero: of the sets of free terms the best that fits."""
+    """Minimizes `x A x / 2 - b x` over non-negative x, by trying every subset of the terms and zero for the others."""
     best, lowest = np.zeros(3), 0.0
     for count in (1, 2, 3):
         for free in map(list, combinations(range(3), count)):
-            found = np.zeros(3)
-            found[free] = np.linalg.lstsq(square[np.ix_(free, free)], right[free], rcond=None)[0]
-            value = float(found @ square @ found / 2 - right @ found)
-            if (found >= 0).all() and value < lowest:
-                best, lowest = found, value
+            solution = np.zeros(3)
+            solution[free] = np.linalg.lstsq(square[np.ix_(free, free)], right[free], rcond=None)[0]
+            value = float(solution @ square @ solution / 2 - right @ solution)
+            if (solution >= 0).all() and value < lowest:
+                best, lowest = solution, value
     return best

@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what torch computes: on real texts, several lengths, both paddings."""
+"""Checks that an exported graph gives the same logits as torch on texts of several lengths, padded on either side."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ SIDES: tuple[Side, ...] = ("right", "left")
 
 
 def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]) -> dict[str, float]:
-    """Runs the same batches on both and returns the largest logit difference of each kind of batch.
+    """Runs the same batches on a model and its graph, and returns the largest logit difference per kind of batch.
 
     Args:
         reference: the model in torch.
@@ -23,38 +23,37 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
         examples: real texts; see `probes`.
 
     Returns:
-        For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite where a logit is no number.
+        For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite if a logit is NaN.
 
     Raises:
-        GateError: the graph does not run.
+        GateError: the graph fails on a batch.
     """
     exported = replace(reference, engine=engine)
-    found: dict[str, float] = {}
+    differences: dict[str, float] = {}
     for name, rows in probes(examples, reference.tokenizer):
         texts = [example.text for example in rows]
         encodings = reference.tokenizer.encode(texts, [example.pair for example in rows])
         for side in SIDES if len(rows) > 1 else SIDES[:1]:
             try:
                 scores = exported.scores(texts, encodings, side)
-            except Exception as error:  # each engine has its own
+            except Exception as error:  # each engine raises its own exceptions
                 raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
-            largest = max(
-                _largest(a - b) for a, b in zip(reference.scores(texts, encodings, side), scores, strict=True)
-            )
-            full = f"{name}, {side} padding" if len(rows) > 1 else name
-            found[full] = max(found.get(full, 0.0), largest)
-    return found
+            kind = f"{name}, {side} padding" if len(rows) > 1 else name
+            pairs = zip(reference.scores(texts, encodings, side), scores, strict=True)
+            differences[kind] = max(differences.get(kind, 0.0), *(_largest(a - b) for a, b in pairs))
+    return differences
 
 
 def _largest(differences: Float32) -> float:
-    """NaN counts as infinite: every comparison with it is false, so that a maximum would leave it out."""
+    """Returns the largest absolute difference; NaN counts as infinite, because `max` would ignore it."""
     return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def probes(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[Example]]]:
-    """Names and picks batches: five single texts from the shortest to the longest, 3 and 8 of mixed lengths.
+    """Yields named batches: five single texts from the shortest to the longest, then 3 and 8 texts of mixed lengths.
 
-    The last is as long as an input may be: what an exporter froze at the length that it saw is wrong there.
+    The last batch has the longest input that the model allows: it fails if the exporter stored the length of its sample
+    input as a constant.
     """
     ordered = sorted(examples, key=lambda example: len(example.text) + len(example.pair or ""))
     spread = [ordered[round(share * (len(ordered) - 1))] for share in np.linspace(0, 1, 8)]

@@ -1,8 +1,8 @@
-"""The matrix products of an ONNX graph: which there are, which are quantized, and what goes in and comes out.
+"""The MatMuls of an ONNX graph: which ones there are, how each is quantized, and the tensors around them.
 
-Quantizers, graph variants and the ranking by damage ask the same questions of a graph, hence a room of its own.
-The exporter's names tell a product's place: layers are numbered (`/bert/encoder/layer.3/output/dense/MatMul`), and
-what stands outside of them (poolers, the task's head, projections of embeddings) stays in float: it costs little.
+Quantizers, graph variants and the sensitivity ranking all need these questions answered, so the answers are kept here.
+Names from the exporter show where a MatMul is: layers are numbered (`/bert/encoder/layer.3/output/dense/MatMul`).
+MatMuls outside the layers (pooler, task head, embedding projection) take little time and stay in float.
 """
 
 import re
@@ -22,15 +22,15 @@ from deploykit.errors import DeploykitError
 
 Array = npt.NDArray[Any]
 LAYER = re.compile(r"\.\d+/")
-WEIGHTED = ("MatMul", "Gemm", "Attention", "MatMulInteger", "QAttention", "MatMulNBits")  # second input: the weight
+WEIGHTED = ("MatMul", "Gemm", "Attention", "MatMulInteger", "QAttention", "MatMulNBits")  # input 1: weight
 PRECISIONS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT8: "int8"}
 
 
 def load(graph: Path) -> Any:
-    """Loads a graph in the one form that every tool knows.
+    """Loads a graph and normalizes it, so that every quantization tool recognizes its MatMuls.
 
-    The exporter stores equal constants once and copies them by `Identity`, and the linear layers of GPT-2 are `Gemm`:
-    copies are read from their source here, and a layer's `Gemm` becomes `MatMul`, by the same name, and `Add`.
+    The exporter stores equal constants once and copies them with `Identity`; here each reader gets the source instead.
+    The linear layers of GPT-2 are exported as `Gemm`; here each becomes a `MatMul` of the same name and an `Add`.
     """
     model = onnx.load(graph)
     _read_copies_from_their_source(model.graph)
@@ -39,104 +39,104 @@ def load(graph: Path) -> Any:
 
 
 def quantizable(model: Any, operators: Collection[str]) -> list[str]:
-    """Names the products of a graph's layers that have a constant matrix.
+    """Names the MatMuls of a graph's layers whose weight is a constant matrix.
 
-    A graph without numbered layers does not tell its head: there the last product counts as that.
+    In a graph without numbered layers, the last MatMul is assumed to be the task head and is left out.
 
     Args:
-        model: what `load` gave.
-        operators: `MatMul`, or also `Attention`, whose second input is the weights of query, key and value.
+        model: a graph from `load`.
+        operators: `MatMul`, and optionally `Attention`, whose second input holds the query, key and value weights.
     """
-    matrices = {found.name for found in model.graph.initializer if len(found.dims) == 2}
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     nodes = [node for node in model.graph.node if node.op_type in operators and set(node.input[1:2]) & matrices]
     inside = [node for node in nodes if node.op_type == "Attention" or LAYER.search(node.name)]
     return [node.name for node in inside or nodes[:-1]]
 
 
 def outside(model: Any) -> list[str]:
-    """Names the products outside of the layers, tied heads without a constant matrix of their own included."""
+    """Names the MatMuls outside the layers, including heads that share the embedding's matrix."""
     inside = quantizable(model, ("MatMul",))
     nodes = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.name not in inside]
     return [node.name for node in nodes if not LAYER.search(node.name)]
 
 
 def choose(model: Any, keep: Collection[str], operators: Collection[str]) -> list[str]:
-    """Names the products to quantize: `quantizable` without those to keep.
+    """Names the MatMuls to quantize: those from `quantizable` except the ones to keep.
 
     Args:
-        model: what `load` gave.
+        model: a graph from `load`.
         keep: names of nodes that stay in float.
         operators: see `quantizable`.
 
     Raises:
-        DeploykitError: no product is left, or a name to keep is not in the graph.
+        DeploykitError: no MatMul remains to quantize, or the graph has no node with a name in `keep`.
     """
     unknown = sorted(set(keep) - {node.name for node in model.graph.node})
     if unknown:
-        raise DeploykitError(f"no node of the graph is called {unknown[0]!r}, which was to stay in float.")
+        raise DeploykitError(f"the graph has no node {unknown[0]!r}, which should stay in float.")
     names = quantizable(model, operators)
     chosen = [name for name in names if name not in keep]
     if not chosen:
         raise DeploykitError(
-            f"the graph has nothing to quantize: {len(names)} products of its layers have a constant matrix, and"
-            f" {len(names)} of them are to stay in float. To keep the graph as it is, set quantize: {{method: none}}."
+            f"the graph has nothing to quantize: {len(names)} MatMuls of its layers have a constant matrix, and"
+            f" {len(names)} of them should stay in float. To keep the graph as it is, set quantize: {{method: none}}."
         )
     return chosen
 
 
 def precisions(model: Any) -> dict[str, str]:
-    """Maps each product with a constant weight to what that weight is: `float32`, `float16`, `int8`, `int4`, `uint8`.
+    """Maps each MatMul with a constant weight to the weight's type: `float32`, `float16`, `int8`, `int4` or `uint8`.
 
-    Weights in bytes whose activations are in float are `unpacked`: such a product is computed in float.
+    The type is `unpacked` if the weight is stored in bytes but the activations are float: such a MatMul runs in float.
     """
-    types = {found.name: found.data_type for found in model.graph.initializer}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    found = {}
+    weight_types = {}
     for node in model.graph.node:
         weight = stored.get(node.input[1], node.input[1]) if node.op_type in WEIGHTED else ""
         if node.op_type == "MatMulNBits":
-            found[node.name] = f"int{_attribute(node, 'bits')}"
+            weight_types[node.name] = f"int{_attribute(node, 'bits')}"
         elif node.op_type in WEIGHTED and node.input[1] in stored and node.input[0] not in stored:
-            found[node.name] = "unpacked"
+            weight_types[node.name] = "unpacked"
         elif weight in types:
-            found[node.name] = PRECISIONS.get(types[weight], TensorProto.DataType.Name(types[weight]).lower())
-    return found
+            weight_types[node.name] = PRECISIONS.get(types[weight], TensorProto.DataType.Name(types[weight]).lower())
+    return weight_types
 
 
 def check(graph: Path, precision: str, expected: int) -> dict[str, Any]:
-    """Counts the products of a quantized graph.
+    """Checks that a quantizer quantized as many MatMuls as it should.
 
     Args:
-        graph: what a quantizer wrote.
+        graph: the file that the quantizer wrote.
         precision: of the quantized weights.
-        expected: how many products were to be quantized.
+        expected: number of MatMuls that should be quantized.
 
     Returns:
-        How many products have quantized weights (`quantized`) and weights in float (`float`).
+        The number of MatMuls with quantized weights (`quantized`) and with float weights (`float`).
 
     Raises:
         DeploykitError: another number was quantized, or weights are unsigned: ONNX Runtime has no VNNI and AMX kernels
             for those, and is many times slower.
     """
-    found = precisions(onnx.load(graph))
-    unsigned = [name for name, stored in found.items() if stored == "uint8"]
+    weight_types = precisions(onnx.load(graph))
+    unsigned = [name for name, weight_type in weight_types.items() if weight_type == "uint8"]
     if unsigned:
         raise DeploykitError(f"the weights of {unsigned[0]} are unsigned bytes (uint8); they must be int8.")
-    counts = Counter(found.values())
+    counts = Counter(weight_types.values())
     if counts[precision] != expected:
         raise DeploykitError(
-            f"{counts[precision]} products were quantized, expected {expected} of {counts.total()}."
+            f"{counts[precision]} MatMuls were quantized, expected {expected} of {counts.total()}."
             " Try another graph or method."
         )
     return {"quantized": expected, "float": counts.total() - expected}
 
 
 def session(model: Any, threads: int | None = None) -> Any:
-    """Opens a graph for looking inside; engines are for answers.
+    """Opens a graph in ONNX Runtime to inspect its tensors; predictions come from an engine instead.
 
     Args:
-        model: in memory, or the path of one.
-        threads: all that the cgroup allows, if None.
+        model: a graph in memory, or the path of one.
+        threads: number of threads; default: all cores that the cgroup allows.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or hardware.cpu_limit()
@@ -146,43 +146,49 @@ def session(model: Any, threads: int | None = None) -> Any:
 
 
 def inputs_of(opened: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Picks what a session takes from a batch."""
-    return {found.name: batch[found.name] for found in opened.get_inputs()}
+    """Returns the arrays of a batch that a session reads."""
+    return {tensor.name: batch[tensor.name] for tensor in opened.get_inputs()}
 
 
 def values(model: Any, names: Sequence[str], batches: Sequence[Mapping[str, Array]]) -> Iterator[list[Array]]:
-    """Runs a graph and yields what some of its tensors hold, batch by batch.
+    """Runs a graph and yields the values of some of its tensors, batch by batch.
 
     Args:
-        model: what `load` gave; it stays as it was.
-        names: of tensors.
+        model: a graph from `load`; it is not changed.
+        names: of the tensors.
         batches: arrays by the names of the graph's inputs.
     """
-    opened = session(watched(model, names))
+    opened = session(with_outputs(model, names))
     for batch in batches:
         yield opened.run(list(names), inputs_of(opened, batch))
 
 
-def watched(model: Any, names: Sequence[str]) -> Any:
-    """Returns a copy of a graph that also gives out some of its tensors."""
+def with_outputs(model: Any, names: Sequence[str]) -> Any:
+    """Returns a copy of a graph with some of its inner tensors as additional outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    given = {found.name for found in model.graph.output}
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in given)
+    outputs = {tensor.name for tensor in model.graph.output}
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
     return copy
 
 
 def drop_unused(graph: Any) -> None:
     """Removes constants that no node reads, in place."""
-    read = {name for node in graph.node for name in node.input} | {found.name for found in graph.output}
-    left = [found for found in graph.initializer if found.name in read]
+    read = {name for node in graph.node for name in node.input} | {tensor.name for tensor in graph.output}
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
-    graph.initializer.extend(left)
+    graph.initializer.extend(constants)
+
+
+def replace_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Replaces all nodes of a graph, in place."""
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _read_copies_from_their_source(graph: Any) -> None:
-    constants = {found.name for found in graph.initializer}
-    outputs = {found.name for found in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    outputs = {tensor.name for tensor in graph.output}
     copies = {
         node.output[0]: node.input[0]
         for node in graph.node
@@ -191,11 +197,11 @@ def _read_copies_from_their_source(graph: Any) -> None:
     nodes = [node for node in graph.node if node.output[0] not in copies]
     for node in nodes:
         node.input[:] = [copies.get(name, name) for name in node.input]
-    _replace(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
 def _split_gemms(graph: Any) -> None:
-    constants = {found.name: found for found in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
     for node in graph.node:
         plain = node.op_type == "Gemm" and all(_attribute(node, name, 1) == 1 for name in ("alpha", "beta"))
@@ -207,18 +213,13 @@ def _split_gemms(graph: Any) -> None:
             array = numpy_helper.to_array(constants[weight]).T
             weight = f"{weight}_transposed"
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), weight))
-        product = f"{node.output[0]}_product" if bias else node.output[0]
-        nodes.append(helper.make_node("MatMul", [source, weight], [product], name=node.name))
+        output = f"{node.output[0]}_matmul" if bias else node.output[0]
+        nodes.append(helper.make_node("MatMul", [source, weight], [output], name=node.name))
         if bias:
-            nodes.append(helper.make_node("Add", [product, *bias], list(node.output), name=f"{node.name}_Add"))
-    _replace(graph, nodes)
+            nodes.append(helper.make_node("Add", [output, *bias], list(node.output), name=f"{node.name}_Add"))
+    replace_nodes(graph, nodes)
     drop_unused(graph)
 
 
-def _replace(graph: Any, nodes: Sequence[Any]) -> None:
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def _attribute(node: Any, name: str, default: Any = None) -> Any:
-    return helper.get_node_attr_value(node, name) if any(found.name == name for found in node.attribute) else default
+    return helper.get_node_attr_value(node, name) if any(entry.name == name for entry in node.attribute) else default

@@ -1,6 +1,6 @@
-"""Rewrites parts of ONNX graphs, in place, so that they compute the same in another form.
+"""Rewrites parts of an ONNX graph in place without changing what it computes.
 
-How it is done stands here; which variants there are, and whether they compute the same, stands in `graphs.py`.
+`variants` decides which rewrites a variant needs, and checks that the outputs stay the same.
 """
 
 from collections import defaultdict
@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.graphs.matmuls import drop_unused
+from deploykit.graphs.matmuls import drop_unused, replace_nodes
 
-SIBLINGS = 3  # query, key and value
+SIBLINGS = 3  # the query, key and value MatMuls of an attention read the same tensor
 
 
-def merge_products(graph: Any) -> int:
-    """Makes one product, with one bias, of each three that read the same tensor: query, key and value.
+def merge_matmuls(graph: Any) -> int:
+    """Replaces every three MatMuls that read the same tensor (query, key and value) by one wider MatMul.
 
-    Widths may differ: the result is split at the widths of its parts. Layers that share weights go on sharing them.
+    If all three have a bias, the biases are merged too. Widths may differ: a `Split` restores them. Layers that share
+    weights share the merged ones.
 
     Args:
         graph: changed in place.
 
     Returns:
-        How many were made.
+        The number of merged MatMuls.
     """
-    constants = {found.name: found for found in graph.initializer if len(found.dims) in (1, 2)}
+    constants = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) in (1, 2)}
     readers = defaultdict(list)
     siblings = defaultdict(list)
     for node in graph.node:
@@ -34,24 +35,23 @@ def merge_products(graph: Any) -> int:
             readers[name].append(node)
         if node.op_type == "MatMul" and node.input[1] in constants:
             siblings[node.input[0]].append(node)
-    instead: dict[str, list[Any]] = {}
+    replacements: dict[str, list[Any]] = {}
     groups = [group for group in siblings.values() if len(group) == SIBLINGS]
     for group in groups:
-        sums = [_sum_with_bias(readers[node.output[0]], constants) for node in group]
-        biased = all(sums)
-        ends = [found[0] for found in sums if found] if biased else group
-        biases = [found[1] for found in sums if found] if biased else []
-        instead |= {node.name: [] for node in (*group, *ends)}
-        instead[group[0].name] = _merged(graph, constants, group, biases, [node.output[0] for node in ends])
-    nodes = [new for node in graph.node for new in instead.get(node.name, [node])]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        sums = [pair for node in group if (pair := _bias_sum(readers[node.output[0]], constants))]
+        biased = len(sums) == SIBLINGS
+        last_nodes = [add for add, _ in sums] if biased else group
+        biases = [bias for _, bias in sums] if biased else []
+        replacements |= {node.name: [] for node in (*group, *last_nodes)}
+        replacements[group[0].name] = _merged(graph, constants, group, biases, [node.output[0] for node in last_nodes])
+    nodes = [new for node in graph.node for new in replacements.get(node.name, [node])]
+    replace_nodes(graph, nodes)
     drop_unused(graph)
     return len(groups)
 
 
-def _sum_with_bias(readers: Sequence[Any], constants: dict[str, Any]) -> tuple[Any, str] | None:
-    """Returns the sum that is a product's only reader, and the name of its bias."""
+def _bias_sum(readers: Sequence[Any], constants: dict[str, Any]) -> tuple[Any, str] | None:
+    """Returns the `Add` that adds a bias to a MatMul, if nothing else reads the MatMul, and the name of the bias."""
     if len(readers) != 1 or readers[0].op_type != "Add":
         return None
     bias = next((name for name in readers[0].input if name in constants and len(constants[name].dims) == 1), None)
@@ -61,21 +61,22 @@ def _sum_with_bias(readers: Sequence[Any], constants: dict[str, Any]) -> tuple[A
 def _merged(
     graph: Any, constants: dict[str, Any], group: Sequence[Any], biases: Sequence[str], outputs: Sequence[str]
 ) -> list[Any]:
+    """Makes the nodes of one merged MatMul: `MatMul`, `Add` if there are biases, and `Split` to the given outputs."""
     name = f"{group[0].name}_merged"
     weights = [node.input[1] for node in group]
     widths = [constants[weight].dims[1] for weight in weights]
     sizes = f"{name}_widths"
     graph.initializer.append(numpy_helper.from_array(np.array(widths, dtype=np.int64), sizes))
-    made = [helper.make_node("MatMul", [group[0].input[0], _joined(graph, constants, weights)], [name], name=name)]
+    nodes = [helper.make_node("MatMul", [group[0].input[0], _joined(graph, constants, weights)], [name], name=name)]
     if biases:
         bias = _joined(graph, constants, biases)
-        made.append(helper.make_node("Add", [name, bias], [f"{name}_biased"], name=f"{name}_Add"))
-    split = helper.make_node("Split", [made[-1].output[0], sizes], list(outputs), name=f"{name}_Split", axis=-1)
-    return [*made, split]
+        nodes.append(helper.make_node("Add", [name, bias], [f"{name}_biased"], name=f"{name}_Add"))
+    split = helper.make_node("Split", [nodes[-1].output[0], sizes], list(outputs), name=f"{name}_Split", axis=-1)
+    return [*nodes, split]
 
 
 def _joined(graph: Any, constants: dict[str, Any], names: Sequence[str]) -> str:
-    """Concatenates constants along their last axis, once."""
+    """Concatenates constants along their last axis, or returns the name of an earlier concatenation of them."""
     joined = "+".join(names)
     if joined not in constants:
         array = np.concatenate([numpy_helper.to_array(constants[name]) for name in names], axis=-1)
@@ -85,58 +86,58 @@ def _joined(graph: Any, constants: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def add_masks(graph: Any) -> None:
-    """Rewrites DistilBERT's masks, which ONNX Runtime's fusion does not know, as BERT's.
+    """Rewrites DistilBERT's attention masks as BERT's, because ONNX Runtime's fusion recognizes only those.
 
-    `softmax(where(mask == 0, least, (q / c) k))` becomes `softmax((q k) / c + (1 - mask) least)`.
+    `softmax(where(mask == 0, lowest, (q / c) k))` becomes `softmax((q k) / c + (1 - mask) lowest)`, where `lowest` is
+    the most negative float32.
 
     Args:
-        graph: changed in place; one without such masks stays as it is.
+        graph: changed in place; a graph without such masks is not changed.
     """
-    makers = {name: node for node in graph.node for name in node.output}
-    wheres = [makers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax"]
-    instead: dict[str, list[Any]] = {}
+    producers = {name: node for node in graph.node for name in node.output}
+    wheres = [producers.get(node.input[0]) for node in graph.node if node.op_type == "Softmax"]
+    replacements: dict[str, list[Any]] = {}
     masks: dict[str, list[Any]] = {}
     for where in wheres:
         if where is None or where.op_type != "Where":
             continue
-        product, test = makers[where.input[2]], makers[where.input[0]]
-        division = makers.get(product.input[0])
+        matmul, test = producers[where.input[2]], producers[where.input[0]]
+        division = producers.get(matmul.input[0])
         while test.op_type in ("Cast", "Expand", "Reshape"):
-            test = makers[test.input[0]]
+            test = producers[test.input[0]]
         if division is None or division.op_type != "Div" or test.op_type != "Equal":
             continue
         mask = test.input[0]
         if mask not in masks:
-            masks[mask] = _mask_to_add(graph, mask)
-        product.input[0] = division.input[0]
+            masks[mask] = _additive_mask(graph, mask)
+        matmul.input[0] = division.input[0]
         scaled = f"{where.name}_scaled"
-        instead[division.name] = []
-        instead[where.name] = [
-            helper.make_node("Div", [product.output[0], division.input[1]], [scaled], name=scaled),
+        replacements[division.name] = []
+        replacements[where.name] = [
+            helper.make_node("Div", [matmul.output[0], division.input[1]], [scaled], name=scaled),
             helper.make_node("Add", [scaled, masks[mask][-1].output[0]], list(where.output), name=f"{where.name}_Add"),
         ]
-    nodes = [node for made in masks.values() for node in made]
-    nodes += [new for node in graph.node for new in instead.get(node.name, [node])]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    nodes = [node for group in masks.values() for node in group]
+    nodes += [new for node in graph.node for new in replacements.get(node.name, [node])]
+    replace_nodes(graph, nodes)
 
 
-def _mask_to_add(graph: Any, mask: str) -> list[Any]:
-    """Makes the nodes of `(1 - mask) least`, of shape `(batch, 1, 1, tokens)`."""
-    arrays = {"first": np.array([1]), "second": np.array([2]), "one": np.float32(1), "least": np.finfo(np.float32).min}
+def _additive_mask(graph: Any, mask: str) -> list[Any]:
+    """Makes the nodes that compute `(1 - mask) lowest`, of shape `(batch, 1, 1, tokens)`."""
+    arrays = {"axis1": np.array([1]), "axis2": np.array([2]), "one": np.float32(1), "lowest": np.finfo(np.float32).min}
     names = {name: f"{mask}_{name}" for name in arrays}
     graph.initializer.extend(numpy_helper.from_array(np.asarray(arrays[name]), names[name]) for name in arrays)
     steps = [
-        ("Unsqueeze", ["{}", names["first"]], {}),
-        ("Unsqueeze", ["{}", names["second"]], {}),
+        ("Unsqueeze", ["{}", names["axis1"]], {}),
+        ("Unsqueeze", ["{}", names["axis2"]], {}),
         ("Cast", ["{}"], {"to": TensorProto.FLOAT}),
         ("Sub", [names["one"], "{}"], {}),
-        ("Mul", ["{}", names["least"]], {}),
+        ("Mul", ["{}", names["lowest"]], {}),
     ]
-    made, last = [], mask
+    nodes, previous = [], mask
     for index, (operator, inputs, attributes) in enumerate(steps):
-        output = f"{mask}_to_add_{index}"
-        inputs = [name.format(last) for name in inputs]
-        made.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
-        last = output
-    return made
+        output = f"{mask}_additive_{index}"
+        inputs = [name.format(previous) for name in inputs]
+        nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        previous = output
+    return nodes

@@ -1,9 +1,9 @@
-"""Removes whole layers, those whose absence does the least damage.
+"""Removes whole layers one by one, each time the layer whose removal does the least damage.
 
-Which layers a task needs is not known from their position, so each is tried: it is left out, and the damage is
-the divergence of the logits from the whole model's on calibration rows. The least harmful layer goes, and what
-is left is tried again, because layers make up for each other. Divergence needs no labels, and moves before any
-prediction flips, where accuracy on a few hundred rows stands still; it is also what the recovery makes smaller.
+A layer's position does not show whether a task needs it, so each layer is tried: the damage of its removal is the
+divergence of the logits from the unpruned model's on calibration rows. After each removal the remaining layers are
+tried again, because layers compensate for each other. Divergence needs no labels and reacts before any prediction
+changes, while accuracy on a few hundred rows stays the same. It is also the loss that distillation minimizes.
 """
 
 import logging
@@ -30,21 +30,21 @@ from deploykit.pruners._judging import first_metric
 from deploykit.pruners.width import sample
 from deploykit.tasks import IGNORED
 
-MAX_DROP = 0.01
+MAX_DROP = 0.01  # default loss of the first metric: one point of accuracy
 log = logging.getLogger(__name__)
 
 
 class Options(Base):
-    """How many layers go, and how the model recovers. Where neither bound is set, `max_drop` is 0.01."""
+    """How many layers are removed, and how the model is trained afterwards. Without `keep`, `max_drop` is 0.01."""
 
     keep: int | None = Field(default=None, ge=1)
-    """Number of layers that stay, of encoder and decoder together."""
+    """Number of layers to keep, in encoder and decoder together."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
-    """Layers are removed while the first metric on the validation split falls by no more than this, before recovery."""
+    """Layers are removed while the first metric on the validation split, before distillation, falls by at most this."""
     calibration_rows: int = Field(default=256, ge=1)
-    """Rows of the training split on which the damage of a removal is measured."""
+    """Number of training rows on which the damage of a removal is measured."""
     distill: DistillOptions | None = None
-    """How the unpruned model teaches what is left; null: not at all."""
+    """How the unpruned model trains the pruned one afterwards (distillation); null: no training."""
 
     @model_validator(mode="after")
     def _has_one_bound(self) -> Self:
@@ -54,48 +54,48 @@ class Options(Base):
 
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
-    """Returns a shallower copy of the model, which layers went, and what each would have cost."""
+    """Returns a shallower copy of the model, the removed layers, and the damage of each removal that was tried."""
     depth, stacks = sum(depths(model)), len(depths(model))
     if options.keep is not None and options.keep not in range(stacks, depth + 1):
-        raise ModelError(f"keep must be from {stacks} to {depth}, the layers that there are, got {options.keep}.")
+        raise ModelError(f"keep must be from {stacks} to {depth}, the number of layers, got {options.keep}.")
     rows = sample(problem.train, options.calibration_rows, problem.seed)
     steps = _ablation(model.eval(), list(padded(rows, problem.tokenizer)))
     if options.keep is not None:
-        taken = list(islice(steps, depth - options.keep))
+        ablation = list(islice(steps, depth - options.keep))
     else:
         lowest = first_metric(model, problem) - (MAX_DROP if options.max_drop is None else options.max_drop)
-        taken = list(takewhile(lambda step: first_metric(without(model, step["gone"]), problem) >= lowest, steps))
-    gone = taken[-1]["gone"] if taken else []
-    small, kept = without(model, gone), tuple(layer for layer in range(depth) if layer not in gone)
+        ablation = list(takewhile(lambda step: first_metric(without(model, step["gone"]), problem) >= lowest, steps))
+    removed = ablation[-1]["gone"] if ablation else []
+    pruned, kept = without(model, removed), tuple(layer for layer in range(depth) if layer not in removed)
     curve = []
     if options.distill:
         teacher = problem.teacher or Teacher(model, tuple(range(depth)))
-        left = Teacher(teacher.model, tuple(teacher.layers[layer] for layer in kept))
-        curve = distill(small, model, replace(problem, teacher=left), options.distill, work)
-    sizes = [asdict(size) for size in surgery.shapes(small)]
-    return Pruned(small, {"gone": gone, "ablation": taken, "layers": sizes, "curve": curve}, layers=kept)
+        matched = Teacher(teacher.model, tuple(teacher.layers[layer] for layer in kept))
+        curve = distill(pruned, model, replace(problem, teacher=matched), options.distill, work)
+    sizes = [asdict(size) for size in surgery.shapes(pruned)]
+    return Pruned(pruned, {"gone": removed, "ablation": ablation, "layers": sizes, "curve": curve}, layers=kept)
 
 
 def _ablation(model: torch.nn.Module, data: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Yields the layers that are gone after each step, and the damage that each candidate would have done in it."""
-    whole, gone = _logits(model, data), list[int]()
-    while candidates := list(_candidates(model, gone)):
+    """Yields, step by step, all layers removed so far (`gone`) and the `damage` of each candidate of that step."""
+    whole, removed = _logits(model, data), list[int]()
+    while candidates := list(_candidates(model, removed)):
         damage = {}
-        for layer in tqdm(candidates, desc=f"ablation {len(gone) + 1}", unit="layer", disable=None):
-            damage[layer] = float(divergence(_logits(without(model, [*gone, layer]), data), whole, temperature=1.0))
+        for layer in tqdm(candidates, desc=f"ablation {len(removed) + 1}", unit="layer", disable=None):
+            damage[layer] = float(divergence(_logits(without(model, [*removed, layer]), data), whole, temperature=1.0))
         least = min(damage, key=lambda layer: damage[layer])
-        gone = [*gone, least]
+        removed = [*removed, least]
         log.info("without layer %d: divergence %.4f", least, damage[least])
-        yield {"gone": gone, "damage": {str(layer): value for layer, value in damage.items()}}
+        yield {"gone": removed, "damage": {str(layer): value for layer, value in damage.items()}}
 
 
-def _candidates(model: torch.nn.Module, gone: Sequence[int]) -> Iterator[int]:
-    """Yields layers that may go: the last of a stack stays, and of a layer's repetitions one is like another."""
+def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]:
+    """Yields the layers that may be removed next: all but one per stack; of equal repetitions (ALBERT) the last."""
     start = 0
     for depth in depths(model):
-        left = [layer for layer in range(start, start + depth) if layer not in gone]
-        if len(left) > 1:
-            yield from left[-1:] if architecture_of(model.config).repeated else left
+        remaining = [layer for layer in range(start, start + depth) if layer not in removed]
+        if len(remaining) > 1:
+            yield from remaining[-1:] if architecture_of(model.config).repeated else remaining
         start += depth
 
 

@@ -1,8 +1,8 @@
 """Removes the tokens that a corpus does not use, with their rows of the embedding and of an output layer.
 
-What stays are the tokens of the corpus, special and added tokens, single characters and bytes: texts of the
-corpus are cut as before, which is verified, and others into smaller pieces. The layers stay as they are, so it
-saves bytes and memory, and no time but that of an output layer.
+The tokens of the corpus, special and added tokens, single characters and bytes are kept. So the corpus is tokenized as
+before, which is verified, while other texts may become more tokens. The layers do not change: this saves bytes and
+memory, but time only in an output layer over the vocabulary.
 """
 
 import logging
@@ -25,73 +25,74 @@ from deploykit.pruners import Pruned
 from deploykit.pruners._vocabulary import necessary, reduced
 from deploykit.tokenizer import truncate
 
-CHUNK = 1024  # texts that are tokenized at a time
+TEXTS_PER_CALL = 1024  # of the tokenizer; bounds the encodings held in memory
 FLOAT_BYTES = 4
 log = logging.getLogger(__name__)
 
 
 class Options(Base):
-    """Which texts must tokenize as before, besides those of the training split."""
+    """Which texts must be tokenized as before, besides those of the training split."""
 
     corpus: Path | None = None
-    """A file with one text a line, or one with columns, every string of which counts."""
+    """A file with one text per line, or with columns; every string in a column is a text."""
 
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
-    """Returns a copy of the model that knows fewer tokens, its tokenizer, and what was saved."""
+    """Returns a copy of the model with a smaller vocabulary, the matching tokenizer, and how much was saved."""
     texts = [*problem.texts, *(sources.texts(str(options.corpus)) if options.corpus else ())]
     whole = tokenizers.Tokenizer.from_str(problem.tokenizer.backend.to_str())
     whole.no_truncation()
     ids = necessary(whole, used(whole, texts) | _fixed(model, whole))
     backend = reduced(whole, ids)
     verify(whole, backend, texts)
-    small = surgery.with_tokens(model, ids)
+    pruned = surgery.with_tokens(model, ids)
     truncate(backend, problem.tokenizer.max_tokens)
-    places = {old: new for new, old in enumerate(ids)}
+    new_ids = {old: new for new, old in enumerate(ids)}
     unknown = problem.tokenizer.unknown_id
     tokenizer = replace(
         problem.tokenizer,
         backend=backend,
-        pad_id=places[problem.tokenizer.pad_id],
-        unknown_id=None if unknown is None else places[unknown],
+        pad_id=new_ids[problem.tokenizer.pad_id],
+        unknown_id=None if unknown is None else new_ids[unknown],
     )
-    saved = FLOAT_BYTES * (checkpoint.parameters(model) - checkpoint.parameters(small))
+    saved = FLOAT_BYTES * (checkpoint.parameters(model) - checkpoint.parameters(pruned))
     unchanged = np.mean([np.isin(row.encoding.ids, ids).all() for row in problem.validation])
     counts = {"tokens": len(ids), "tokens_before": whole.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
-    log.info("%(tokens)d of %(tokens_before)d tokens stay, %(bytes_saved)d bytes are saved", counts)
-    return Pruned(small, {**counts, "validation_unchanged": float(unchanged)}, tokenizer, tuple(ids))
+    log.info("kept %(tokens)d of %(tokens_before)d tokens, which saves %(bytes_saved)d bytes", counts)
+    return Pruned(pruned, {**counts, "validation_unchanged": float(unchanged)}, tokenizer, tuple(ids))
 
 
 def used(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> set[int]:
-    """Returns the tokens that texts are cut into, special tokens included."""
-    return {token for part in _chunks(texts) for found in backend.encode_batch(part) for token in found.ids}
+    """Returns the ids of all tokens of the texts, special tokens included."""
+    return {token for chunk in _chunks(texts) for encoding in backend.encode_batch(chunk) for token in encoding.ids}
 
 
 def verify(whole: tokenizers.Tokenizer, small: tokenizers.Tokenizer, texts: Sequence[str]) -> None:
-    """Compares the tokens of every text.
+    """Checks that two tokenizers give the same tokens for every text.
 
     Raises:
-        ModelError: names the first text that is cut otherwise.
+        ModelError: names the first text with other tokens.
     """
-    for part in _chunks(texts):
-        for text, one, other in zip(part, whole.encode_batch(part), small.encode_batch(part), strict=True):
-            if one.tokens != other.tokens:
+    for chunk in _chunks(texts):
+        encodings = zip(whole.encode_batch(chunk), small.encode_batch(chunk), strict=True)
+        for text, (before, after) in zip(chunk, encodings, strict=True):
+            if before.tokens != after.tokens:
                 raise ModelError(
-                    f"with fewer tokens {text[:80]!r} is cut into {other.tokens[:20]}, not into {one.tokens[:20]}."
-                    " Leave the text out, or the vocabulary step."
+                    f"with the reduced vocabulary {text[:80]!r} is tokenized as {after.tokens[:20]}, not as"
+                    f" {before.tokens[:20]}. Leave the text out, or the vocabulary step."
                 )
 
 
 def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
-    """Returns tokens that the model's configuration names, or from which it counts positions.
+    """Returns the ids that the model's configuration names, and those below a padding id from which positions count.
 
     Raises:
-        ModelError: the tokenizer knows more tokens than the model.
+        ModelError: the tokenizer has more tokens than the model.
     """
     loaded = cast(Any, model)
-    size, known = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
-    if size > known:
-        raise ModelError(f"the tokenizer has {size} tokens and the model {known}: they do not belong together.")
+    size, rows = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
+    if size > rows:
+        raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
     fixed = {token for token in surgery.token_ids(model) if whole.id_to_token(token) is not None}
     if architecture_of(loaded.config).after_padding:
         fixed |= set(range(loaded.config.pad_token_id + 1))
@@ -99,4 +100,4 @@ def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
+    return (texts[start : start + TEXTS_PER_CALL] for start in range(0, len(texts), TEXTS_PER_CALL))

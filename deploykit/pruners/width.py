@@ -31,9 +31,9 @@ from deploykit.modeling.surgery import Kept, Shape
 from deploykit.pruners import Pruned
 from deploykit.pruners._judging import first_metric
 from deploykit.pruners._width.latency_table import tabulate
-from deploykit.pruners._width.meter import Objective, meter
-from deploykit.pruners._width.ranking import BLOCK, Float64
-from deploykit.pruners._width.sizing import of_share, of_speedup
+from deploykit.pruners._width.meter import Objective, relative_timer
+from deploykit.pruners._width.ranking import BLOCK_NEURONS, Float64
+from deploykit.pruners._width.sizing import keep_for_speedup, keep_share
 
 TARGETS = ("keep", "speedup", "max_drop")
 KEEP = 0.75  # where no target is given
@@ -157,14 +157,14 @@ def _targets(options: Options) -> list[float]:
 
 
 def _by_share(problem: Problem, options: Options) -> Choose:
-    return lambda model, keep: (of_share(*_importance(model, problem, options), keep), {})
+    return lambda model, keep: (keep_share(*_importance(model, problem, options), keep), {})
 
 
 def _by_time(whole: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Choose:
     execution = Execution(engine=options.engine, precision=options.precision, threads=hardware.cpu_limit())
-    measure = meter(whole, problem, execution, options.quantizer, work, options.objective)
+    measure = relative_timer(whole, problem, execution, options.quantizer, work, options.objective)
     table = tabulate(whole, measure)
-    return lambda model, speedup: of_speedup(
+    return lambda model, speedup: keep_for_speedup(
         model, *_importance(model, problem, options), table=table, measure=measure, speedup=speedup
     )
 
@@ -175,12 +175,13 @@ def _importance(model: torch.nn.Module, problem: Problem, options: Options) -> t
 
 def _check_reached(kept: Sequence[Kept], speedup: dict[str, Any]) -> None:
     """Refuses a speedup that the narrowest model does not have; a miss by the noise of measuring is let through."""
-    narrowest = all(len(keep.heads) <= 1 and len(keep.neurons) <= BLOCK for keep in kept)
+    narrowest = all(len(keep.heads) <= 1 and len(keep.neurons) <= BLOCK_NEURONS for keep in kept)
     if narrowest and speedup["measured"]["value"] < speedup["wanted"]:
         raise ModelError(
-            f"a speedup of {speedup['wanted']:g} is out of reach of the pruner width: with one head and {BLOCK} neurons"
-            f" in each layer, the model is {speedup['measured']['value']:.2f} times as fast here. Ask for less, or"
-            " remove layers before."
+            f"a speedup of {speedup['wanted']:g} is out of reach of the pruner width: with one head and"
+            f" {BLOCK_NEURONS} neurons in each layer, the model is"
+            f" {speedup['measured']['value']:.2f} times as fast here."
+            " Ask for less, or remove layers before."
         )
 
 

@@ -1,4 +1,4 @@
-"""The summary table of a chain of stages: what the command line, the report and the demo print."""
+"""The summary table of the stages of a run, as the command line, the report and the demo print it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,22 +6,22 @@ from deploykit.artifact import Step
 
 
 def header(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Returns the titles of `rows`; the metric is the task's first."""
+    """Returns the column titles for `rows`; the metric is the task's first."""
     return ("stage", "seconds", "parameters", "bytes", f"test {next(iter(steps[0].metrics['test']))}", "p50, batch 1")
 
 
 def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> list[tuple[str, ...]]:
-    """Returns a row a stage.
+    """Returns one table row per stage.
 
     Args:
-        steps: of a manifest's history.
-        seconds: stage to what is shown instead of the seconds that it took, for stages that were skipped.
+        steps: the history of a manifest.
+        seconds: maps a stage to a text shown instead of its seconds, for stages that were skipped.
     """
-    found: list[tuple[str, ...]] = []
+    table: list[tuple[str, ...]] = []
     for step in steps:
         metric = next(iter(step.metrics["test"].values()))
         name = step.stage if step.method == step.stage else f"{step.stage} ({step.method})"
-        shown = (seconds or {}).get(step.stage, f"{step.seconds:.0f}")
+        duration = (seconds or {}).get(step.stage, f"{step.seconds:.0f}")
         numbers = f"{step.parameters:,}", f"{step.bytes:,}", f"{metric.value:.4f}", f"{step.p50_ms:.1f} ms"
-        found.append((name, shown, *numbers))
-    return found
+        table.append((name, duration, *numbers))
+    return table

@@ -46,7 +46,7 @@ class Spec:
         """What reports call it."""
         weights = "float32" if self.quantizer == "none" else f"{self.quantizer} {self.precision}"
         graph = "" if self.graph == "exported" else self.graph
-        kept = f"{len(self.keep)} products in float" if self.keep else ""
+        kept = f"{len(self.keep)} MatMuls in float" if self.keep else ""
         return ", ".join(part for part in (weights, graph, kept, str(self.execution)) if part)
 
     @property

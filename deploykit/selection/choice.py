@@ -1,6 +1,6 @@
-"""Which of the measured ways to run a model is kept: the best at the objective of those that pass every gate.
+"""Chooses the candidate that is kept: the best at the objective among those that pass every gate.
 
-Pure functions on what was measured; `search` measures. The float graph is always among the candidates.
+Pure functions on measurements; `search` measures. The float graph is always one of the candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.timing import Latency
 from deploykit.quantizers.auto import Graph, Objective
 
-TOLERANCE = 1.02  # a smaller difference between two medians is taken for noise
+NOISE_RATIO = 1.02  # medians whose ratio is smaller count as equal: repeated measurements differ by as much
 
 
 class Candidate(Record):
-    """One way to run the model, what was measured of it, and why it was kept or not.
+    """One way to run the model, its measurements, and the reason why it was kept or not.
 
-    `graph` is a variant of the exported graph, `quantizer` what made it smaller with its `options`, `precision`
-    that of its weights, and `keep` names the products that were left in float. `latency` maps a text to its
-    milliseconds, `throughput` is in texts a second at mixed lengths; both are empty where a first look was
-    enough. `metric` is the task's first on the validation split and `comparison` is against the float graph;
-    both are None where nothing was evaluated.
+    `graph` is a variant of the exported graph, `quantizer` and its `options` quantized that variant, `precision` is
+    the type of the weights, and `keep` names the MatMuls left in float. `latency` maps each kind of batch to
+    milliseconds, and `throughput` is in texts/s at mixed lengths; a candidate ruled out by a short first measurement
+    lacks some of these. `metric` is the task's first metric on the validation split, and `comparison` is against the
+    float graph; both are None if the candidate was not evaluated.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Candidate(Record):
 
 
 def score(candidate: Candidate, objective: Objective) -> float:
-    """Returns what the objective makes small, of a measured candidate: milliseconds (a text), or bytes.
+    """Returns the value that the objective minimizes: milliseconds per text, or bytes.
 
-    Latency is the geometric mean of the medians over short, middling and long texts, so that each counts the
-    same.
+    For latency, it is the geometric mean of the median times of short, medium and long texts, so that each length has
+    the same weight.
     """
     if objective == "size":
         return float(candidate.bytes)
@@ -60,53 +60,52 @@ def score(candidate: Candidate, objective: Objective) -> float:
 
 
 def slower(candidate: Candidate, base: Candidate, objective: Objective) -> str:
-    """Says where a candidate is slower than the float graph, within the noise of measuring; empty for nowhere.
+    """Lists where a candidate is slower than the float graph by more than noise; empty if nowhere.
 
-    A smaller graph must be faster at neither latency nor throughput, but slower at none.
+    The objective `size` checks both latency and throughput: a smaller graph need not be faster, but must not be slower.
     """
-    found = []
-    if objective != "throughput":
-        found = [
-            f"{text}: {latency.p50:.2f} ms against {base.latency[text].p50:.2f} ms"
-            for text, latency in candidate.latency.items()
-            if latency.p50 > base.latency[text].p50 * TOLERANCE
-        ]
+    losses = [
+        f"{text}: {latency.p50:.2f} ms against {base.latency[text].p50:.2f} ms"
+        for text, latency in candidate.latency.items()
+        if objective != "throughput" and latency.p50 > base.latency[text].p50 * NOISE_RATIO
+    ]
     if objective != "latency" and candidate.throughput and base.throughput:
-        rate, other = candidate.throughput.value, base.throughput.value
-        if rate * TOLERANCE < other:
-            found.append(f"mixed lengths: {rate:.0f} texts a second against {other:.0f}")
-    return "; ".join(found)
+        rate, base_rate = candidate.throughput.value, base.throughput.value
+        if rate * NOISE_RATIO < base_rate:
+            losses.append(f"mixed lengths: {rate:.0f} texts/s against {base_rate:.0f}")
+    return "; ".join(losses)
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective, failing: Mapping[str, str]) -> list[Candidate]:
-    """Marks the best candidate that passes; none is marked where none does.
+    """Marks the best candidate that passes as kept; if none passes, none is marked.
 
-    One that is slower than the float graph is out, unless that is out itself: then there is nothing to fall back on.
+    A candidate slower than the float graph is ruled out, unless the float graph is ruled out itself: then the slower
+    candidate may be the only way to run the model at all.
 
     Args:
-        candidates: the float graph first. One that has a reason already is out.
-        objective: what is made small.
-        failing: candidate to the gates that stop it, empty or absent for none.
+        candidates: the float graph first. A candidate that already has a reason is ruled out.
+        objective: decides which candidate is best.
+        failing: maps the name of a candidate to the gates that stop it; empty or absent if no gate does.
 
     Returns:
         The same candidates, each with a reason.
     """
-    base = candidates[0]
-    reasons = {found.name: found.reason for found in candidates if found.reason}
-    for found in candidates:
-        if found.name in reasons:
+    base, reasons = candidates[0], {entry.name: entry.reason for entry in candidates if entry.reason}
+    for candidate in candidates:
+        name = candidate.name
+        if name in reasons:
             continue
-        if failing.get(found.name):
-            reasons[found.name] = f"stopped by a gate: {failing[found.name]}"
-        elif base.name not in reasons and (lost := slower(found, base, objective)):
-            reasons[found.name] = f"slower than the float graph: {lost}"
-    passing = [found for found in candidates if found.name not in reasons]
-    winner = min(passing, key=lambda found: score(found, objective), default=None)
-    for found in passing:
-        if winner and found is not winner:
-            ratio = score(found, objective) / score(winner, objective)
+        if failing.get(name):
+            reasons[name] = f"stopped by a gate: {failing[name]}"
+        elif base.name not in reasons and (losses := slower(candidate, base, objective)):
+            reasons[name] = f"slower than the float graph: {losses}"
+    passing = [entry for entry in candidates if entry.name not in reasons]
+    winner = min(passing, key=lambda entry: score(entry, objective), default=None)
+    for loser in passing:
+        if winner and loser is not winner:
+            ratio = score(loser, objective) / score(winner, objective)
             word = "larger" if objective == "size" else "slower"
-            reasons[found.name] = f"{ratio:.2f} times {word} than {winner.name}"
+            reasons[loser.name] = f"{ratio:.2f} times {word} than {winner.name}"
     if winner:
-        reasons[winner.name] = f"the best at {objective} that keeps every gate"
-    return [found.model_copy(update={"kept": found is winner, "reason": reasons[found.name]}) for found in candidates]
+        reasons[winner.name] = f"the best at {objective} that passes every gate"
+    return [entry.model_copy(update={"kept": entry is winner, "reason": reasons[entry.name]}) for entry in candidates]

@@ -1,7 +1,7 @@
 """Finds the best way to run a graph on this machine, within minutes: writes candidates, times and judges them.
 
 At a first look each candidate is timed against the float graph, briefly. Those near the best are then timed
-together, and their predictions are judged. Where an int8 graph is the fastest but for a gate, the products
+together, and their predictions are judged. Where an int8 graph is the fastest but for a gate, the MatMuls
 that do most damage return to float until the gate holds. What was measured or judged before on this machine
 is remembered.
 """
@@ -237,7 +237,7 @@ def _evaluate(spec: Spec, bench: Bench) -> dict[str, Any]:
 
 
 def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> Entry | None:
-    """Returns the worst products of the best quantized candidate to float, until the gates that stopped it hold.
+    """Returns the worst MatMuls of the best quantized candidate to float, until the gates that stopped it hold.
 
     Args:
         finalists: measured and judged.
@@ -254,7 +254,7 @@ def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> En
         for entry, found in zip(finalists, candidates, strict=True)
         if entry.spec.quantizer != "none" and failing(bench.gates, found.verdicts)
     ]
-    worth = [(score, entry) for score, entry in broken if score * choice.TOLERANCE < limit]
+    worth = [(score, entry) for score, entry in broken if score * choice.NOISE_RATIO < limit]
     if not worth:
         return None
     _, best = min(worth, key=lambda pair: pair[0])

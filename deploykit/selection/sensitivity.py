@@ -1,10 +1,10 @@
-"""Which products suffer from quantization: the order in which an accuracy fallback returns them to float.
+"""Ranks MatMuls by the damage that quantizing each one does: the order in which a repair returns them to float.
 
-Damage is what quantizing one product alone does to the logits. Writing and opening a graph for each takes too long for
-a model of BERT-base's size (72 products, 440 MB each time), and comparing each product's own output, in one run, misses
-what the rest of the model makes of it. So the method quantizes each product as a graph of one node, and the float
-graph, opened once, has an input behind each product that is added to its output. Fed with what quantization changes
-there, it computes what a graph with that one product quantized would, at the price of one run for each product.
+Damage is the error of the logits if one MatMul alone is quantized. Writing and opening a graph for each MatMul takes
+too long for a model of BERT-base's size (72 MatMuls, 440 MB each time), and comparing each MatMul's own output ignores
+how later layers amplify or absorb the error. Instead, each MatMul is quantized as a graph of one node, which gives the
+change of its output. The float graph is opened once, with an extra input per MatMul that is added to its output. Fed
+with that change, it computes the logits of a graph with that one MatMul quantized, in one run per MatMul.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ from deploykit.graphs import matmuls
 from deploykit.graphs.matmuls import Array
 from deploykit.quantizers import Batch, Quantizer
 
-SILENCE = 1e-12  # smaller errors are not told apart
-TOGETHER = 8  # products whose inputs are looked at in one run, and held in memory
+MIN_ERROR = 1e-12  # relative squared error that counts as none: 120 dB, below the rounding of float32 logits
+MATMULS_PER_RUN = 8  # their inputs are read in one run; more would hold more activations in memory at once
 
 
 class Damage(Record):
-    """What quantizing one product does: the logits' mean squared `error` over their variance, and that in decibels."""
+    """Damage from quantizing one MatMul: the logits' mean squared `error` over their variance, also in decibels."""
 
     node: str
     error: float
@@ -36,50 +36,49 @@ class Damage(Record):
 def rank(
     graph: Path, method: Quantizer, options: Any, batches: Sequence[Batch], folder: Path, threads: int | None = None
 ) -> list[Damage]:
-    """Measures the damage that quantizing each product does, and puts the worst first.
+    """Measures the damage of quantizing each MatMul, and returns the worst first.
 
     Args:
-        graph: float32, the one that is quantized.
+        graph: the float32 graph that the quantizer would quantize.
         method: the quantizer.
-        options: the method's.
+        options: of the quantizer.
         batches: padded batches of real rows; 16 to 64 rows are enough.
-        folder: for temporary files; it exists.
-        threads: of the runs; all that the cgroup allows, if None.
+        folder: an existing folder for temporary files.
+        threads: of each run; default: all cores that the cgroup allows.
     """
     model = matmuls.load(graph)
     names = matmuls.quantizable(model, method.OPERATORS)
     nodes = [node for node in model.graph.node if node.name in names]
-    opened = matmuls.session(_with_changes(model, nodes), threads)
-    unchanged = {_change(node): np.zeros((), np.float32) for node in nodes}
-    feeds = [matmuls.inputs_of(opened, {**batch, **unchanged}) for batch in batches]
-    before = _logits(opened, feeds)
-    found = []
-    with tqdm(total=len(nodes), desc="damage", unit="product", disable=None) as bar:
-        for start in range(0, len(nodes), TOGETHER):
-            group = nodes[start : start + TOGETHER]
-            seen = [_inside(opened, feed, group, model) for feed in feeds]
+    session = matmuls.session(_with_changes(model, nodes), threads)
+    no_changes = {_change(node): np.zeros((), np.float32) for node in nodes}
+    feeds = [matmuls.inputs_of(session, {**batch, **no_changes}) for batch in batches]
+    before = _logits(session, feeds)
+    damages = []
+    with tqdm(total=len(nodes), desc="damage", unit="MatMul", disable=None) as bar:
+        for start in range(0, len(nodes), MATMULS_PER_RUN):
+            group = nodes[start : start + MATMULS_PER_RUN]
+            tensors = [_inner_tensors(session, feed, group, model) for feed in feeds]
             for node in group:
+                outputs = _quantized_outputs(model, node, method, options, tensors, folder)
                 changed = [
-                    {**feed, _change(node): array - inside[_plain(node)]}
-                    for feed, inside, array in zip(
-                        feeds, seen, _alone(model, node, method, options, seen, folder), strict=True
-                    )
+                    {**feed, _change(node): output - values[_plain(node)]}
+                    for feed, values, output in zip(feeds, tensors, outputs, strict=True)
                 ]
-                error = damage(before, _logits(opened, changed))
-                found.append(Damage(node=node.name, error=error, decibels=decibels(error)))
+                error = damage(before, _logits(session, changed))
+                damages.append(Damage(node=node.name, error=error, decibels=decibels(error)))
                 bar.update()
-    return sorted(found, key=lambda one: one.error, reverse=True)
+    return sorted(damages, key=lambda entry: entry.error, reverse=True)
 
 
 def groups(ranking: Sequence[Damage]) -> Iterator[frozenset[str]]:
-    """Yields what to keep in float: the worst product, the worst two, four, eight, but never all.
+    """Yields the nodes to keep in float: the worst MatMul, the worst two, four, eight and so on, but never all.
 
     Args:
-        ranking: what `rank` gave.
+        ranking: from `rank`.
     """
     count = 1
     while count < len(ranking):
-        yield frozenset(found.node for found in ranking[:count])
+        yield frozenset(entry.node for entry in ranking[:count])
         count *= 2
 
 
@@ -88,75 +87,76 @@ def damage(before: Array, after: Array) -> float:
 
     Args:
         before: logits of the float graph, of any shape.
-        after: those of the quantized one.
+        after: logits of the quantized graph, of the same shape.
     """
     return float(np.mean(np.square(after - before)) / max(np.var(before), np.finfo(np.float32).tiny))
 
 
 def decibels(error: float) -> float:
-    """Returns the signal to noise ratio that a relative squared error stands for."""
-    return float(-10 * np.log10(max(error, SILENCE)))
+    """Converts a relative squared error to a signal-to-noise ratio in decibels."""
+    return float(-10 * np.log10(max(error, MIN_ERROR)))
 
 
-def _logits(opened: Any, batches: Sequence[Batch]) -> Array:
-    """Returns the logits of all batches, `(rows or tokens, labels)`; those at padding are left out."""
-    found = []
+def _logits(session: Any, batches: Sequence[Batch]) -> Array:
+    """Returns the logits of all batches without those of padding, `(rows or tokens, labels)`."""
+    arrays = []
     for batch in batches:
-        logits, mask = opened.run(None, matmuls.inputs_of(opened, batch))[0], batch.get("attention_mask")
+        logits, mask = session.run(None, matmuls.inputs_of(session, batch))[0], batch.get("attention_mask")
         real = mask.astype(bool) if mask is not None and logits.shape[:2] == mask.shape else ...
-        found.append(logits[real].reshape(-1, logits.shape[-1]))
-    return np.concatenate(found)
+        arrays.append(logits[real].reshape(-1, logits.shape[-1]))
+    return np.concatenate(arrays)
 
 
 def _with_changes(model: Any, nodes: Sequence[Any]) -> Any:
-    """Returns a copy of a graph with an input to add to each product, which also gives out what goes through them."""
+    """Returns a copy of a graph that adds an extra input to each MatMul's output, and outputs the tensors around it."""
     names = {node.name for node in nodes}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    changed = []
+    copied = []
     for node in copy.graph.node:
-        changed.append(node)
+        copied.append(node)
         if node.name in names:
             plain, change, output = _plain(node), _change(node), node.output[0]
             copy.graph.input.append(helper.make_tensor_value_info(change, TensorProto.FLOAT, None))
-            changed.append(helper.make_node("Add", [plain, change], [output], name=change))
+            copied.append(helper.make_node("Add", [plain, change], [output], name=change))
             node.output[0] = plain
-    del copy.graph.node[:]
-    copy.graph.node.extend(changed)
-    return matmuls.watched(copy, _watched(model, nodes))
+    matmuls.replace_nodes(copy.graph, copied)
+    return matmuls.with_outputs(copy, _tensors_around(model, nodes))
 
 
-def _watched(model: Any, nodes: Sequence[Any]) -> list[str]:
-    given = {found.name for found in model.graph.input}
+def _tensors_around(model: Any, nodes: Sequence[Any]) -> list[str]:
+    """Names the inputs and outputs of nodes, except inputs of the graph, which cannot be outputs too."""
+    graph_inputs = {tensor.name for tensor in model.graph.input}
     names = [name for node in nodes for name in (*_sources(model, node), _plain(node))]
-    return [name for name in dict.fromkeys(names) if name not in given]
+    return [name for name in dict.fromkeys(names) if name not in graph_inputs]
 
 
-def _inside(opened: Any, feed: Mapping[str, Array], nodes: Sequence[Any], model: Any) -> dict[str, Array]:
-    names = _watched(model, nodes)
-    return {**feed, **dict(zip(names, opened.run(names, feed), strict=True))}
+def _inner_tensors(session: Any, feed: Mapping[str, Array], nodes: Sequence[Any], model: Any) -> dict[str, Array]:
+    """Runs a batch, and returns its arrays and the tensors around some nodes."""
+    names = _tensors_around(model, nodes)
+    return {**feed, **dict(zip(names, session.run(names, feed), strict=True))}
 
 
-def _alone(
-    model: Any, node: Any, method: Quantizer, options: Any, seen: Sequence[Mapping[str, Array]], folder: Path
+def _quantized_outputs(
+    model: Any, node: Any, method: Quantizer, options: Any, tensors: Sequence[Mapping[str, Array]], folder: Path
 ) -> list[Array]:
-    """Quantizes a product as a graph of its own, and runs it on what goes into it."""
-    source, target = folder / "product.onnx", folder / "quantized.onnx"
+    """Quantizes one MatMul as a graph of its own and runs it on its inputs in the model, batch by batch."""
+    source, target = folder / "single.onnx", folder / "quantized.onnx"
     names = _sources(model, node)
     single = onnx.NodeProto()
     single.CopyFrom(node)
-    single.name = "alone.0/product"  # in a layer, as far as quantizers can tell
+    single.name = "single.0/MatMul"  # a number as in a layer's name: quantizers skip nodes outside layers
     graph = helper.make_graph(
         [single],
-        "alone",
-        [_described(name, seen[0][name]) for name in names],
-        [_described(node.output[0], seen[0][_plain(node)])],
-        [found for found in model.graph.initializer if found.name in node.input],
+        "single",
+        [_described(name, tensors[0][name]) for name in names],
+        [_described(node.output[0], tensors[0][_plain(node)])],
+        [tensor for tensor in model.graph.initializer if tensor.name in node.input],
     )
     onnx.save(helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version), source)
-    method.quantize(source, options, target, [{name: inside[name] for name in names} for inside in seen])
-    opened = matmuls.session(target, 1)
-    return [opened.run(None, matmuls.inputs_of(opened, inside))[0] for inside in seen]
+    method.quantize(source, options, target, [{name: values[name] for name in names} for values in tensors])
+    session = matmuls.session(target, 1)
+    return [session.run(None, matmuls.inputs_of(session, values))[0] for values in tensors]
 
 
 def _described(name: str, array: Array) -> Any:
@@ -165,7 +165,8 @@ def _described(name: str, array: Array) -> Any:
 
 
 def _sources(model: Any, node: Any) -> list[str]:
-    constants = {found.name for found in model.graph.initializer}
+    """Names the inputs of a node that are not constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
     return [name for name in node.input if name and name not in constants]
 
 

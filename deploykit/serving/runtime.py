@@ -47,7 +47,7 @@ from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
 
 if TYPE_CHECKING:
-    from deploykit.serving.queue.baselines import Cork
+    from deploykit.serving.queue.baselines import BentoMLBatcher
 
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
@@ -79,7 +79,7 @@ class Runtime:
         self._artifact = artifact
         self._predictor: Predictor | None = None
         self._reader: Reader | None = None
-        self._batcher: Batcher | Cork | None = None
+        self._batcher: Batcher | BentoMLBatcher | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
 
@@ -264,12 +264,12 @@ class Runtime:
 
 def batcher_of(
     batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> "Batcher | Cork":
+) -> "Batcher | BentoMLBatcher":
     """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
     if batching == "bentoml":
-        from deploykit.serving.queue.baselines import Cork  # a baseline to compare with: nobody else loads it
+        from deploykit.serving.queue.baselines import BentoMLBatcher  # for comparison: no other service imports it
 
-        return Cork(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
+        return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
     engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
     bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
     streams = engine.execution.streams

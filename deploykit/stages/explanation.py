@@ -1,4 +1,4 @@
-"""Why a quantized graph answers as it does: which products do the damage, and what their return to float costs."""
+"""Explains the loss of a quantized graph: the damage of each MatMul, and the cost of keeping the worst in float."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ from deploykit.selection.sensitivity import Damage
 from deploykit.stages import retuning
 from deploykit.stages.retuning import Carried
 
-SECONDS = 10.0  # for timing the graphs together
+TIMING_S = 10.0  # for all graphs together
 
 
 class Price(Record):
-    """A graph whose `kept` worst products are in float.
+    """The cost of a graph whose `kept` worst MatMuls are in float.
 
-    `changed` counts the golden texts that it answers otherwise than the float graph does, and `latency` is that
-    of one text of median length, in milliseconds.
+    `changed` counts the golden texts whose prediction differs from the float graph's, and `latency` is of one text of
+    median length, in milliseconds.
     """
 
     kept: int
@@ -36,7 +36,7 @@ class Price(Record):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was explained, the damage of each product, the worst first, and the price of keeping them in float."""
+    """The name of the candidate, the number of golden texts, damages (worst first) and prices of repairs."""
 
     name: str
     texts: int
@@ -45,15 +45,15 @@ class Explanation:
 
 
 def explain_quantization(path: Path | str, quantizer: str | None = None) -> Explanation:
-    """Ranks the products of a package's graph by the damage that quantizing them does, on its golden texts.
+    """Ranks the MatMuls of a package's graph by the damage of quantizing them, measured on its golden texts.
 
     Args:
         path: of a package that carries its float graph.
-        quantizer: to explain; default: that of the graph that was chosen, or `dynamic` where that is in float.
+        quantizer: to explain; default: the one of the chosen graph, or `dynamic` if the chosen graph is in float.
 
     Raises:
-        InputError: the artifact is no package, or there is nothing to explain about this quantizer.
-        ArtifactError: it is damaged or carries no float graph.
+        InputError: the artifact is not a package, or the quantizer is `none` or `auto`.
+        ArtifactError: the package is damaged or carries no float graph.
 
     Example:
         >>> explain_quantization("runs/movie-reviews/package").damages[0].node  # doctest: +SKIP
@@ -64,7 +64,7 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
     if quantizer or spec.quantizer == "none":
         spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), keep=())
     if spec.quantizer in ("none", "auto"):
-        raise InputError(f"the quantizer `{spec.quantizer}` changes no product by itself. Name another one.")
+        raise InputError(f"the quantizer `{spec.quantizer}` quantizes no MatMul itself. Name another one.")
     with tempfile.TemporaryDirectory() as folder:
         bench = retuning.bench_of(package, Path(folder), auto.Options(), {})
         method = quantizers.load(spec.quantizer)
@@ -76,36 +76,35 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
 
 
 def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
-    opened = {len(spec.keep): bench.open(spec) for spec in specs}
+    """Measures the size, the prediction changes and the latency of each graph."""
+    predictors = [bench.open(spec) for spec in specs]
     name, text = next(iter(bench.work.singles.items()))
-    engines = {str(kept): predictor.engine for kept, predictor in opened.items()}
-    timed = timing.latencies(engines, replace(bench.work, singles={name: text}), SECONDS)
+    engines = {str(index): predictor.engine for index, predictor in enumerate(predictors)}
+    latencies = timing.latencies(engines, replace(bench.work, singles={name: text}), TIMING_S)
     return [
         Price(
             kept=len(spec.keep),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(
-                opened[len(spec.keep)].predict(package.asked.texts, package.asked.pairs), package.exact
-            ),
-            latency=timed[str(len(spec.keep))][name],
+            changed=golden.changed(predictor.predict(package.asked.texts, package.asked.pairs), package.exact),
+            latency=latencies[str(index)][name],
         )
-        for spec in specs
+        for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))
     ]
 
 
-def damage_rows(found: Explanation) -> list[tuple[str, ...]]:
-    """Returns a row a product for a table: its name, the share of the logits' variance that is lost, and decibels."""
-    return [(one.node, f"{one.error:.2e}", f"{one.decibels:.1f} dB") for one in found.damages]
+def damage_rows(explanation: Explanation) -> list[tuple[str, ...]]:
+    """Returns a table row per MatMul: name, squared error over the logits' variance, and signal-to-noise ratio."""
+    return [(entry.node, f"{entry.error:.2e}", f"{entry.decibels:.1f} dB") for entry in explanation.damages]
 
 
-def price_rows(found: Explanation) -> list[tuple[str, ...]]:
-    """Returns a row a graph for a table; the first has all products quantized."""
+def price_rows(explanation: Explanation) -> list[tuple[str, ...]]:
+    """Returns a table row per graph; in the first graph all MatMuls are quantized."""
     return [
         (
-            f"the worst {one.kept}" if one.kept else "none",
-            f"{one.bytes:,}",
-            f"{one.changed} of {found.texts}",
-            f"{one.latency.p50:.2f} ms ({one.latency.low:.2f} to {one.latency.high:.2f})",
+            f"the worst {price.kept}" if price.kept else "none",
+            f"{price.bytes:,}",
+            f"{price.changed} of {explanation.texts}",
+            f"{price.latency.p50:.2f} ms ({price.latency.low:.2f} to {price.latency.high:.2f})",
         )
-        for one in found.prices
+        for price in explanation.prices
     ]

@@ -20,12 +20,12 @@ def examples(count):
 
 
 def scores(rows, right):
-    """Scores `(1, 2)` a row that are right or wrong as told."""
-    found = []
+    """Returns scores `(1, 2)` per row; `right` says for each row whether they predict its label."""
+    arrays = []
     for row, good in zip(rows, right, strict=True):
         margin = (RIGHT if good else WRONG) * (1 if row.label == "positive" else -1)
-        found.append(np.array([[0.0, margin]], dtype=np.float32))
-    return found
+        arrays.append(np.array([[0.0, margin]], dtype=np.float32))
+    return arrays
 
 
 def compared(before, after, seed=0):
@@ -39,10 +39,10 @@ def test_as_many_scores_as_rows():
         comparison.compare(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 1])[:1], 0)
 
 
-def test_two_equal_models_neither_drop_nor_flip():
+def test_between_two_equal_models_nothing_changes():
     right = [True, False, True, True] * 25
-    found = compared(right, right)
-    assert found == Comparison(
+    result = compared(right, right)
+    assert result == Comparison(
         metric="accuracy",
         drop=NOTHING,
         flips=NOTHING,
@@ -52,80 +52,80 @@ def test_two_equal_models_neither_drop_nor_flip():
         rows=100,
         flipped=(),
     )
-    assert "-0.0" not in found.model_dump_json()
+    assert "-0.0" not in result.model_dump_json()
 
 
-def test_a_drop_counts_and_its_interval_is_paired():
+def test_the_drop_has_a_paired_interval():
     before = [index >= 20 for index in range(200)]  # 90 %
     after = [index >= 30 for index in range(200)]  # 85 %, the same rows wrong and ten more
-    found = compared(before, after)
+    result = compared(before, after)
     half = 1.96 * np.sqrt(0.05 * 0.95 / 200)
-    assert found.drop.value == pytest.approx(0.05)
-    assert found.drop.low == pytest.approx(0.05 - half, abs=0.01)
-    assert found.drop.high == pytest.approx(0.05 + half, abs=0.01)
-    assert (found.rows, found.flipped) == (200, tuple(range(20, 30)))
-    assert found.flips.model_dump() == pytest.approx(found.drop.model_dump())  # each row that flipped was right
+    assert result.drop.value == pytest.approx(0.05)
+    assert result.drop.low == pytest.approx(0.05 - half, abs=0.01)
+    assert result.drop.high == pytest.approx(0.05 + half, abs=0.01)
+    assert (result.rows, result.flipped) == (200, tuple(range(20, 30)))
+    assert result.flips.model_dump() == pytest.approx(result.drop.model_dump())  # every change was a right prediction
 
 
-def test_flips_show_what_the_metric_does_not():
-    found = compared([True, False] * 50, [False, True] * 50)
-    assert found.drop.value == 0
-    assert found.drop.low < 0 < found.drop.high
-    assert found.flips == Metric(value=1, low=1, high=1)
-    assert found.flipped == tuple(range(comparison.SHOWN_FLIPS))
+def test_prediction_changes_show_even_if_the_metric_stays_the_same():
+    result = compared([True, False] * 50, [False, True] * 50)
+    assert result.drop.value == 0
+    assert result.drop.low < 0 < result.drop.high
+    assert result.flips == Metric(value=1, low=1, high=1)
+    assert result.flipped == tuple(range(comparison.MAX_FLIPPED_ROWS))
 
 
 def test_a_better_model_has_a_negative_drop():
     assert compared([False] * 10 + [True] * 10, [True] * 20).drop.value == pytest.approx(-0.5)
 
 
-def test_flips_are_shown_as_units_with_the_label_before_and_after():
+def test_prediction_changes_are_listed_as_units_with_the_label_before_and_after():
     task, labels = tasks.load("token-classification"), ("O", "B-NAME", "I-NAME")
     rows = [Example("Anna lives in Lisbon", spans=(Span(0, 4, "NAME"), Span(14, 20, "NAME")))]
     before, after = (np.eye(3, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 1], [1, 0, 1, 0]))
-    found = comparison.compare(task, rows, labels, [before], [after], 0)
-    assert (found.metric, found.flips.value, found.flipped) == ("entity_f1", 1.0, (0,))
-    assert comparison.flips(task, rows, labels, [before], [after], found.flipped) == [
+    result = comparison.compare(task, rows, labels, [before], [after], 0)
+    assert (result.metric, result.flips.value, result.flipped) == ("entity_f1", 1.0, (0,))
+    assert comparison.flips(task, rows, labels, [before], [after], result.flipped) == [
         {"text": "in", "true": "O", "before": "O", "after": "B-NAME"},
         {"text": "Lisbon", "true": "B-NAME", "before": "B-NAME", "after": "O"},
     ]
 
 
-def test_flips_of_texts_show_the_whole_text():
+def test_prediction_changes_of_texts_list_the_whole_text():
     rows = examples(2)
-    found = comparison.flips(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
-    assert found == [{"text": "text 1", "true": "positive", "before": "positive", "after": "negative"}]
+    changes = comparison.flips(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
+    assert changes == [{"text": "text 1", "true": "positive", "before": "positive", "after": "negative"}]
     assert comparison.flips(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 1]), (0, 1)) == []
 
 
-# who pays for it
+# losses by label and by length
 
 
 def test_the_drop_of_each_label_is_that_of_its_recall():
-    before, after = [True] * 200, [index % 2 == 1 or index >= 40 for index in range(200)]  # 20 of 100 negative ones
-    found = compared(before, after).by_label
+    before, after = [True] * 200, [index % 2 == 1 or index >= 40 for index in range(200)]  # 20 of 100 negative rows
+    losses = compared(before, after).by_label
     half = 1.96 * np.sqrt(0.2 * 0.8 / 100)
-    assert found["positive"] == NOTHING
-    assert found["negative"].value == pytest.approx(0.2)
-    assert (found["negative"].low, found["negative"].high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.02)
+    assert losses["positive"] == NOTHING
+    assert losses["negative"].value == pytest.approx(0.2)
+    assert (losses["negative"].low, losses["negative"].high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.02)
 
 
 def test_a_label_that_no_row_has_is_not_listed():
     rows = examples(9)
-    found = comparison.compare(TASK, rows, ("negative", "positive", "unseen"), *[three(rows)] * 2, 0)
-    assert list(found.by_label) == ["negative", "positive"]
+    result = comparison.compare(TASK, rows, ("negative", "positive", "unseen"), *[three(rows)] * 2, 0)
+    assert list(result.by_label) == ["negative", "positive"]
 
 
 def three(rows):
-    return [np.pad(found, ((0, 0), (0, 1)), constant_values=-9) for found in scores(rows, [True] * len(rows))]
+    return [np.pad(array, ((0, 0), (0, 1)), constant_values=-9) for array in scores(rows, [True] * len(rows))]
 
 
 def test_labels_of_entities_are_those_of_whole_entities():
     task, labels = tasks.load("token-classification"), ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
     rows = [Example("Anna lives in New York", spans=(Span(0, 4, "NAME"), Span(14, 22, "PLACE")))] * 30
     before, after = (np.eye(5, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 3, 4], [1, 0, 0, 3, 0]))
-    found = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
-    assert {name: metric.value for name, metric in found.by_label.items()} == {"NAME": 0, "PLACE": 1}
+    result = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
+    assert {name: metric.value for name, metric in result.by_label.items()} == {"NAME": 0, "PLACE": 1}
     recalls = metrics.recalls("entity_f1", [task.targets(row, labels) for row in rows], [after.argmax(-1)] * 30, labels)
     assert {name: counts.sum(axis=0).tolist() for name, counts in recalls.items()} == {
         "NAME": [30, 30],
@@ -137,14 +137,14 @@ def test_buckets_of_length_are_quarters_with_their_own_drop():
     lengths = [10 + index // 50 * 10 + index % 10 for index in range(200)]  # 10 to 19, then to 29, 39 and 49 tokens
     after = [not (100 <= index < 125) for index in range(200)]
     rows = examples(200)
-    found = comparison.compare(TASK, rows, LABELS, scores(rows, [True] * 200), scores(rows, after), 0, lengths)
-    assert {name: metric.value for name, metric in found.by_length.items()} == {
+    result = comparison.compare(TASK, rows, LABELS, scores(rows, [True] * 200), scores(rows, after), 0, lengths)
+    assert {name: metric.value for name, metric in result.by_length.items()} == {
         "up to 19 tokens": 0,
         "20 to 29 tokens": 0,
         "30 to 39 tokens": 0.5,
         "40 to 49 tokens": 0,
     }
-    assert 0.3 < found.by_length["30 to 39 tokens"].low < 0.5 < found.by_length["30 to 39 tokens"].high < 0.7
+    assert 0.3 < result.by_length["30 to 39 tokens"].low < 0.5 < result.by_length["30 to 39 tokens"].high < 0.7
 
 
 @pytest.mark.parametrize(
@@ -159,19 +159,19 @@ def test_buckets_of_length_are_quarters_with_their_own_drop():
     ids=["equal", "most-equal", "one", "two", "none"],
 )
 def test_buckets_hold_every_row_once_however_few_lengths_there_are(lengths, names):
-    found = comparison.buckets(lengths)
-    assert list(found) == names
-    assert np.sum(list(found.values()), axis=0).tolist() == ([1] * len(lengths) if lengths else 0)
-    assert all(inside.any() for inside in found.values())
+    buckets = comparison.buckets(lengths)
+    assert list(buckets) == names
+    assert np.sum(list(buckets.values()), axis=0).tolist() == ([1] * len(lengths) if lengths else 0)
+    assert all(inside.any() for inside in buckets.values())
 
 
 # calibration
 
 
 def sure(rows, hits, probability):
-    """Scores whose top label has this probability and is right as told."""
+    """Returns scores whose top label has this probability; `hits` says for each row whether it is right."""
     margin = np.log(probability / (1 - probability))
-    return [found * margin for found in scores(rows, hits)]
+    return [array * margin for array in scores(rows, hits)]
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def sure(rows, hits, probability):
 )
 def test_calibration_is_the_growth_of_the_distance_between_probability_and_accuracy(before, after, shift):
     rows, hits = examples(500), [index % 5 > 0 for index in range(500)]  # 80 % are right
-    found = comparison.compare(TASK, rows, LABELS, sure(rows, hits, before), sure(rows, hits, after), 0)
-    assert found.calibration.value == pytest.approx(shift, abs=1e-6)
-    assert found.calibration.low <= found.calibration.value <= found.calibration.high
-    assert (found.calibration.low < found.calibration.high) == (before != after)
-    assert (found.drop, found.flips) == (NOTHING, NOTHING)
+    result = comparison.compare(TASK, rows, LABELS, sure(rows, hits, before), sure(rows, hits, after), 0)
+    assert result.calibration.value == pytest.approx(shift, abs=1e-6)
+    assert result.calibration.low <= result.calibration.value <= result.calibration.high
+    assert (result.calibration.low < result.calibration.high) == (before != after)
+    assert (result.drop, result.flips) == (NOTHING, NOTHING)
 
 
 def test_the_calibration_error_is_that_of_its_definition():
@@ -206,21 +206,21 @@ def test_the_calibration_error_is_that_of_its_definition():
     )
 
 
-def test_a_probability_that_is_no_number_is_said_without_a_doubt():
+def test_a_probability_that_is_nan_counts_as_confidence_one():
     rows = [Example("", label="positive")] * 40
-    nothing = [np.full((1, 2), np.nan, dtype=np.float32)] * 40
-    found = comparison.compare(TASK, rows, LABELS, sure(rows, [True] * 40, 0.9), nothing, 0)
-    assert found.calibration.value == pytest.approx(1 - 0.1, abs=1e-6)
-    assert found.drop.value == 1
+    undefined = [np.full((1, 2), np.nan, dtype=np.float32)] * 40
+    result = comparison.compare(TASK, rows, LABELS, sure(rows, [True] * 40, 0.9), undefined, 0)
+    assert result.calibration.value == pytest.approx(1 - 0.1, abs=1e-6)
+    assert result.drop.value == 1
 
 
-def test_rows_that_a_draw_leaves_out_change_nothing_in_it():
-    """Of four rows, most draws leave out the one of a label, or of a length."""
+def test_draws_without_a_row_of_a_label_or_length_count_as_no_loss():
+    """Of four rows, many draws leave out the only row of a label or of a length."""
     rows = [Example("", label="positive"), *[Example("", label="negative")] * 3]
-    found = comparison.compare(
+    result = comparison.compare(
         TASK, rows, LABELS, scores(rows, [True] * 4), scores(rows, [False, True, True, True]), 0, [1, 2, 3, 4]
     )
-    assert found.by_label["positive"] == found.by_length["up to 1 tokens"] == Metric(value=1, low=0, high=1)
+    assert result.by_label["positive"] == result.by_length["up to 1 tokens"] == Metric(value=1, low=0, high=1)
 
 
 def test_ten_thousand_rows_of_twenty_labels_are_compared_in_one_pass():
@@ -228,6 +228,6 @@ def test_ten_thousand_rows_of_twenty_labels_are_compared_in_one_pass():
     rows = [Example("", label=names[index % 20]) for index in range(10_000)]
     drawn = random.normal(size=(2, 10_000, 1, 20)).astype(np.float32)
     start = time.process_time()
-    found = comparison.compare(TASK, rows, names, list(drawn[0]), list(drawn[1]), 0, list(range(10_000)))
+    result = comparison.compare(TASK, rows, names, list(drawn[0]), list(drawn[1]), 0, list(range(10_000)))
     assert time.process_time() - start < 60  # about one second; row by row it would be many minutes
-    assert (len(found.by_label), len(found.by_length), len(found.flipped)) == (20, 4, comparison.SHOWN_FLIPS)
+    assert (len(result.by_label), len(result.by_length), len(result.flipped)) == (20, 4, comparison.MAX_FLIPPED_ROWS)

@@ -39,9 +39,9 @@ def rows(sentences):
 
 
 def planted(artifact, change):
-    """Opens the artifact's graph with other weights."""
+    """Opens the artifact's graph with changed weights."""
     model = onnx.load(artifact.file("model.onnx"))
-    (weights,) = (found for found in model.graph.initializer if found.name == "weights")
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "weights")
     weights.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weights).copy()), "weights"))
     file = artifact.path.parent / "planted.onnx"
     onnx.save(model, file)
@@ -49,7 +49,7 @@ def planted(artifact, change):
 
 
 class OnlyPadded:
-    """An engine that is wrong where a row is padded on one side."""
+    """An engine whose logits are wrong for rows that are padded on one side."""
 
     name, threads = "onnxruntime", 1
 
@@ -91,7 +91,7 @@ def test_a_graph_that_is_wrong_on_one_padding_is_noticed_there(reference, rows, 
     assert wrong == {name for name in BATCHES if f"{side} padding" in name}
 
 
-def test_logits_that_are_no_numbers_are_no_small_difference(artifact, reference, rows):
+def test_nan_logits_are_an_infinite_difference(artifact, reference, rows):
     differences = parity.difference(reference, planted(artifact, lambda weights: weights * np.nan), rows)
     assert differences == dict.fromkeys(BATCHES, float("inf"))
 
@@ -101,7 +101,7 @@ def test_a_graph_equals_itself(reference, rows):
     assert parity.difference(reference, again, rows) == dict.fromkeys(BATCHES, 0.0)
 
 
-def test_probes_go_from_the_shortest_to_the_longest_that_can_be_read(reference, rows):
+def test_probes_range_from_the_shortest_text_to_the_longest_input(reference, rows):
     names, batches = zip(*parity.probes(rows, reference.tokenizer), strict=True)
     lengths = sorted(len(row.text) for row in rows)
     assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8, 1]

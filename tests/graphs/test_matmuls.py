@@ -25,7 +25,7 @@ def saved(model, folder):
     return folder / "model.onnx"
 
 
-def product(name, weight="w", source="x", output=None):
+def matmul(name, weight="w", source="x", output=None):
     return helper.make_node("MatMul", [source, weight], [output or name], name=name)
 
 
@@ -37,13 +37,13 @@ def run(model):
     return matmuls.session(model).run(None, {"x": ROWS})[0]
 
 
-# which products there are
+# which MatMuls are quantizable
 
 
-def test_products_of_layers_with_a_constant_matrix_are_quantizable():
+def test_matmuls_of_layers_with_a_constant_matrix_are_quantizable():
     names = ["/bert/layer.0/MatMul", "/bert/layer.1/up/MatMul", "/bert/pooler/MatMul", "/classifier/MatMul"]
-    nodes = [product(name) for name in names]
-    nodes += [product("/bert/layer.1/attention/MatMul", weight="x"), product("/bert/layer.1/flat/MatMul", weight="v")]
+    nodes = [matmul(name) for name in names]
+    nodes += [matmul("/bert/layer.1/attention/MatMul", weight="x"), matmul("/bert/layer.1/flat/MatMul", weight="v")]
     nodes += [helper.make_node("Attention", ["x", "w"], ["a"], name="Attention_0", domain="com.microsoft")]
     model = graph_of(nodes, {"w": SQUARE, "v": [1, 2]})
     assert matmuls.quantizable(model, ("MatMul",)) == names[:2]
@@ -51,32 +51,32 @@ def test_products_of_layers_with_a_constant_matrix_are_quantizable():
     assert matmuls.outside(model) == names[2:]
 
 
-def test_of_a_graph_without_layers_the_last_product_is_the_head():
-    model = graph_of([product("one"), product("two"), product("head")], {"w": SQUARE})
-    assert matmuls.quantizable(model, ("MatMul",)) == ["one", "two"]
+def test_of_a_graph_without_layers_the_last_matmul_is_the_head():
+    model = graph_of([matmul("first"), matmul("second"), matmul("head")], {"w": SQUARE})
+    assert matmuls.quantizable(model, ("MatMul",)) == ["first", "second"]
     assert matmuls.outside(model) == ["head"]
     assert matmuls.quantizable(graph_of([]), ("MatMul",)) == []
 
 
-def test_a_choice_needs_names_of_the_graph_and_something_left():
-    model = graph_of([product("/layer.0/MatMul"), product("/layer.1/MatMul"), product("/head/MatMul")], {"w": SQUARE})
-    with pytest.raises(DeploykitError, match=r"no node of the graph is called '/layer\.2/MatMul'"):
+def test_a_choice_needs_names_of_the_graph_and_leaves_something_to_quantize():
+    model = graph_of([matmul("/layer.0/MatMul"), matmul("/layer.1/MatMul"), matmul("/head/MatMul")], {"w": SQUARE})
+    with pytest.raises(DeploykitError, match=r"the graph has no node '/layer\.2/MatMul'"):
         matmuls.choose(model, ["/layer.2/MatMul"], ("MatMul",))
-    message = r"nothing to quantize: 2 products of its layers have a constant matrix, and 2 of them are to stay"
+    message = r"nothing to quantize: 2 MatMuls of its layers have a constant matrix, and 2 of them should stay"
     with pytest.raises(DeploykitError, match=message):
         matmuls.choose(model, ["/layer.0/MatMul", "/layer.1/MatMul"], ("MatMul",))
-    with pytest.raises(DeploykitError, match="nothing to quantize: 0 products"):
+    with pytest.raises(DeploykitError, match="nothing to quantize: 0 MatMuls"):
         matmuls.choose(model, [], ("Attention",))
     assert matmuls.choose(model, ["/layer.0/MatMul", "/head/MatMul"], ("MatMul",)) == ["/layer.1/MatMul"]
 
 
-# the form that tools know
+# normalization
 
 
 def test_copies_of_constants_are_read_from_their_source(tmp_path):
     copy = helper.make_node("Identity", ["w"], ["copy"], name="Identity_0")
-    other = helper.make_node("Identity", ["x"], ["same"], name="Identity_1")
-    model = graph_of([copy, other, product("/layer.0/MatMul", "copy", "same", "y")], {"w": SQUARE})
+    input_copy = helper.make_node("Identity", ["x"], ["same"], name="Identity_1")
+    model = graph_of([copy, input_copy, matmul("/layer.0/MatMul", "copy", "same", "y")], {"w": SQUARE})
     loaded = matmuls.load(saved(model, tmp_path))
     assert [node.op_type for node in loaded.graph.node] == ["Identity", "MatMul"]
     assert matmuls.quantizable(loaded, ("MatMul",)) == ["/layer.0/MatMul"]
@@ -86,7 +86,7 @@ def test_copies_of_constants_are_read_from_their_source(tmp_path):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("transposed", [0, 1])
-def test_a_layers_gemm_becomes_a_product_of_the_same_name(bias, transposed, tmp_path):
+def test_a_layers_gemm_becomes_a_matmul_of_the_same_name(bias, transposed, tmp_path):
     inputs = ["x", "w", "b"] if bias else ["x", "w"]
     gemm = helper.make_node("Gemm", inputs, ["y"], name="/h.0/mlp/Gemm", transB=transposed)
     model = graph_of([gemm], {"w": SQUARE, **({"b": [10, 20]} if bias else {})})
@@ -110,7 +110,7 @@ def test_other_gemms_stay(name, attributes, tmp_path):
 
 @pytest.fixture
 def float_graph(tmp_path):
-    nodes = [product("/layer.0/MatMul", output="h"), product("/head/MatMul", "v", "h", "y")]
+    nodes = [matmul("/layer.0/MatMul", output="h"), matmul("/head/MatMul", "v", "h", "y")]
     return saved(graph_of(nodes, {"w": SQUARE, "v": SQUARE}), tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_unsigned_weights_in_pairs_are_refused(zero_point, tmp_path):
         helper.make_node("QuantizeLinear", ["x", "scale", "middle"], ["bytes"]),
         helper.make_node("DequantizeLinear", ["bytes", "scale", "middle"], ["x8"]),
         helper.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w"]),
-        product("/layer.0/MatMul", "w", "x8", "y"),
+        matmul("/layer.0/MatMul", "w", "x8", "y"),
     ]
     model = graph_of(nodes, {"scale": 0.1})
     arrays = {"w8": np.ones((2, 2), zero_point), "zero": np.zeros((), zero_point), "middle": np.uint8(7)}
@@ -145,26 +145,26 @@ def test_unsigned_weights_in_pairs_are_refused(zero_point, tmp_path):
         assert matmuls.check(saved(model, tmp_path), "int8", 1) == {"quantized": 1, "float": 0}
         model.graph.node[-1].input[0] = "x"  # activations in float
         assert matmuls.precisions(model) == {"/layer.0/MatMul": "unpacked"}
-        with pytest.raises(DeploykitError, match="0 products were quantized, expected 1 of 1"):
+        with pytest.raises(DeploykitError, match="0 MatMuls were quantized, expected 1 of 1"):
             matmuls.check(saved(model, tmp_path), "int8", 1)
 
 
 def test_another_number_is_refused(float_graph):
     target = quantized(float_graph, QuantType.QInt8)
-    with pytest.raises(DeploykitError, match="1 products were quantized, expected 2 of 2"):
+    with pytest.raises(DeploykitError, match="1 MatMuls were quantized, expected 2 of 2"):
         matmuls.check(target, "int8", 2)
     assert matmuls.check(target, "int8", 1) == {"quantized": 1, "float": 1}
     assert matmuls.precisions(onnx.load(target)) == {"/layer.0/MatMul_quant": "int8", "/head/MatMul": "float32"}
 
 
-# what goes through
+# values of inner tensors
 
 
-def test_tensors_inside_can_be_watched(float_graph):
+def test_inner_tensors_can_be_read(float_graph):
     model = matmuls.load(float_graph)
     batches = [{"x": ROWS, "other": ROWS}, {"x": ROWS[:1]}]
-    found = list(matmuls.values(model, ["h", "y"], batches))
-    for batch, (inside, output) in zip(batches, found, strict=True):
+    tensors = list(matmuls.values(model, ["h", "y"], batches))
+    for batch, (inside, output) in zip(batches, tensors, strict=True):
         np.testing.assert_allclose(inside, batch["x"] @ SQUARE)
         np.testing.assert_allclose(output, batch["x"] @ SQUARE @ SQUARE)
     assert [output.name for output in model.graph.output] == ["y"]

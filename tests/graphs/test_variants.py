@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import onnx
 import pytest
-from graph_models import HEADS, PRODUCTS
+from graph_models import HEADS, MATMULS
 from onnx import helper, numpy_helper
 
 from deploykit import engines
@@ -28,17 +28,17 @@ def logits(graph, batches):
 
 
 def changed_heads(model, heads):
-    """Gives the fused attentions other heads."""
+    """Changes the number of heads of the fused attentions."""
     nodes = [node for node in model.graph.node if node.op_type in FUSING.values()]
     for node, number in zip(nodes, heads, strict=True):
-        (attribute,) = (found for found in node.attribute if found.name == "num_heads")
+        (attribute,) = (entry for entry in node.attribute if entry.name == "num_heads")
         attribute.i = number
     return model
 
 
 @pytest.fixture
 def planted(monkeypatch):
-    """`planted(change)`: the fusion's result is changed before it is looked at."""
+    """`planted(change)`: changes the result of the fusion before it is checked."""
     fuse = variants._fuse
 
     def plant(change):
@@ -72,15 +72,15 @@ def test_masks_that_became_lengths_show_where_padding_is_on_the_left(variant, un
     monkeypatch.setattr(variants.FusionOptions, "use_raw_attention_mask", lambda self: None)  # the tool's default
     with pytest.raises(GraphError, match="does not compute the same"):
         variants.write(variant, uneven_graph(), tmp_path / "model.onnx")
-    monkeypatch.setattr(variants, "SHAPES", [shape for shape in variants.SHAPES if shape[-1] == "right"])
-    variants.write(variant, uneven_graph(), tmp_path / "model.onnx")  # on the right they are as good
+    monkeypatch.setattr(variants, "PROBE_SHAPES", [shape for shape in variants.PROBE_SHAPES if shape[-1] == "right"])
+    variants.write(variant, uneven_graph(), tmp_path / "model.onnx")  # with padding on the right, both are the same
 
 
 @pytest.mark.parametrize("weight", [1.5, float("nan")])
 def test_a_weight_that_changed_is_refused(weight, uneven_graph, tmp_path, planted):
     def scale(model):
-        found = next(found for found in model.graph.initializer if found.name == "classifier.weight")
-        found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found) * np.float32(weight), found.name))
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(weight), tensor.name))
         return model
 
     planted(scale)
@@ -91,9 +91,9 @@ def test_a_weight_that_changed_is_refused(weight, uneven_graph, tmp_path, plante
 @pytest.mark.parametrize(
     ("part", "variant", "message"),
     [
-        ("encoder", "attention", "'attention' does not apply to this graph: 0 of 2 attentions took it"),
-        ("decoder", "multi-head", "'multi-head' does not apply to this graph: 0 of 4 attentions took it"),
-        ("decoder", "merged", "'merged' does not apply to this graph: 2 of 4 attentions took it"),
+        ("encoder", "attention", "'attention' does not apply to this graph: 0 of 2 attentions matched"),
+        ("decoder", "multi-head", "'multi-head' does not apply to this graph: 0 of 4 attentions matched"),
+        ("decoder", "merged", "'merged' does not apply to this graph: 2 of 4 attentions matched"),
     ],
 )
 def test_an_architecture_that_a_variant_does_not_know_is_refused(part, variant, message, seq2seq_graphs, tmp_path):
@@ -102,12 +102,12 @@ def test_an_architecture_that_a_variant_does_not_know_is_refused(part, variant, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_of_the_tool_is_told(uneven_graph, tmp_path, monkeypatch):
+def test_a_failure_of_the_tool_is_reported(uneven_graph, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("shape")
 
     monkeypatch.setattr(variants, "optimize_model", fail)
-    with pytest.raises(GraphError, match=r"cannot be fused: AssertionError\('shape'\)\. Take it as exported"):
+    with pytest.raises(GraphError, match=r"cannot be fused: AssertionError\('shape'\)\. Use the variant `exported`"):
         variants.write("fused", uneven_graph(), tmp_path / "model.onnx")
 
 
@@ -142,8 +142,8 @@ def test_uneven_graphs_of_every_architecture_compute_the_same(kind, variant, une
     onnx.checker.check_model(onnx.load(target))
     for side in ("right", "left"):
         batches = [*padded(0, 24, side, 8), *padded(24, 26, side, rows=1)]
-        for one, other in zip(logits(source, batches), logits(target, batches), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        for expected, output in zip(logits(source, batches), logits(target, batches), strict=True):
+            np.testing.assert_allclose(expected, output, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,18 +162,18 @@ def test_every_attention_is_fused_with_its_own_heads(kind, variant, uneven_graph
     assert [helper.get_node_attr_value(node, "num_heads") for node in nodes] == HEADS
     assert facts[FUSING[variant]] == 2
     assert count(tmp_path / "model.onnx", "Softmax") == 0
-    products = {"attention": PRODUCTS - 3 * 2, "multi-head": PRODUCTS}[variant]
-    assert count(tmp_path / "model.onnx", "MatMul") == products
+    matmuls = {"attention": MATMULS - 3 * 2, "multi-head": MATMULS}[variant]
+    assert count(tmp_path / "model.onnx", "MatMul") == matmuls
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_products_have_the_widths_of_their_parts(kind, uneven_graph, tmp_path):
+def test_merged_matmuls_have_the_widths_of_their_parts(kind, uneven_graph, tmp_path):
     assert variants.write("merged", uneven_graph(kind), tmp_path / "model.onnx")["merged"] == 2
     model = onnx.load(tmp_path / "model.onnx")
-    shapes = {found.name: list(found.dims) for found in model.graph.initializer}
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     merged = [node for node in model.graph.node if node.name.endswith("_merged")]
     assert [shapes[node.input[1]] for node in merged] == [[32, 3 * 8 * heads] for heads in HEADS]
-    assert count(tmp_path / "model.onnx", "MatMul") == PRODUCTS - 2 * 2 + 2 * 2  # two each between activations
+    assert count(tmp_path / "model.onnx", "MatMul") == MATMULS - 2 * 2 + 2 * 2  # two each between activations
     read = {name for node in model.graph.node for name in node.input}
     assert set(shapes) <= read  # what was merged is not stored twice
 
@@ -193,10 +193,10 @@ def test_layers_that_share_weights_go_on_sharing_them(tiny_encoder, tmp_path):
     assert len({node.input[1] for node in merged}) == 1
 
 
-def test_a_difference_that_is_not_a_number_is_told(uneven_graph, tmp_path):
+def test_a_difference_that_is_not_a_number_is_returned(uneven_graph, tmp_path):
     model = onnx.load(uneven_graph())
-    bias = next(found for found in model.graph.initializer if found.name == "classifier.bias")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.bias")
     bias.CopyFrom(numpy_helper.from_array(np.float32([np.nan, 0]), bias.name))
     onnx.save(model, tmp_path / "model.onnx")
-    assert variants.differs(uneven_graph(), uneven_graph()) == 0
-    assert np.isnan(variants.differs(uneven_graph(), tmp_path / "model.onnx"))
+    assert variants.largest_difference(uneven_graph(), uneven_graph()) == 0
+    assert np.isnan(variants.largest_difference(uneven_graph(), tmp_path / "model.onnx"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 UNEVEN = ((0, 2, 3), range(64)), ((1,), range(128))
-PRODUCTS = 6 * 2  # query, key, value, projection, up and down of two layers
+MATMULS = 6 * 2  # query, key, value, projection, up and down of two layers
 HEADS = [3, 1]
 
 

@@ -22,7 +22,7 @@ RECOVERY = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 8, "bf16": "off", 
 
 
 def silenced(model, indices):
-    """Makes some layers of a GPT-2 add nothing."""
+    """Makes some layers of a GPT-2 add nothing to the residual stream."""
     for index in indices:
         block = model.transformer.h[index]
         for part in (block.attn.c_proj, block.mlp.c_proj):
@@ -31,7 +31,7 @@ def silenced(model, indices):
     return model
 
 
-# what is asked for
+# options
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def silenced(model, indices):
         ({"keep": 1, "max_drop": 0.1}, "takes either keep or max_drop"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         layers.Options(**options)
 
@@ -57,82 +57,80 @@ def test_a_number_of_layers_that_the_model_cannot_have_is_refused(
 ):
     model, options = tiny_encoder(kind, task, layers=3), layers.Options(keep=keep)
     depth = sum(surgery.depths(model))
-    message = rf"^keep must be from {least} to {depth}, the layers that there are, got {keep}\.$"
+    message = rf"^keep must be from {least} to {depth}, the number of layers, got {keep}\.$"
     with pytest.raises(ModelError, match=message):
         layers.prune(model, problem_of(task, 8), options, tmp_path)
 
 
-# which layers go
+# which layers are removed
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("idle", [(0,), (3,), (2, 0), (1, 3)], ids=str)
-def test_layers_that_do_nothing_go_first_wherever_they_are(idle, task, tiny_encoder, problem_of, tmp_path):
+def test_idle_layers_are_removed_first_wherever_they_are(idle, task, tiny_encoder, problem_of, tmp_path):
     model = silenced(tiny_encoder("gpt2", task, layers=4), idle)
-    made = layers.prune(model, problem_of(task, 40), layers.Options(keep=4 - len(idle)), tmp_path)
-    assert set(made.facts["gone"]) == set(idle)
-    assert made.layers == tuple(layer for layer in range(4) if layer not in idle)
-    assert surgery.depths(made.model) == [4 - len(idle)]
+    pruned = layers.prune(model, problem_of(task, 40), layers.Options(keep=4 - len(idle)), tmp_path)
+    assert set(pruned.facts["gone"]) == set(idle)
+    assert pruned.layers == tuple(layer for layer in range(4) if layer not in idle)
+    assert surgery.depths(pruned.model) == [4 - len(idle)]
     assert surgery.depths(model) == [4]
 
 
-def test_the_damage_of_every_candidate_is_told_and_is_that_of_removing_it(tiny_encoder, problem_of, tmp_path):
+def test_the_damage_of_every_candidate_is_reported_and_correct(tiny_encoder, problem_of, tmp_path):
     model, problem = tiny_encoder(layers=3), problem_of(count=20)
-    made = layers.prune(model, problem, layers.Options(keep=1), tmp_path)
-    first, second = made.facts["ablation"]
+    pruned = layers.prune(model, problem, layers.Options(keep=1), tmp_path)
+    first, second = pruned.facts["ablation"]
     assert set(first["damage"]) == {"0", "1", "2"}
     assert set(second["damage"]) == {"0", "1", "2"} - {str(first["gone"][0])}
-    assert second["gone"] == made.facts["gone"] == [*first["gone"], second["gone"][-1]]
+    assert second["gone"] == pruned.facts["gone"] == [*first["gone"], second["gone"][-1]]
     whole = TorchModel(model, Execution(engine="torch"))
     batch = problem.tokenizer.collate([row.encoding for row in problem.train])
     for step, before in ((first, []), (second, first["gone"])):
         for layer, damage in step["damage"].items():
             small = TorchModel(surgery.without(model, [*before, int(layer)]), Execution(engine="torch"))
-            logits = [torch.from_numpy(found.run(batch)) for found in (small, whole)]
+            logits = [torch.from_numpy(engine.run(batch)) for engine in (small, whole)]
             assert damage == pytest.approx(float(distillation.divergence(*logits, 1.0)), rel=1e-3)
         assert min(step["damage"], key=step["damage"].get) == str(step["gone"][-1])
 
 
 def test_of_two_stacks_both_lose_layers_and_neither_all(tiny_encoder, problem_of, tmp_path):
     model = tiny_encoder("t5", "text2text-generation", layers=3)
-    made = layers.prune(model, problem_of("text2text-generation", 20), layers.Options(keep=2), tmp_path)
-    assert surgery.depths(made.model) == [1, 1]
-    assert len(made.facts["gone"]) == 4
-    assert all(set(step["damage"]).isdisjoint({"6"}) for step in made.facts["ablation"])
+    pruned = layers.prune(model, problem_of("text2text-generation", 20), layers.Options(keep=2), tmp_path)
+    assert surgery.depths(pruned.model) == [1, 1]
+    assert len(pruned.facts["gone"]) == 4
+    assert all(set(step["damage"]).isdisjoint({"6"}) for step in pruned.facts["ablation"])
 
 
 def test_of_repetitions_of_one_layer_only_the_number_counts(tiny_encoder, problem_of, tmp_path):
-    made = layers.prune(tiny_encoder("albert", layers=4), problem_of(count=20), layers.Options(keep=2), tmp_path)
-    assert [list(step["damage"]) for step in made.facts["ablation"]] == [["3"], ["2"]]
-    assert made.model.config.num_hidden_layers == 2
+    pruned = layers.prune(tiny_encoder("albert", layers=4), problem_of(count=20), layers.Options(keep=2), tmp_path)
+    assert [list(step["damage"]) for step in pruned.facts["ablation"]] == [["3"], ["2"]]
+    assert pruned.model.config.num_hidden_layers == 2
 
 
-def test_layers_go_as_long_as_the_metric_stays(fitted, problem_of, tmp_path):
+def test_layers_are_removed_while_the_metric_stays_above_the_bound(fitted, problem_of, tmp_path):
     whole, problem = fitted()[0], problem_of()
     before = first_metric(whole, problem)
     for drop in (0.0, 0.01, 1.0):
-        made = layers.prune(whole, problem, layers.Options(max_drop=drop), tmp_path)
-        assert first_metric(made.model, problem) >= before - drop
-        assert len(made.facts["ablation"]) == len(made.facts["gone"]) <= 1
-        if not made.facts["gone"]:
-            assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), made.model.parameters(), strict=True))
-    assert made.facts["gone"]  # anything goes when all may be lost
+        pruned = layers.prune(whole, problem, layers.Options(max_drop=drop), tmp_path)
+        assert first_metric(pruned.model, problem) >= before - drop
+        assert len(pruned.facts["ablation"]) == len(pruned.facts["gone"]) <= 1
+        if not pruned.facts["gone"]:
+            assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), pruned.model.parameters(), strict=True))
+    assert pruned.facts["gone"]  # with a bound of 1, layers are always removed
 
 
-def test_idle_layers_go_where_nothing_is_said(tiny_encoder, problem_of, tmp_path):
-    """As many as cost at most a hundredth of the metric, which these do not."""
+def test_idle_layers_are_removed_by_default(tiny_encoder, problem_of, tmp_path):
+    """By default, layers are removed while the metric falls by at most 0.01."""
     whole, problem = silenced(tiny_encoder("gpt2", layers=4), [0, 2]), problem_of(count=40)
-    made = layers.prune(whole, problem, layers.Options(), tmp_path)
-    assert set(made.facts["gone"][:2]) == {0, 2}
-    assert first_metric(made.model, problem) >= first_metric(whole, problem) - layers.MAX_DROP
+    pruned = layers.prune(whole, problem, layers.Options(), tmp_path)
+    assert set(pruned.facts["gone"][:2]) == {0, 2}
+    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - layers.MAX_DROP
 
 
 # recovery
 
 
-def test_the_teacher_is_the_unpruned_model_and_each_layer_has_its_place_in_it(
-    tiny_encoder, problem_of, tmp_path, monkeypatch
-):
+def test_the_teacher_is_the_unpruned_model_with_matched_layers(tiny_encoder, problem_of, tmp_path, monkeypatch):
     captured = []
     monkeypatch.setattr(layers, "distill", lambda *arguments: captured.append(arguments) or [])
     model, problem = silenced(tiny_encoder("gpt2", layers=4), [1, 2]), problem_of(count=20)
@@ -140,18 +138,20 @@ def test_the_teacher_is_the_unpruned_model_and_each_layer_has_its_place_in_it(
     layers.prune(model, problem, options, tmp_path)
     other = tiny_encoder(layers=6)
     layers.prune(model, replace(problem, teacher=Teacher(other, (0, 2, 3, 5))), options, tmp_path)
-    assert [found[2].teacher for found in captured] == [Teacher(model, (0, 3)), Teacher(other, (0, 5))]
+    assert [arguments[2].teacher for arguments in captured] == [Teacher(model, (0, 3)), Teacher(other, (0, 5))]
 
 
-def test_a_teacher_brings_a_shallower_model_nearer(fitted, problem_of, tmp_path):
+def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, problem_of, tmp_path):
     whole, problem = fitted()[0], problem_of()
     loss = []
     for index, distill in enumerate((None, RECOVERY)):
-        made = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
+        pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
         data = list(importance.padded(problem.validation, problem.tokenizer))
-        loss.append(float(distillation.divergence(layers._logits(made.model, data), layers._logits(whole, data), 1.0)))
+        loss.append(
+            float(distillation.divergence(layers._logits(pruned.model, data), layers._logits(whole, data), 1.0))
+        )
     assert loss[1] < 0.7 * loss[0]
-    assert [point["epoch"] for point in made.facts["curve"] if point["split"] == "validation"] == [1, 2]
+    assert [point["epoch"] for point in pruned.facts["curve"] if point["split"] == "validation"] == [1, 2]
 
 
 # the judge

@@ -8,15 +8,16 @@ from deploykit.artifact import Metric
 from deploykit.modeling import surgery
 from deploykit.modeling.surgery import Shape
 from deploykit.pruners._width import latency_table, sizing
-from deploykit.pruners._width.latency_table import Table
+from deploykit.pruners._width.latency_table import LatencyTable
 
-TABLE = Table(np.arange(5) * 0.03 - 0.03, np.arange(3) * 0.1 - 0.1, 0.36 + 2 * 0.13)  # of `additive(0.03, 0.1, 0.36)`
+# the times of `additive(0.03, 0.1, 0.36)`
+TABLE = LatencyTable(np.arange(5) * 0.03 - 0.03, np.arange(3) * 0.1 - 0.1, 0.36 + 2 * 0.13)
 RNG = np.random.default_rng(0)
 HEADS, NEURONS = [RNG.random(4), RNG.random(4)], [RNG.random(128) / 30, RNG.random(128) / 30]
 
 
 def shapes(kept):
-    return [Shape(len(found.heads), len(found.neurons)) for found in kept]
+    return [Shape(len(layer.heads), len(layer.neurons)) for layer in kept]
 
 
 # a share
@@ -26,20 +27,20 @@ def shapes(kept):
 def test_neurons_are_kept_in_multiples_of_64(keep):
     rng = np.random.default_rng(0)
     neurons = [rng.random(1536) * scale for scale in (1, 0.01, 3)]
-    kept = sizing.of_share([rng.random(12) for _ in neurons], neurons, keep)
-    assert {len(found.neurons) % 64 for found in kept} == {0}
-    assert min(len(found.neurons) for found in kept) >= 64
-    assert sum(len(found.neurons) for found in kept) == 64 * max(3, round(keep * 72))
-    for found, row in zip(kept, neurons, strict=True):
-        assert list(found.neurons) == sorted(set(found.neurons))
-        best = np.argsort(-row)[: len(found.neurons)]
-        assert set(found.neurons) == set(best.tolist())
+    kept = sizing.keep_share([rng.random(12) for _ in neurons], neurons, keep)
+    assert {len(layer.neurons) % 64 for layer in kept} == {0}
+    assert min(len(layer.neurons) for layer in kept) >= 64
+    assert sum(len(layer.neurons) for layer in kept) == 64 * max(3, round(keep * 72))
+    for layer, row in zip(kept, neurons, strict=True):
+        assert list(layer.neurons) == sorted(set(layer.neurons))
+        best = np.argsort(-row)[: len(layer.neurons)]
+        assert set(layer.neurons) == set(best.tolist())
 
 
 def test_layers_without_heads_keep_none():
-    kept = sizing.of_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
-    assert [len(found.heads) for found in kept] == [0, 2]
-    kept = sizing.of_time([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
+    kept = sizing.keep_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
+    assert [len(layer.heads) for layer in kept] == [0, 2]
+    kept = sizing.keep_within([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
     assert shapes(kept) == [Shape(0, 128)] * 2
 
 
@@ -48,25 +49,25 @@ def test_layers_without_heads_keep_none():
 
 @pytest.mark.parametrize("budget", [0.62, 0.7, 0.8, 0.9])
 def test_the_best_units_stay_within_the_time(budget):
-    kept = sizing.of_time(HEADS, NEURONS, TABLE, budget)
-    assert budget - 0.03 <= latency_table.time_of(TABLE, shapes(kept)) <= budget
-    for found, heads, neurons in zip(kept, HEADS, NEURONS, strict=True):
-        assert set(found.heads) == set(np.argsort(-heads)[: len(found.heads)].tolist())
-        assert set(found.neurons) == set(np.argsort(-neurons)[: len(found.neurons)].tolist())
+    kept = sizing.keep_within(HEADS, NEURONS, TABLE, budget)
+    assert budget - 0.03 <= latency_table.predicted_time(TABLE, shapes(kept)) <= budget
+    for layer, heads, neurons in zip(kept, HEADS, NEURONS, strict=True):
+        assert set(layer.heads) == set(np.argsort(-heads)[: len(layer.heads)].tolist())
+        assert set(layer.neurons) == set(np.argsort(-neurons)[: len(layer.neurons)].tolist())
 
 
 def test_the_time_decides_between_heads_and_neurons():
-    heads, neurons = [np.ones(4)] * 2, [np.full(128, 1 / 64)] * 2  # a head is worth what a block is worth
-    dear = replace(TABLE, attention=TABLE.attention * 5)
-    assert shapes(sizing.of_time(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
-    assert shapes(sizing.of_time(heads, neurons, dear, 0.82)) == [Shape(1, 128)] * 2
+    heads, neurons = [np.ones(4)] * 2, [np.full(128, 1 / 64)] * 2  # a head is as important as a block
+    expensive = replace(TABLE, attention=TABLE.attention * 5)
+    assert shapes(sizing.keep_within(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
+    assert shapes(sizing.keep_within(heads, neurons, expensive, 0.82)) == [Shape(1, 128)] * 2
 
 
 # a speedup
 
 
 class Spy:
-    """Times models, and writes down the sizes of each that it was given."""
+    """Times models and records their sizes."""
 
     def __init__(self, measure):
         self.measure, self.seen = measure, []
@@ -77,7 +78,7 @@ class Spy:
 
 
 def slower(factor):
-    """A machine that takes longer for what is not whole than the table says."""
+    """Returns a timer whose times are those of the table, times a factor."""
 
     def measure(model):
         predicted = additive(0.03, 0.1, 0.36)(model).value * factor
@@ -86,22 +87,23 @@ def slower(factor):
     return measure
 
 
-def test_a_prediction_that_is_right_is_taken_at_once(tiny_encoder):
+def test_a_correct_prediction_is_accepted_at_once(tiny_encoder):
     spy = Spy(additive(0.03, 0.1, 0.36))
-    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.23)
+    kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.23)
     assert spy.seen == [shapes(kept)]
-    share = latency_table.time_of(TABLE, shapes(kept))
+    share = latency_table.predicted_time(TABLE, shapes(kept))
     assert 0.97 / 1.23 <= share <= 1 / 1.23
-    found = facts["speedup"]
-    assert (found["wanted"], found["predicted"]) == (1.23, pytest.approx(1 / share))
-    assert found["measured"] == pytest.approx({"value": 1 / share, "low": 1 / (1.1 * share), "high": 1 / (0.9 * share)})
+    result = facts["speedup"]
+    assert (result["wanted"], result["predicted"]) == (1.23, pytest.approx(1 / share))
+    interval = {"low": 1 / (1.1 * share), "high": 1 / (0.9 * share)}
+    assert result["measured"] == pytest.approx({"value": 1 / share, **interval})
 
 
 def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast_enough(tiny_encoder):
     spy = Spy(slower(1.1))
-    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
-    assert 2 <= len(spy.seen) <= sizing.TRIES
-    times = [latency_table.time_of(TABLE, sizes) for sizes in spy.seen]
+    kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
+    assert 2 <= len(spy.seen) <= sizing.MAX_MEASUREMENTS
+    times = [latency_table.predicted_time(TABLE, sizes) for sizes in spy.seen]
     assert times[0] <= 0.8 < times[0] * 1.1
     assert times[-1] * 1.1 <= 0.8
     assert facts["speedup"]["measured"]["value"] >= 1.25
@@ -109,36 +111,36 @@ def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast
     assert shapes(kept) in spy.seen
 
 
-def test_a_model_that_is_faster_than_predicted_gets_more_back(tiny_encoder):
+def test_a_model_that_is_faster_than_predicted_keeps_more_units(tiny_encoder):
     spy = Spy(slower(0.85))
-    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.35)
-    times = [latency_table.time_of(TABLE, sizes) for sizes in spy.seen]
+    kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.35)
+    times = [latency_table.predicted_time(TABLE, sizes) for sizes in spy.seen]
     assert times[-1] > times[0]
-    assert latency_table.time_of(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
+    assert latency_table.predicted_time(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
     assert facts["speedup"]["measured"]["value"] >= 1.35
 
 
 @pytest.mark.parametrize("value", [0.01, 9.0])
-def test_a_machine_that_was_disturbed_is_not_followed_far_and_is_warned_of(value, tiny_encoder, caplog):
+def test_a_disturbed_measurement_changes_the_budget_little_and_logs_a_warning(value, tiny_encoder, caplog):
     spy = Spy(lambda _: Metric(value=value, low=value / 2, high=value * 2))
-    sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
-    assert caplog.messages == ["other processes disturb the measurement: run it again on a machine that is quiet"]
+    sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
+    assert caplog.messages == ["other processes disturbed the measurement; run it again on an idle machine"]
     for tries, sizes in enumerate(spy.seen):
-        budget = 0.8 * sizing.AIM * (1.05 if value < 1 else 0.95) ** tries
-        assert sizes == shapes(sizing.of_time(HEADS, NEURONS, TABLE, budget))
+        budget = 0.8 * sizing.TARGET_BUDGET_USE * (1.05 if value < 1 else 0.95) ** tries
+        assert sizes == shapes(sizing.keep_within(HEADS, NEURONS, TABLE, budget))
 
 
-def test_where_no_model_is_fast_enough_the_fastest_is_returned(tiny_encoder):
+def test_if_no_model_is_fast_enough_the_fastest_is_returned(tiny_encoder):
     spy = Spy(slower(1.0))
-    kept, facts = sizing.of_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=5)
+    kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=5)
     assert shapes(kept) == [Shape(1, 64)] * 2
-    assert len(spy.seen) == sizing.TRIES
+    assert len(spy.seen) == sizing.MAX_MEASUREMENTS
     assert facts["speedup"]["measured"]["value"] == pytest.approx(1 / 0.62)
 
 
 def test_a_model_that_was_narrowed_before_is_narrowed_further(tiny_encoder):
     small = surgery.resized(tiny_encoder(), [Shape(2, 128), Shape(4, 64)])
     heads, neurons = [HEADS[0][:2], HEADS[1]], [NEURONS[0], NEURONS[1][:64]]
-    kept, facts = sizing.of_speedup(small, heads, neurons, TABLE, additive(0.03, 0.1, 0.36), speedup=1.3)
-    assert all(found.heads <= size.heads for found, size in zip(shapes(kept), surgery.shapes(small), strict=True))
+    kept, facts = sizing.keep_for_speedup(small, heads, neurons, TABLE, additive(0.03, 0.1, 0.36), speedup=1.3)
+    assert all(after.heads <= size.heads for after, size in zip(shapes(kept), surgery.shapes(small), strict=True))
     assert facts["speedup"]["measured"]["value"] >= 1.3

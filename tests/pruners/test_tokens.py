@@ -1,4 +1,4 @@
-"""A small tokenizer of each kind, trained on one corpus and pruned to a part of it."""
+"""Small tokenizers of each algorithm, trained on two corpora and reduced to one of them."""
 
 import json
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from deploykit.pruners._vocabulary import necessary, reduced
 
 WORDS = ("wonderful", "story", "stories", "storytelling", "told", "teller", "untold", "wonder", "wondering", "full")
 ELSEWHERE = ("quantum", "mechanics", "mechanical", "quarks", "quartz", "quarters", "equations", "equals", "measures")
-CORPUS = [f"the {one} {two} was  {three}!" for one in WORDS for two in WORDS[:4] for three in WORDS[2:6]]
-OTHERS = [f"{one} {two}, {three} in 1926?" for one in ELSEWHERE for two in ELSEWHERE[:4] for three in ELSEWHERE[3:7]]
+CORPUS = [f"the {a} {b} was  {c}!" for a in WORDS for b in WORDS[:4] for c in WORDS[2:6]]
+OTHERS = [f"{a} {b}, {c} in 1926?" for a in ELSEWHERE for b in ELSEWHERE[:4] for c in ELSEWHERE[3:7]]
 STRANGE = ["naïve ☃ story", "ßtories\tand\nlines", "  ", "", "日本 wonder", "<extra> told </s>"]
 
 
@@ -33,7 +33,7 @@ def byte_level(texts):
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens(["<s>", "</s>"])  # behind the others, where they get new numbers
+    backend.add_special_tokens(["<s>", "</s>"])  # after the others, so that their ids change
     ends = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
     backend.post_processor = processors.Sequence(
         [processors.ByteLevel(trim_offsets=True), processors.RobertaProcessing(*ends)]
@@ -42,7 +42,7 @@ def byte_level(texts):
 
 
 def with_byte_tokens(texts):
-    """BPE over characters with a token a byte for those that are unknown, one piece a text, as LLaMA has it."""
+    """BPE over characters without pre-tokenization, where unknown characters become byte tokens, as in LLaMA."""
     backend = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -87,10 +87,10 @@ class Pair:
 
 @pytest.fixture(scope="module", params=BUILDERS)
 def pair(request):
-    """A tokenizer of both corpora, and what is left of it for the first."""
+    """A tokenizer trained on both corpora, and the same reduced to the first corpus."""
     whole = BUILDERS[request.param]([*CORPUS, *OTHERS])
     whole.add_tokens([AddedToken("<extra>", normalized=False)])
-    used = {token for found in whole.encode_batch(CORPUS) for token in found.ids}
+    used = {token for encoding in whole.encode_batch(CORPUS) for token in encoding.ids}
     ids = necessary(whole, used)
     return Pair(request.param, whole, reduced(whole, ids), ids)
 
@@ -99,16 +99,16 @@ def pair(request):
 
 
 @pytest.mark.parametrize(
-    ("model", "found"),
+    ("model", "kind"),
     [
         (models.WordLevel({"a": 0}, unk_token="a"), "WordLevel tokenizer"),
         (models.BPE({"a": 0}, [], end_of_word_suffix="</w>"), "BPE tokenizer with affixes"),
         (models.BPE({"a": 0}, [], continuing_subword_prefix="##"), "BPE tokenizer with affixes"),
     ],
 )
-def test_other_kinds_of_tokenizers_are_refused(model, found):
+def test_other_kinds_of_tokenizers_are_refused(model, kind):
     message = (
-        f"^the vocabulary of a {found} cannot be pruned: known are WordPiece, BPE, Unigram\\."
+        f"^the vocabulary of a {kind} cannot be pruned, only those of WordPiece, BPE, Unigram\\."
         " Leave out the vocabulary step\\.$"
     )
     with pytest.raises(ModelError, match=message):
@@ -116,40 +116,40 @@ def test_other_kinds_of_tokenizers_are_refused(model, found):
 
 
 def test_added_tokens_that_would_get_other_numbers_are_refused():
-    """The library numbers added tokens behind the others, so they must be last where some go."""
+    """The library numbers added tokens after all others, so they cannot be in another order."""
     whole = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
     whole.add_special_tokens(["[X]", "[Y]"])
-    with pytest.raises(ModelError, match=r"^the added tokens of this tokenizer cannot be numbered anew\."):
+    with pytest.raises(ModelError, match=r"^the added tokens of this tokenizer cannot be renumbered\."):
         reduced(whole, [0, 1, 4, 3])
 
 
-# what stays
+# kept tokens
 
 
-def test_texts_of_the_corpus_are_cut_as_before(pair):
+def test_texts_of_the_corpus_are_tokenized_as_before(pair):
     assert len(pair.ids) < 0.9 * pair.whole.get_vocab_size()
-    for text, one, other in zip(CORPUS, pair.whole.encode_batch(CORPUS), pair.small.encode_batch(CORPUS), strict=True):
-        assert one.tokens == other.tokens, text
-        assert one.offsets == other.offsets
-        assert one.ids == [pair.ids[token] for token in other.ids]
-        assert other.type_ids == one.type_ids
+    for before, after in zip(pair.whole.encode_batch(CORPUS), pair.small.encode_batch(CORPUS), strict=True):
+        assert before.tokens == after.tokens
+        assert before.offsets == after.offsets
+        assert before.ids == [pair.ids[token] for token in after.ids]
+        assert before.type_ids == after.type_ids
 
 
 def test_pairs_of_texts_get_their_special_tokens(pair):
     for texts in ((CORPUS[0], CORPUS[1]), (CORPUS[2],))[pair.kind == "BPE with bytes" :]:
-        one, other = (backend.encode(*texts) for backend in (pair.whole, pair.small))
-        assert one.tokens == other.tokens
-        assert one.special_tokens_mask == other.special_tokens_mask
-        assert one.ids == [pair.ids[token] for token in other.ids]
+        before, after = (backend.encode(*texts) for backend in (pair.whole, pair.small))
+        assert before.tokens == after.tokens
+        assert before.special_tokens_mask == after.special_tokens_mask
+        assert before.ids == [pair.ids[token] for token in after.ids]
 
 
 @pytest.mark.parametrize("text", [*OTHERS[:5], *STRANGE])
-def test_other_texts_are_cut_into_smaller_pieces_and_lose_nothing(pair, text):
-    one, other = (backend.encode(text) for backend in (pair.whole, pair.small))
-    assert len(other.tokens) >= len(one.tokens)
-    unknown = [found.tokens.count(token) for found in (one, other) for token in ("[UNK]", "<unk>")]
+def test_other_texts_become_at_least_as_many_tokens_and_decode_as_before(pair, text):
+    before, after = (backend.encode(text) for backend in (pair.whole, pair.small))
+    assert len(after.tokens) >= len(before.tokens)
+    unknown = [encoding.tokens.count(token) for encoding in (before, after) for token in ("[UNK]", "<unk>")]
     assert unknown[:2] == unknown[2:]
-    assert pair.small.decode(other.ids) == pair.whole.decode(one.ids)
+    assert pair.small.decode(after.ids) == pair.whole.decode(before.ids)
 
 
 def test_special_added_single_and_byte_tokens_stay(pair):
@@ -163,34 +163,35 @@ def test_special_added_single_and_byte_tokens_stay(pair):
 
 
 def test_tokens_keep_their_order_and_leave_no_gap(pair):
-    kept = sorted(pair.small.get_vocab(with_added_tokens=True).items(), key=lambda found: found[1])
-    assert [place for _, place in kept] == list(range(len(pair.ids)))
+    kept = sorted(pair.small.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    assert [number for _, number in kept] == list(range(len(pair.ids)))
     assert [pair.whole.token_to_id(token) for token, _ in kept] == pair.ids
 
 
-def test_what_is_left_can_be_pruned_again(pair):
-    used = {token for found in pair.small.encode_batch(CORPUS[:3]) for token in found.ids}
+def test_a_reduced_tokenizer_can_be_reduced_again(pair):
+    used = {token for encoding in pair.small.encode_batch(CORPUS[:3]) for token in encoding.ids}
     few = necessary(pair.small, used)
     again = reduced(pair.small, few)
     assert len(few) <= len(pair.ids)
-    assert [found.tokens for found in again.encode_batch(CORPUS[:3])] == [
-        found.tokens for found in pair.whole.encode_batch(CORPUS[:3])
+    assert [encoding.tokens for encoding in again.encode_batch(CORPUS[:3])] == [
+        encoding.tokens for encoding in pair.whole.encode_batch(CORPUS[:3])
     ]
 
 
 def test_keeping_everything_gives_the_same_tokenizer(pair):
-    one, other = pair.whole, reduced(pair.whole, range(pair.whole.get_vocab_size()))
+    same = reduced(pair.whole, range(pair.whole.get_vocab_size()))
     contents = [
-        json.loads(found.to_str(), parse_float=lambda digits: round(float(digits), 9)) for found in (one, other)
+        json.loads(backend.to_str(), parse_float=lambda digits: round(float(digits), 9))
+        for backend in (pair.whole, same)
     ]
     assert contents[0] == contents[1]
 
 
-# what each kind needs
+# tokens that each algorithm needs
 
 
-def test_merging_keeps_the_tokens_on_the_way():
-    """Without `to` there is no `told`, although no text of the corpus ends up with it."""
+def test_bpe_keeps_intermediate_tokens():
+    """`told` is merged from `to` and `ld`, so they stay although no text of the corpus contains them as tokens."""
     whole = byte_level(CORPUS)
     small = reduced(whole, necessary(whole, {whole.token_to_id("told")}))
     assert json.loads(small.to_str())["model"]["merges"] == [["t", "o"], ["l", "d"], ["to", "ld"]]
@@ -198,12 +199,12 @@ def test_merging_keeps_the_tokens_on_the_way():
     assert small.encode("told", add_special_tokens=False).tokens == ["told"]
 
 
-def test_the_price_of_the_unknown_stays():
-    """It is reckoned from the lowest score, so the token that has it stays though no text uses it."""
+def test_the_score_of_the_unknown_token_stays():
+    """Unigram derives it from the lowest score, so the token with that score stays although no text uses it."""
     pieces = [("cc", -4.0), ("▁", -1.0), ("a", -2.0), ("▁a", -3.5), ("bb", -9.0), ("<unk>", 0.0)]
     whole = Tokenizer(models.Unigram(pieces, unk_id=5))
     assert necessary(whole, {2}) == [1, 2, 4, 5]
     small = reduced(whole, necessary(whole, {2}))
     assert json.loads(small.to_str())["model"]["unk_id"] == 3
-    for text in ("a", "▁aé▁a", "éa", "a☃☃a"):  # as cheap as before: as often chosen
+    for text in ("a", "▁aé▁a", "éa", "a☃☃a"):  # with the same score, the unknown token is chosen as before
         assert small.encode(text).tokens == whole.encode(text).tokens

@@ -164,7 +164,7 @@ def test_the_same_seed_prunes_the_same(tiny_encoder, problem_of, tmp_path):
 @pytest.fixture
 def machine(monkeypatch):
     """A machine on which a tiny model takes 0.36, and 0.03 for each head and 0.1 for each block of neurons."""
-    monkeypatch.setattr(width, "meter", lambda *_: additive(0.03, 0.1, 0.36))
+    monkeypatch.setattr(width, "relative_timer", lambda *_: additive(0.03, 0.1, 0.36))
 
 
 @pytest.fixture
@@ -239,12 +239,12 @@ def test_a_model_is_made_as_fast_as_was_asked_for(steps, tiny_encoder, problem_o
 
 def test_a_run_that_was_killed_chooses_the_same_again(tiny_encoder, problem_of, tmp_path, monkeypatch):
     times = count(95, -1)
-    monkeypatch.setattr(meter, "share", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
+    monkeypatch.setattr(meter, "relative_time", lambda *_: Metric(value=next(times) / 100, low=0.1, high=1.0))
     problem, options = problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8, refit_tokens=0)
     small, facts = prune(tiny_encoder(), problem, options, tmp_path)
     assert facts["speedup"]["measured"]["value"] >= 1.1
     assert surgery.shapes(small) != surgery.shapes(tiny_encoder())
-    monkeypatch.setattr(meter, "share", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(meter, "relative_time", lambda *_: pytest.fail("measured again"))
     assert prune(tiny_encoder(), problem, options, tmp_path)[1] == facts
 
 
@@ -254,7 +254,7 @@ def test_what_has_no_heads_to_remove_or_shares_its_layers_gets_faster_too(
 ):
     whole = tiny_encoder(kind)
     total = additive(0.03, 0.1, 0.36)(whole).value
-    monkeypatch.setattr(width, "meter", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
+    monkeypatch.setattr(width, "relative_timer", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
     small, facts = prune(whole, problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8), tmp_path)
     assert facts["speedup"]["measured"]["value"] >= 1.1
     for size, before in zip(surgery.shapes(small), surgery.shapes(whole), strict=True):

@@ -35,7 +35,7 @@ def test_a_result_that_misses_a_product_is_refused(variant, variant_graph, tmp_p
     way = {"exported": "_by_optimum", "fused": "_by_onnxruntime"}[variant]
     quantize = getattr(dynamic, way)
     monkeypatch.setattr(dynamic, way, lambda source, names, per_channel: quantize(source, names[:-1], per_channel))
-    with pytest.raises(DeploykitError, match="11 products were quantized, expected 12 of 14"):
+    with pytest.raises(DeploykitError, match="11 MatMuls were quantized, expected 12 of 14"):
         dynamic.quantize(variant_graph(variant), dynamic.Options(), tmp_path / "model.onnx")
 
 

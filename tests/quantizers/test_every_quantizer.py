@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from graph_models import PRODUCTS
+from graph_models import MATMULS
 
 from deploykit import engines, quantizers
 from deploykit.artifact.execution import Execution
@@ -14,7 +14,7 @@ from deploykit.selection import sensitivity
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHODS = quantizers.writers()
-QUANTIZED = {"merged": PRODUCTS - 2 * 2, "attention": PRODUCTS - 3 * 2}  # others: all
+QUANTIZED = {"merged": MATMULS - 2 * 2, "attention": MATMULS - 3 * 2}  # others: all
 NEAR = {"int4": 14, "int8": 28, "float16": 45, "float32": 100}  # decibels
 HEAD = ("/classifier/Gemm", "/bert/pooler/dense/Gemm", "/classifier/Gemm_MatMul", "/bert/pooler/dense/Gemm_MatMul")
 
@@ -22,9 +22,9 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def expected(method, variant):
-    """How many products a method quantizes: one attention holds three, which only some methods take."""
+    """How many MatMuls a method quantizes: one attention holds three, which only some methods take."""
     inside = 2 if variant == "attention" and "Attention" in method.OPERATORS else 0
-    return QUANTIZED.get(variant, PRODUCTS) + inside if method.OPERATORS else 0
+    return QUANTIZED.get(variant, MATMULS) + inside if method.OPERATORS else 0
 
 
 def described(graph):
@@ -52,13 +52,13 @@ def test_there_are_the_methods_that_are_promised():
 def test_what_cannot_be_quantized_is_refused_and_nothing_is_written(name, variant_graph, padded, tmp_path):
     method, source, target = quantizers.load(name), variant_graph("exported"), tmp_path / "model.onnx"
     if name == "none":
-        assert method.quantize(source, method.Options(), target) == {"quantized": 0, "float": PRODUCTS + 2}
+        assert method.quantize(source, method.Options(), target) == {"quantized": 0, "float": MATMULS + 2}
         assert target.read_bytes() == source.read_bytes()
         return
     every = matmuls.quantizable(matmuls.load(source), method.OPERATORS)
     for keep, message in (
-        (every, r"nothing to quantize: 12 products .* 12 of them .* \{method: none\}"),
-        (["nothing/MatMul"], "no node of the graph is called 'nothing/MatMul'"),
+        (every, r"nothing to quantize: 12 MatMuls .* 12 of them .* \{method: none\}"),
+        (["nothing/MatMul"], "the graph has no node 'nothing/MatMul'"),
     ):
         with pytest.raises(DeploykitError, match=message):
             method.quantize(source, method.Options(), target, padded(0, 8), keep)

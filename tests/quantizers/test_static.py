@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
 import pytest
-from graph_models import PRODUCTS, signal_to_noise
+from graph_models import MATMULS, signal_to_noise
 from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
@@ -46,7 +46,7 @@ def test_weights_are_signed_and_activations_unsigned(per_channel, variant, quant
     makers = {name: node for node in graph.node for name in node.output}
     found = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in makers]
     found = [node for node in found if makers[node.input[1]].op_type == "DequantizeLinear"]
-    assert len(found) == facts["quantized"] == (PRODUCTS - 2 * 2 if variant == "merged" else PRODUCTS)
+    assert len(found) == facts["quantized"] == (MATMULS - 2 * 2 if variant == "merged" else MATMULS)
     for node in found:
         data, weight = (makers[name] for name in node.input)
         assert arrays[weight.input[0]].data_type == arrays[weight.input[2]].data_type == TensorProto.INT8

@@ -1,5 +1,6 @@
 import re
 from html.parser import HTMLParser
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def candidate(name, milliseconds, kept, reason):
 
 @pytest.fixture(scope="module")
 def details(dataset_of, tokenizer):
-    """What each stage keeps in its manifest."""
+    """The details that each stage stores in its manifest."""
     dataset = dataset_of("text-classification")
     gold = [np.array([index % 2]) for index in range(60)]
     table = metrics.per_label(("accuracy",), gold, gold[:50] + gold[1:11], LABELS)
@@ -95,7 +96,7 @@ def details(dataset_of, tokenizer):
         "quantize": {
             "candidates": [
                 candidate("float32", 2.0, kept=False, reason="2.00 times slower than int8"),
-                candidate("int8", 1.0, kept=True, reason="the fastest that keeps every gate"),
+                candidate("int8", 1.0, kept=True, reason="the fastest that passes every gate"),
             ],
             "flips": [{"text": EVIL, "true": "positive", "before": "positive", "after": "negative"}],
         },
@@ -139,7 +140,7 @@ def chain(tmp_path, tiny_artifact, manifest_facts, details):
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes and texts, and sees that every tag is closed."""
+    """Collects tags, attributes and texts, and checks that every tag is closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -180,7 +181,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(chain, tmp_path, monke
         report.write(tmp_path, artifacts, GATES)
 
 
-def test_what_stands_in_the_data_is_shown_and_never_run(chain, tmp_path):
+def test_markup_in_the_data_is_shown_and_never_executed(chain, tmp_path):
     html, markdown = written(tmp_path, chain("quantize"))
     page = Page(html)
     assert "script" not in page.tags
@@ -204,7 +205,7 @@ def test_every_part_of_a_run_has_a_report_that_stands_alone(until, chain, tmp_pa
     assert {"link", "img", "iframe", "object"} & set(page.tags) == set()
     for artifact in artifacts:
         assert artifact.path.name in html
-        assert str(tmp_path) not in html  # a report travels, and paths of a machine tell more than it should
+        assert str(tmp_path) not in html  # reports are shared, and local paths are private
         assert artifact.path.name in markdown
     figures = {"train": 2, "prune": 2, "export": 2, "quantize": 3, "package": 3}
     assert page.tags.count("svg") == figures[until]
@@ -216,9 +217,18 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
         *("0.0456 (0.0356 to 0.0556)", "inconclusive with 60 rows, about 110 would be enough", "0.1000", "passed"),
         *("0.0777", "up to 9 tokens", "0.0022"),
         *("Removed layers: 1, 4.", "1.53 times as fast as before (95 % interval 1.52 to 1.56); wanted 1.50"),
-        *("9,000 of 30,522 tokens stay, 33,058,368 bytes less", "98.7% are tokenized as before", "1472"),
-        *("A share of all heads and neurons stays.", "2.5e-06", "3.5e-06", "batch 8, left padding"),
-        *("2.00 times slower than int8", "kept: the fastest that keeps every gate", "123,456", "batch 8, 15 tokens"),
+        *(
+            "9,000 of 30,522 tokens, which saves 33,058,368 bytes",
+            "1472",
+            "2.5e-06",
+            "3.5e-06",
+            "batch 8, left padding",
+        ),
+        *(
+            "98.7% of the validation texts are tokenized as before",
+            "Kept a share of the heads and of the neurons of all",
+        ),
+        *("2.00 times slower than int8", "kept: the fastest that passes every gate", "123,456", "batch 8, 15 tokens"),
         *("torch 2.0", "onnxruntime 1.25", "a processor", "tiny-bert", "4,004"),
         *(f"{row['precision']:.3f}" for row in details["train"]["test"]["labels"].values()),
         *(f"{label} {count}" for label, count in details["train"]["data"]["labels"]["train"].items()),
@@ -247,7 +257,7 @@ def test_the_table_of_labels_is_that_of_the_packaged_model_once_there_is_one(cha
 
 def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details):
     html, _ = written(tmp_path, chain("train"))
-    (table,) = re.findall(r"<caption>Confusion.*?</table>", html, flags=re.DOTALL)
+    (table,) = re.findall(r"<caption>Confusion matrix.*?</table>", html, flags=re.DOTALL)
     rows = [[int(count) for count in re.findall(r">(\d+)</td>", row)] for row in table.split("<tr>")[2:]]
     assert rows == details["train"]["test"]["confusion"]
 
@@ -261,14 +271,14 @@ def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):
 
 
 def many(count=20):
-    """Candidates as a search leaves them: most are measured, some break a gate, some were given up early."""
-    random, found = np.random.default_rng(3), []
+    """Candidates as a search returns them: most are measured, some break a gate, some were given up early."""
+    random, candidates = np.random.default_rng(3), []
     for index in range(count):
         loss, p50, early = 0.03 * random.random() - 0.005, 2 + 10 * random.random() ** 2, index % 7 == 5
         engine, precision = ("onnxruntime", "openvino")[index % 2], ("float32", "bfloat16")[index % 2]
         scales = {BATCH: 1} if early else {BATCH: 1, "batch 1, 9 tokens": 0.6, "batch 8, 41 tokens": 6}
         compared = comparison(round(loss, 4), 0.02).model_copy(update={"drop": about(loss, 0.004)})
-        one = {
+        entry = {
             "name": f"{('exported', 'fused', 'merged qkv')[index % 3]} {precision} {index}",
             "graph": "exported",
             "quantizer": "dynamic",
@@ -291,15 +301,15 @@ def many(count=20):
             "kept": False,
             "reason": "slower than the one that was kept",
         }
-        nothing = {"throughput": None, "metric": None, "comparison": None, "verdicts": [], "reason": "given up early"}
-        found.append({**one, **(nothing if early else {})})
-    holding = [one for one in found if one["metric"] and not gates.failing(GATES, _verdicts(one))]
-    best = min(holding, key=lambda one: one["latency"][BATCH]["p50"])
-    return [{**one, "kept": True, "reason": "the fastest"} if one is best else one for one in found]
+        absent = {**dict.fromkeys(("throughput", "metric", "comparison")), "verdicts": [], "reason": "given up early"}
+        candidates.append({**entry, **(absent if early else {})})
+    passing = [entry for entry in candidates if entry["metric"] and not gates.failing(GATES, _verdicts(entry))]
+    best = min(passing, key=lambda entry: entry["latency"][BATCH]["p50"])
+    return [{**entry, "kept": True, "reason": "the fastest"} if entry is best else entry for entry in candidates]
 
 
-def _verdicts(found):
-    return [gates.Verdict.model_validate(verdict) for verdict in found["verdicts"]]
+def _verdicts(candidate):
+    return [gates.Verdict.model_validate(verdict) for verdict in candidate["verdicts"]]
 
 
 @pytest.fixture
@@ -312,57 +322,58 @@ def searched(details, monkeypatch):
 def test_twenty_candidates_are_listed_from_the_fastest_and_drawn_if_they_were_evaluated(searched, chain, tmp_path):
     html, markdown = written(tmp_path, chain("package"))
     text = " ".join(" ".join(Page(html).texts).split())
-    assert [one["name"] for one in searched if f" {one['name']} " not in text or one["name"] not in markdown] == []
+    assert [name for name in map(itemgetter("name"), searched) if f" {name} " not in text or name not in markdown] == []
     rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \|", markdown.partition("## Candidates")[2], flags=re.MULTILINE)
     rows = rows[: len(searched)]
-    times = {one["name"]: one["latency"][BATCH]["p50"] for one in searched}
+    times = {entry["name"]: entry["latency"][BATCH]["p50"] for entry in searched}
     assert [name for _, name, _ in rows] == sorted(times, key=times.__getitem__)
-    assert {where for *_, where in rows} == {"int8 on onnxruntime, 1", "float32 on openvino bfloat16, 2"}
+    assert {where for *_, where in rows} == {"int8 on onnxruntime, 1 thread", "float32 on openvino bfloat16, 2 threads"}
     figure = html[html.index("Quality against latency") :].partition("</svg>")[0]
     drawn = {int(number) for number in re.findall(r">(\d+)</text>", figure)}
-    evaluated = {int(number) for number, name, _ in rows for one in searched if one["name"] == name and one["metric"]}
+    measured = {entry["name"] for entry in searched if entry["metric"]}
+    evaluated = {int(number) for number, name, _ in rows if name in measured}
     assert evaluated < {int(number) for number, _, _ in rows}
     assert evaluated <= drawn
-    assert text.count("given up early") == sum(one["metric"] is None for one in searched)
+    assert text.count("given up early") == len(searched) - len(measured)
 
 
-def test_the_front_joins_what_no_other_beats_and_a_gate_makes_hollow(searched, chain):
-    found = report.facts(chain("package"), GATES)["candidates"]
+def test_the_line_is_the_pareto_front_and_candidates_stopped_by_a_gate_are_hollow(searched, chain):
+    candidates = report.facts(chain("package"), GATES)["candidates"]
     axes = report.Figure().subplots()
-    report._candidates(axes, found, "accuracy")
+    report._candidates(axes, candidates, "accuracy")
     (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    points = {(report._p50(one), one["metric"]["value"]): one for one in found if one["metric"]}
+    points = {(report._p50(entry), entry["metric"]["value"]): entry for entry in candidates if entry["metric"]}
     assert set(zip(*front.get_data(), strict=True)) == {
         (fast, good)
-        for (fast, good), one in points.items()
-        if not one["stops"]
+        for (fast, good), entry in points.items()
+        if not entry["stops"]
         and not any(x < fast and y >= good for (x, y), other in points.items() if not other["stops"])
     }
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert len(dots) == len(points)
     for dot in dots:
-        one = points[dot.get_xdata()[0], dot.get_ydata()[0]]
-        assert (dot.get_markerfacecolor() == "none") is bool(one["stops"])
-        assert (dot.get_color() == report.ORANGE) is one["kept"]
-    assert {bool(one["stops"]) for one in points.values()} == {True, False}
+        entry = points[dot.get_xdata()[0], dot.get_ydata()[0]]
+        assert (dot.get_markerfacecolor() == "none") is bool(entry["stops"])
+        assert (dot.get_color() == report.ORANGE) is entry["kept"]
+    assert {bool(entry["stops"]) for entry in points.values()} == {True, False}
 
 
-def test_every_gate_of_every_stage_is_listed_with_what_came_of_it(searched, chain, tmp_path):
-    found = report.facts(chain("package"), GATES)["verdicts"]
-    (kept,) = (one for one in searched if one["kept"])
-    assert {stage for stage, verdict, _ in found if verdict.outcome == "passed"} == {
+def test_every_gate_of_every_stage_is_listed_with_its_outcome(searched, chain, tmp_path):
+    verdicts = report.facts(chain("package"), GATES)["verdicts"]
+    (kept,) = (entry for entry in searched if entry["kept"])
+    assert {stage for stage, verdict, _ in verdicts if verdict.outcome == "passed"} == {
         "prune",
         f"quantize: {kept['name']}",
         "package",
     }
-    assert len({(stage, verdict.gate) for stage, verdict, _ in found}) == len(found)
-    stopped = {stage.removeprefix("quantize: ") for stage, _, stops in found if stops}
-    assert {one["name"] for one in searched if gates.failing(GATES, _verdicts(one))} <= stopped
+    assert len({(stage, verdict.gate) for stage, verdict, _ in verdicts}) == len(verdicts)
+    stopped = {stage.removeprefix("quantize: ") for stage, _, stops in verdicts if stops}
+    assert {entry["name"] for entry in searched if gates.failing(GATES, _verdicts(entry))} <= stopped
 
 
 def test_where_every_candidate_is_stopped_there_is_no_front(searched, chain, tmp_path):
-    found = report.facts(chain("quantize"), GATES)["candidates"]
+    candidates = report.facts(chain("quantize"), GATES)["candidates"]
     axes = report.Figure().subplots()
-    report._candidates(axes, [{**one, "stops": ("all",)} for one in found], "accuracy")
+    report._candidates(axes, [{**entry, "stops": ("all",)} for entry in candidates], "accuracy")
     (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert len(front.get_xdata()) == 0

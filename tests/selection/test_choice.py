@@ -32,32 +32,32 @@ FLOAT = candidate("float32", 2.0, 20.0)
 
 
 def chosen(*others, objective="latency", failing=None):
-    """The name that is kept, and all reasons."""
-    found = choice.choose([FLOAT, *others], objective, failing or {})
-    assert [one.name for one in found] == ["float32", *(one.name for one in others)]
-    kept = [one.name for one in found if one.kept]
+    """Returns the name that is kept (or None), and all reasons by name."""
+    candidates = choice.choose([FLOAT, *others], objective, failing or {})
+    assert [entry.name for entry in candidates] == ["float32", *(entry.name for entry in others)]
+    kept = [entry.name for entry in candidates if entry.kept]
     assert len(kept) <= 1
-    return kept[0] if kept else None, {one.name: one.reason for one in found}
+    return kept[0] if kept else None, {entry.name: entry.reason for entry in candidates}
 
 
 def test_a_candidate_that_breaks_a_gate_is_not_kept_however_fast():
     kept, reasons = chosen(candidate("int8", 0.1, 0.1), failing={"int8": "max_drop is 0.0200, allowed 0.0100"})
     assert kept == "float32"
     assert reasons == {
-        "float32": "the best at latency that keeps every gate",
+        "float32": "the best at latency that passes every gate",
         "int8": "stopped by a gate: max_drop is 0.0200, allowed 0.0100",
     }
 
 
-def test_nothing_is_kept_where_no_candidate_passes_and_each_says_what_stopped_it():
+def test_if_no_candidate_passes_none_is_kept_and_each_names_the_gate():
     kept, reasons = chosen(candidate("int8", 0.1, 0.1), failing={"float32": "too large", "int8": "too bad"})
     assert kept is None
     assert reasons == {"float32": "stopped by a gate: too large", "int8": "stopped by a gate: too bad"}
 
 
-def test_what_is_slower_than_a_float_graph_that_a_gate_stops_may_be_kept():
+def test_a_candidate_slower_than_a_float_graph_that_a_gate_stops_may_be_kept():
     kept, reasons = chosen(candidate("int8", 3.0, 30.0, size=25), failing={"float32": "max_bytes is 100, allowed 50"})
-    assert (kept, reasons["int8"]) == ("int8", "the best at latency that keeps every gate")
+    assert (kept, reasons["int8"]) == ("int8", "the best at latency that passes every gate")
 
 
 def test_a_candidate_that_is_slower_on_one_text_is_not_kept_however_fast_on_the_other():
@@ -74,7 +74,7 @@ def test_every_text_on_which_a_candidate_is_slower_is_named():
     )
 
 
-def test_noise_is_not_taken_for_slowness():
+def test_a_difference_within_noise_does_not_count_as_slower():
     assert chosen(candidate("int8", 1.0, 20.3))[0] == "int8"
 
 
@@ -83,7 +83,7 @@ def test_a_candidate_that_is_as_fast_as_the_float_graph_is_not_kept():
     assert (kept, reasons["int8"]) == ("float32", "1.00 times slower than float32")
 
 
-def test_the_fastest_of_those_that_pass_is_kept_and_the_others_say_by_how_much_they_lost():
+def test_the_fastest_that_passes_is_kept_and_the_others_report_their_ratio():
     kept, reasons = chosen(candidate("int8", 1.0, 10.0), candidate("int4", 0.5, 5.0), candidate("int2", 0.1, 30.0))
     assert kept == "int4"
     assert reasons["float32"] == "4.00 times slower than int4"
@@ -91,20 +91,20 @@ def test_the_fastest_of_those_that_pass_is_kept_and_the_others_say_by_how_much_t
     assert reasons["int2"].startswith("slower than the float graph")
 
 
-def test_one_that_was_out_before_stays_out_with_its_reason():
+def test_a_candidate_with_a_reason_stays_ruled_out():
     kept, reasons = chosen(candidate("int8", 0.1, 0.1, reason="cannot be made: nothing to quantize"))
     assert (kept, reasons["int8"]) == ("float32", "cannot be made: nothing to quantize")
 
 
-def test_throughput_asks_for_texts_a_second_alone():
+def test_throughput_is_judged_by_texts_per_second_only():
     slow_alone, quick_alone = candidate("streams", 4.0, 40.0, rate=300), candidate("int8", 0.5, 5.0, rate=200)
     kept, reasons = chosen(slow_alone, quick_alone, candidate("int4", 0.5, 5.0, rate=50), objective="throughput")
     assert kept == "streams"
     assert reasons["int8"] == "1.50 times slower than streams"
-    assert reasons["int4"] == "slower than the float graph: mixed lengths: 50 texts a second against 100"
+    assert reasons["int4"] == "slower than the float graph: mixed lengths: 50 texts/s against 100"
 
 
-def test_the_smallest_is_kept_if_it_is_slower_at_nothing():
+def test_the_smallest_is_kept_if_it_is_nowhere_slower():
     small, slow = candidate("int4", 1.9, 19.0, size=20), candidate("int2", 1.0, 10.0, rate=60, size=10)
     kept, reasons = chosen(candidate("int8", 1.0, 10.0, size=25), small, slow, objective="size")
     assert kept == "int4"
@@ -115,16 +115,16 @@ def test_the_smallest_is_kept_if_it_is_slower_at_nothing():
 @pytest.mark.parametrize(
     ("objective", "expected"), [("latency", (2.0 * 20.0) ** 0.5), ("throughput", 10.0), ("size", 100.0)]
 )
-def test_what_an_objective_makes_small(objective, expected):
+def test_each_objective_minimizes_its_own_value(objective, expected):
     assert choice.score(FLOAT, objective) == pytest.approx(expected)
 
 
-def test_latency_counts_every_text_the_same():
-    one, other = (candidate("x", *times) for times in ((1, 40), (2, 20)))
-    assert choice.score(one, "latency") == pytest.approx(choice.score(other, "latency"))
+def test_every_length_has_the_same_weight_in_latency():
+    uneven, even = (candidate("x", *times) for times in ((1, 40), (2, 20)))
+    assert choice.score(uneven, "latency") == pytest.approx(choice.score(even, "latency"))
 
 
-def test_what_came_in_is_as_it_was():
-    others = [FLOAT, candidate("int8", 1.0, 10.0)]
-    choice.choose(others, "latency", {})
-    assert [(found.kept, found.reason) for found in others] == [(False, ""), (False, "")]
+def test_the_given_candidates_are_not_changed():
+    candidates = [FLOAT, candidate("int8", 1.0, 10.0)]
+    choice.choose(candidates, "latency", {})
+    assert [(entry.kept, entry.reason) for entry in candidates] == [(False, ""), (False, "")]

@@ -123,7 +123,7 @@ def test_the_fastest_that_passes_is_kept_and_all_say_why(bench, clock):
     reasons = [found.reason for found in candidates]
     assert reasons == [
         "2.00 times slower than dynamic int8, onnxruntime",
-        "the best at latency that keeps every gate",
+        "the best at latency that passes every gate",
         "1.10 times slower than dynamic int8, onnxruntime",
         "2.00 times the float graph's latency at a first look",
     ]
@@ -171,8 +171,8 @@ def test_a_gate_stops_the_fastest_and_the_fallback_returns_the_worst_products_to
     clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0, two[0]: 2.5, two[1]: 3.0})
     bench.drops.update({("dynamic", 0): 0.03, ("dynamic", 1): 0.02, ("dynamic", 2): 0.005})
     _, candidates = search.search([FLOAT, DYNAMIC], bench, auto.Options())
-    assert [found.name for found in candidates][2:] == ["dynamic int8, 2 products in float, onnxruntime"]
-    assert kept(candidates) == "dynamic int8, 2 products in float, onnxruntime"
+    assert [found.name for found in candidates][2:] == ["dynamic int8, 2 MatMuls in float, onnxruntime"]
+    assert kept(candidates) == "dynamic int8, 2 MatMuls in float, onnxruntime"
     assert candidates[1].reason.startswith("stopped by a gate:   max_drop is 0.0300")
     ranking = sensitivity.rank(bench.graph, dynamic, dynamic.Options(), bench.calibration, bench.folder)
     assert set(candidates[2].keep) == {damage.node for damage in ranking[:2]}

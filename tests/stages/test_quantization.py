@@ -115,7 +115,7 @@ def test_int8_that_saturates_is_not_kept_and_the_products_that_suffer_return_to_
     made = quantization.quantize(job(quantize={"method": "static"}, gates=ACCEPT))
     name, reasons = kept(made)
     assert reasons["static int8, onnxruntime"].startswith("stopped by a gate:   max_drop is ")
-    assert name == "float32, onnxruntime" or "products in float" in name
+    assert name == "float32, onnxruntime" or "MatMuls in float" in name
     (drop,) = (found for found in made.manifest.own["verdicts"] if found["gate"] == "max_drop")
     assert drop["outcome"] != "broken"
     before, after = (found.manifest.step.metrics["validation"] for found in (graph, made))

@@ -137,7 +137,7 @@ def test_what_broke_a_gate_where_it_was_made_is_not_tried(package, clock):
     def break_static(content):
         for candidate in content["details"]["quantize"]["candidates"]:
             if candidate["quantizer"] == "static":
-                candidate["verdicts"][0]["outcome"] = "broken"
+                candidate["verdicts"][0]["outcome"] = "failed"
 
     rewrite(package, break_static)
     clock(float32=4.0, dynamic=2.0, static=1.0)
@@ -191,7 +191,7 @@ def test_golden_answers_that_change_more_than_they_did_put_a_candidate_out(packa
     found = retuning.retune(package.path, options=auto.Options(engines=("onnxruntime",)))
     reasons = {c["name"]: c["reason"] for c in found.manifest.details["retune"]["candidates"]}
     assert "golden answers change on this machine, where " in reasons["dynamic int8, onnxruntime"]
-    assert reasons["static int8, onnxruntime"] == "the best at latency that keeps every gate"
+    assert reasons["static int8, onnxruntime"] == "the best at latency that passes every gate"
 
 
 def test_a_float_graph_that_is_wrong_here_stops_it(package, monkeypatch):
@@ -210,25 +210,25 @@ def test_where_nothing_passes_nothing_is_written(package, clock):
     assert [found.name for found in package.path.parent.iterdir() if "retuned" in found.name] == []
 
 
-def test_an_explanation_ranks_every_product_and_prices_growing_groups(package, clock):
+def test_an_explanation_ranks_every_matmul_and_prices_growing_groups(package, clock):
     clock(float32=4.0, dynamic=1.0)
-    found = explanation.explain_quantization(package.path)
-    assert found.name == "dynamic int8, onnxruntime"
-    assert (found.texts, len(found.damages)) == (32, 12)
-    assert [one.error for one in found.damages] == sorted((one.error for one in found.damages), reverse=True)
-    assert [one.kept for one in found.prices] == [0, 1, 2, 4, 8]
-    assert [one.bytes for one in found.prices] == sorted(one.bytes for one in found.prices)
-    assert found.prices[0].bytes == package.file(GRAPH).stat().st_size
+    result = explanation.explain_quantization(package.path)
+    assert result.name == "dynamic int8, onnxruntime"
+    assert (result.texts, len(result.damages)) == (32, 12)
+    assert [entry.error for entry in result.damages] == sorted((entry.error for entry in result.damages), reverse=True)
+    assert [price.kept for price in result.prices] == [0, 1, 2, 4, 8]
+    assert [price.bytes for price in result.prices] == sorted(price.bytes for price in result.prices)
+    assert result.prices[0].bytes == package.file(GRAPH).stat().st_size
     exact = Predictor.load(package, 1, Execution(), FLOAT_GRAPH).predict(golden.load(package).texts)
     served = Predictor.load(package, 1).predict(golden.load(package).texts)
-    assert found.prices[0].changed == golden.changed(served, exact)
-    assert len(explanation.damage_rows(found)) == 12
-    assert explanation.price_rows(found)[1][0] == "the worst 1"
+    assert result.prices[0].changed == golden.changed(served, exact)
+    assert len(explanation.damage_rows(result)) == 12
+    assert explanation.price_rows(result)[1][0] == "the worst 1"
 
 
 def test_another_quantizer_can_be_explained_but_not_none(package, clock):
     clock(float32=4.0, static=1.0)
     assert explanation.explain_quantization(package.path, "static").name == "static int8, onnxruntime"
     for name in ("none", "auto"):
-        with pytest.raises(InputError, match=f"the quantizer `{name}` changes no product by itself"):
+        with pytest.raises(InputError, match=f"the quantizer `{name}` quantizes no MatMul itself"):
             explanation.explain_quantization(package.path, name)

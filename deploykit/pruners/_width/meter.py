@@ -1,7 +1,7 @@
-"""The time of a model in memory, against that of the whole model it came from.
+"""Measures the time of a pruned model in memory as a share of the whole model's time.
 
-Both go the way to the engine that the stages after pruning go: saved, exported, quantized, loaded. They run in
-turn, on training rows, so that a machine whose speed drifts treats both the same.
+Both models are exported, quantized and run as later stages would do it. They run alternately on training rows, so that
+a drift of the machine's speed affects both alike.
 """
 
 import json
@@ -28,13 +28,13 @@ from deploykit.recipe import ExportSection
 from deploykit.tokenizer import Batch, Encoding
 
 Objective = Literal["latency", "throughput"]
-Measure = Callable[[torch.nn.Module], Metric]  # the time of a model as a share of the whole one's
-BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch, of which the whole model's best is taken
-SECONDS = 3.0  # spent on each part of the work
-RESAMPLES = 1000
+Measure = Callable[[torch.nn.Module], Metric]  # returns the time of a model as a share of the whole model's
+BATCH_TOKENS = (256, 512, 1024, 2048)  # padded tokens per batch to try; the whole model's fastest is used for both
+TIMING_S = 3.0  # spent on each workload
+RESAMPLES = 1000  # of the bootstrap
 
 
-def meter(
+def relative_timer(
     whole: torch.nn.Module,
     problem: Problem,
     execution: Execution,
@@ -42,54 +42,55 @@ def meter(
     work: Path,
     objective: Objective = "latency",
 ) -> Measure:
-    """Returns a function that times models; what was measured before a kill is not measured again.
+    """Returns a function that times models relative to `whole` and stores each result in `work`.
 
-    A run that goes on must choose the shapes that it had chosen: its checkpoints have them.
+    A run that is resumed reads the stored times, so that it chooses the same sizes: its checkpoints have those.
 
     Args:
-        whole: its own time is the unit.
-        problem: its training rows are what is run.
+        whole: the model whose time is 1.
+        problem: its training rows are the input.
         execution: how the graphs are run.
-        quantizer: a name of the folder `quantizers`.
-        work: directory for the notes.
+        quantizer: name of a quantizer.
+        work: folder in which the times are stored.
         objective: `latency` for rows one at a time, `throughput` for rows of all lengths, sorted and batched.
     """
-    notes = work / "measured.json"
-    known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
+    file = work / "measured.json"
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     reference = _opened(whole, problem, execution, quantizer)
-    parts = singles(problem, reference) if objective == "latency" else [mixed(problem, reference)]
+    workloads = single_rows(problem, reference) if objective == "latency" else [mixed_rows(problem, reference)]
 
     def measure(model: torch.nn.Module) -> Metric:
         name = " ".join(f"{size.heads}x{size.neurons}" for size in surgery.shapes(model))
-        if name not in known:
-            known[name] = share(_opened(model, problem, execution, quantizer), reference, parts).model_dump()
+        if name not in measured:
+            engine = _opened(model, problem, execution, quantizer)
+            measured[name] = relative_time(engine, reference, workloads).model_dump()
             work.mkdir(parents=True, exist_ok=True)
-            fresh = notes.with_suffix(".new")
-            fresh.write_text(json.dumps(known), encoding="utf-8")
-            fresh.replace(notes)
-        return Metric(**known[name])
+            temporary = file.with_suffix(".new")
+            temporary.write_text(json.dumps(measured), encoding="utf-8")
+            temporary.replace(file)
+        return Metric(**measured[name])
 
     return measure
 
 
-def singles(problem: Problem, whole: Engine) -> list[list[Batch]]:
-    """Returns single training rows of the lengths that are typical."""
-    found = sorted((row.encoding for row in problem.train), key=len)
-    return [[padded([found[int(at * (len(found) - 1))]], problem.tokenizer, whole)] for at in timing.QUANTILES]
+def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
+    """Returns workloads of one training row each, at typical lengths."""
+    rows = sorted((row.encoding for row in problem.train), key=len)
+    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in timing.QUANTILES]
 
 
-def mixed(problem: Problem, whole: Engine) -> list[Batch]:
-    """Returns training rows of all lengths, batched in the way that the whole model runs best."""
+def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
+    """Returns training rows of all lengths, in batches of the size that the whole model runs fastest."""
     order = np.random.default_rng(problem.seed).permutation(len(problem.train))[: timing.MIXED]
     rows = [problem.train[index].encoding for index in order]
-    ways = {budget: _batched(problem, rows, budget, whole) for budget in BUDGETS}
-    calls = {budget: partial(_run, whole, found) for budget, found in ways.items()}
-    times = timing.in_turn(calls, SECONDS, burst=1)
-    return ways[min(times, key=lambda budget: float(np.median(times[budget])))]
+    workloads = {tokens: _batched(problem, rows, tokens, whole) for tokens in BATCH_TOKENS}
+    calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
+    times = timing.in_turn(calls, TIMING_S, burst=1)
+    return workloads[min(times, key=lambda tokens: float(np.median(times[tokens])))]
 
 
-def _batched(problem: Problem, rows: Sequence[Encoding], budget: int, engine: Engine) -> list[Batch]:
-    groups = batches([len(found) for found in rows], budget, engine.shape)
+def _batched(problem: Problem, rows: Sequence[Encoding], tokens: int, engine: Engine) -> list[Batch]:
+    groups = batches([len(row) for row in rows], tokens, engine.shape)
     return [padded([rows[index] for index in group], problem.tokenizer, engine) for group in groups]
 
 
@@ -100,7 +101,7 @@ def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quan
         export.write_graph(checkpoint.load(folder), folder, problem.task.OPTIMUM_TASK, ExportSection().opset)
         if not graph.is_file():
             raise ModelError(
-                "the time of a model is measured on one graph, and this one is exported as several."
+                "a speedup is measured on one graph, but this model is exported as several."
                 " Set `keep` in place of `speedup` or `max_drop`."
             )
         method, quantized = quantizers.load(quantizer), folder / "quantized.onnx"
@@ -108,30 +109,30 @@ def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quan
         return engines.load(execution.engine).load(quantized, execution)
 
 
-def share(one: Engine, whole: Engine, parts: Sequence[Sequence[Batch]]) -> Metric:
-    """Times two engines in turn: the median of the ratios on each part, averaged over the parts.
+def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Batch]]) -> Metric:
+    """Times two engines alternately: the median of their time ratios on each workload, averaged over the workloads.
 
-    The mean of shares, unlike that of speedups, is a sum over layers.
+    Shares of time are averaged, and not speedups, because shares are sums over layers, as in the latency table.
 
     Args:
-        one: the engine.
-        whole: its time is the unit.
-        parts: batches that are timed together.
+        pruned: the engine to time.
+        whole: the engine whose time is 1.
+        workloads: each is a sequence of batches that are timed as a whole.
 
     Returns:
-        The share with its 95 % bootstrap interval.
+        The mean share with its 95 % bootstrap interval.
     """
     ratios = []
-    for part in parts:
-        calls = {"one": partial(_run, one, part), "whole": partial(_run, whole, part)}
-        times = timing.in_turn(calls, SECONDS, burst=timing.BURST if len(part) == 1 else 1)
-        ratios.append(times["one"] / times["whole"])
+    for workload in workloads:
+        calls = {"pruned": partial(_run, pruned, workload), "whole": partial(_run, whole, workload)}
+        times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
+        ratios.append(times["pruned"] / times["whole"])
     random = np.random.default_rng(0)
-    drawn = [np.median(random.choice(found, (RESAMPLES, len(found))), axis=1) for found in ratios]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Metric(value=float(np.mean([np.median(found) for found in ratios])), low=float(low), high=float(high))
+    medians = [np.median(random.choice(ratio, (RESAMPLES, len(ratio))), axis=1) for ratio in ratios]
+    low, high = np.quantile(np.mean(medians, axis=0), [0.025, 0.975])
+    return Metric(value=float(np.mean([np.median(ratio) for ratio in ratios])), low=float(low), high=float(high))
 
 
-def _run(engine: Engine, part: Sequence[Batch]) -> None:
-    for batch in part:
+def _run(engine: Engine, workload: Sequence[Batch]) -> None:
+    for batch in workload:
         engine.run(batch)

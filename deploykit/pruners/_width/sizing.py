@@ -1,4 +1,4 @@
-"""What stays of each layer: for a share of all, or for a speedup that is measured."""
+"""Chooses the heads and neurons that each layer keeps, either for a share of all or for a measured speedup."""
 
 import logging
 from collections.abc import Sequence
@@ -10,86 +10,86 @@ import torch
 from deploykit.artifact import Metric
 from deploykit.modeling import surgery
 from deploykit.modeling.surgery import Kept
-from deploykit.pruners._width.latency_table import Table, time_of
+from deploykit.pruners._width.latency_table import LatencyTable, predicted_time
 from deploykit.pruners._width.meter import Measure
-from deploykit.pruners._width.ranking import BLOCK, Float64, best, by_share, by_time, in_blocks
+from deploykit.pruners._width.ranking import BLOCK_NEURONS, Float64, best, by_share, by_time, in_blocks
 
-TRIES = 4  # how often a structure is chosen and measured
-NEAR = 0.97  # of the time that there is: a model that takes less gets more heads and neurons
-AIM = (1 + NEAR) / 2  # of it, so that the noise of measuring may go either way
-STEP = 0.05  # the most that a budget is changed at once: the table is not far off, a busy machine may be
-BUSY = 0.2  # a wider interval, as a share of the speedup, says that something else was running
+MAX_MEASUREMENTS = 4  # of one choice; each exports and times a model
+MIN_BUDGET_USE = 0.97  # a model that takes less of the time budget could keep more heads and neurons
+TARGET_BUDGET_USE = (1 + MIN_BUDGET_USE) / 2  # the middle, so that noise in either direction stays in the range
+MAX_BUDGET_STEP = 0.05  # relative change per try: the table is nearly right, while one measurement may be disturbed
+MAX_INTERVAL_SHARE = 0.2  # of the speedup; a wider interval means that other processes disturbed the measurement
 log = logging.getLogger(__name__)
 
 
-def of_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[Kept]:
-    """Ranks heads over all layers, and blocks of neurons over all layers, and keeps the best of each.
+def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[Kept]:
+    """Keeps the best heads of all layers together, and the best blocks of neurons of all layers together.
 
     Args:
-        heads: importance, one array a layer, `(heads,)`; empty where heads cannot go.
-        neurons: importance, one array a layer, `(neurons,)`.
-        keep: the share that stays; at least one head and one block stay in each layer.
+        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
+        neurons: importance, one array per layer, `(neurons,)`.
+        keep: share to keep; at least one head and one block stay in each layer.
     """
     return _kept(heads, neurons, [*by_share(heads, keep), *by_share([in_blocks(row) for row in neurons], keep)])
 
 
-def of_time(heads: Sequence[Float64], neurons: Sequence[Float64], table: Table, budget: float) -> list[Kept]:
-    """Keeps what is worth the most in a time.
+def keep_within(heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float) -> list[Kept]:
+    """Keeps the heads and neurons with the highest total importance within a time budget.
 
     Args:
-        heads: importance, one array a layer, `(heads,)`; empty where heads cannot go.
-        neurons: importance, one array a layer, `(neurons,)`.
-        table: what they cost.
+        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
+        neurons: importance, one array per layer, `(neurons,)`.
+        table: the cost of heads and blocks.
         budget: as a share of the whole model's time.
     """
-    worth = [*heads, *(in_blocks(row) for row in neurons)]
+    importance = [*heads, *(in_blocks(row) for row in neurons)]
     costs = [table.attention] * len(heads) + [table.feed_forward] * len(neurons)
-    return _kept(heads, neurons, by_time(worth, costs, budget - table.fixed))
+    return _kept(heads, neurons, by_time(importance, costs, budget - table.fixed))
 
 
 def _kept(heads: Sequence[Float64], neurons: Sequence[Float64], counts: Sequence[int]) -> list[Kept]:
-    """Turns the numbers of heads and then of blocks, of each layer, into what stays."""
-    pairs = zip(heads, neurons, counts[: len(heads)], counts[len(heads) :], strict=True)
-    return [Kept(best(row, count), best(other, blocks * BLOCK)) for row, other, count, blocks in pairs]
+    """Turns counts (heads of each layer, then blocks of each layer) into the indices that each layer keeps."""
+    layers = zip(heads, neurons, counts[: len(heads)], counts[len(heads) :], strict=True)
+    return [Kept(best(h, count), best(n, blocks * BLOCK_NEURONS)) for h, n, count, blocks in layers]
 
 
-def of_speedup(
+def keep_for_speedup(
     model: torch.nn.Module,
     heads: Sequence[Float64],
     neurons: Sequence[Float64],
-    table: Table,
+    table: LatencyTable,
     measure: Measure,
     speedup: float,
 ) -> tuple[list[Kept], dict[str, Any]]:
-    """Keeps what is worth the most in a model that is this many times as fast as the whole one.
+    """Keeps the most important heads and neurons of a model that must be this many times as fast as the whole model.
 
-    The table predicts, the measurement decides: where it says otherwise, the budget is changed by as much as the
-    prediction was off, a little at a time, and the choice is made again.
+    The table predicts the time of a choice, and a measurement checks it. If the measured time is not within the range,
+    the budget is corrected by the ratio, in small steps, and the choice is repeated.
 
     Args:
-        model: what is left of the whole one by now.
-        heads: importance, one array a layer, `(heads,)`; empty where heads cannot go.
-        neurons: importance, one array a layer, `(neurons,)`.
-        table: what they cost.
+        model: the model to prune, which may have been pruned before.
+        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
+        neurons: importance, one array per layer, `(neurons,)`.
+        table: the cost of heads and blocks.
         measure: times a model.
         speedup: over the whole model.
 
     Returns:
-        What stays, and the facts: the speedup wanted, predicted and measured. Where all tries are too slow, the
-        fastest; else the slowest of those that are fast enough, which keeps the most.
+        The units to keep, and the facts: the speedup wanted, predicted and measured. If all tries are too slow, the
+        fastest is returned; otherwise the slowest of those that are fast enough, because it keeps the most.
     """
-    tried = list[tuple[list[Kept], Metric]]()
+    tries = list[tuple[list[Kept], Metric]]()
     wanted = 1 / speedup
-    budget = AIM * wanted
-    while len(tried) < TRIES and not (tried and NEAR * wanted <= tried[-1][1].value <= wanted):
-        kept = of_time(heads, neurons, table, budget)
-        tried.append((kept, measure(surgery.shrunk(model, kept))))
-        budget *= np.clip(AIM * wanted / tried[-1][1].value, 1 - STEP, 1 + STEP)
-    enough = [found for found in tried if found[1].value <= wanted]
-    kept, share = max(enough or tried, key=lambda found: found[1].value if enough else -found[1].value)
-    found = Metric(value=1 / share.value, low=1 / share.high, high=1 / share.low)
-    predicted = 1 / time_of(table, [surgery.Shape(len(keep.heads), len(keep.neurons)) for keep in kept])
-    if found.high - found.low > BUSY * found.value:
-        log.warning("other processes disturb the measurement: run it again on a machine that is quiet")
-    log.info("speedup: %.3g wanted, %.3g predicted, %.3g measured", speedup, predicted, found.value)
-    return kept, {"speedup": {"wanted": speedup, "predicted": predicted, "measured": found.model_dump()}}
+    budget = TARGET_BUDGET_USE * wanted
+    while len(tries) < MAX_MEASUREMENTS and not (tries and MIN_BUDGET_USE * wanted <= tries[-1][1].value <= wanted):
+        kept = keep_within(heads, neurons, table, budget)
+        tries.append((kept, measure(surgery.shrunk(model, kept))))
+        budget *= np.clip(TARGET_BUDGET_USE * wanted / tries[-1][1].value, 1 - MAX_BUDGET_STEP, 1 + MAX_BUDGET_STEP)
+    fast = [entry for entry in tries if entry[1].value <= wanted]
+    kept, share = max(fast or tries, key=lambda entry: entry[1].value if fast else -entry[1].value)
+    measured = Metric(value=1 / share.value, low=1 / share.high, high=1 / share.low)
+    predicted = 1 / predicted_time(table, [surgery.Shape(len(layer.heads), len(layer.neurons)) for layer in kept])
+    if measured.high - measured.low > MAX_INTERVAL_SHARE * measured.value:
+        log.warning("other processes disturbed the measurement; run it again on an idle machine")
+    log.info("speedup: %.3g wanted, %.3g predicted, %.3g measured", speedup, predicted, measured.value)
+    return kept, {"speedup": {"wanted": speedup, "predicted": predicted, "measured": measured.model_dump()}}

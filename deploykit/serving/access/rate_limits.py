@@ -6,7 +6,8 @@ sliding windows (the library limits). While that cannot be reached, each replica
 then send as many times more as there are replicas, which is better than refusing everybody.
 
 The library's memory storage is not used in place of the buckets: it looks at all clients for each request, which took
-5 to 30 ms with 10,000 of them, against 0.01 ms here (`benchmarks/security/limit_cost.py`), and subjects of tokens may be many.
+5 to 30 ms with 10,000 of them, against 0.01 ms here (`benchmarks/security/limit_cost.py`), and there may be as many
+subjects of tokens.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""BentoML's adaptive batching behind the batcher's interface, to compare with: what `batchable=True` would do.
+"""BentoML's adaptive batching with the interface of `Batcher`, as a baseline: the equivalent of `batchable=True`.
 
-It learns how long batches take from the number of their texts, knows nothing of tokens or padding, computes what
-nobody waits for any more, lets nobody go first, and fails a whole batch for one text. One difference is in its
-favour: texts come tokenized, and every kind of request can be batched.
+It predicts the time of a batch from its number of texts, without tokens or padding; it computes texts whose client has
+left or whose deadline has passed; it has no fairness between clients; and it fails a whole batch because of one text.
+In its favour, texts arrive tokenized here, and every kind of request can be batched.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from bentoml.exceptions import ServiceUnavailable
 from deploykit.serving import patches
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.queue.batch_rules import Bounds
-from deploykit.serving.queue.batcher import GONE, Compute, Timing
+from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE, Compute, Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
@@ -36,13 +36,13 @@ class _Text(NamedTuple):
     since: float
 
 
-class Cork:
-    """A queue and a thread behind it.
+class BentoMLBatcher:
+    """BentoML's queue and one engine thread.
 
     Args:
         compute: runs one batch; called in the thread only.
-        bounds: of which the most texts of a batch are kept.
-        metrics: where batches are counted.
+        bounds: only the limit of texts per batch is used.
+        metrics: counts the batches.
         timeout_s: a text that would wait longer is refused, in seconds.
     """
 
@@ -59,20 +59,20 @@ class Cork:
 
     @property
     def began(self) -> float | None:
-        """When the batch in the engine began; None when it is idle."""
+        """Start of the running batch; None if the engine is idle."""
         return self._started or None
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the batch in the engine has been there; 0 when it is idle."""
+        """Seconds since the running batch started; 0 if the engine is idle."""
         return perf_counter() - self._started if self._started else 0.0
 
     def waiting(self) -> tuple[int, int, float]:
-        """Returns zeros: its queue tells nothing of what waits."""
+        """Returns zeros, because BentoML's queue does not expose its contents."""
         return 0, 0, 0.0
 
     def check(self, client: str, lengths: Sequence[int] = (), timeout_s: float = inf) -> float:
-        """Refuses nobody: its queue has no end, and how long it takes is not known."""
+        """Accepts everything, because BentoML's queue is unbounded and gives no estimate."""
         return 0.0
 
     async def submit(
@@ -80,35 +80,35 @@ class Cork:
         texts: Sequence[str],
         encodings: Sequence[Encoding],
         timeout_s: float,
-        gone: asyncio.Future[None] | None = None,
+        disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
     ) -> tuple[list[Float32], Timing]:
-        """Waits for the scores of a request; see `Batcher.submit`. All clients are one here."""
+        """Waits for the scores of a request; see `Batcher.submit`. The client is ignored."""
         timing = Timing()
         calls = [
             asyncio.ensure_future(self._call(_Text(*pair, timing, perf_counter())))
             for pair in zip(texts, encodings, strict=True)
         ]
-        found = asyncio.gather(*calls)
-        if gone is not None:
-            gone.add_done_callback(lambda _: found.cancel())
+        results = asyncio.gather(*calls)
+        if disconnect is not None:
+            disconnect.add_done_callback(lambda _: results.cancel())
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                return [scores for scores in await found if scores is not None], timing
-        except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:  # it takes being cancelled for busy
-            if gone is not None and gone.done():
-                raise Problem(CLIENT_GONE, "client_gone", GONE) from None
+                return [scores for scores in await results if scores is not None], timing
+        except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:
+            if disconnect is not None and disconnect.done():  # BentoML reports a cancelled call as unavailable
+                raise Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT) from None
             if deadline.expired():
-                raise Problem(504, "deadline", "no answer in the time that this service allows: it is busy") from None
+                raise Problem(504, "deadline", MISSED_DEADLINE) from None
             if isinstance(error, ServiceUnavailable):
                 raise busy(1) from None
             raise
         except Exception as error:
             logger.error("the engine failed on a batch", exc_info=error)
-            raise Problem(500, "failed", "the model failed on one of these texts, or on one beside them") from None
+            raise Problem(500, "failed", "the model failed on one of these texts, or on another in the batch") from None
 
     def close(self) -> None:
-        """Ends the thread once it is done."""
+        """Ends the thread after its current batch."""
         self._dispatcher.shutdown()
         self._pool.shutdown(wait=False)
 
@@ -119,15 +119,15 @@ class Cork:
             self._metrics.queue_seconds.observe(now - item.since)
         texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
+            scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
         finally:
             self._started = 0.0
-        taken = perf_counter() - now
+        seconds = perf_counter() - now
         for item in batch:
-            item.timing.ran(now, taken)
+            item.timing.add(now, seconds)
         lengths = [len(encoding) for encoding in encodings]
-        self._metrics.batched(lengths, max(lengths), taken)
-        return found
+        self._metrics.batched(lengths, max(lengths), seconds)
+        return scores
 
 
 def _overloaded() -> Float32:

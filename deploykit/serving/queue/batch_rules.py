@@ -1,8 +1,8 @@
-"""Which of the texts that wait share a batch: pure rules on their lengths.
+"""Rules that choose which waiting texts share a batch: pure functions of their lengths.
 
-`by_cost` takes texts of similar length while all wait less for it: padding a short text to a long one costs a CPU more
-than batching saves, and two long texts save next to nothing together, while the first waits for both. `in_order` is
-what it is compared with.
+`by_cost` adds texts of similar length as long as that lowers the total waiting time: on a CPU, padding a short text to
+a long one costs more than batching saves, and two long texts together save almost nothing, while the first waits for
+both. `in_order` ignores the cost; it is the baseline.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,14 @@ from typing import Literal
 
 from deploykit.artifact.cost import Cost
 
-# why a batch is not larger: nobody else waits, it is full, more would cost others more than they save, or be padded
+# Why a batch is not larger: no other text waits (`all`), it reaches the limit of `items` or of padded `tokens`, another
+# text would raise the total waiting time (`cost`), or the engine would add rows as padding (`shape`).
 Release = Literal["all", "items", "tokens", "cost", "shape"]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most of one batch (padded tokens, items), of what may wait (tokens) and of how long (seconds)."""
+    """Limits of one batch (padded tokens, texts), of the queue (tokens), and of a text's wait (seconds)."""
 
     batch_tokens: int
     batch_items: int
@@ -26,32 +27,32 @@ class Bounds:
     wait_s: float = inf
 
 
-Choose = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], Release]]
+Rule = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], Release]]
 
 
 def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses the batch for which all that wait, those in it too, wait least in the sum.
+    """Adds texts to the first, closest length first, as long as each lowers the total waiting time of all texts.
 
     Args:
-        lengths: tokens of the texts that wait, at least one; the one whose turn it is comes first.
-        cost: what batches cost.
-        bounds: what they may hold; a text that exceeds them runs alone.
+        lengths: tokens of the waiting texts, at least one; the first text is the next in turn.
+        cost: predicts the seconds of a batch.
+        bounds: limits of the batch; a first text that exceeds them runs alone.
 
     Returns:
-        Positions in `lengths`, the first one first among them, and why there are no more.
+        Positions in `lengths`, starting with 0, and why the batch is not larger.
     """
     chosen, width = [0], lengths[0]
     release: Release = "all"
-    tried = {False: True, True: True}  # shorter ones and longer ones: where one does not pay, those beyond it do not
+    worth_trying = {False: True, True: True}  # shorter and longer texts: once one does not pay, no farther one does
     for index in sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0])):
         longer = lengths[index] > lengths[0]
-        if not tried[longer]:
+        if not worth_trying[longer]:
             continue
         if len(chosen) == bounds.batch_items:
             return chosen, "items"
         padded = (len(chosen) + 1) * max(width, lengths[index])
         if not cost.pays(len(chosen), width, lengths[index], len(lengths) - len(chosen)):
-            release, tried[longer] = "cost", False
+            release, worth_trying[longer] = "cost", False
         elif padded > bounds.batch_tokens:
             release = "tokens" if release == "all" else release
         else:
@@ -61,7 +62,7 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
 
 
 def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses as `by_cost`, but takes texts as they come until the bounds are met, whatever padding them costs."""
+    """Chooses texts in order of arrival until a limit is reached, whatever the padding costs; see `by_cost`."""
     width = 0
     for count, length in enumerate(lengths):
         width = max(width, length)

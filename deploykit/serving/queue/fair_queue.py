@@ -1,8 +1,8 @@
-"""Who is next: a queue that shares the engine between clients, and a client's share between its requests.
+"""A queue that decides which item is next: it shares the engine between clients, and a client's share between requests.
 
-Deficit round robin (Shreedhar and Varghese, 1995): clients take turns, and each turn is worth as many tokens.
-What a client's texts cost is taken off its credit, also where they only filled up a batch for somebody else. Within
-a client, requests give one text in turn, so that one of a thousand texts does not hold up one of a single text.
+Deficit round robin (Shreedhar and Varghese, 1995): clients take turns, and each turn grants the same number of tokens.
+An item is charged to its client, also if it only joined the batch of another client. The requests of one client take
+turns too, one text each, so that a request of a thousand texts does not delay one of a single text.
 """
 
 from collections import OrderedDict
@@ -11,35 +11,35 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
-QUANTUM = 256  # tokens of one turn: some short texts, or a part of a long one
+QUANTUM_TOKENS = 256  # granted per turn: a few short texts, or a part of a long one
 
 
-class Asked(Hashable, Protocol):
-    """A request: `client` pays for it."""
+class Request(Hashable, Protocol):
+    """A request, whose items are charged to its client."""
 
     @property
     def client(self) -> str:
-        """Who asks."""
+        """Name of the client."""
 
 
-class Waiting(Protocol):
-    """What can wait: its length is what it costs, in tokens; `seconds` is how long it would take alone."""
+class Queueable(Protocol):
+    """An item of a request: its length is its cost in tokens, and `seconds` the predicted time if it runs alone."""
 
     seconds: float
 
     @property
-    def job(self) -> Asked:
-        """The request that it is a part of."""
+    def job(self) -> Request:
+        """The request to which the item belongs."""
 
     def __len__(self) -> int: ...
 
 
-T = TypeVar("T", bound=Waiting)
+T = TypeVar("T", bound=Queueable)
 
 
 @dataclass
 class _Account(Generic[T]):
-    """What waits of one client, by request, whose turn it is first; and its credit in tokens."""
+    """The waiting items of one client by request (the next request first), and the client's credit in tokens."""
 
     requests: OrderedDict[Hashable, OrderedDict[T, None]] = field(default_factory=OrderedDict)
     credit: float = 0.0
@@ -48,7 +48,7 @@ class _Account(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items that wait; every operation takes time in the clients at most, not in the items."""
+    """A queue of items; the time of an operation may grow with the number of clients, but not of items."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -60,7 +60,7 @@ class FairQueue(Generic[T]):
         return self._items
 
     def __iter__(self) -> Iterator[T]:
-        """Yields what waits, each request as it was when it was looked at: another thread may ask."""
+        """Yields all items from copies of the lists, because another thread may change the queue meanwhile."""
         for account in list(self._accounts.values()):
             for request in list(account.requests.values()):
                 yield from list(request)
@@ -70,51 +70,49 @@ class FairQueue(Generic[T]):
         return account is not None and item in account.requests.get(item.job, {})
 
     def tokens_of(self, client: str) -> int:
-        """Returns the tokens of a client that wait."""
-        account = self._accounts.get(client)
-        return account.tokens if account else 0
+        """Returns the waiting tokens of a client."""
+        return self._accounts[client].tokens if client in self._accounts else 0
 
     def seconds_of(self, client: str) -> float:
-        """Returns the seconds that the texts of a client that wait would take, one by one."""
-        account = self._accounts.get(client)
-        return account.seconds if account else 0.0
+        """Returns the predicted seconds of a client's waiting items, one by one."""
+        return self._accounts[client].seconds if client in self._accounts else 0.0
 
-    def sharing(self, client: str) -> int:
-        """Returns how many clients take turns, with this one."""
+    def clients_with(self, client: str) -> int:
+        """Returns the number of clients that take turns, counting this one even if it has no items."""
         return len(self._accounts) + (client not in self._accounts)
 
     def ahead_of(self, client: str, seconds: float) -> float:
-        """Returns how much of what waits would be run before a client's last item, if it added some, in seconds.
+        """Returns the predicted seconds of the items that run before a client's last item, if it adds new items.
 
         Args:
-            client: who asks.
-            seconds: that its new items take one by one.
+            client: name of the client.
+            seconds: predicted for its new items, one by one.
         """
-        others = self.sharing(client) - 1
+        others = self.clients_with(client) - 1
         return min(self.seconds, self.seconds_of(client) * (others + 1) + seconds * others)
 
     def add(self, item: T) -> None:
-        """Puts an item behind those of its request."""
+        """Adds an item as the last of its request."""
         account = self._accounts.setdefault(item.job.client, _Account())
         account.requests.setdefault(item.job, OrderedDict())[item] = None
         self._count(account, item, 1)
 
     def discard(self, item: T) -> bool:
-        """Takes an item out, if it is there; nobody pays."""
+        """Removes an item without charging it; returns whether the queue had it."""
         if item not in self:
             return False
         account = self._accounts[item.job.client]
-        of_request = account.requests[item.job]
-        del of_request[item]
-        if not of_request:
+        items = account.requests[item.job]
+        del items[item]
+        if not items:
             del account.requests[item.job]
         self._count(account, item, -1)
-        if not account.requests:  # who comes back begins anew
+        if not account.requests:  # credit and debt end when nothing of the client waits
             del self._accounts[item.job.client]
         return True
 
     def take(self, item: T) -> None:
-        """Takes an item out to be run: its client pays for it, and the client's other requests are first now."""
+        """Removes an item to run it, charges it to its client, and puts its request behind the client's others."""
         account = self._accounts[item.job.client]
         account.credit -= len(item)
         self.discard(item)
@@ -122,28 +120,28 @@ class FairQueue(Generic[T]):
             account.requests.move_to_end(item.job)
 
     def first(self) -> T:
-        """Returns the item whose turn it is; there must be one."""
+        """Returns the next item in turn without removing it; the queue must not be empty."""
         while True:
             account = next(iter(self._accounts.values()))
             item = next(iter(next(iter(account.requests.values()))))
             if len(self._accounts) == 1:
-                account.credit = 0.0  # nobody is kept waiting: there is nothing to pay back
+                account.credit = 0.0  # a client alone makes nobody wait, so it owes nothing later
                 return item
             if account.credit >= len(item):
                 return item
-            account.credit += QUANTUM
+            account.credit += QUANTUM_TOKENS
             self._accounts.move_to_end(next(iter(self._accounts)))
 
-    def others(self, most: int) -> Iterator[T]:
-        """Yields up to `most` items that may fill up a batch, of all clients alike, without taking them."""
-        share = -(-most // max(len(self._accounts), 1))
+    def fillers(self, limit: int) -> Iterator[T]:
+        """Yields about `limit` items that may join a batch, equally many of each client, without removing them."""
+        share = -(-limit // max(len(self._accounts), 1))
         for account in self._accounts.values():
-            found = (item for request in account.requests.values() for item in request)
-            yield from islice(found, share)
+            items = (item for request in account.requests.values() for item in request)
+            yield from islice(items, share)
 
     def _count(self, account: _Account[T], item: T, sign: int) -> None:
         self._items += sign
         self.tokens += sign * len(item)
-        self.seconds = self._items and self.seconds + sign * item.seconds  # an empty queue forgets what was rounded
+        self.seconds = self._items and self.seconds + sign * item.seconds  # 0 if empty: drops rounding errors
         account.tokens += sign * len(item)
         account.seconds += sign * item.seconds

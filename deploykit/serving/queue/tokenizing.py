@@ -16,9 +16,9 @@ from time import perf_counter
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.redaction import redact
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
-from deploykit.serving.queue.batcher import GONE, LATE
+from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE
 from deploykit.serving.queue.fair_queue import FairQueue
-from deploykit.serving.queue.wait_estimate import Waits
+from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import Tokenizer, Window
@@ -70,7 +70,7 @@ class Reader:
         self._tokenizer, self._settings, self._metrics, self._names = tokenizer, settings, metrics, names
         self._room = settings.max_windows * tokenizer.max_tokens * ROOM  # characters of a text that are read
         self._waiting: FairQueue[Piece] = FairQueue()
-        self._waits = Waits(1)
+        self._waits = WaitEstimator(1)
         self._work: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -99,9 +99,9 @@ class Reader:
             return self._read(texts, pairs)
         job = Job(client, texts, pairs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(job))
-        ahead = self._waits.takes(self._waiting.ahead_of(client, sum(piece.seconds for piece in pieces)))
+        ahead = self._waits.estimate_s(self._waiting.ahead_of(client, sum(piece.seconds for piece in pieces)))
         if self._waiting and ahead > min(timeout_s, self._settings.max_wait_s):
-            raise busy(self._waits.takes(self._waiting.seconds))
+            raise busy(self._waits.estimate_s(self._waiting.seconds))
         for piece in pieces:
             self._waiting.add(piece)
         if self._work is None or self._work.done():
@@ -110,10 +110,10 @@ class Reader:
             async with asyncio.timeout(timeout_s):
                 await asyncio.wait({job.done, gone or job.done}, return_when=asyncio.FIRST_COMPLETED)
             if not job.done.done():
-                raise Problem(CLIENT_GONE, "client_gone", GONE)
+                raise Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT)
             job.done.result()
         except TimeoutError:
-            raise Problem(504, "deadline", LATE) from None
+            raise Problem(504, "deadline", MISSED_DEADLINE) from None
         finally:
             job.done.cancel()  # what the thread still reads has nobody to tell
             for piece in pieces:
@@ -151,7 +151,7 @@ class Reader:
                 with suppress(asyncio.InvalidStateError):  # nobody waits any more
                     job.done.set_exception(error)
                 continue
-            self._waits.ran(perf_counter() - start, piece.seconds)
+            self._waits.learn_batch(perf_counter() - start, piece.seconds)
             job.found += found
             if len(job.found) == len(job.texts) and not job.done.done():
                 job.done.set_result(None)

@@ -1,49 +1,49 @@
-"""How long texts wait: an estimate that follows what batches take, and how far waits were from it of late.
+"""Estimates how long texts will wait, from recent batches and from the error of recent estimates.
 
-What waits is counted in the seconds that it would take one by one. Batches take less, and texts that come later and
-fill them up pass others; both are learned while the service runs.
+The queue is measured in the seconds that its texts would take one by one. Batches take less time than that, and later
+texts may overtake earlier ones by joining a batch; both effects are learned while the service runs.
 """
 
 import numpy as np
 
-REMEMBERED = 0.9  # of the seconds of earlier batches, measured and estimated, after each one
-GAIN = 1 / 256  # of one wait, in the running means
-DEVIATIONS = 2.0  # mean ones above the mean: waits under load are bounded and have no long tail, nearly all lie below
-MOST = 3.0  # times the estimate
+SPEED_FORGETTING_FACTOR = 0.9  # weight of the past per batch: about the last ten batches count
+WAIT_GAIN = 1 / 256  # weight of one wait in the running means: some hundred waits count
+MARGIN_DEVIATIONS = 2.0  # mean deviations above the mean; nearly all waits of a bounded queue, 99 %, are shorter
+MAX_MARGIN = 3.0  # bounds the ratio of a wait to its estimate: one stall says little about the next waits
 
 
-class Waits:
-    """What one queue has learned; waits are followed by mean and mean deviation (Jacobson, 1988).
+class WaitEstimator:
+    """Estimates the waits of one queue; learns the mean and mean deviation of waits (Jacobson, 1988).
 
     Args:
-        streams: how many batches run at the same time.
+        streams: number of batches that run at the same time.
     """
 
     def __init__(self, streams: int) -> None:
         self._streams = streams
-        self._taken = np.full(2, 0.1)  # seconds of late: measured, and estimated for the same texts one by one
-        self._mean, self._deviation = 1.0, 0.0  # of waits, as shares of their estimates
+        self._seconds = np.full(2, 0.1)  # of recent batches: measured, and predicted for their texts one by one
+        self._mean, self._deviation = 1.0, 0.0  # of the ratios of waits to their estimates
 
-    def takes(self, alone_s: float) -> float:
-        """Estimates how long texts take together, in seconds.
+    def estimate_s(self, alone_s: float) -> float:
+        """Estimates how many seconds texts take in batches, on all streams.
 
         Args:
-            alone_s: that they would take one by one.
+            alone_s: predicted seconds of the texts one by one.
         """
-        measured, alone = self._taken
+        measured, alone = self._seconds
         return float(alone_s * measured / max(alone, 1e-9)) / self._streams
 
     @property
     def margin(self) -> float:
-        """Times an estimated wait that nearly nobody waits for longer."""
-        return min(max(self._mean + DEVIATIONS * self._deviation, 1.0), MOST)
+        """Factor by which an estimate is multiplied so that nearly all waits are shorter."""
+        return min(max(self._mean + MARGIN_DEVIATIONS * self._deviation, 1.0), MAX_MARGIN)
 
-    def ran(self, seconds: float, alone_s: float) -> None:
-        """Learns from a batch that took so many seconds, and would have taken `alone_s` text by text."""
-        self._taken = REMEMBERED * self._taken + (seconds, alone_s)
+    def learn_batch(self, seconds: float, alone_s: float) -> None:
+        """Learns from a batch that took `seconds`, and whose texts one by one were predicted to take `alone_s`."""
+        self._seconds = SPEED_FORGETTING_FACTOR * self._seconds + (seconds, alone_s)
 
-    def waited(self, seconds: float, estimate_s: float) -> None:
-        """Learns from a text that waited so many seconds, where `estimate_s` were estimated."""
-        share = min(seconds / max(estimate_s, 1e-9), MOST)  # one stall says little of the next burst
-        self._deviation += GAIN * (abs(share - self._mean) - self._deviation)
-        self._mean += GAIN * (share - self._mean)
+    def learn_wait(self, seconds: float, estimate_s: float) -> None:
+        """Learns from a text that waited `seconds`, while `estimate_s` was estimated."""
+        ratio = min(seconds / max(estimate_s, 1e-9), MAX_MARGIN)
+        self._deviation += WAIT_GAIN * (abs(ratio - self._mean) - self._deviation)
+        self._mean += WAIT_GAIN * (ratio - self._mean)

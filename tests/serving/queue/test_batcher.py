@@ -1,4 +1,4 @@
-"""What shares a batch, what is dropped before it is computed, and who fails when a batch does."""
+"""Which texts share a batch, which are dropped before they run, and which fail if a batch fails."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ LINEAR = Cost(fixed=0.0, per_token=1e-3)
 
 
 class Engine:
-    """Notes its batches; waits for `go` with the first one, and fails where a text says so."""
+    """Records its batches; waits for `go` if it is held, and fails on the text "bad"."""
 
     def __init__(self, held=False):
         self.batches = []
@@ -32,11 +32,11 @@ class Engine:
         assert self.go.wait(10)
         if "bad" in texts:
             raise RuntimeError("boom")
-        return [np.full((1, 2), len(found), np.float32) for found in encodings]
+        return [np.full((1, 2), len(encoding), np.float32) for encoding in encodings]
 
 
 class Slow(Engine):
-    """Takes what `TRUE` says, and has no core for 2 ms before."""
+    """Takes the CPU time that `TRUE` predicts, after 2 ms without CPU time."""
 
     def __call__(self, texts, encodings):
         time.sleep(0.002)
@@ -53,7 +53,7 @@ async def busy(submit, engine, **options):
     return task
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back():
+def test_a_full_queue_refuses_with_a_time_to_retry():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
@@ -70,16 +70,16 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     assert engine.batches == [["first"], ["b"]]
 
 
-def test_a_huge_request_is_taken_when_nobody_waits_and_shuts_nobody_out():
+def test_a_huge_request_is_accepted_into_an_empty_queue_and_causes_no_other_refusals():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
         huge = submit("b", "b", tokens=2500)
         await asyncio.sleep(0)
-        other, more = submit("c", tokens=90, client="other"), submit("d", tokens=1)
-        await asyncio.wait([more])
-        assert refused(more) == (503, "queue_full")
+        other, refusal = submit("c", tokens=90, client="other"), submit("d", tokens=1)
+        await asyncio.wait([refusal])
+        assert refused(refusal) == (503, "queue_full")
         engine.go.set()
         await asyncio.gather(first, huge, other)
         assert not batcher._excess
@@ -87,7 +87,7 @@ def test_a_huge_request_is_taken_when_nobody_waits_and_shuts_nobody_out():
     run(scenario, engine)
 
 
-def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
+def test_a_request_after_its_deadline_is_dropped_before_it_is_computed():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
@@ -101,7 +101,7 @@ def test_a_request_that_is_too_late_is_dropped_before_it_is_computed():
         return waiting
 
     waiting, _ = run(scenario, engine)
-    assert waiting == (0, 0, 0.0)  # it makes room at once, and not only when the engine is free
+    assert waiting == (0, 0, 0.0)  # it leaves the queue at once, not only when the engine is free
     assert engine.batches == [["first"]]
 
 
@@ -120,7 +120,7 @@ def test_the_other_texts_of_a_failed_request_are_not_computed():
     assert engine.batches == [["first"], ["bad"]]
 
 
-def test_a_request_whose_time_was_over_before_it_came_to_the_queue_is_not_computed():
+def test_a_request_whose_deadline_passed_before_the_queue_is_not_computed():
     engine = Engine()
 
     async def scenario(submit, batcher):
@@ -138,12 +138,12 @@ def test_a_client_that_left_is_dropped_before_it_is_computed():
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        gone = asyncio.get_running_loop().create_future()
-        left, stays = submit("left", gone=gone), submit("stays")
+        disconnect = asyncio.get_running_loop().create_future()
+        cancelled, stays = submit("left", gone=disconnect), submit("stays")
         await asyncio.sleep(0)
-        gone.set_result(None)
-        await asyncio.wait([left])
-        assert refused(left) == (499, "client_gone")
+        disconnect.set_result(None)
+        await asyncio.wait([cancelled])
+        assert refused(cancelled) == (499, "client_gone")
         engine.go.set()
         await asyncio.gather(first, stays)
 
@@ -214,11 +214,11 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
 @pytest.mark.parametrize(
     ("lengths", "cost", "bounds", "expected"),
     [
-        ([10, 500, 12, 11], Cost(), BOUNDS, [0, 2, 3]),  # a long text is not worth padding three short ones
+        ([10, 500, 12, 11], Cost(), BOUNDS, [0, 2, 3]),  # padding three short texts to 500 does not pay
         ([500, 10, 12], Cost(), BOUNDS, [0]),
         ([10, 500, 12, 11], WIDE, BOUNDS, [0, 1, 2, 3]),
         ([10, 10, 10], Cost(fixed=0.0), BOUNDS, [0]),  # batches save nothing
-        ([500, 500, 500], Cost(), BOUNDS, [0]),  # next to nothing
+        ([500, 500, 500], Cost(), BOUNDS, [0]),  # batches save almost nothing
         ([10] * 9, WIDE, Bounds(50, 64, 99), [0, 1, 2, 3, 4]),
         ([10] * 9, WIDE, Bounds(999, 3, 99), [0, 1, 2]),
         ([100, 1], WIDE, Bounds(50, 64, 99), [0]),  # too long for any batch: runs alone
@@ -244,8 +244,8 @@ def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
 
 
 @pytest.mark.parametrize(("waiting", "shared"), [(2, 1), (4, 2), (8, 4), (40, 20)])
-def test_a_batch_is_the_larger_the_more_wait(waiting, shared):
-    even = Cost(fixed=2e-3, per_token=1.05e-4)  # of a text of 20 tokens nearly half is the call's
+def test_a_batch_is_larger_if_more_texts_wait(waiting, shared):
+    even = Cost(fixed=2e-3, per_token=1.05e-4)  # nearly half the time of a text of 20 tokens is the fixed cost
     assert len(by_cost([20] * waiting, even, BOUNDS)[0]) == shared
 
 
@@ -260,12 +260,12 @@ def test_a_batch_is_the_larger_the_more_wait(waiting, shared):
         ([100, 1], Bounds(50, 64, 99), (1, "tokens")),  # too long for any batch: runs alone
     ],
 )
-def test_batches_in_order_hold_what_came_first_whatever_it_costs(lengths, bounds, expected):
+def test_batches_in_order_hold_the_first_texts_whatever_they_cost(lengths, bounds, expected):
     count, release = expected
     assert in_order(lengths, Cost(), bounds) == (list(range(count)), release)
 
 
-def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
+def test_a_batch_is_cut_to_a_size_without_padded_rows():
     engine = Engine(held=True)
 
     def shape(rows, tokens):
@@ -285,7 +285,7 @@ def test_a_batch_is_cut_to_what_the_engine_need_not_pad():
 
 
 def test_texts_that_the_engine_pads_alike_share_a_batch():
-    engine, cost = Engine(held=True), Cost(fixed=0.012, per_token=0.001)  # padded from 9 to 16 it would not pay
+    engine, cost = Engine(held=True), Cost(fixed=0.012, per_token=0.001)  # unpadded, 9 and 16 would not share a batch
 
     def make(engine, bounds, metrics):
         return Batcher(engine, bounds, metrics, cost, shape=lambda rows, tokens: (rows, -(-tokens // 8) * 8))
@@ -325,19 +325,19 @@ def test_a_request_of_many_texts_does_not_hold_up_others():
         first = await busy(submit, engine)
         many = submit(*[f"m{index}" for index in range(100)])
         await asyncio.sleep(0)
-        one, other = submit("one"), submit("other", client="b")
+        single, other = submit("single"), submit("other", client="b")
         await asyncio.sleep(0)
         engine.go.set()
-        await asyncio.gather(first, many, one, other)
+        await asyncio.gather(first, many, single, other)
 
     run(scenario, engine, Bounds(batch_tokens=4096, batch_items=1, queue_tokens=1000))
     places = {text: place for place, (text,) in enumerate(engine.batches)}
-    assert places["one"] <= 3
-    assert places["other"] <= 66  # after a turn of the one who came before
+    assert places["single"] <= 3
+    assert places["other"] <= 66  # after one turn of the client that came before
     assert [text for (text,) in engine.batches if text[0] == "m"] == [f"m{index}" for index in range(100)]
 
 
-def test_clients_that_ask_for_much_wait_for_those_that_ask_for_little():
+def test_clients_with_many_requests_do_not_delay_clients_with_few():
     engine = Engine(held=True)
     done = []
 
@@ -354,10 +354,10 @@ def test_clients_that_ask_for_much_wait_for_those_that_ask_for_little():
         return max(done.index(task) for task in modest)
 
     last, _ = run(scenario, engine, Bounds(batch_tokens=128, batch_items=2, queue_tokens=9999))
-    assert last < 16  # of 64: their four came with the first turns
+    assert last < 16  # of 64 requests: all four of the modest client ran in the first turns
 
 
-def test_a_full_queue_still_takes_those_who_have_their_share_yet_to_come():
+def test_a_full_queue_still_accepts_clients_below_their_share():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
@@ -368,7 +368,7 @@ def test_a_full_queue_still_takes_those_who_have_their_share_yet_to_come():
         await asyncio.sleep(0)
         await asyncio.wait([more], timeout=5)
         assert refused(more) == (503, "queue_full")
-        over = submit("n", tokens=700, client="third")  # above all shares together
+        over = submit("n", tokens=700, client="third")  # above the hard limit
         await asyncio.wait([over], timeout=5)
         assert refused(over) == (503, "queue_full")
         engine.go.set()
@@ -377,15 +377,15 @@ def test_a_full_queue_still_takes_those_who_have_their_share_yet_to_come():
     run(scenario, engine)
 
 
-def test_who_would_wait_longer_than_they_will_is_refused_at_once():
+def test_a_request_that_would_wait_longer_than_its_timeout_is_refused_at_once():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        waiting = submit("b", tokens=900)  # 0.9 s at the measured speed
+        waiting = submit("b", tokens=900)  # predicted to take 0.9 s
         await asyncio.sleep(0)
         late, patient = submit("c", timeout_s=0.5), submit("d", timeout_s=5)
-        other = submit("e", timeout_s=0.5, client="other")  # whose turn comes before
+        other = submit("e", timeout_s=0.5, client="other")  # its turn comes first
         await asyncio.wait([late])
         assert refused(late) == (503, "queue_full")
         engine.go.set()
@@ -394,12 +394,12 @@ def test_who_would_wait_longer_than_they_will_is_refused_at_once():
     run(scenario, engine, cost=LINEAR)
 
 
-def test_who_would_wait_for_too_long_is_refused_however_patient():
+def test_a_request_that_would_wait_longer_than_the_limit_is_refused_whatever_its_timeout():
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
         first = await busy(submit, engine)
-        taken = [submit("b", tokens=40), submit("c", tokens=40)]  # waits for 40 ms
+        accepted = [submit("b", tokens=40), submit("c", tokens=40)]  # the second waits 40 ms
         await asyncio.sleep(0)
         batcher.check("other")
         with pytest.raises(Problem) as early:
@@ -407,14 +407,14 @@ def test_who_would_wait_for_too_long_is_refused_however_patient():
         late, other = submit("d", tokens=1), submit("e", tokens=40, client="other")
         await asyncio.wait([late])
         engine.go.set()
-        await asyncio.gather(first, *taken, other)
+        await asyncio.gather(first, *accepted, other)
         return refused(late), (early.value.status, early.value.reason)
 
-    found, _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
-    assert found == ((503, "queue_full"),) * 2
+    refusals, _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
+    assert refusals == ((503, "queue_full"),) * 2
 
 
-def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
+def test_the_wait_is_estimated_from_the_predicted_times_of_the_waiting_texts():
     engine, cost = Engine(held=True), Cost(fixed=1e-3, per_token=1e-5)
 
     async def scenario(submit, batcher):
@@ -422,23 +422,23 @@ def test_the_wait_is_estimated_by_what_the_texts_take_that_wait():
         await asyncio.sleep(0.11)
         engine.go.set()
         await first
-        pace = batcher._waits.takes(1)
+        pace = batcher._waits.estimate_s(1)
         engine.go.clear()
         engine.started.clear()
         tasks = [await busy(submit, engine), *(submit("b", tokens=2) for _ in range(10))]
         await asyncio.sleep(0)
-        found = batcher._waits.takes(batcher._waiting.ahead_of("none", 0)) / pace
+        ahead_s = batcher._waits.estimate_s(batcher._waiting.ahead_of("none", 0)) / pace
         engine.go.set()
         await asyncio.gather(*tasks)
-        return pace, found
+        return pace, ahead_s
 
-    (pace, found), _ = run(scenario, engine, cost=cost)
+    (pace, ahead_s), _ = run(scenario, engine, cost=cost)
     assert 1.2 < pace < 3
-    assert found == pytest.approx(10 * 1.02e-3)  # and not 20 tokens at the 0.1 ms of the long text's
+    assert ahead_s == pytest.approx(10 * 1.02e-3)  # not 20 tokens at 0.1 ms per token, as for the long text
 
 
 @pytest.mark.parametrize("timeout_s", [10, 0.045])
-def test_who_waits_longer_than_was_estimated_makes_others_be_refused_earlier(timeout_s):
+def test_waits_longer_than_estimated_lead_to_earlier_refusals(timeout_s):
     engine = Engine(held=True)
 
     async def scenario(submit, batcher):
@@ -449,9 +449,9 @@ def test_who_waits_longer_than_was_estimated_makes_others_be_refused_earlier(tim
         await asyncio.sleep(0.1)
         engine.go.set()
         await asyncio.wait([first, ahead, near])
-        found = batcher._waits.margin
+        margin = batcher._waits.margin
         for _ in range(300):
-            batcher._waits.waited(2.0, 1.0)
+            batcher._waits.learn_wait(2.0, 1.0)
         engine.go.clear()
         engine.started.clear()
         tasks = [await busy(submit, engine), submit("e", tokens=40)]
@@ -460,10 +460,10 @@ def test_who_waits_longer_than_was_estimated_makes_others_be_refused_earlier(tim
         await asyncio.wait([late])
         engine.go.set()
         await asyncio.gather(*tasks)
-        return found, refused(late)
+        return margin, refused(late)
 
-    (found, refusal), _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
-    assert found > 1
+    (margin, refusal), _ = run(scenario, engine, Bounds(4096, 64, 10**6, wait_s=0.05), LINEAR)
+    assert margin > 1
     assert refusal == (503, "queue_full")
 
 
@@ -475,11 +475,11 @@ def test_a_request_knows_how_long_its_texts_waited_and_took():
         second = submit("b")
         await asyncio.sleep(0.05)
         engine.go.set()
-        return [found[1] for found in await asyncio.gather(first, second)]
+        return [timing for _, timing in await asyncio.gather(first, second)]
 
-    (one, two), _ = run(scenario, engine)
-    assert one.queue_s < 0.04 < one.inference_s
-    assert two.inference_s < 0.04 < two.queue_s
+    (computed, queued), _ = run(scenario, engine)
+    assert computed.queue_s < 0.04 < computed.inference_s
+    assert queued.inference_s < 0.04 < queued.queue_s
 
 
 def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
@@ -499,13 +499,13 @@ def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
 @pytest.mark.parametrize(
     ("clock", "least", "most"), [(time.thread_time, 7e-4, 1.4e-3), (time.perf_counter, 1.6e-3, 4e-3)]
 )
-def test_what_keeps_the_engine_from_its_core_is_no_price_of_a_batch(clock, least, most):
+def test_time_without_cpu_does_not_count_as_a_cost_of_a_batch(clock, least, most):
     def make(engine, bounds, metrics):
         return Batcher(engine, bounds, metrics, TRUE, clock=clock)
 
     async def scenario(submit, batcher):
         for tokens in [8, 16, 32, 64, 96] * 26:
             await submit("a", tokens=tokens)
-        return batcher._cost.now.fixed
+        return batcher._cost.current.fixed
 
     assert least <= run(scenario, Slow(), make=make)[0] <= most
