@@ -4,7 +4,6 @@ The copy of deploykit is exactly that part of it which serves. Shared by packagi
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
     *("predictor.py", "fallback.py", "drift.py", "golden.py", "execution.py", "cost.py", "signing.py"),
+    "no_telemetry.py",
     *("tasks/*.py", "serving/*.py", "serving/ui/*"),
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )
@@ -52,6 +52,8 @@ python:
   lock_packages: false
 envs:
   - {{name: BENTOML_DO_NOT_TRACK, value: "True"}}
+  - {{name: HF_HUB_DISABLE_TELEMETRY, value: "1"}}
+  - {{name: ORT_DISABLE_TELEMETRY, value: "1"}}
   - {{name: HF_HUB_OFFLINE, value: "1"}}
 """
 CARD = """# {name}
@@ -223,7 +225,6 @@ def store(artifact: Artifact) -> str:
     Args:
         artifact: of kind `package`.
     """
-    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     tag = artifact.tag
     try:
         Artifact.load(bentoml.models.get(tag).path).verify()
