@@ -2,6 +2,7 @@
 
     DeploykitError              3   something inside went wrong
     ├── GateError               1   a promise about the result was broken
+    ├── EngineError             3   an engine's answer cannot be right
     ├── GraphError              3   a graph cannot be written in the form that was asked for
     ├── ServiceError            3   a running service refused a request, or did not answer
     └── InputError              2   what was given is wrong; the message says what to do
@@ -37,6 +38,10 @@ class GateError(DeploykitError):
     """A result does not keep a promise of the recipe."""
 
     exit_code = 1
+
+
+class EngineError(DeploykitError):
+    """An engine's answer cannot be right, whatever the values in it: it has not a row for each row of the batch."""
 
 
 class GraphError(DeploykitError):
