@@ -241,6 +241,7 @@ def manifest_facts():
             "seed": 0,
             "history": (step,),
             "execution": Execution(),
+            "weights_precision": "float32",
             "cost": None,
             "serve": artifact.ServeOptions(),
             "details": {},

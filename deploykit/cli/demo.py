@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from deploykit.artifact import atomic
 from deploykit.errors import DataError, InputError, storage_errors
 from deploykit.serving import launch
 from deploykit.serving.access import keys as store
@@ -57,19 +58,11 @@ def prepare(folder: Path) -> Path:
         if not all((folder / f"{name}.jsonl").is_file() for name in ("train", *SPLITS)):
             for name, rows in split(parse(download())).items():
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                _write(folder / f"{name}.jsonl", lines)
+                atomic.write_text(folder / f"{name}.jsonl", lines)
         if not recipe.exists():
-            _write(
-                recipe, (resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml").read_text(encoding="utf-8")
-            )
+            shipped = resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml"
+            atomic.write_text(recipe, shipped.read_text(encoding="utf-8"))
     return recipe
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def download() -> str:

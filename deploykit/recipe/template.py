@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from deploykit import methods, recipe
+from deploykit.artifact import atomic
 from deploykit.errors import InputError, storage_errors
 
 COLUMNS = {
@@ -84,7 +85,7 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
         try:
             recipe.load(temporary)
-            temporary.replace(path)
+            atomic.move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, atomic
 from deploykit.errors import storage_errors
 from deploykit.evaluation import gates
 from deploykit.evaluation.gates import Verdict
@@ -53,7 +53,7 @@ def write(folder: Path, artifacts: Sequence[Artifact], promised: GateSection) ->
     with storage_errors(folder):
         for name in FILES:
             text = _environment(html=name.endswith(".html")).get_template(name).render(content)
-            (folder / name).write_text(text, encoding="utf-8")
+            atomic.write_text(folder / name, text)
     return folder / FILES[0]
 
 

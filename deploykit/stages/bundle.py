@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "artifact.py", "methods.py", "hardware.py", "tokenizer.py"),
     *("predictor.py", "fallback.py", "drift.py", "golden.py", "execution.py", "cost.py", "signing.py"),
-    "no_telemetry.py",
+    *("atomic.py", "no_telemetry.py"),
     *("tasks/*.py", "serving/*.py", "serving/ui/*"),
     *("engines/__init__.py", "engines/onnxruntime.py", "engines/openvino.py"),
 )

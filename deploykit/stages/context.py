@@ -103,7 +103,7 @@ class Job:
             cost: what batches take, where that was measured.
         """
         inherited = self.parent.manifest.model_dump(include=INHERITED) if self.parent else {}
-        fields = {**inherited, **(facts or {})}
+        fields = {"weights_precision": "float32", **inherited, **(facts or {})}
         labels = fields["labels"]
         reference = self.reference() or {f"{REFERENCE}{name}": rows for name, rows in scores.items()}
         save_predictions(folder, {**scores, **reference})
@@ -148,7 +148,7 @@ class Job:
         return {name: rows for name, rows in found.items() if name.startswith(REFERENCE)}
 
 
-INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision"}
+INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
 
 
 def versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 LIBRARY = Path(deploykit.__file__).parent
 SERVED = (
     *("__init__", "errors", "execution", "cost", "artifact", "methods", "hardware", "tokenizer", "predictor"),
-    *("fallback", "golden", "drift", "signing", "no_telemetry"),
+    *("fallback", "golden", "drift", "signing", "no_telemetry", "atomic"),
     *("tasks/*", "engines/__init__", "engines/onnxruntime", "serving/*"),
 )
 SERVICE = """from pathlib import Path

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deploykit import engines, quantizers
-from deploykit.artifact import GRAPH, Metric
+from deploykit.artifact import GRAPH, Metric, atomic
 from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
@@ -64,9 +64,7 @@ def meter(
         if name not in known:
             known[name] = share(_opened(model, problem, execution, quantizer), reference, parts).model_dump()
             work.mkdir(parents=True, exist_ok=True)
-            fresh = notes.with_suffix(".new")
-            fresh.write_text(json.dumps(known), encoding="utf-8")
-            fresh.replace(notes)
+            atomic.write_text(notes, json.dumps(known))
         return Metric(**known[name])
 
     return measure
