@@ -46,6 +46,7 @@ SIGNATURE = "model.sig"
 STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
 PYCACHE = "__pycache__"
 GENERATED = (PYCACHE, STORED)
+BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
 
 Kind = Literal["checkpoint", "onnx", "package"]
 
@@ -79,7 +80,8 @@ class Step(Record):
     """What one stage of the chain did.
 
     `bytes` are those of the weights or of the graph; `p50_ms` is the median time in milliseconds of one input
-    of median length on the artifact's engine.
+    of median length on the step's engine, timed in turn with those of all steps in the same manifest, so that they can
+    be compared; `waited_share` is the part of that time in which other processes held the cores.
     """
 
     stage: str
@@ -89,7 +91,13 @@ class Step(Record):
     parameters: int
     bytes: int
     p50_ms: float
+    waited_share: float = Field(default=0.0, ge=0)
     metrics: dict[str, dict[str, Metric]]
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy for `p50_ms` to be trusted."""
+        return self.waited_share > BUSY_SHARE
 
 
 class RecordOptions(Record):

@@ -5,20 +5,33 @@ with replacement, both models on the same draw. Intervals are the 2.5 and 97.5 %
 they mean for a promise is said in `gates`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from itertools import chain
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array, diags_array, hstack
 
 from deploykit.artifact import Metric, Record
-from deploykit.evaluation import metrics
+from deploykit.evaluation import bootstrap, metrics
 from deploykit.tasks import Example, Float32, Task
 
 SHOWN_FLIPS = 50
 Counts = npt.NDArray[np.float64]
-Figure = tuple[Counts, Callable[[Counts], Counts]]  # of each row `(rows, ...)`, and from their sum to the value
+
+
+class Figure(NamedTuple):
+    """What follows from counts: `function` takes sums `(samples, columns)` and gives a value for each member.
+
+    `table` holds the counts of each row, a sparse `(rows, columns)`; both models side by side.
+    """
+
+    name: str
+    table: metrics.Table
+    function: Callable[[Counts], Counts]
+    members: tuple[str, ...] = ("",)
 
 
 class Comparison(Record):
@@ -64,20 +77,23 @@ def compare(
     name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
     before, after = metrics.predictions(reference), metrics.predictions(scores)
     changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
-    counts = np.stack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], axis=1)
-    certainty = np.stack([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    counts = hstack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], format="csr")
+    certainty = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
     loss = partial(_loss, name=name)
-    figures: dict[tuple[str, str], Figure] = {
-        ("drop", ""): (counts, loss),
-        ("flips", ""): (changed, lambda summed: summed / len(gold)),
-        ("calibration", ""): (certainty, _growth),
-    }
-    recalls = [metrics.recalls(name, gold, rows, labels) for rows in (before, after)]
-    for label in recalls[0]:
-        figures["by_label", label] = np.stack([found[label] for found in recalls], axis=1), _recall_loss
-    for bucket, inside in buckets(lengths or ()).items():
-        figures["by_length", bucket] = (counts.T * inside).T, loss
-    found = _bootstrap(figures, seed)
+    found = _bootstrap(
+        [
+            Figure("drop", counts, loss),
+            Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
+            Figure("calibration", csr_array(certainty), _growth),
+            Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
+            *(
+                Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,))
+                for bucket, inside in buckets(lengths or ()).items()
+            ),
+        ],
+        seed,
+    )
     return Comparison(
         metric=name,
         **{figure: found[figure, ""] for figure in ("drop", "flips", "calibration")},
@@ -136,15 +152,21 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def _loss(summed: Counts, name: str) -> Counts:
-    return -_change(metrics.ratio(name, np.moveaxis(summed, 1, 0)))
+    return -_change(metrics.ratio(name, _models(summed)))
 
 
 def _growth(summed: Counts) -> Counts:
-    return _change(metrics.calibration_error(np.moveaxis(summed, 1, 0)))
+    return _change(metrics.calibration_error(_models(summed)))
 
 
 def _recall_loss(summed: Counts) -> Counts:
-    return -_change(np.moveaxis(summed[..., 0] / np.maximum(summed[..., 1], 1), 1, 0))
+    right, true = np.split(_models(summed), 2, axis=-1)
+    return -_change(right / np.maximum(true, 1))
+
+
+def _models(summed: Counts) -> Counts:
+    """Parts the sums of the two models, which stand side by side: `(2, samples, columns)`."""
+    return np.stack(np.split(summed, 2, axis=-1))
 
 
 def _change(models: Counts) -> Counts:
@@ -152,19 +174,21 @@ def _change(models: Counts) -> Counts:
     return cast(Counts, models[1] - models[0])
 
 
-def _bootstrap(figures: Mapping[tuple[str, str], Figure], seed: int) -> dict[tuple[str, str], Metric]:
-    """Draws rows once for all figures.
+def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Metric]:
+    """Draws rows once for all figures; returns the value of each by its name and member.
 
     An interval always holds its value: the calibration error of a draw lies above that of the rows it is drawn
     from, in both models by nearly as much.
     """
-    columns = [counts.reshape(len(counts), -1) for counts, _ in figures.values()]
-    table = np.concatenate(columns, axis=1)
-    summed = np.concatenate([table.sum(axis=0, keepdims=True), metrics.resampled(table, seed)])
-    pieces = np.split(summed, np.cumsum([column.shape[1] for column in columns])[:-1], axis=1)
-    found = {}
-    for (name, (counts, figure)), piece in zip(figures.items(), pieces, strict=True):
-        value, *samples = (figure(piece.reshape(-1, *counts.shape[1:])) + 0.0).tolist()  # no negative zero
-        low, high = np.quantile(samples, [0.025, 0.975])
-        found[name] = Metric(value=value, low=min(low, value), high=max(high, value))
-    return found
+    table = hstack([figure.table for figure in figures], format="csr")
+    ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
+    samples: list[list[Counts]] = [[] for _ in figures]
+    for summed in chain([table.sum(axis=0)[None]], bootstrap.chunks(table, seed)):  # the rows as they are come first
+        for figure, piece, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
+            results.append(figure.function(piece).reshape(len(piece), -1) + 0.0)  # no negative zero
+    values = {}
+    for figure, results in zip(figures, samples, strict=True):
+        for member, (value, *resampled) in zip(figure.members, np.concatenate(results).T.tolist(), strict=True):
+            low, high = bootstrap.interval(np.array(resampled))
+            values[figure.name, member] = Metric(value=value, low=min(low, value), high=max(high, value))
+    return values

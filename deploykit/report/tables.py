@@ -11,7 +11,7 @@ def header(steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> list[tuple[str, ...]]:
-    """Returns a row a stage.
+    """Returns a row a stage; its time says so where the machine was busy.
 
     Args:
         steps: of a manifest's history.
@@ -22,6 +22,11 @@ def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> lis
         metric = next(iter(step.metrics["test"].values()))
         name = step.stage if step.method == step.stage else f"{step.stage} ({step.method})"
         shown = (seconds or {}).get(step.stage, f"{step.seconds:.0f}")
-        numbers = f"{step.parameters:,}", f"{step.bytes:,}", f"{metric.value:.4f}", f"{step.p50_ms:.1f} ms"
+        numbers = (
+            f"{step.parameters:,}",
+            f"{step.bytes:,}",
+            f"{metric.value:.4f}",
+            f"{step.p50_ms:.1f} ms{', busy' if step.busy else ''}",
+        )
         found.append((name, shown, *numbers))
     return found

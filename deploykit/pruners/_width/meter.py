@@ -19,7 +19,7 @@ from deploykit.artifact import GRAPH, Metric, atomic
 from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
-from deploykit.evaluation import timing
+from deploykit.evaluation import bootstrap, timing
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
@@ -31,7 +31,6 @@ Objective = Literal["latency", "throughput"]
 Measure = Callable[[torch.nn.Module], Metric]  # the time of a model as a share of the whole one's
 BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch, of which the whole model's best is taken
 SECONDS = 3.0  # spent on each part of the work
-RESAMPLES = 1000
 
 
 def meter(
@@ -125,9 +124,9 @@ def share(one: Engine, whole: Engine, parts: Sequence[Sequence[Batch]]) -> Metri
         times = timing.in_turn(calls, SECONDS, burst=timing.BURST if len(part) == 1 else 1)
         ratios.append(times["one"] / times["whole"])
     random = np.random.default_rng(0)
-    drawn = [np.median(random.choice(found, (RESAMPLES, len(found))), axis=1) for found in ratios]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Metric(value=float(np.mean([np.median(found) for found in ratios])), low=float(low), high=float(high))
+    drawn = [bootstrap.of_values(found, bootstrap.median, random) for found in ratios]
+    low, high = bootstrap.interval(np.mean(drawn, axis=0))
+    return Metric(value=float(np.mean([np.median(found) for found in ratios])), low=low, high=high)
 
 
 def _run(engine: Engine, part: Sequence[Batch]) -> None:
