@@ -25,7 +25,7 @@ from deploykit.selection.candidates import Spec, installed
 from deploykit.selection.choice import Candidate
 
 TASTE_S = 0.2
-TIMING = "padded as in use"  # how engines are timed: what was measured otherwise is forgotten
+TIMING = "padded as in use, weights of 7 bits without VNNI"  # what was measured in another way is forgotten
 
 
 class Judged(Record):

@@ -130,8 +130,8 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         task=manifest.task,
         version=deploykit.__version__,
         base=manifest.base_model if not Path(manifest.base_model).is_absolute() else Path(manifest.base_model).name,
-        labels=", ".join(manifest.labels),
-        chosen=chosen,
+        labels=_cell(", ".join(manifest.labels)),
+        chosen=_cell(chosen),
         parameters=manifest.step.parameters,
         bytes=manifest.step.bytes,
         max_tokens=manifest.max_tokens,
@@ -145,6 +145,11 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
             for step in manifest.history
         ),
     )
+
+
+def _cell(text: str) -> str:
+    """Returns a text as it can stand in a cell of a table in Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def served_files() -> list[Path]:
