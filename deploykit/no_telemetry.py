@@ -29,5 +29,13 @@ def switch_off(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     for name, value in VARIABLES.items():
         environ.setdefault(name, value)
-    if not Path("~/intel", OPENVINO).expanduser().exists():
+    if not _has_answered():
         sys.modules.setdefault(OPENVINO, None)  # type: ignore[arg-type]  # importing it raises ImportError
+
+
+def _has_answered() -> bool:
+    """Says whether the user has answered OpenVINO's question for consent."""
+    try:
+        return Path("~/intel", OPENVINO).expanduser().exists()
+    except (OSError, RuntimeError):  # a home directory of somebody else, or none
+        return False

@@ -97,6 +97,25 @@ def test_consent_that_the_user_gave_to_openvino_stays(answered, tmp_path, monkey
     monkeypatch.setitem(sys.modules, no_telemetry.OPENVINO, None)  # so that undoing puts back what was there
 
 
+STRANGER = """
+import os, sys
+from deploykit import no_telemetry
+os.setgid(54321)
+os.setuid(54321)
+del sys.modules[no_telemetry.OPENVINO]
+no_telemetry.switch_off()
+print(no_telemetry.OPENVINO in sys.modules)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody whom the system does not know")
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc/1/root"}])  # none at all, and one that others may not read
+def test_a_process_without_a_home_sends_nothing_and_fails_at_nothing(home):
+    env = {**{name: value for name, value in os.environ.items() if name != "HOME"}, **home}
+    ended = subprocess.run([sys.executable, "-c", STRANGER], env=env, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
 QUIET = {"lookups": [], "connections": []}
 
 

@@ -43,10 +43,10 @@ def recall(key: str) -> Any:
     Args:
         key: of `key_of`.
     """
-    file = file_of(key)
     try:
+        file = file_of(key)
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or half of one
+    except (OSError, ValueError, RuntimeError):  # none yet, half of one, or no home directory
         return None
     with suppress(OSError):
         os.utime(file)  # read last, deleted last
@@ -70,8 +70,8 @@ def remember(key: str, compute: Callable[[], Any]) -> Any:
         file_of(key).parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(file_of(key), json.dumps(result))
         _forget()
-    except OSError as error:
-        _warn(folder(), error.strerror or str(error))
+    except (OSError, RuntimeError) as error:
+        _warn(str(error))
     return result
 
 
@@ -88,11 +88,10 @@ def _forget() -> None:
 
 
 @functools.cache  # once for each reason
-def _warn(place: Path, reason: str) -> None:
+def _warn(reason: str) -> None:
     log.warning(
-        "the measurements cannot be kept in %s (%s) and will be made again next time. To keep them, set %s to a"
+        "the measurements cannot be kept (%s) and will be made again next time. To keep them, set %s to a"
         " directory that can be written.",
-        place,
         reason,
         VARIABLE,
     )

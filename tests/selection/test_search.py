@@ -421,8 +421,19 @@ def test_memory_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatc
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "file" / "cache"))
     assert [measurements.remember(measurements.key_of("a", 1), lambda: 7) for _ in range(2)] == [7, 7]
     (line,) = {record.getMessage() for record in caplog.records}
-    assert line.startswith(f"the measurements cannot be kept in {tmp_path / 'file' / 'cache'}")
+    assert line.startswith(
+        f"the measurements cannot be kept ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
+    )
     assert line.endswith("set DEPLOYKIT_CACHE to a directory that can be written.")
+
+
+def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
+    for name in ("DEPLOYKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["unknown"])  # as in a container with a user of its own
+    assert measurements.remember(measurements.key_of("a", 1), lambda: 7) == 7
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the measurements cannot be kept (Could not determine home directory.)")
 
 
 def test_an_error_of_a_measurement_speaks_of_itself_alone(tmp_path, monkeypatch):
