@@ -29,6 +29,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     BENTOML_HOME=/tmp/bentoml \
     BENTOML_CONTAINERIZED=true \
     BENTOML_DO_NOT_TRACK=True \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     HF_HUB_OFFLINE=1 \
     DEPLOYKIT_KEYS=/run/keys/keys.json
 WORKDIR /tmp

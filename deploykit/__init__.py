@@ -11,7 +11,10 @@ Example:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deploykit import no_telemetry
+
 __version__ = "0.1.0"
+no_telemetry.switch_off()  # before a library that sends any is imported
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact

@@ -2,6 +2,7 @@
 
     DeploykitError              3   something inside went wrong
     ├── GateError               1   a promise about the result was broken
+    ├── EngineError             3   an engine's answer cannot be right
     ├── GraphError              3   a graph cannot be written in the form that was asked for
     ├── ServiceError            3   a running service refused a request, or did not answer
     └── InputError              2   what was given is wrong; the message says what to do
@@ -17,13 +18,13 @@
 A message says what was expected, what was found and what to do next.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
-from shutil import disk_usage
 
-FULL = 65536  # a disk with fewer free bytes than this is taken to be full
+FULL_NUMBERS = (ENOSPC, EDQUOT)
 SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # that a recipe can put into a package's requirements
 
 
@@ -37,6 +38,10 @@ class GateError(DeploykitError):
     """A result does not keep a promise of the recipe."""
 
     exit_code = 1
+
+
+class EngineError(DeploykitError):
+    """An engine's answer cannot be right, whatever the values in it: it has not a row for each row of the batch."""
 
 
 class GraphError(DeploykitError):
@@ -105,12 +110,23 @@ class StorageError(InputError):
     """The disk is full or refuses to be written."""
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Says whether an error, or what caused it, is that of a full disk or of a quota that is used up.
+
+    Libraries in other languages raise errors of their own, without a number: there the system's text tells.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in FULL_NUMBERS or any(os.strerror(full) in str(cause) for full in FULL_NUMBERS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 @contextmanager
 def storage_errors(path: Path, choice: str = "`output:` in the recipe") -> Iterator[None]:
     """Turns a full disk and a refused access below `path` into a `StorageError`.
-
-    Libraries that write in other languages raise errors of their own, without a number: there the message,
-    or a disk without free space, tells.
 
     Args:
         path: of what is written.
@@ -130,14 +146,9 @@ def storage_errors(path: Path, choice: str = "`output:` in the recipe") -> Itera
             raise StorageError(
                 f"no permission for {where}. Give this user access to it, or choose another place with {choice}."
             ) from error
-        if number in (ENOSPC, EDQUOT) or "No space left on device" in str(error) or _is_full(path):
+        if disk_is_full(error):
             raise StorageError(
                 f"no space left on the disk while writing {where}. Free some space and run the same"
                 " command again: finished stages are kept."
             ) from error
         raise
-
-
-def _is_full(path: Path) -> bool:
-    there = next(found for found in (path, *path.absolute().parents) if found.exists())
-    return disk_usage(there).free < FULL

@@ -15,6 +15,8 @@ RELIED_ON = {
     "int8": ("avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     "bfloat16": ("avx512_bf16", "amx_bf16"),
 }
+EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # instructions that add up products of bytes in 32 bits
+X86 = ("x86_64", "AMD64")
 CGROUP, SELF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -35,6 +37,15 @@ def relied_on(precision: str) -> tuple[str, ...]:
     """
     here = cpu_features()
     return tuple(name for name in RELIED_ON.get(precision, ()) if name in here)
+
+
+def saturates_int8() -> bool:
+    """Says whether this CPU adds up products of unsigned and signed bytes in pairs of 16 bits, which overflow.
+
+    Engines use such an instruction (`pmaddubsw`) on x86 without VNNI. Weights of 7 bits are safe there: two products of
+    255 and 64 are less than 2**15.
+    """
+    return platform.machine() in X86 and not set(EXACT_INT8) & set(cpu_features())
 
 
 def cpu_name() -> str:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict
 
-from deploykit.errors import MethodError, extra_missing
+from deploykit.errors import MethodError, MissingExtraError, extra_missing
 
 FOLDERS = {
     "task": "tasks",
@@ -58,7 +58,7 @@ def load(kind: str, name: str) -> ModuleType:
 
     Raises:
         MethodError: the folder has no such file.
-        MissingExtraError: the method needs a package that is not installed.
+        MissingExtraError: the method needs a package that is not installed, or is broken.
     """
     names = available(kind)
     if name not in names:
@@ -67,6 +67,13 @@ def load(kind: str, name: str) -> ModuleType:
         return import_module(f"deploykit.{FOLDERS[kind]}.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
         raise missing_extra(error, f"the {kind} {name!r}") from error
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "deploykit":  # a defect of ours
+            raise
+        raise MissingExtraError(
+            f"the {kind} {name!r} cannot be imported: {error}. A package that it needs is installed, but broken or of a"
+            " version that does not fit. Install it again."
+        ) from error
 
 
 def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:

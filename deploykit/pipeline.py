@@ -188,7 +188,10 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
         work = output(recipe) / WORK / planned.target.name
         if is_finished(planned.target):  # made again, from the beginning
             shutil.rmtree(work, ignore_errors=True)
-        job = Job(recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset)
+        earlier = tuple(outcome.artifact for outcome in outcomes)
+        job = Job(
+            recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset, earlier
+        )
         work.mkdir(parents=True, exist_ok=True)
         artifact, status = COMPUTE[planned.stage](job), "ran"
         shutil.rmtree(work, ignore_errors=True)

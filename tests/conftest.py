@@ -21,9 +21,9 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # the same
 settings.load_profile("steady")
 pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
-# Before anything imports BentoML or a hub client: no telemetry, no network, nothing kept but our own.
+# Before anything imports BentoML or a hub client: no network, and nothing of the user is read or written. Importing
+# deploykit has switched telemetry off.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
-os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
@@ -244,6 +244,7 @@ def manifest_facts():
             "seed": 0,
             "history": (step,),
             "execution": Execution(),
+            "weights_precision": "float32",
             "cost": None,
             "serve": artifact.ServeOptions(),
             "details": {},

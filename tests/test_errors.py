@@ -1,6 +1,8 @@
 import errno
 import inspect
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,20 @@ def test_the_tree_in_the_docstring_is_the_real_one():
 def test_exit_codes(found):
     expected = 2 if issubclass(found, InputError) else {"GateError": 1}.get(found.__name__, 3)
     assert found.exit_code == expected
+
+
+class NativeError(Exception):
+    """What a library in another language raises: a text, and no number."""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_full_disk_is_known_by_the_text_of_a_library_and_behind_another_error(tmp_path, code):
+    with pytest.raises(StorageError, match="no space left"), storage_errors(tmp_path):
+        raise NativeError(f"I/O error: {os.strerror(code)} (os error {code})")
+    with pytest.raises(StorageError, match="no space left"), storage_errors(tmp_path):
+        raise NativeError("the data set could not be written") from OSError(code, os.strerror(code))
+
+
+def test_any_other_error_beside_a_full_disk_stays_as_it_is():
+    with pytest.raises(NativeError, match="a defect"), storage_errors(Path("/proc/self")):  # which has no free space
+        raise NativeError("a defect")

@@ -114,3 +114,19 @@ def test_waiting_for_a_core_is_read_from_the_kernel_and_never_falls(monkeypatch)
     assert hardware.waited() == pytest.approx(2.23701)
     monkeypatch.setattr(hardware, "_read", lambda _: "")
     assert hardware.waited() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "expected"),
+    [
+        ("x86_64", ("avx2",), True),
+        ("x86_64", ("avx2", "avx512f"), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), False),
+        ("aarch64", (), False),
+    ],
+)
+def test_int8_saturates_on_x86_without_vnni(machine, features, expected, monkeypatch):
+    monkeypatch.setattr(hardware.platform, "machine", lambda: machine)
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    assert hardware.saturates_int8() is expected

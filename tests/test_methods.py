@@ -38,6 +38,26 @@ def test_a_missing_package_becomes_the_command_that_adds_it(monkeypatch, package
         methods.load("task", "text-classification")
 
 
+def test_a_package_that_is_installed_and_broken_is_named_and_our_own_defect_stays_one(monkeypatch):
+    errors = {
+        "library": ImportError("libtbb.so.12: cannot open shared object file"),
+        "ours": ImportError("cannot import name 'x'", name="deploykit.tasks"),
+    }
+
+    def refuse(kind):
+        def raised(_):
+            raise errors[kind]
+
+        return raised
+
+    monkeypatch.setattr(methods, "import_module", refuse("library"))
+    with pytest.raises(MissingExtraError, match=r"cannot be imported: libtbb\.so\.12.*is installed, but broken"):
+        methods.load("engine", "openvino")
+    monkeypatch.setattr(methods, "import_module", refuse("ours"))
+    with pytest.raises(ImportError, match="cannot import name 'x'"):
+        methods.load("engine", "openvino")
+
+
 @pytest.mark.parametrize("name", ["deploykit.nothing", None])
 def test_a_missing_module_of_our_own_stays_a_defect(name):
     error = ModuleNotFoundError("No module", name=name)

@@ -19,6 +19,7 @@ import deploykit
 from deploykit import pipeline, recipe
 from deploykit.artifact import PREDICTIONS, Artifact, sha256_of
 from deploykit.errors import ArtifactError, BusyError, GateError, InputError
+from deploykit.evaluation import timing
 from deploykit.recipe import STAGES
 
 pytestmark = [
@@ -94,6 +95,30 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, finished, monkeypatch):
+    """At each stage anew, so that those that a report sets side by side are of the same minutes."""
+    together = []
+
+    def typical(predictors, texts, pairs):
+        together.append([(name, predictor.engine.execution.engine) for name, predictor in predictors.items()])
+        return {name: 10.0 * len(together) + place for place, name in enumerate(predictors)}, 0.25
+
+    monkeypatch.setattr(timing, "typical", typical)
+    loaded = recipe.load(tiny_recipe(tmp_path))
+    folder = pipeline.output(loaded)
+    for outcome in finished[2][:3]:
+        shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
+    outcomes = pipeline.run(loaded)
+    engines = [("train", "torch"), ("prune", "torch"), ("export", "onnxruntime"), ("quantize", "onnxruntime")]
+    assert together == [engines, [*engines, ("package", "onnxruntime")]]
+    last = outcomes[-1].artifact.manifest
+    assert [step.p50_ms for step in last.history] == [20.0, 21.0, 22.0, 23.0, 24.0]
+    assert {step.waited_share for step in last.history} == {0.25}
+    page = (folder / "report.html").read_text()
+    assert "<strong>24.0 ms</strong>p50 of one text; 20.0 ms in torch, on a busy machine" in page
+    assert "measured in turn, at the stage package, while other processes held the cores for 25% of the time" in page
 
 
 def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished):

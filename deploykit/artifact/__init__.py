@@ -7,7 +7,6 @@ The layout stays that of Hugging Face, so that transformers and Optimum open wha
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
+from deploykit.artifact import atomic
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, storage_errors
 from deploykit.methods import Frozen
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, OLDEST_FORMAT = 3, 2  # written, and still read
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -47,6 +47,7 @@ SIGNATURE = "model.sig"
 STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
 PYCACHE = "__pycache__"
 GENERATED = (PYCACHE, STORED)
+BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
 
 Kind = Literal["checkpoint", "onnx", "package"]
 
@@ -78,7 +79,8 @@ class Step(Record):
     """What one stage of the chain did.
 
     `bytes` are those of the weights or of the graph; `p50_ms` is the median time in milliseconds of one input
-    of median length on the artifact's engine.
+    of median length on the step's engine, timed in turn with those of all steps in the same manifest, so that they can
+    be compared; `waited_share` is the part of that time in which other processes held the cores.
     """
 
     stage: str
@@ -88,7 +90,13 @@ class Step(Record):
     parameters: int
     bytes: int
     p50_ms: float
+    waited_share: float = Field(default=0.0, ge=0)
     metrics: dict[str, dict[str, Metric]]
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy for `p50_ms` to be trusted."""
+        return self.waited_share > BUSY_SHARE
 
 
 class RecordOptions(Record):
@@ -147,8 +155,9 @@ class ServeOptions(Record):
 class Manifest(Record):
     """Everything that later stages, the service and the report need to know.
 
-    `pair` says whether an input is two texts, `execution` how the model is run, `cost` what its batches take
-    where it was measured (null: it was not), `history` lists the stages so far, this
+    `pair` says whether an input is two texts, `execution` how the model is run, `weights_precision` what the weights of
+    its layers are stored in (`float32`, `float16`, `int8`, `int4`), `cost` what its batches take where it was measured
+    (null: it was not), `history` lists the stages so far, this
     one last, and `details` maps each of them to what is particular to it (data summary, learning curve, parity,
     candidates, flips), so that the last artifact tells the whole story.
     """
@@ -172,6 +181,7 @@ class Manifest(Record):
     files: dict[str, FileEntry]
     history: tuple[Step, ...] = Field(min_length=1)
     execution: Execution
+    weights_precision: str
     cost: Cost | None
     serve: ServeOptions
     details: dict[str, dict[str, Any]]
@@ -219,19 +229,21 @@ class Artifact:
                 f"{path} has format version {version}, and this deploykit reads {FORMAT_VERSION}."
                 " Upgrade deploykit to open it."
             )
-        if isinstance(version, int) and version < FORMAT_VERSION:
+        if isinstance(version, int) and version < OLDEST_FORMAT:
             raise ArtifactError(
-                f"{path} has format version {version}, from an older deploykit; this one reads {FORMAT_VERSION}."
-                " Run the recipe again."
+                f"{path} has format version {version}, from an older deploykit; this one reads {OLDEST_FORMAT} to"
+                f" {FORMAT_VERSION}. Run the recipe again."
             )
         try:
-            return cls(path, Manifest.model_validate(content))
+            return cls(path, Manifest.model_validate(_from_format_2(content) if version == 2 else content))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise ArtifactError(
                 f"{path / MANIFEST} is damaged: {where}: {first['msg']}. Build the artifact again."
             ) from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path / MANIFEST} is damaged: details. Build the artifact again.") from error
 
     @property
     def digest(self) -> str:
@@ -299,15 +311,20 @@ def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
         for name in sorted(_contents(folder))
     }
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
-    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
-        stream.write(manifest.model_dump_json(indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if target.exists():  # set aside whole, so that a kill leaves the old one or the new one, or none
         target.rename(folder.with_name(f"{folder.name}.old.draft"))
-    folder.rename(target)
+    atomic.move(folder, target)
     shutil.rmtree(folder.with_name(f"{folder.name}.old.draft"), ignore_errors=True)
     return Artifact(target, manifest)
+
+
+def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Adds what format 3 states: the precision of the weights, which was that of the candidate that was kept."""
+    details = content["details"]
+    candidates = details.get("retune", details.get("quantize", {})).get("candidates", ())
+    kept = [candidate["precision"] for candidate in candidates if candidate["kept"]]
+    return {**content, "weights_precision": kept[0] if kept else "float32"}
 
 
 def is_finished(path: Path) -> bool:

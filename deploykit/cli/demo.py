@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploykit import hardware
+from deploykit.artifact import atomic
 from deploykit.errors import DataError, InputError, storage_errors
 from deploykit.recipe import Recipe
 from deploykit.serving import launch
@@ -89,22 +90,13 @@ def prepare(folder: Path) -> Path:
         if not all((folder / f"{name}.jsonl").is_file() for name in ("train", *SPLITS)):
             for name, rows in split(parse(download())).items():
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                _write(folder / f"{name}.jsonl", lines)
+                atomic.write_text(folder / f"{name}.jsonl", lines)
         if not recipe.exists():
             shipped = resources.files("deploykit.recipe.shipped") / "movie-reviews.yaml"
             minutes = iter(budget())
-            text = re.sub(
-                r"minutes: [\d.]+", lambda _: f"minutes: {next(minutes):g}", shipped.read_text(encoding="utf-8")
-            )
-            _write(recipe, text)
+            text = shipped.read_text(encoding="utf-8")
+            atomic.write_text(recipe, re.sub(r"minutes: [\d.]+", lambda _: f"minutes: {next(minutes):g}", text))
     return recipe
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def download() -> str:

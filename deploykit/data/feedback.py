@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploykit.artifact import atomic
 from deploykit.artifact.record_format import FEEDBACK, PATTERN, PREDICTION
 from deploykit.errors import DataError, storage_errors
 
@@ -75,8 +76,8 @@ def write(found: Found, target: Path) -> None:
     Raises:
         StorageError: the disk is full or refuses to be written.
     """
-    with storage_errors(target, "`--to`"), target.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+    with storage_errors(target, "`--to`"):
+        atomic.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
 
 
 def table(found: Found) -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from deploykit import methods
 from deploykit.artifact.execution import Device, Execution, Precision
+from deploykit.errors import EngineError
 
 
 class Engine(Protocol):
@@ -54,6 +55,26 @@ class EngineModule(Protocol):
 
     def versions(self) -> dict[str, Any]:
         """Names the libraries that do the work, with their versions."""
+
+
+def whole(engine: str, batch: Mapping[str, npt.NDArray[Any]], logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Returns the logits of a batch if there is a row for each of its rows.
+
+    Args:
+        engine: its name, for the message.
+        batch: what was run.
+        logits: what came of it.
+
+    Raises:
+        EngineError: there are more rows or fewer.
+    """
+    expected, rows = len(next(iter(batch.values()))), len(logits) if logits.ndim else 0
+    if rows != expected:
+        raise EngineError(
+            f"{engine} answered {rows} rows for a batch of {expected}: it does not compute this graph right on this"
+            " machine. Use another engine, or export the model again."
+        )
+    return cast("npt.NDArray[np.float32]", logits)
 
 
 def load(name: str) -> EngineModule:

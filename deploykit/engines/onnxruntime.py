@@ -1,11 +1,13 @@
 """ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
-Threads do not spin while they wait: a service shares its cores with the tokenizer and the event loop.
+Threads do not spin while they wait: a service shares its cores with the tokenizer and the event loop. The option that
+takes denormal numbers for zero is left alone: it would change the arithmetic of the calling thread for everybody else
+in it, and OpenVINO then answers with no rows on some CPUs.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import onnxruntime
 
 from deploykit import hardware
 from deploykit.artifact.execution import Device, Execution, Precision
+from deploykit.engines import whole
 from deploykit.errors import ModelError
 
 KIND = "onnx"
@@ -33,7 +36,6 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self.execution = execution
         providers = PROVIDERS[execution.device]
         missing = set(providers) - set(onnxruntime.get_available_providers())
@@ -50,7 +52,7 @@ class Session:
     def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""
         (logits, *_) = self._session.run(None, {name: batch[name] for name in self._inputs})
-        return cast("npt.NDArray[np.float32]", logits)
+        return whole("onnxruntime", batch, logits)
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the shape as it is: all cost what they hold."""

@@ -11,7 +11,7 @@ eighth to a quarter of the length, and a multiple of 8 tokens costs no more than
 from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from openvino import properties
 from openvino.properties import hint
 
 from deploykit.artifact.execution import Device, Execution, Precision
+from deploykit.engines import whole
 
 KIND = "onnx"
 FUSED = False
@@ -51,7 +52,7 @@ class CompiledModel:
         request = self._free.get()
         try:
             request.infer({name: batch[name] for name in self._inputs}, share_inputs=True)
-            return cast("npt.NDArray[np.float32]", request.get_output_tensor(0).data.astype(np.float32))
+            return whole("openvino", batch, request.get_output_tensor(0).data.astype(np.float32))
         finally:
             self._free.put(request)
 

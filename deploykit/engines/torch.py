@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from deploykit.artifact.execution import Device, Execution, Precision
+from deploykit.engines import whole
 from deploykit.modeling import checkpoint
 from deploykit.modeling.surgery import input_names
 
@@ -32,7 +33,7 @@ class TorchModel:
         tensors = {name: torch.from_numpy(array) for name, array in batch.items() if name in self._inputs}
         with torch.inference_mode():
             logits = self._model(**tensors).logits
-        return cast("npt.NDArray[np.float32]", logits.float().numpy())
+        return whole("torch", batch, logits.float().numpy())
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the shape as it is: all cost what they hold."""

@@ -5,20 +5,34 @@ replacement, the same rows for both models. Intervals are the 2.5 and 97.5 % qua
 intervals.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from itertools import chain
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array, diags_array, hstack
 
 from deploykit.artifact import Metric, Record
-from deploykit.evaluation import metrics
+from deploykit.evaluation import bootstrap, metrics
 from deploykit.tasks import Example, Float32, Task
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
 Counts = npt.NDArray[np.float64]
-Figure = tuple[Counts, Callable[[Counts], Counts]]  # counts of each row `(rows, ...)`; a function of their sum
+
+
+class Figure(NamedTuple):
+    """A function of counts that are summed over rows.
+
+    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side; `function` takes
+    sums `(samples, columns)` and gives a value for each of `members`.
+    """
+
+    name: str
+    table: metrics.Table
+    function: Callable[[Counts], Counts]
+    members: tuple[str, ...] = ("",)
 
 
 class Comparison(Record):
@@ -63,20 +77,23 @@ def compare(
     name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
     before, after = metrics.predictions(reference), metrics.predictions(scores)
     changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
-    counts = np.stack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], axis=1)
-    confidences = np.stack([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    counts = hstack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], format="csr")
+    confidences = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
     loss = partial(_loss, name=name)
-    figures: dict[tuple[str, str], Figure] = {
-        ("drop", ""): (counts, loss),
-        ("flips", ""): (changed, lambda summed: summed / len(gold)),
-        ("calibration", ""): (confidences, _calibration_growth),
-    }
-    recalls = [metrics.recalls(name, gold, rows, labels) for rows in (before, after)]
-    for label in recalls[0]:
-        figures["by_label", label] = np.stack([recall[label] for recall in recalls], axis=1), _recall_loss
-    for bucket, inside in buckets(lengths or ()).items():
-        figures["by_length", bucket] = (counts.T * inside).T, loss
-    values = _bootstrap(figures, seed)
+    values = _bootstrap(
+        [
+            Figure("drop", counts, loss),
+            Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
+            Figure("calibration", csr_array(confidences), _calibration_growth),
+            Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
+            *(
+                Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,))
+                for bucket, inside in buckets(lengths or ()).items()
+            ),
+        ],
+        seed,
+    )
     return Comparison(
         metric=name,
         **{figure: values[figure, ""] for figure in ("drop", "flips", "calibration")},
@@ -135,16 +152,22 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def _loss(summed: Counts, name: str) -> Counts:
-    """Returns the loss of a metric for each draw, from the counts of reference and model, `(draws, 2, ...)`."""
-    return -_change(metrics.ratio(name, np.moveaxis(summed, 1, 0)))
+    """Returns the loss of a metric for each draw, from the counts of reference and model, `(draws, columns)`."""
+    return -_change(metrics.ratio(name, _models(summed)))
 
 
 def _calibration_growth(summed: Counts) -> Counts:
-    return _change(metrics.calibration_error(np.moveaxis(summed, 1, 0)))
+    return _change(metrics.calibration_error(_models(summed)))
 
 
 def _recall_loss(summed: Counts) -> Counts:
-    return -_change(np.moveaxis(summed[..., 0] / np.maximum(summed[..., 1], 1), 1, 0))
+    right, true = np.split(_models(summed), 2, axis=-1)
+    return -_change(right / np.maximum(true, 1))
+
+
+def _models(summed: Counts) -> Counts:
+    """Parts the sums of the two models, which stand side by side: `(2, samples, columns)`."""
+    return np.stack(np.split(summed, 2, axis=-1))
 
 
 def _change(models: Counts) -> Counts:
@@ -152,19 +175,21 @@ def _change(models: Counts) -> Counts:
     return cast(Counts, models[1] - models[0])
 
 
-def _bootstrap(figures: Mapping[tuple[str, str], Figure], seed: int) -> dict[tuple[str, str], Metric]:
-    """Returns every figure with its interval; all figures use the same draws of rows.
+def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Metric]:
+    """Returns every figure with its interval, by name and member; all figures use the same draws of rows.
 
     Intervals are widened to include their value: the calibration error of a draw tends to be larger than that of the
     rows it is drawn from, so the quantiles of its change may both lie on one side of the value.
     """
-    columns = [counts.reshape(len(counts), -1) for counts, _ in figures.values()]
-    table = np.concatenate(columns, axis=1)
-    summed = np.concatenate([table.sum(axis=0, keepdims=True), metrics.resampled(table, seed)])
-    pieces = np.split(summed, np.cumsum([column.shape[1] for column in columns])[:-1], axis=1)
+    table = hstack([figure.table for figure in figures], format="csr")
+    ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
+    samples: list[list[Counts]] = [[] for _ in figures]
+    for summed in chain([table.sum(axis=0)[None]], bootstrap.chunks(table, seed)):  # the sum of the rows comes first
+        for figure, piece, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
+            results.append(figure.function(piece).reshape(len(piece), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
     values = {}
-    for (name, (counts, figure)), piece in zip(figures.items(), pieces, strict=True):
-        value, *samples = (figure(piece.reshape(-1, *counts.shape[1:])) + 0.0).tolist()  # + 0.0 turns -0.0 into 0.0
-        low, high = np.quantile(samples, [0.025, 0.975])
-        values[name] = Metric(value=value, low=min(low, value), high=max(high, value))
+    for figure, results in zip(figures, samples, strict=True):
+        for member, (value, *resampled) in zip(figure.members, np.concatenate(results).T.tolist(), strict=True):
+            low, high = bootstrap.interval(np.array(resampled))
+            values[figure.name, member] = Metric(value=value, low=min(low, value), high=max(high, value))
     return values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deploykit.artifact import Metric
-from deploykit.evaluation.metrics import RESAMPLES
+from deploykit.evaluation import bootstrap
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example
 
@@ -30,9 +30,9 @@ def p95(predictor: Predictor, examples: Sequence[Example], seed: int) -> Metric:
     for index in chosen[:FIRST]:
         _milliseconds(predictor, examples[index])
     times = np.array([_milliseconds(predictor, examples[index]) for index in chosen])
-    samples = np.quantile(random.choice(times, (RESAMPLES, len(times))), 0.95, axis=1)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Metric(value=float(np.quantile(times, 0.95)), low=float(low), high=float(high))
+    samples = bootstrap.of_values(times, lambda drawn: np.quantile(drawn, 0.95, axis=1), random)
+    low, high = bootstrap.interval(samples)
+    return Metric(value=float(np.quantile(times, 0.95)), low=low, high=high)
 
 
 def _milliseconds(predictor: Predictor, example: Example) -> float:

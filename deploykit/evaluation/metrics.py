@@ -12,17 +12,18 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array, csr_array
 from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.metrics import f1_score as flat_f1_score
 
 from deploykit.artifact import Metric
+from deploykit.evaluation import bootstrap
 from deploykit.tasks import Float32, Int64, softmax
 
 Rows = Sequence[Int64]
-RESAMPLES = 1000
+Table = Any  # a sparse array: what is counted in each row
 OUTSIDE = "O"  # the label of what belongs to no entity; all others begin with B- or I-
 BINS = 15  # of the calibration error
-CHUNK = 50  # resamples at a time, so that a million rows fit into memory
 
 
 def accuracy(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
@@ -74,21 +75,36 @@ def with_intervals(
     """
     found = {}
     for name, value in compute(names, gold, predicted, labels).items():
-        samples = ratio(name, resampled(counts(name, gold, predicted, labels), seed))
-        low, high = np.quantile(samples, [0.025, 0.975])
-        found[name] = Metric(value=value, low=float(low), high=float(high))
+        table = counts(name, gold, predicted, labels)
+        low, high = bootstrap.interval(np.concatenate([ratio(name, sums) for sums in bootstrap.chunks(table, seed)]))
+        found[name] = Metric(value=value, low=low, high=high)
     return found
 
 
-def counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Returns for each row the counts from which a metric follows, `(rows, ...)`; see `ratio`."""
-    rows: dict[str, Callable[[Int64, Int64], Any]] = {
-        "accuracy": _hits,
-        "macro_f1": partial(_by_label, size=len(labels)),
-        "entity_f1": partial(_entities, labels=labels),
-    }
-    row = rows[name]
-    return np.array([row(a, b) for a, b in zip(gold, predicted, strict=True)], dtype=np.float64)
+def counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> Table:
+    """Returns for each row the counts from which a metric follows, a sparse `(rows, columns)`; see `ratio`.
+
+    Args:
+        name: a key of `METRICS`.
+        gold: the true label of each unit, one array a row.
+        predicted: the same shapes.
+        labels: names of the label indices.
+    """
+    pairs = zip(gold, predicted, strict=True)
+    if name == "accuracy":
+        return csr_array(np.array([_hits(a, b) for a, b in pairs], dtype=np.float64))
+    if name == "entity_f1":
+        return csr_array(np.array([_entities(a, b, labels) for a, b in pairs], dtype=np.float64))
+    rows = np.repeat(np.arange(len(gold)), [len(a) for a, _ in pairs])
+    true, guessed = np.concatenate(gold), np.concatenate(predicted)
+    right = true == guessed
+    columns = (true[right], len(labels) + true, 2 * len(labels) + guessed)
+    return table_of(np.concatenate([rows[right], rows, rows]), np.concatenate(columns), (len(gold), 3 * len(labels)))
+
+
+def table_of(rows: Int64, columns: Int64, shape: tuple[int, int]) -> Table:
+    """Returns a sparse table that counts how often each pair of a row and a column occurs."""
+    return coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
 
 
 def ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -98,30 +114,13 @@ def ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 
     Args:
         name: a key of `METRICS`.
-        summed: counts with any leading axes.
+        summed: counts, `(..., columns)`.
     """
     if name == "accuracy":
         return summed[..., 0] / np.maximum(summed[..., 1], 1)
-    right, true, guessed = summed[..., 0, :], summed[..., 1, :], summed[..., 2, :]
+    right, true, guessed = np.split(summed, 3, axis=-1)
     f1 = 2 * right / np.maximum(true + guessed, 1)
     return cast("npt.NDArray[np.float64]", f1.mean(axis=-1))
-
-
-def resampled(per_row: npt.NDArray[np.float64], seed: int, resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
-    """Sums the counts of rows drawn with replacement, `(resamples, ...)` (Efron and Tibshirani, 1993).
-
-    Args:
-        per_row: `(rows, ...)`. Two models compared on the same rows stand side by side in it: paired.
-        seed: of the draws.
-        resamples: how many samples.
-    """
-    rows = len(per_row)
-    random, chances = np.random.default_rng(seed), np.full(rows, 1 / rows)
-    sums = [
-        np.tensordot(random.multinomial(rows, chances, size=min(CHUNK, resamples - start)), per_row, axes=1)
-        for start in range(0, resamples, CHUNK)
-    ]
-    return np.concatenate(sums)
 
 
 def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, Any]:
@@ -149,8 +148,10 @@ def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: 
     }
 
 
-def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-    """Returns for each label that is true somewhere the counts of its recall in each row, `(rows, 2)`: found, true.
+def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
+    """Returns the labels that are true somewhere, and the counts of their recall in each row.
+
+    The counts are a sparse `(rows, 2 * labels)`: those that are found, then those that are true.
 
     Args:
         name: a key of `METRICS`; with `entity_f1` labels are those of whole entities, otherwise of units.
@@ -160,11 +161,13 @@ def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> di
     """
     true = partial(_true_entities if name == "entity_f1" else _true_units, labels=labels)
     pairs = enumerate(zip(gold, predicted, strict=True))
-    found = [(label, row, hit) for row, (a, b) in pairs for label, hit in true(a, b)]
-    counts = {label: np.zeros((len(gold), 2)) for label in sorted({label for label, _, _ in found})}
-    for label, row, hit in found:
-        counts[label][row] += (hit, 1)
-    return counts
+    units = [(label, row, hit) for row, (a, b) in pairs for label, hit in true(a, b)]
+    names = tuple(sorted({label for label, _, _ in units}))
+    place = {label: index for index, label in enumerate(names)}
+    cells = [(row, place[label]) for label, row, hit in units if hit]
+    cells += [(row, len(names) + place[label]) for label, row, _ in units]
+    rows, columns = np.array(cells, dtype=np.int64).reshape(-1, 2).T
+    return names, table_of(rows, columns, (len(gold), 2 * len(names)))
 
 
 def calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:
@@ -217,14 +220,9 @@ def _hits(gold: Int64, predicted: Int64) -> list[int]:
     return [int((gold == predicted).sum()), len(gold)]
 
 
-def _by_label(gold: Int64, predicted: Int64, size: int) -> list[Int64]:
-    right = np.bincount(gold[gold == predicted], minlength=size)
-    return [right, np.bincount(gold, minlength=size), np.bincount(predicted, minlength=size)]
-
-
-def _entities(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[list[int]]:
+def _entities(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[int]:
     true, guessed = (_spans(row, labels) for row in (gold, predicted))
-    return [[len(true & guessed)], [len(true)], [len(guessed)]]
+    return [len(true & guessed), len(true), len(guessed)]
 
 
 def _true_entities(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[tuple[str, bool]]:

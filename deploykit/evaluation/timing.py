@@ -10,6 +10,7 @@ favour short calls, which more often end before they are interrupted.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from deploykit import hardware
 from deploykit.artifact import Metric, Record
 from deploykit.artifact.cost import Cost
 from deploykit.engines import Engine
+from deploykit.evaluation import bootstrap
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.tokenizer import Batch, Encoding, Tokenizer
@@ -31,8 +33,7 @@ BURST = 3  # calls of one turn, of which the first is not counted
 ROUNDS = (7, 40)  # at least and at most
 FEW = 3  # rounds, at least, where a first look is enough
 PAUSE_S = 0.001  # lets the threads of the engine before go to sleep
-TYPICAL_S, COST_S = 1.0, 5.0  # seconds for one text, and for what batches cost
-RESAMPLES = 500
+TYPICAL_S, COST_S = 2.0, 5.0  # seconds for one text on every model of a run, and for what batches cost
 
 Float64 = npt.NDArray[np.float64]
 
@@ -107,11 +108,30 @@ def _text(pool: npt.NDArray[np.int64], length: int, start: int) -> Encoding:
     return Encoding(ids, zeros, np.zeros((length, 2), dtype=np.int64), unknown=0, truncated=False)
 
 
-def typical(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str | None]) -> float:
-    """Returns the median milliseconds of one input of median length, without tokenization."""
-    encodings = sorted(predictor.tokenizer.encode(texts, pairs), key=len)
-    batch = padded([encodings[(len(encodings) - 1) // 2]], predictor.tokenizer, predictor.engine)
-    return float(np.median(in_turn({"it": _call(predictor.engine.run, batch)}, TYPICAL_S)["it"]))
+def typical(
+    predictors: Mapping[str, Predictor], texts: Sequence[str], pairs: Sequence[str | None]
+) -> tuple[dict[str, float], float]:
+    """Times one input of median length on several models in turn, without tokenization.
+
+    Args:
+        predictors: by name; the tokenizer of the first says which input it is.
+        texts: the first text of each input.
+        pairs: the second texts, where the models take pairs.
+
+    Returns:
+        Name to median milliseconds, and the share of the whole time in which other processes held the core.
+    """
+    first = next(iter(predictors.values())).tokenizer
+    lengths = [len(encoding) for encoding in first.encode(texts, pairs)]
+    place = sorted(range(len(texts)), key=lengths.__getitem__)[(len(texts) - 1) // 2]
+    calls = {}
+    for name, predictor in predictors.items():
+        encodings = predictor.tokenizer.encode([texts[place]], [pairs[place]])
+        calls[name] = _call(predictor.engine.run, padded(encodings, predictor.tokenizer, predictor.engine))
+    waited, start = hardware.waited(), time.perf_counter()
+    samples = in_turn(calls, TYPICAL_S)
+    share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)
+    return {name: float(np.median(taken)) for name, taken in samples.items()}, share
 
 
 def latencies(
@@ -151,13 +171,15 @@ def rates(
     Returns:
         Engine to budget to texts a second, with the 95 % interval.
     """
-    calls = {
-        (name, budget): _call(_run_all, engine, work.grouped(budget, engine))
-        for name, engine in engines.items()
-        for budget in budgets
-    }
     rate: dict[str, dict[int, Metric]] = {name: {} for name in engines}
-    for (name, budget), samples in in_turn(calls, seconds, burst=1, least=least).items():
+    with ExitStack() as stack:
+        calls = {}
+        for name, engine in engines.items():
+            pool = stack.enter_context(ThreadPoolExecutor(engine.execution.streams))  # no start of threads is timed
+            for budget in budgets:
+                calls[name, budget] = _call(_run_all, engine, work.grouped(budget, engine), pool)
+        times = in_turn(calls, seconds, burst=1, least=least)
+    for (name, budget), samples in times.items():
         middle = _latency(samples)
         count = 1000 * len(work.mixed)
         rate[name][budget] = Metric(value=count / middle.p50, low=count / middle.high, high=count / middle.low)
@@ -229,19 +251,15 @@ def _call(run: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: run(*arguments)
 
 
-def _run_all(engine: Engine, grouped: Sequence[Batch]) -> None:
+def _run_all(engine: Engine, grouped: Sequence[Batch], pool: ThreadPoolExecutor) -> None:
     if engine.execution.streams == 1:
         for batch in grouped:
             engine.run(batch)
         return
-    with ThreadPoolExecutor(engine.execution.streams) as pool:
-        list(pool.map(engine.run, reversed(grouped)))  # the longest first, so that all streams end together
+    list(pool.map(engine.run, reversed(grouped)))  # the longest first, so that all streams end together
 
 
 def _latency(samples: Float64) -> Latency:
-    """Summarizes samples; the interval of the median is a bootstrap's (Efron and Tibshirani, 1993)."""
-    drawn = np.random.default_rng(0).choice(samples, size=(RESAMPLES, len(samples)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return Latency(
-        p50=float(np.median(samples)), low=float(low), high=float(high), p95=float(np.quantile(samples, 0.95))
-    )
+    """Summarizes samples; the interval of the median is a bootstrap's."""
+    low, high = bootstrap.interval(bootstrap.of_values(samples, bootstrap.median, np.random.default_rng(0)))
+    return Latency(p50=float(np.median(samples)), low=low, high=high, p95=float(np.quantile(samples, 0.95)))

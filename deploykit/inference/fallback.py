@@ -80,7 +80,7 @@ def servable(artifact: Artifact, features: Collection[str], cores: int) -> Serve
 def floating(artifact: Artifact, cores: int, reason: str) -> Served:
     """Returns the float graph in place of what was chosen, with all cores to one call.
 
-    A choice that relied on no more than bfloat16 is the float graph itself.
+    A chosen graph whose weights are in float32 is as good.
 
     Args:
         artifact: that holds graphs.
@@ -92,7 +92,7 @@ def floating(artifact: Artifact, cores: int, reason: str) -> Served:
     """
     if artifact.file(FLOAT_GRAPH).is_file():
         return Served(Execution(threads=cores), FLOAT_GRAPH, reason)
-    if set(artifact.manifest.execution.features) <= set(hardware.RELIED_ON["bfloat16"]):
+    if artifact.manifest.weights_precision == "float32":
         return Served(Execution(threads=cores), GRAPH, reason)
     raise ArtifactError(
         f"{reason}, and {artifact.path} carries no float graph to fall back to."

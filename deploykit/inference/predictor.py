@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 from deploykit import engines, tasks
 from deploykit.artifact import CONFIG, GRAPH, Artifact
@@ -132,12 +133,16 @@ class Predictor:
             return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
 
         found: dict[int, Float32] = {}
-        streams = self.engine.execution.streams
-        with ThreadPoolExecutor(streams) as pool:
-            answers = pool.map(run, work) if streams > 1 else map(run, work)
-            for rows, scores in zip(track(work), answers, strict=True):
-                found.update(zip(rows, scores, strict=True))
+        together = self.engine.execution.streams > 1 and len(work) > 1
+        answers = self._threads.map(run, work) if together else map(run, work)
+        for rows, scores in zip(track(work), answers, strict=True):
+            found.update(zip(rows, scores, strict=True))
         return [found[index] for index in range(len(texts))]
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """One thread for each stream of the engine, kept for the next call."""
+        return ThreadPoolExecutor(self.engine.execution.streams, thread_name_prefix="predictor")
 
 
 def _check_labels(artifact: Artifact) -> None:

@@ -1,6 +1,7 @@
 """Int8 weights, and activations quantized as they come, through Optimum's `ORTQuantizer`.
 
-Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels. The products
+Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels. Where the CPU has
+neither, weights take 7 bits, so that sums of products do not overflow. The products
 are named one by one: left to itself `ORTQuantizer` also takes those between two activations, which is slower and
 less accurate, and heads. Graphs with operators of ONNX Runtime's own go through its `quantize_dynamic` instead:
 shape inference stops at them, and `ORTQuantizer` cannot pass on the option that says what a tensor of unknown type is
@@ -20,6 +21,7 @@ from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from transformers import PretrainedConfig
 
+from deploykit import hardware
 from deploykit.errors import DeploykitError
 from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
@@ -53,7 +55,7 @@ def quantize(
         keep: names of nodes that stay in float besides those outside of the layers.
 
     Returns:
-        How many products were quantized and how many weights stayed in float.
+        How many products were quantized, how many weights stayed in float, and the `weight_bits`.
 
     Raises:
         DeploykitError: there is nothing to quantize, or something else was quantized than was to be.
@@ -62,36 +64,39 @@ def quantize(
     add_pre_process_metadata(model)  # or the tools would warn that they infer shapes themselves
     names = matmuls.choose(model, keep, OPERATORS)
     tables = _largest_table(model) if options.embeddings else []
+    reduced = hardware.saturates_int8()
     fused = any(node.domain == CONTRIBUTED for node in model.graph.node)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        written = (_by_onnxruntime if fused else _by_optimum)(source, [*names, *tables], options.per_channel)
+        written = (_by_onnxruntime if fused else _by_optimum)(source, [*names, *tables], options.per_channel, reduced)
         shutil.move(written, target)
     if _embedded(target) != len(tables):
         raise DeploykitError("the table of embeddings was not quantized. Set quantize.embeddings: false.")
-    return matmuls.check(target, PRECISION, len(names))
+    return {**matmuls.check(target, PRECISION, len(names)), "weight_bits": 7 if reduced else 8}
 
 
-def _by_optimum(source: Path, names: list[str], per_channel: bool) -> Path:
+def _by_optimum(source: Path, names: list[str], per_channel: bool, reduced: bool) -> Path:
     configuration = AutoQuantizationConfig.avx512_vnni(
         is_static=False,
         per_channel=per_channel,
         nodes_to_quantize=names,
         operators_to_quantize=[*OPERATORS, "Gather"],
     )
+    configuration.reduce_range = reduced
     quantizer = ORTQuantizer(source, config=PretrainedConfig())  # it writes one beside the graph, which is not kept
     quantizer.quantize(quantization_config=configuration, save_dir=source.parent)
     return source.with_name("model_quantized.onnx")
 
 
-def _by_onnxruntime(source: Path, names: list[str], per_channel: bool) -> Path:
+def _by_onnxruntime(source: Path, names: list[str], per_channel: bool, reduced: bool) -> Path:
     target = source.with_name("model_quantized.onnx")
     quantize_dynamic(
         source,
         target,
         op_types_to_quantize=[*OPERATORS, "Gather"],
         per_channel=per_channel,
+        reduce_range=reduced,
         weight_type=QuantType.QInt8,
         nodes_to_quantize=names,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},

@@ -21,6 +21,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from pydantic import Field
 from tqdm import tqdm
 
+from deploykit import hardware
 from deploykit.errors import DeploykitError
 from deploykit.graphs import matmuls
 from deploykit.graphs.matmuls import Array
@@ -60,7 +61,8 @@ def quantize(
         keep: names of nodes that stay in float besides those outside of the layers.
 
     Returns:
-        How many products were quantized, how many weights stayed in float, and how many `rows` were looked at.
+        How many products were quantized, how many weights stayed in float, the `weight_bits`, and how many `rows` were
+        looked at.
 
     Raises:
         DeploykitError: there are no rows or nothing to quantize, or something else was quantized than was to be.
@@ -74,10 +76,11 @@ def quantize(
     found = ranges(model, sources, batches, options.percentile if options.calibration == "percentile" else None)
     # what is behind fused operators has no type that the tool could infer, and it passes over what has none
     model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sources)
+    reduced = hardware.saturates_int8()  # then weights take 7 bits, see `dynamic`
     quantizer = QDQQuantizer(
         model,
         per_channel=options.per_channel,
-        reduce_range=False,
+        reduce_range=reduced,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, found),
@@ -90,7 +93,11 @@ def quantize(
     _give_floats_back(quantizer.model.model.graph, names)
     quantizer.model.topological_sort()
     onnx.save(quantizer.model.model, target)
-    return {**matmuls.check(target, PRECISION, len(names)), "rows": sum(map(_rows, batches))}
+    return {
+        **matmuls.check(target, PRECISION, len(names)),
+        "weight_bits": 7 if reduced else 8,
+        "rows": sum(map(_rows, batches)),
+    }
 
 
 def _give_floats_back(graph: Any, names: Collection[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from deploykit import methods, recipe
+from deploykit.artifact import atomic
 from deploykit.errors import InputError, storage_errors
 from deploykit.recipe import json_schema
 
@@ -88,8 +89,8 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
         try:
             recipe.load(temporary)
-            temporary.replace(path)
-            path.with_name(SCHEMA).write_text(json.dumps(json_schema.schema(), indent=1) + "\n", encoding="utf-8")
+            atomic.move(temporary, path)
+            atomic.write_text(path.with_name(SCHEMA), json.dumps(json_schema.schema(), indent=1) + "\n")
         finally:
             temporary.unlink(missing_ok=True)
 

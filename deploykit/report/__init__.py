@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, Step, atomic
 from deploykit.errors import storage_errors
 from deploykit.evaluation import gates
 from deploykit.evaluation.gates import Verdict
@@ -53,7 +53,7 @@ def write(folder: Path, artifacts: Sequence[Artifact], promised: GateSection) ->
     with storage_errors(folder):
         for name in FILES:
             text = _environment(html=name.endswith(".html")).get_template(name).render(content)
-            (folder / name).write_text(text, encoding="utf-8")
+            atomic.write_text(folder / name, text)
     return folder / FILES[0]
 
 
@@ -70,6 +70,7 @@ def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any
         "paths": {artifact.manifest.stage: artifact.path for artifact in artifacts},
         "metric": metric,
         "steps": run.history,
+        "timed": _timed(run.step),
         "data": details["train"]["data"],
         "lengths": details["train"]["lengths"],
         "curves": {
@@ -89,6 +90,17 @@ def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any
         "flips": next((detail["flips"] for detail in reversed(details.values()) if "flips" in detail), []),
         "figures": _figures(details["train"], candidates, metric),
     }
+
+
+def _timed(step: Step) -> str:
+    """Says how the times of the stages were measured, and how far they can be trusted."""
+    how = f"The times of one text were measured in turn, at the stage {step.stage}"
+    if not step.busy:
+        return f"{how}."
+    return (
+        f"{how}, while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
+        " machine before you rely on them."
+    )
 
 
 def _pruning_result(step: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ def header(steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> list[tuple[str, ...]]:
-    """Returns one table row per stage.
+    """Returns one table row per stage; the time of a stage says so where the machine was busy.
 
     Args:
         steps: the history of a manifest.
@@ -22,6 +22,6 @@ def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> lis
         metric = next(iter(step.metrics["test"].values()))
         name = step.stage if step.method == step.stage else f"{step.stage} ({step.method})"
         duration = (seconds or {}).get(step.stage, f"{step.seconds:.0f}")
-        numbers = f"{step.parameters:,}", f"{step.bytes:,}", f"{metric.value:.4f}", f"{step.p50_ms:.1f} ms"
-        table.append((name, duration, *numbers))
+        time = f"{step.p50_ms:.1f} ms{', busy' if step.busy else ''}"
+        table.append((name, duration, f"{step.parameters:,}", f"{step.bytes:,}", f"{metric.value:.4f}", time))
     return table

@@ -1,13 +1,15 @@
 """Which candidates make sense on a machine: graphs, quantizers, engines, precisions, devices, ways to share cores."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
 from deploykit import engines, methods, quantizers
 from deploykit.artifact.execution import Device, Execution
-from deploykit.errors import DeploykitError
+from deploykit.errors import MissingExtraError
 from deploykit.graphs.variants import VARIANTS
 from deploykit.quantizers.auto import Graph, Objective, Options
 from deploykit.selection.choice import Candidate
@@ -18,6 +20,7 @@ WRITERS = {  # what is tried unless a recipe names others
     "size": ("none", "dynamic", "static", "weight-only", "float16"),
 }
 ON_GPU = ("none", "float16")  # int8 has kernels for CPUs
+log = logging.getLogger(__name__)
 SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
 
 
@@ -106,6 +109,13 @@ def ways(execution: Execution, cores: int, objective: Objective) -> list[Executi
     ]
 
 
+def otherwise(specs: Sequence[Spec], objective: Objective) -> list[Spec]:
+    """Returns the same candidates with the cores shared in the other way, where that is not among them."""
+    cores = max(spec.execution.threads * spec.execution.streams for spec in specs)
+    both = [replace(spec, execution=way) for spec in specs for way in ways(spec.execution, cores, objective)]
+    return [spec for spec in dict.fromkeys(both) if spec not in set(specs)]
+
+
 def spec_of(candidate: Candidate, execution: Execution) -> Spec:
     """Returns what a reported candidate was made from, run in another way."""
     options = tuple(sorted(candidate.options.items()))
@@ -114,11 +124,19 @@ def spec_of(candidate: Candidate, execution: Execution) -> Spec:
 
 def installed() -> list[str]:
     """Lists the engines that run graphs and can be imported here."""
-    found = []
+    names = []
     for name in methods.available("engine"):
         try:
             if engines.load(name).KIND == "onnx":
-                found.append(name)
-        except DeploykitError:  # its package is not installed
-            continue
-    return found
+                names.append(name)
+        except MissingExtraError as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):  # it is installed
+                _warn(name, str(error))
+        except Exception as error:  # of a package that is installed and broken, which may raise anything
+            _warn(name, " ".join(str(error).split()))
+    return names
+
+
+@cache  # once for each
+def _warn(engine: str, reason: str) -> None:
+    log.warning("the engine %s cannot be imported here and is not tried: %s", engine, reason)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import engines, hardware, quantizers
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, sha256_of
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, atomic, sha256_of
 from deploykit.artifact.execution import Execution
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict, verdicts
@@ -25,7 +25,7 @@ from deploykit.selection.candidates import Spec, installed
 from deploykit.selection.choice import Candidate
 
 TASTE_S = 0.2
-TIMING = "padded as in use"  # how engines are timed: what was measured otherwise is forgotten
+TIMING = "padded as in use, weights of 7 bits without VNNI"  # what was measured in another way is forgotten
 
 
 class Judged(Record):
@@ -111,7 +111,7 @@ class Bench:
             self.folder.mkdir(parents=True, exist_ok=True)
             draft = self.folder / f"{name}.draft.onnx"
             target.with_suffix(".json").write_text(json.dumps(write(draft)), encoding="utf-8")
-            draft.replace(target)
+            atomic.move(draft, target)
         return target
 
     def open(self, spec: Spec) -> Predictor:

@@ -6,8 +6,10 @@ that do most damage return to float until the gate holds. What was measured or j
 is remembered.
 """
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from deploykit import quantizers
 from deploykit.artifact import Metric
-from deploykit.errors import DeploykitError
+from deploykit.errors import DeploykitError, disk_is_full
 from deploykit.evaluation import timing
 from deploykit.evaluation.gates import failing
 from deploykit.evaluation.timing import Latency
@@ -25,7 +27,7 @@ from deploykit.graphs import variants
 from deploykit.quantizers.auto import Objective, Options
 from deploykit.recipe import GateSection
 from deploykit.selection import choice, measurements, sensitivity
-from deploykit.selection.candidates import Spec, ways
+from deploykit.selection.candidates import Spec, otherwise
 from deploykit.selection.choice import Candidate
 from deploykit.selection.evaluator import Bench, Judged
 
@@ -36,6 +38,7 @@ BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
 LOOK_S, TIMED_S = 1.0, 20.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
 TIMED = 0.15  # of the minutes: at most for the latter
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,7 +94,8 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
     started, entries = time.monotonic(), [Entry(spec) for spec in specs]
     until, end = (started + 60 * options.minutes * share for share in (LOOKING, 1))
     look(entries, bench, options.objective, until)
-    entries += [Entry(spec) for spec in _otherwise(entries[:1] + near(entries[1:]), options.objective)]
+    best = [entry.spec for entry in entries[:1] + near(entries[1:])]
+    entries += [Entry(spec) for spec in otherwise(best, options.objective)]
     look(entries, bench, options.objective, until)
     finalists = entries[:1]
     judge(finalists, bench)
@@ -111,6 +115,10 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
         if not entry.reason and not entry.latency:
             entry.reason = f"{entry.ratio:.2f} times the float graph's {MEASURES[options.objective]} at a first look"
     return entries, choose(entries, bench.gates, options.objective)
+
+
+def _passes(entry: Entry, bench: Bench) -> bool:
+    return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
 
 
 def choose(entries: Sequence[Entry], gates: GateSection, objective: Objective) -> list[Candidate]:
@@ -137,12 +145,28 @@ def look(entries: Sequence[Entry], bench: Bench, objective: Objective, until: fl
         if time.monotonic() > until and entry is not entries[0]:
             entry.reason = "not tried: the minutes of the search were over"
             continue
-        try:
-            found = measurements.remember(key, partial(_glance, entry.spec, bench, objective))
-        except DeploykitError as error:
-            entry.reason = f"cannot be made: {error}"
-        else:
-            entry.ratio, entry.bytes = found["ratio"], found["bytes"]
+        if measurements.recall(key) is None:
+            with _putting_out(entry, "cannot be made: "):
+                bench.file(entry.spec)
+        if not entry.reason:
+            with _putting_out(entry, "cannot be run: "):
+                looks = measurements.remember(key, partial(_glance, entry.spec, bench, objective))
+                entry.ratio, entry.bytes = looks["ratio"], looks["bytes"]
+
+
+@contextmanager
+def _putting_out(entry: Entry, failure: str) -> Iterator[None]:
+    """Puts a candidate out, with the reason, where whatever makes or runs it fails: the search goes on.
+
+    Each library raises errors of its own. A full disk is no fault of the candidate, and ends the search.
+    """
+    try:
+        yield
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        log.debug("%s fails", entry.spec.name, exc_info=True)
+        entry.reason = failure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _glance(spec: Spec, bench: Bench, objective: Objective) -> dict[str, float]:
@@ -161,16 +185,6 @@ def _glance(spec: Spec, bench: Bench, objective: Objective) -> dict[str, float]:
     return {"ratio": ratio, "bytes": size}
 
 
-def _otherwise(entries: Sequence[Entry], objective: Objective) -> list[Spec]:
-    """Returns the same candidates with the cores shared in the other way."""
-    cores = max(entry.spec.execution.threads * entry.spec.execution.streams for entry in entries)
-    known = {entry.spec for entry in entries}
-    both = [
-        replace(entry.spec, execution=way) for entry in entries for way in ways(entry.spec.execution, cores, objective)
-    ]
-    return [spec for spec in dict.fromkeys(both) if spec not in known]
-
-
 def near(entries: Sequence[Entry], known: Sequence[Entry] = ()) -> list[Entry]:
     """Returns those that a first look found near the best of all that are not known yet."""
     others = (entry for entry in entries if not entry.reason and not any(entry is one for one in known))
@@ -178,21 +192,20 @@ def near(entries: Sequence[Entry], known: Sequence[Entry] = ()) -> list[Entry]:
     return [entry for entry in tried[:FINALISTS] if entry.ratio <= tried[0].ratio * NEAR]
 
 
-def _passes(entry: Entry, bench: Bench) -> bool:
-    return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
-
-
 def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
     """Times candidates together, alone and at mixed lengths, with the batches that suit each.
 
     Args:
-        finalists: to time.
+        finalists: to time; one that fails now is put out, and the others are timed without it.
         bench: see `Bench`.
         seconds: about how long each of the two ways may take.
     """
+    running = [entry for entry in finalists if not entry.reason]
+    if not running:
+        return
 
     def compute() -> dict[str, Any]:
-        opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
+        opened = {entry.spec.name: bench.open(entry.spec).engine for entry in running}
         single = timing.latencies(opened, bench.work, seconds)
         mixed = {name: _best(found) for name, found in timing.rates(opened, bench.work, BUDGETS, seconds).items()}
         return {
@@ -204,14 +217,28 @@ def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
             for name in opened
         }
 
-    key = measurements.key_of(
-        bench.key, "measure", [(entry.spec.kind, str(entry.spec.execution)) for entry in finalists]
-    )
-    found = measurements.remember(key, compute)
-    for entry in finalists:
-        timed = found[entry.spec.name]
+    key = measurements.key_of(bench.key, "measure", [(entry.spec.kind, str(entry.spec.execution)) for entry in running])
+    try:
+        times = measurements.remember(key, compute)
+    except Exception:
+        _put_out_broken(running, bench)
+        if not any(entry.reason for entry in running):
+            raise
+        measure(running, bench, seconds)
+        return
+    for entry in running:
+        timed = times[entry.spec.name]
         entry.latency = {text: Latency(**latency) for text, latency in timed["latency"].items()}
         entry.batch_tokens, entry.throughput = timed["batch_tokens"], Metric(**timed["throughput"])
+
+
+def _put_out_broken(entries: Sequence[Entry], bench: Bench) -> None:
+    """Runs each candidate on everything that is timed, to find which one fails."""
+    for entry in entries:
+        with _putting_out(entry, "cannot be run: "):
+            engine = bench.open(entry.spec).engine
+            for batch in (batch for budget in BUDGETS for batch in bench.work.grouped(budget, engine)):
+                engine.run(batch)
 
 
 def _best(rates: Mapping[int, Metric]) -> tuple[int, Metric]:
@@ -224,12 +251,13 @@ def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None
     for entry in tqdm(entries, desc="evaluation", disable=None):
         if entry.judged is None and time.monotonic() < until:
             key = measurements.key_of(bench.key, "judge", entry.spec.kind, timed and str(entry.spec.execution))
-            try:
-                found = measurements.remember(key, partial(_evaluate, entry.spec, bench))
-            except DeploykitError as error:
-                entry.reason = str(error)
-            else:
-                entry.judged = Judged.model_validate(found)
+            with _putting_out(entry, "cannot be run: "):
+                try:
+                    content = measurements.remember(key, partial(_evaluate, entry.spec, bench))
+                except DeploykitError as error:  # what is wrong with its answers
+                    entry.reason = str(error)
+                else:
+                    entry.judged = Judged.model_validate(content)
 
 
 def _evaluate(spec: Spec, bench: Bench) -> dict[str, Any]:
@@ -252,20 +280,30 @@ def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> En
     broken = [
         (choice.score(found, objective), entry)
         for entry, found in zip(finalists, candidates, strict=True)
-        if entry.spec.quantizer != "none" and failing(bench.gates, found.verdicts)
+        if entry.spec.quantizer != "none" and entry.latency and failing(bench.gates, found.verdicts)
     ]
     worth = [(score, entry) for score, entry in broken if score * choice.NOISE_RATIO < limit]
     if not worth:
         return None
     _, best = min(worth, key=lambda pair: pair[0])
-    method, options = quantizers.load(best.spec.quantizer), dict(best.spec.options)
-    ranking = sensitivity.rank(
-        bench.variant(best.spec.graph), method, method.Options.model_validate(options), bench.calibration, bench.folder
-    )
+    ranking: list[sensitivity.Damage] = []
+    with _putting_out(attempt := Entry(best.spec), "its products cannot be ranked: "):
+        ranking = _ranked(best.spec, bench)
+    if attempt.reason:
+        log.warning("no product of %s returns to float: %s", best.spec.name, attempt.reason)
     for keep in sensitivity.groups(ranking):
         made = Entry(replace(best.spec, keep=tuple(sorted(keep))))
-        made.bytes = bench.file(made.spec).stat().st_size
-        judge([made], bench)
+        with _putting_out(made, "cannot be made: "):
+            made.bytes = bench.file(made.spec).stat().st_size
+        if not made.reason:
+            judge([made], bench)
         if _passes(made, bench):
             return made
     return None
+
+
+def _ranked(spec: Spec, bench: Bench) -> list[sensitivity.Damage]:
+    """Returns the damage that quantizing each product of a candidate's graph does, the worst first."""
+    method = quantizers.load(spec.quantizer)
+    options = method.Options.model_validate(dict(spec.options))
+    return sensitivity.rank(bench.variant(spec.graph), method, options, bench.calibration, bench.folder)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploykit import no_telemetry
 from deploykit.artifact import signing
 from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
 from deploykit.serving.preflight import require
@@ -79,7 +80,8 @@ def plan(
     with storage_errors(home, "BENTOML_HOME"):
         home.mkdir(parents=True, exist_ok=True)
     env["PYTHONUNBUFFERED"] = "1"
-    env |= dict.fromkeys(("BENTOML_DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "True")
+    env["HF_HUB_OFFLINE"] = "True"
+    no_telemetry.switch_off(env)
     options = {"--host": host, "--port": port, "--timeout-graceful-shutdown": DRAIN_S}
     flags = [str(part) for option in options.items() for part in option]
     argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)

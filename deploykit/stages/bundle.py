@@ -4,7 +4,6 @@ The copy of deploykit is exactly that part of it which serves. Shared by packagi
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from deploykit.evaluation.gates import Verdict
 
 ROOT = Path(deploykit.__file__).parent
 SERVED = (
-    *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "tokenizer.py"),
+    *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "no_telemetry.py", "tokenizer.py"),
     *("artifact/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
     *("serving/*.py", "serving/*/*.py", "serving/api/ui/*"),
 )  # what a service needs, as patterns below the package: the one list that packages, bentofile.yaml and tests follow
@@ -52,6 +51,8 @@ python:
   lock_packages: false
 envs:
   - {{name: BENTOML_DO_NOT_TRACK, value: "True"}}
+  - {{name: HF_HUB_DISABLE_TELEMETRY, value: "1"}}
+  - {{name: ORT_DISABLE_TELEMETRY, value: "1"}}
   - {{name: HF_HUB_OFFLINE, value: "1"}}
 """
 CARD = """# {name}
@@ -128,8 +129,8 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         task=manifest.task,
         version=deploykit.__version__,
         base=manifest.base_model if not Path(manifest.base_model).is_absolute() else Path(manifest.base_model).name,
-        labels=", ".join(manifest.labels),
-        chosen=chosen,
+        labels=_cell(", ".join(manifest.labels)),
+        chosen=_cell(chosen),
         parameters=manifest.step.parameters,
         bytes=manifest.step.bytes,
         max_tokens=manifest.max_tokens,
@@ -143,6 +144,11 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
             for step in manifest.history
         ),
     )
+
+
+def _cell(text: str) -> str:
+    """Returns a text as it can stand in a cell of a table in Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def served_files() -> list[Path]:
@@ -224,7 +230,6 @@ def store(artifact: Artifact) -> str:
     Args:
         artifact: of kind `package`.
     """
-    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     tag = artifact.tag
     try:
         Artifact.load(bentoml.models.get(tag).path).verify()

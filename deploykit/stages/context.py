@@ -1,5 +1,6 @@
 """What a stage is given, and how it hands over what it made. Shared by the five stages."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from deploykit import __version__, hardware, tasks
 from deploykit.artifact import (
     ARCHITECTURE,
+    BUSY_SHARE,
     CONFIG,
     GENERATION,
     GRAPH,
@@ -31,6 +33,8 @@ from deploykit.inference.predictor import Predictor
 from deploykit.recipe import Recipe
 from deploykit.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+BUSY = "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
 REFERENCE = "reference."  # prefix of the trained model's scores, which every later artifact carries
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnx"),
@@ -43,7 +47,8 @@ class Job:
     """One stage of one run.
 
     `parent` is the artifact that the stage starts from (None for the first), `target` the directory to
-    make, `work` one for what must outlive a kill; `dataset` loads the labelled data when it is called.
+    make, `work` one for what must outlive a kill; `dataset` loads the labelled data when it is called, and `earlier`
+    are the artifacts of all stages before, in order.
     """
 
     recipe: Recipe
@@ -54,6 +59,7 @@ class Job:
     key: str
     parent_key: str
     dataset: Callable[[], Dataset]
+    earlier: tuple[Artifact, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -103,11 +109,11 @@ class Job:
             cost: what batches take, where that was measured.
         """
         inherited = self.parent.manifest.model_dump(include=INHERITED) if self.parent else {}
-        fields = {**inherited, **(facts or {})}
+        fields = {"weights_precision": "float32", **inherited, **(facts or {})}
         labels = fields["labels"]
         reference = self.reference() or {f"{REFERENCE}{name}": rows for name, rows in scores.items()}
         save_predictions(folder, {**scores, **reference})
-        rows = self.dataset().validation
+        times, waited = self._times(predictor)
         step = Step(
             stage=self.stage,
             method=self.recipe.method(self.stage),
@@ -115,7 +121,8 @@ class Job:
             seconds=round(time.monotonic() - self.started, 1),
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            p50_ms=timing.typical(predictor, [row.text for row in rows], [row.pair for row in rows]),
+            p50_ms=times[self.stage],
+            waited_share=waited,
             metrics=scoring.judge(self.task, self.dataset(), labels, scores, self.recipe.seed),
         )
         return seal(
@@ -132,7 +139,7 @@ class Job:
             parent_key=self.parent_key,
             parent_digest=self.parent.digest if self.parent else "",
             seed=self.recipe.seed,
-            history=(*(self.parent.manifest.history if self.parent else ()), step),
+            history=(*self._history(times, waited), step),
             execution=predictor.engine.execution,
             cost=cost,
             serve=self.recipe.serve,
@@ -142,13 +149,32 @@ class Job:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    def _times(self, predictor: Predictor) -> tuple[dict[str, float], float]:
+        """Times what this stage made in turn with what all stages before have made; see `timing.typical`."""
+        cores, rows = hardware.cpu_limit(), self.dataset().validation
+        opened = {found.manifest.stage: Predictor.load(found, cores) for found in self.earlier}
+        texts, pairs = [row.text for row in rows], [row.pair for row in rows]
+        times, waited = timing.typical({**opened, self.stage: predictor}, texts, pairs)
+        if waited > BUSY_SHARE:
+            log.warning(BUSY, 100 * waited)
+        return times, waited
+
+    def _history(self, times: Mapping[str, float], waited: float) -> list[Step]:
+        """Returns the steps before this one with the times that were measured together with its own."""
+        return [
+            step.model_copy(update={"p50_ms": times[step.stage], "waited_share": waited})
+            if step.stage in times
+            else step
+            for step in (self.parent.manifest.history if self.parent else ())
+        ]
+
     def reference(self) -> dict[str, Any]:
         """Returns the trained model's scores that the parent carries; empty in the first stage."""
         found = load_predictions(self.parent) if self.parent else {}
         return {name: rows for name, rows in found.items() if name.startswith(REFERENCE)}
 
 
-INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision"}
+INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
 
 
 def versions() -> dict[str, str]:

@@ -68,6 +68,7 @@ def quantize(job: Job) -> Artifact:
             scores=scores,
             parameters=source.manifest.step.parameters,
             cost=timing.cost(predictor.engine, bench.work),
+            facts={"weights_precision": kept.precision},
             details={
                 **bench.facts(entries[place].spec),
                 "candidates": [found.model_dump(mode="json") for found in candidates],

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from deploykit import hardware
-from deploykit.artifact import FLOAT_GRAPH, GENERATED, GRAPH, MANIFEST, Artifact, Manifest, draft, key_of, seal
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, LIBRARY, SIGNATURE, Artifact, Manifest, draft, key_of, seal
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.evaluation import gates, timing
@@ -217,12 +217,31 @@ def _require_alike(found: Sequence[Float32], exact: Sequence[Float32], then: Com
         )
 
 
+def _copy(artifact: Artifact, folder: Path) -> None:
+    """Copies what stays of a package: no graph, no library of the version that made it, and no signature."""
+    for name in artifact.manifest.files:
+        if name not in (GRAPH, FLOAT_GRAPH) and not name.startswith(f"{LIBRARY}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(artifact.file(name), folder / name)
+
+
+def _say_unsigned(before: Artifact, after: Artifact) -> None:
+    """Says that a package has lost the signature of the one that it was made of."""
+    if before.file(SIGNATURE).is_file():
+        log.warning(
+            "%s is not signed: the signature of %s is of other files. Sign it with: deploykit sign %s --key"
+            " PRIVATE_KEY",
+            after.path,
+            before.path,
+            after.path,
+        )
+
+
 def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]) -> Artifact:
     artifact, manifest, asked = package.artifact, package.artifact.manifest, package.asked
     kept = next(found for found in candidates if found.kept)
     with draft(target) as folder:
-        shutil.copytree(artifact.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
-        (folder / FLOAT_GRAPH).unlink(missing_ok=True)
+        _copy(artifact, folder)
         predictor = bench.write(folder, spec, kept)
         scores = predictor.predict(asked.texts, asked.pairs)
         tolerance = golden.tolerance_of(package.exact, scores)
@@ -254,10 +273,13 @@ def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates:
             "parent_key": manifest.key,
             "parent_digest": artifact.digest,
             "execution": predictor.engine.execution,
+            "weights_precision": kept.precision,
             "cost": timing.cost(predictor.engine, bench.work),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
             "hardware": hardware.describe(),
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return seal(folder, target, **{**facts, **changes})
+        sealed = seal(folder, target, **{**facts, **changes})
+    _say_unsigned(artifact, sealed)
+    return sealed

@@ -38,8 +38,43 @@ def test_a_manifest_that_cannot_be_parsed_is_damaged(sealed, content):
 
 
 def test_an_artifact_of_a_newer_format_is_refused_before_its_fields_are_read(sealed):
-    rewrite(sealed, format_version=3, something="new")
-    with pytest.raises(ArtifactError, match=r"export has format version 3, and this deploykit reads 2\. Upgrade"):
+    rewrite(sealed, format_version=4, something="new")
+    with pytest.raises(ArtifactError, match=r"export has format version 4, and this deploykit reads 3\. Upgrade"):
+        Artifact.load(sealed.path)
+
+
+def test_an_artifact_of_a_format_that_is_no_longer_read_is_refused(sealed):
+    rewrite(sealed, format_version=1)
+    with pytest.raises(ArtifactError, match=r"format version 1, .*this one reads 2 to 3\. Run the recipe again\.$"):
+        Artifact.load(sealed.path)
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        ({}, "float32"),
+        ({"quantize": {"candidates": [{"kept": False, "precision": "int8"}]}}, "float32"),  # none passed
+        ({"quantize": {"candidates": [{"kept": True, "precision": "int8"}]}}, "int8"),
+        (
+            {
+                "quantize": {"candidates": [{"kept": True, "precision": "int8"}]},
+                "retune": {"candidates": [{"kept": True, "precision": "float16"}]},
+            },
+            "float16",
+        ),
+    ],
+)
+def test_format_2_left_the_precision_of_the_weights_to_the_candidates(sealed, details, expected):
+    content = json.loads(sealed.file("manifest.json").read_text())
+    del content["weights_precision"]
+    sealed.file("manifest.json").write_text(json.dumps({**content, "format_version": 2, "details": details}))
+    assert Artifact.load(sealed.path).manifest.weights_precision == expected
+
+
+@pytest.mark.parametrize("details", [{"quantize": 1}, {"quantize": {"candidates": 3}}, {"retune": {"candidates": [1]}}])
+def test_details_of_format_2_that_make_no_sense_are_damage(sealed, details):
+    rewrite(sealed, format_version=2, details=details)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged: details"):
         Artifact.load(sealed.path)
 
 

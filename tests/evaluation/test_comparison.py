@@ -1,4 +1,6 @@
 import time
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,13 +126,38 @@ def test_labels_of_entities_are_those_of_whole_entities():
     task, labels = tasks.load("token-classification"), ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
     rows = [Example("Anna lives in New York", spans=(Span(0, 4, "NAME"), Span(14, 22, "PLACE")))] * 30
     before, after = (np.eye(5, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 3, 4], [1, 0, 0, 3, 0]))
-    result = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
-    assert {name: metric.value for name, metric in result.by_label.items()} == {"NAME": 0, "PLACE": 1}
-    recalls = metrics.recalls("entity_f1", [task.targets(row, labels) for row in rows], [after.argmax(-1)] * 30, labels)
-    assert {name: counts.sum(axis=0).tolist() for name, counts in recalls.items()} == {
-        "NAME": [30, 30],
-        "PLACE": [0, 30],
-    }
+    found = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
+    assert {name: metric.value for name, metric in found.by_label.items()} == {"NAME": 0, "PLACE": 1}
+    gold = [task.targets(row, labels) for row in rows]
+    names, counts = metrics.recalls("entity_f1", gold, [after.argmax(-1)] * 30, labels)
+    assert names == ("NAME", "PLACE")
+    assert counts.sum(axis=0).tolist() == [30, 0, 30, 30]  # found, and true
+
+
+def test_many_labels_take_little_memory():
+    """Each row has to do with two labels of 400: a table of all of them would take gigabytes."""
+    task, rows, count = SimpleNamespace(METRICS=("macro_f1",), targets=lambda row, _: row), 4000, 400
+    labels = [f"label {index}" for index in range(count)]
+    random = np.random.default_rng(0)
+    gold = random.integers(0, count, (rows, 1))
+    logits = random.normal(size=(rows, 1, count)).astype(np.float32)
+    before, after = logits.copy(), logits.copy()
+    for scores, share in ((before, 0.9), (after, 0.8)):
+        right = np.flatnonzero(random.random(rows) < share)
+        scores[right, 0, gold[right, 0]] = 9
+    lengths = random.integers(5, 60, rows).tolist()
+    predicted = metrics.predictions(list(after))
+    tracemalloc.start()
+    try:
+        found = comparison.compare(task, list(gold), labels, list(before), list(after), 0, lengths)
+        metrics.with_intervals(("macro_f1",), list(gold), predicted, labels, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.drop.low < 0.1 < found.drop.high
+    assert len(found.by_label) > 390
+    assert len(found.by_length) == 4
+    assert peak < 150e6
 
 
 def test_buckets_of_length_are_quarters_with_their_own_drop():

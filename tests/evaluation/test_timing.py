@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -190,6 +191,27 @@ def test_the_typical_time_is_that_of_one_input_of_median_length(words, clock, tm
     engine = Clocked(clock, per_token=0.5)
     predictor = Predictor(loaded.task, loaded.labels, loaded.tokenizer, engine)
     median = sorted(words)[(len(words) - 1) // 2] + 2
-    found = timing.typical(predictor, [" ".join(["film"] * count) for count in words], [None] * len(words))
-    assert found == pytest.approx(0.5 * median)
+    texts = [" ".join(["film"] * count) for count in words]
+    assert timing.typical({"it": predictor}, texts, [None] * len(words)) == ({"it": pytest.approx(0.5 * median)}, 0.0)
     assert set(engine.shapes) == {(1, median)}
+
+
+def test_typical_times_are_measured_in_turn_and_say_how_busy_the_machine_was(clock, tmp_path, tiny_artifact):
+    loaded, seen = Predictor.load(tiny_artifact(tmp_path / "export"), cores=1), []
+
+    class Drifting(Clocked):
+        """The machine becomes twice as slow while it is measured; a quarter of the time others hold the core."""
+
+        def run(self, batch):
+            seen.append(self.fixed)
+            milliseconds = self.fixed * (1 if len(seen) < 60 else 2)
+            self.clock(milliseconds, waited=milliseconds / 3)
+
+    predictors = {
+        name: replace(loaded, engine=Drifting(clock, fixed=ms)) for name, ms in (("torch", 4.0), ("int8", 1.0))
+    }
+    times, waited = timing.typical(predictors, ["a film"], [None])
+    assert times["torch"] / times["int8"] == pytest.approx(4.0)
+    assert waited == pytest.approx(0.25)
+    rounds = [sorted(seen[start : start + 2 * timing.BURST]) for start in range(2, len(seen), 2 * timing.BURST)]
+    assert all(one == [1.0] * timing.BURST + [4.0] * timing.BURST for one in rounds)

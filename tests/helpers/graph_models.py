@@ -64,6 +64,19 @@ def variant_graph(uneven_graph, tmp_path_factory):
     return build
 
 
+@pytest.fixture(params=[8, 7])
+def weight_bits(request, monkeypatch):
+    """Bits of int8 weights: 8 as on a CPU with VNNI, and 7 as on one without, where sums of products would overflow."""
+    from deploykit import hardware
+
+    if request.param == 8 and hardware.saturates_int8():
+        pytest.skip("this CPU saturates, and would compute something else")
+    features = {8: ("avx2", "avx_vnni"), 7: ("avx2", "avx512f")}[request.param]
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def padded(sentences, tokenizer):
     """`padded(start, stop, side="right", rows=4) -> list of batches` of sentences."""

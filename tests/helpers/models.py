@@ -113,7 +113,7 @@ def set_times(patch, of):
 
     patch.setattr(timing, "latencies", latencies)
     patch.setattr(timing, "rates", rates)
-    patch.setattr(timing, "typical", lambda *_: 1.0)
+    patch.setattr(timing, "typical", lambda predictors, *_: (dict.fromkeys(predictors, 1.0), 0.0))
     patch.setattr(timing, "cost", lambda *_: Cost(fixed=0.25))
 
 

@@ -20,11 +20,11 @@ ELSEWHERE = Execution(threads=1, streams=2, features=("avx2", "avx1024"))  # no 
 
 @pytest.fixture
 def made(tmp_path, tiny_artifact, tiny_graph):
-    """`made(execution, floating=True)`: a chosen graph, and a float graph with other answers beside it."""
+    """`made(execution, floating=True, **facts)`: a chosen graph, and a float graph with other answers beside it."""
 
-    def build(execution, floating=True):
+    def build(execution, floating=True, **facts):
         fill = (lambda folder: tiny_graph(folder / FLOAT_GRAPH, seed=1)) if floating else None
-        return tiny_artifact(tmp_path / "made", fill, execution=execution)
+        return tiny_artifact(tmp_path / "made", fill, execution=execution, **facts)
 
     return build
 
@@ -40,7 +40,7 @@ def warnings(caplog):
 
 
 def test_nothing_to_fall_back_to(made):
-    found = made(ELSEWHERE, floating=False)
+    found = made(ELSEWHERE, floating=False, weights_precision="int8")
     message = (
         r"^this CPU lacks avx1024, which the choice of model\.onnx relied on, and .*made carries no float graph to"
         r" fall back to\. Use a machine like the one where it was chosen, or run the recipe on this one\.$"
@@ -119,12 +119,13 @@ def test_an_engine_that_is_not_installed(made, caplog, floating, graph):
 
 
 @pytest.mark.usefixtures("no_openvino")
-def test_an_engine_that_is_not_installed_and_nothing_to_fall_back_to(made):
-    chosen = Execution(engine="openvino", features=hardware.CPU_FEATURES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "cpu_features", lambda: hardware.CPU_FEATURES)
-        with pytest.raises(ArtifactError, match=r"openvino cannot run .*'\.\[openvino\].*carries no float graph"):
-            fallback.load(made(chosen, floating=False), 1)
+@pytest.mark.parametrize("features", [(), ("avx512_vnni",)])  # int8 relies on nothing where the CPU has nothing for it
+@pytest.mark.parametrize("weights", ["int8", "int4", "float16"])
+def test_weights_that_are_not_in_float_are_nothing_to_fall_back_to(made, features, weights, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
+    chosen = Execution(engine="openvino", features=features)
+    with pytest.raises(ArtifactError, match=r"openvino cannot run .*'\.\[openvino\].*carries no float graph"):
+        fallback.load(made(chosen, floating=False, weights_precision=weights), 1)
 
 
 def test_a_graph_that_its_engine_cannot_read(made, caplog):

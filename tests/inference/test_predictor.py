@@ -8,6 +8,7 @@ import pytest
 
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, MethodError, ModelError
+from deploykit.inference import predictor as module
 from deploykit.inference.predictor import Predictor, batches
 
 LABELS = ("O", "B-NAME", "I-NAME")
@@ -217,3 +218,22 @@ def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):
 def test_another_number_of_cores_goes_where_it_went_before(threads, streams, cores, expected):
     there = Execution(threads=threads, streams=streams).on(cores)
     assert (there.threads, there.streams) == expected
+
+
+def test_threads_are_started_for_several_batches_at_once_and_kept(found, monkeypatch):
+    pools = []
+
+    class Pool(module.ThreadPoolExecutor):
+        def __init__(self, *how, **named):
+            pools.append(self)
+            super().__init__(*how, **named)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    one, two = (Predictor.load(found, 2, Execution(streams=streams)) for streams in (1, 2))
+    texts = ["a film", "the plot was awful and i saw it with my friends"] * 9
+    alone = one.predict(texts)
+    assert (two.predict(["a film"])[0] == one.predict(["a film"])[0]).all()
+    assert pools == []
+    for _ in range(2):
+        np.testing.assert_array_equal(two.predict(texts, batch_tokens=16), alone)
+    assert len(pools) == 1

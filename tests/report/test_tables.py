@@ -39,5 +39,10 @@ def test_a_row_shows_what_the_stage_measured_on_the_test_split(steps):
     ]
 
 
+def test_a_time_of_a_busy_machine_says_so(steps):
+    busy, quiet = (steps[0].model_copy(update={"waited_share": share}) for share in (0.06, 0.04))
+    assert [row[-1] for row in tables.rows((busy, quiet))] == ["12.3 ms, busy", "12.3 ms"]
+
+
 def test_a_stage_that_was_skipped_shows_what_is_given_for_its_seconds(steps):
     assert [row[1] for row in tables.rows(steps, {"train": "skipped"})] == ["skipped", "2"]

@@ -1,4 +1,8 @@
 import dataclasses
+import errno
+import logging
+import os
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -206,6 +210,107 @@ def test_one_that_cannot_be_made_says_why_and_stops_nothing(bench, clock, monkey
     assert kept(candidates) == "dynamic int8, onnxruntime"
 
 
+class NativeError(Exception):
+    """What a library raises: none of ours."""
+
+
+def fail(*_, **__):
+    raise NativeError("[ONNXRuntimeError] : 9 :\n NOT_IMPLEMENTED")
+
+
+def failing(kind, monkeypatch):
+    """Makes the library fail that quantizes, opens or runs graphs with bytes; returns how the reason begins."""
+    if kind == "quantize":
+        monkeypatch.setattr(dynamic, "quantize", fail)
+        return "cannot be made: "
+    opened = Bench.open
+
+    def broken(self, spec):
+        predictor = opened(self, spec)
+        if spec.quantizer != "dynamic":
+            return predictor
+        return fail() if kind == "open" else replace(predictor, engine=Broken(predictor.engine))
+
+    monkeypatch.setattr(Bench, "open", broken)
+    return "cannot be run: "
+
+
+class Broken:
+    """An engine that fails at each batch."""
+
+    def __init__(self, engine):
+        self.shape, self.execution, self.run = engine.shape, engine.execution, fail
+
+
+@pytest.mark.parametrize("kind", ["quantize", "open", "run"])
+def test_a_library_that_fails_at_one_candidate_stops_nothing(kind, bench, monkeypatch, caplog):
+    reason = failing(kind, monkeypatch)
+    with caplog.at_level(logging.DEBUG, "deploykit.selection.search"):
+        _, candidates = search.search([FLOAT, DYNAMIC], bench, auto.Options(minutes=0.2))
+    assert kept(candidates) == "float32, onnxruntime"
+    assert candidates[1].reason == reason + "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"
+    assert any("NativeError" in str(record.exc_info) for record in caplog.records)
+
+
+@pytest.mark.parametrize("when", ["judge", "measure", "repair"])
+def test_a_library_that_fails_later_stops_nothing_either(when, bench, clock, monkeypatch):
+    clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0, replace(DYNAMIC, keep=("x",)): 2.0})
+    if when == "judge":
+        judge = bench.judge
+        bench = replace(bench, judge=lambda spec, opened: fail() if spec == DYNAMIC else judge(spec, opened))
+    if when == "measure":
+        rates = timing.rates
+
+        def all_fail(engines, *how):
+            broken = any(getattr(engine, "spec", FLOAT) == DYNAMIC for engine in engines.values())
+            return fail() if broken and len(how) == 3 else rates(engines, *how)
+
+        monkeypatch.setattr(timing, "rates", all_fail)
+        run = Named.__init__
+
+        def init(self, engine, spec):
+            run(self, engine, spec)
+            if spec == DYNAMIC:
+                self.run = lambda batch: engine.run(batch) if len(batch["input_ids"]) < 8 else fail()
+
+        monkeypatch.setattr(Named, "__init__", init)
+        bench.drops["dynamic", 0] = 0.0
+    if when == "repair":
+        bench.drops["dynamic", 0] = 0.03
+        monkeypatch.setattr(sensitivity, "rank", fail)
+    _, candidates = search.search([FLOAT, DYNAMIC], bench, auto.Options())
+    assert kept(candidates) == "float32, onnxruntime"
+    expected = "stopped by a gate" if when == "repair" else "cannot be run: [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"
+    assert candidates[1].reason.startswith(expected)
+
+
+def test_a_full_disk_is_no_fault_of_a_candidate(bench, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dynamic, "quantize", full)
+    with pytest.raises(OSError, match="No space left"):
+        search.search([FLOAT, DYNAMIC], bench, auto.Options(minutes=0.2))
+
+
+@pytest.mark.parametrize("error", [ImportError("libtbb.so.12: cannot open shared object file"), OSError("no libtbb")])
+def test_an_engine_that_is_installed_and_broken_is_not_tried(error, monkeypatch, caplog):
+    monkeypatch.delitem(sys.modules, "deploykit.engines.openvino", raising=False)
+    monkeypatch.setattr(engines, "openvino", None, raising=False)
+
+    class Finder:
+        def find_spec(self, name, *_):
+            if name == "openvino":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    candidate_grid._warn.cache_clear()
+    assert candidate_grid.installed() == ["onnxruntime"]
+    assert "the engine openvino cannot be imported here" in caplog.text
+    assert "libtbb" in caplog.text
+
+
 def test_one_whose_answers_are_wrong_is_out(bench, clock):
     clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0})
 
@@ -309,6 +414,48 @@ def test_memory_survives_what_is_half_written(tmp_path, monkeypatch):
     assert measurements.remember(key, lambda: next(calls)) == 1
     assert measurements.remember(measurements.key_of("a", 2), lambda: next(calls)) == 2
     assert measurements.remember(key, lambda: next(calls)) == 1
+
+
+def test_memory_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("a file, and no directory")
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "file" / "cache"))
+    assert [measurements.remember(measurements.key_of("a", 1), lambda: 7) for _ in range(2)] == [7, 7]
+    (line,) = {record.getMessage() for record in caplog.records}
+    assert line.startswith(
+        f"the measurements cannot be kept ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
+    )
+    assert line.endswith("set DEPLOYKIT_CACHE to a directory that can be written.")
+
+
+def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
+    for name in ("DEPLOYKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["unknown"])  # as in a container with a user of its own
+    assert measurements.remember(measurements.key_of("a", 1), lambda: 7) == 7
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the measurements cannot be kept (Could not determine home directory.)")
+
+
+def test_an_error_of_a_measurement_speaks_of_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path))
+    with pytest.raises(NativeError) as caught:
+        measurements.remember(measurements.key_of("a", 1), fail)
+    assert caught.value.__context__ is None
+
+
+def test_memory_forgets_what_was_not_asked_for_for_longest(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(measurements, "MAX_FILES", 4)
+    keys = [measurements.key_of("a", number) for number in range(6)]
+    for age, key in enumerate(keys[:4]):
+        measurements.remember(key, lambda: 1)
+        os.utime(measurements.file_of(key), (1e9 + age, 1e9 + age))
+    measurements.remember(keys[0], lambda: 2)  # asked for again
+    measurements.remember(keys[4], lambda: 1)
+    measurements.remember(keys[5], lambda: 1)
+    assert len(list(tmp_path.rglob("*.json"))) <= 4
+    assert measurements.remember(keys[0], lambda: 2) == 1
+    assert measurements.remember(keys[1], lambda: 2) == 2
 
 
 def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):

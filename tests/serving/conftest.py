@@ -19,9 +19,8 @@ from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.access import keys
 
-# BentoML reads these when it is first imported
+# BentoML reads it when it is first imported
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
-os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 for name in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[name]
 

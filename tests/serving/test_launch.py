@@ -204,6 +204,8 @@ def test_a_serving_process_imports_nothing_of_training(told):
     assert {name.split(".")[1] for name in ours} <= {
         *(
             "errors",
+            "atomic",
+            "no_telemetry",
             "execution",
             "cost",
             "artifact",

@@ -16,6 +16,7 @@ from deploykit import engines, tasks
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, Metric, load_predictions
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError, MissingExtraError
+from deploykit.evaluation.comparison import Comparison
 from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
@@ -299,3 +300,11 @@ def test_packaging_is_compared_with_the_trained_model(packaged):
     assert package.manifest.own["flips"] == []
     assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
     assert set(package.manifest.own["test"]) == {"confusion", "labels"}
+
+
+def test_a_label_with_a_bar_does_not_break_the_table_of_the_card(packaged):
+    _, package = packaged()
+    manifest = package.manifest.model_copy(update={"labels": ("yes|no", "two\nlines")})
+    compared = Comparison.model_validate(package.manifest.own["comparison"])
+    assert "\n| labels | yes\\|no, two lines |\n" in bundle.card(manifest, "a|b", compared, ())
+    assert "\n| what runs | a\\|b |\n" in bundle.card(manifest, "a|b", compared, ())

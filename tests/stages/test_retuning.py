@@ -8,6 +8,7 @@ import onnx
 import pytest
 from models import set_times
 
+from deploykit import artifact
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
@@ -121,6 +122,34 @@ def test_on_another_machine_another_candidate_is_kept_and_the_package_is_whole(p
     np.testing.assert_allclose(np.stack(served), asked.scores, atol=1e-4)
     assert asked.float_scores == golden.load(package).float_scores
     assert set(bundle.requirements(bundle.SERVING_PACKAGES)) == set(again.file("requirements.txt").read_text().split())
+
+
+def test_the_code_is_a_fresh_copy_and_a_signature_stays_behind(package, clock, caplog):
+    library = package.path / artifact.LIBRARY
+    (library / "renamed_since.py").write_text("")
+    (library / "errors.py").write_text("# of an older version\n")
+    (library / "__pycache__").mkdir()
+    (library / "__pycache__" / "errors.cpython-311.pyc").write_bytes(b"")
+    (package.path / artifact.SIGNATURE).write_text("{}")
+
+    def record(content):
+        for name in ("renamed_since.py", "errors.py"):
+            file = library / name
+            entry = {"sha256": artifact.sha256_of(file), "bytes": file.stat().st_size}
+            content["files"][f"{artifact.LIBRARY}/{name}"] = entry
+
+    rewrite(package, record)
+    clock(float32=4.0, dynamic=8.0, static=1.0)
+    found = retuning.retune(package.path, options=auto.Options(engines=("onnxruntime",)))
+    fresh = {file.relative_to(bundle.ROOT).as_posix(): file.read_bytes() for file in bundle.served_files()}
+    files = [file for file in found.file(artifact.LIBRARY).rglob("*") if file.is_file()]
+    assert {file.relative_to(found.file(artifact.LIBRARY)).as_posix(): file.read_bytes() for file in files} == fresh
+    assert not found.file(artifact.SIGNATURE).exists()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == (
+        f"{found.path} is not signed: the signature of {package.path} is of other files. Sign it with:"
+        f" deploykit sign {found.path} --key PRIVATE_KEY"
+    )
 
 
 def test_where_the_float_graph_is_the_fastest_it_is_carried_once(package, clock):

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from deploykit import engines, quantizers
-from deploykit.artifact import GRAPH, Metric
+from deploykit.artifact import GRAPH, Metric, atomic
 from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
-from deploykit.evaluation import timing
+from deploykit.evaluation import bootstrap, timing
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
@@ -31,7 +31,6 @@ Objective = Literal["latency", "throughput"]
 Measure = Callable[[torch.nn.Module], Metric]  # returns the time of a model as a share of the whole model's
 BATCH_TOKENS = (256, 512, 1024, 2048)  # padded tokens per batch to try; the whole model's fastest is used for both
 TIMING_S = 3.0  # spent on each workload
-RESAMPLES = 1000  # of the bootstrap
 
 
 def relative_timer(
@@ -65,9 +64,7 @@ def relative_timer(
             engine = _opened(model, problem, execution, quantizer)
             measured[name] = relative_time(engine, reference, workloads).model_dump()
             work.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".new")
-            temporary.write_text(json.dumps(measured), encoding="utf-8")
-            temporary.replace(file)
+            atomic.write_text(file, json.dumps(measured))
         return Metric(**measured[name])
 
     return measure
@@ -128,9 +125,9 @@ def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Ba
         times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
         ratios.append(times["pruned"] / times["whole"])
     random = np.random.default_rng(0)
-    medians = [np.median(random.choice(ratio, (RESAMPLES, len(ratio))), axis=1) for ratio in ratios]
-    low, high = np.quantile(np.mean(medians, axis=0), [0.025, 0.975])
-    return Metric(value=float(np.mean([np.median(ratio) for ratio in ratios])), low=float(low), high=float(high))
+    medians = [bootstrap.of_values(ratio, bootstrap.median, random) for ratio in ratios]
+    low, high = bootstrap.interval(np.mean(medians, axis=0))
+    return Metric(value=float(np.mean([np.median(ratio) for ratio in ratios])), low=low, high=high)
 
 
 def _run(engine: Engine, workload: Sequence[Batch]) -> None:
