@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from deploykit.artifact import sha256_of
@@ -96,16 +97,22 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:
     """Reads the splits that the section names; the problems of all of them come together."""
-    found: dict[str, examples.Split] = {}
-    problems: list[str] = []
-    for name in NAMES:
-        if getattr(section, name):
-            try:
-                found[name] = examples.parse(name, _table(section, name), task, section)
-            except DataError as error:
-                problems.append(str(error))
-    checks.refuse(problems)
-    return found
+    tables: dict[str, sources.Table] = {}
+    parts: dict[str, examples.Split] = {}
+    problems: dict[str, str] = {}
+    for name in filter(partial(getattr, section), NAMES):
+        try:
+            tables[name] = _table(section, name)
+        except DataError as error:
+            problems[name] = str(error)
+    read = examples.reader(tables.values(), task, section)
+    for name, table in tables.items():
+        try:
+            parts[name] = examples.parse(name, table, task, section, read)
+        except DataError as error:
+            problems[name] = str(error)
+    checks.refuse([problems[name] for name in NAMES if name in problems])
+    return parts
 
 
 def _table(section: DataSection, name: str) -> sources.Table:

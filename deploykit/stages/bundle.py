@@ -30,7 +30,7 @@ SERVED = (
 )
 SERVING_PACKAGES = (
     *("bentoml", "httptools", "numpy", "onnxruntime", "onnxruntime-gpu"),
-    *("prometheus-client", "pydantic", "tokenizers", "uvloop"),
+    *("prometheus-client", "pydantic", "regex", "tokenizers", "uvloop"),
 )  # ONNX Runtime whatever was chosen: the float graph falls back to it
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 
