@@ -14,7 +14,7 @@ from typing import Any
 from deploykit.artifact import sha256_of
 from deploykit.data import checks, examples, sources, splits, statistics
 from deploykit.errors import DataError
-from deploykit.recipe import DataSection, is_file
+from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ def fingerprint(section: DataSection, seed: int) -> str:
     for name in NAMES:
         if content[name] and is_file(content[name]):
             path = sources.require(content[name])
-            content[name] = {"format": path.suffix, "sha256": sha256_of(path)}
+            content[name] = {"format": file_format(path.name), "sha256": sha256_of(path)}
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()
 
 

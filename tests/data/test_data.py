@@ -118,8 +118,8 @@ def test_the_same_rows_in_every_format_are_the_same_data(tmp_path, sentences):
     rows = [{"text": text, "label": int(label == "positive")} for text, label in sentences]
     jsonl(tmp_path / "a.jsonl", rows)
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name, mark in (("a.csv", ","), ("a.tsv", "\t"), ("semicolons.csv", ";")):
-        lines = [f'"{row["text"]}"{mark}{row["label"]}\n' for row in rows]
+    for name, mark, quote in (("a.csv", ",", '"'), ("a.tsv", "\t", ""), ("semicolons.csv", ";", '"')):
+        lines = [f"{quote}{row['text']}{quote}{mark}{row['label']}\n" for row in rows]
         (tmp_path / name).write_text(f"text{mark}label\n" + "".join(lines), encoding="utf-8")
     found = [
         data.load(DataSection(train=str(tmp_path / name)), TEXT, 5)
