@@ -89,8 +89,7 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
         tokenizer: the model's; its `max_tokens` is the limit.
 
     Returns:
-        For each split `mean`, `p50`, `p90`, `p95`, `p99`, `max`, `histogram`, `max_tokens`, `truncated` and
-        `unknown_share`.
+        For each split what `figures.token_lengths` returns.
     """
     return {name: statistics.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 

@@ -16,6 +16,7 @@ from deploykit.modeling.finetuning import Problem, rows
 from deploykit.stages.context import Job
 from deploykit.tokenizer import Tokenizer
 
+MOSTLY_UNKNOWN_SHARE = 0.05  # of texts, from which a warning is given
 log = logging.getLogger(__name__)
 
 
@@ -76,3 +77,10 @@ def _tell(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
             limit = lengths[name]["max_tokens"]
             cut = lengths[name]["truncated"]
             log.warning("%d of %d %s texts are longer than %d tokens and are cut", cut, count, name, limit)
+        unknown = lengths[name]["mostly_unknown"]
+        if unknown > MOSTLY_UNKNOWN_SHARE * count:
+            log.warning(
+                "%d of %d %s texts consist mostly of tokens that the tokenizer does not know, and look alike to the"
+                " model: choose one for their language",
+                *(unknown, count, name),
+            )

@@ -153,6 +153,14 @@ def test_long_texts_are_cut_counted_and_reported(call, caplog, tmp_path, tiny_re
     assert "| train | 283 | 123 | 3 |" in (tmp_path / "runs/tiny/report.md").read_text()
 
 
+def test_texts_that_the_tokenizer_does_not_know_are_warned_about(call, caplog, tmp_path, tiny_recipe):
+    rows = [{"text": f"日本 {'日本 ' * number}", "label": "ab"[number % 2]} for number in range(40)]
+    path = tiny_recipe(tmp_path, data={"train": write_rows(tmp_path / "a.jsonl", rows)})
+    code, _, message = call("run", path, "--until", "train", "--set", "train.epochs=1")
+    assert code == 0, message
+    assert "32 of 32 train texts consist mostly of tokens that the tokenizer does not know" in caplog.text
+
+
 # The model
 
 
