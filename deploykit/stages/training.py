@@ -1,6 +1,7 @@
 """The first stage: a base model becomes a fine-tuned checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -12,8 +13,9 @@ from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finetuning import Problem, rows
+from deploykit.modeling.finetuning import Problem, Row, rows
 from deploykit.stages.context import Job
+from deploykit.tasks import Task
 from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts, from which a warning is given
@@ -39,6 +41,7 @@ def train(job: Job) -> Artifact:
         _tell(dataset, lengths)
 
         learned, judged = (rows(task, tokenizer, part, dataset.labels) for part in (dataset.train, dataset.validation))
+        _tell_of_spans(task, learned, dataset.labels)
         problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
@@ -84,3 +87,18 @@ def _tell(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
                 " model: choose one for their language",
                 *(unknown, count, name),
             )
+
+
+def _tell_of_spans(task: Task, learned: Sequence[Row], labels: Sequence[str]) -> None:
+    """Warns of spans that the tokenizer makes impossible, where the task has spans."""
+    inexpressible = getattr(task, "inexpressible", None)
+    if inexpressible is None:
+        return
+    pairs = [(row.example, span) for row in learned for span in inexpressible(row.example, row.encoding, labels)]
+    if pairs:
+        example, span = pairs[0]
+        log.warning(
+            "%d of %d spans of the training split begin or end inside a token of the model's tokenizer, such as %r: no"
+            " answer can give them. Choose a model whose tokenizer cuts there, or spans of whole tokens",
+            *(len(pairs), sum(len(row.example.spans) for row in learned), example.text[span.start : span.end]),
+        )

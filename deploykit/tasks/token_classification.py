@@ -181,6 +181,18 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
     return found
 
 
+def inexpressible(example: Example, encoding: Encoding, labels: Sequence[str]) -> list[Span]:
+    """Lists the spans that begin or end inside a token, so that no model with this tokenizer can answer them."""
+    targets_of_tokens = loss_targets(example, encoding, labels)
+    certain = np.eye(len(labels), dtype=np.float32)[np.maximum(targets_of_tokens, 0)] * UNSEEN_LOGIT
+    best = scores(certain, example.text, encoding).argmax(axis=-1)
+    possible = set(entities([labels[index] for index in best]))
+    true = entities([labels[index] for index in targets(example, labels)])
+    read = first_tokens(example.text, encoding) >= 0
+    pairs = zip(example.spans, true, strict=True)
+    return [span for span, entity in pairs if entity not in possible and read[[*entity[1:]]].all()]
+
+
 def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
     """Takes each unit's scores from the window that shows most of what stands around it.
 

@@ -267,6 +267,18 @@ def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
     assert (entity.label, entity.text) == ("PLACE", "北京")
 
 
+def test_spans_that_the_tokens_cannot_express_are_listed(tokenizer):
+    text = "在北京 Anna 7kg"
+    (encoding,) = tokenizer.encode(["a b c d"])
+    offsets = np.array([[0, 0], [0, 2], [2, 3], [4, 8], [9, 12]])  # Anna is a token, 7kg is one, and so is 在北
+    coarse = type(encoding)(encoding.ids[:5], encoding.type_ids[:5], offsets, 0, False)
+    spans = (Span(1, 3, "PLACE"), Span(4, 8, "NAME"), Span(9, 10, "NAME"))
+    example = Example(text, spans=spans)
+    assert task.inexpressible(example, coarse, LABELS) == [spans[0], spans[2]]
+    cut = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], offsets[:3], 0, True)
+    assert task.inexpressible(example, cut, LABELS) == [spans[0]]  # those that were cut off are another matter
+
+
 def test_a_word_of_which_only_the_beginning_was_read_is_answered_whole(tokenizer):
     (encoding,) = tokenizer.encode(["a b"])
     cut = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], np.array([[0, 0], [3, 6], [0, 0]]), 0, True)
