@@ -17,18 +17,18 @@ JOINED = (
 )
 BY_CHARACTER = rf"{JOINED}\p{{Hangul}}"
 IN_WORD = r"\w\p{N}\p{M}\u00ad\u200c\u200d"  # with soft hyphens and the joiners of Persian and Indic scripts
-INVISIBLE = r"\s\p{Cc}\p{Cf}"
+UNSEEN = r"\s\p{C}"  # white space, and characters without a shape of their own, which tokenizers drop
 WORD = rf"[[\w\p{{N}}]--[{BY_CHARACTER}\p{{Nd}}]][[{IN_WORD}]--[{BY_CHARACTER}--\p{{M}}]]*"
 UNIT = regex.compile(
     rf"(?V1){WORD}"
     r"|\p{Nd}[\p{Nd}\p{M}]*"  # a number that letters follow is a unit of its own: 7kg
-    rf"|(?:(?=[{BY_CHARACTER}])|(?![{INVISIBLE}\w\p{{N}}]))\X"
+    rf"|(?:(?=[{BY_CHARACTER}])|(?![{UNSEEN}\w\p{{N}}]))\X"
 )
 TOUCHES = regex.compile(rf"(?V1)[{JOINED}\p{{EA=F}}]")
 
 
 def units(text: str) -> Int64:
-    """Returns the character offsets of the units of a text, shape `(units, 2)`; white space is in none of them."""
+    """Returns the character offsets of the units of a text, shape `(units, 2)`; white space begins none of them."""
     return np.array([match.span() for match in UNIT.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 

@@ -6,6 +6,7 @@ offsets; units that share a token are parts of one entity or of none. Data comes
 with character spans, which begin and end where units do.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -95,8 +96,9 @@ def _from_tags(tokens: Any, tags: Any, canonical: Callable[[str], str]) -> Examp
     text, places = join(tokens)
     if not text.strip():
         raise ValueError("all tokens are white space")
-    spans = [Span(places[first][0], places[last][1], label) for label, first, last in entities([*map(canonical, tags)])]
-    return _example(text, spans)
+    found = entities([*map(canonical, tags)])
+    spans = [Span(places[first][0], places[last][1], label) for label, first, last in found]
+    return _example(text, [span for span in spans if UNIT.search(text, span.start, span.end)])  # of what can be seen
 
 
 def _example(text: str, spans: Sequence[Span]) -> Example:
@@ -105,16 +107,18 @@ def _example(text: str, spans: Sequence[Span]) -> Example:
     Raises:
         ValueError: a span covers no unit or cuts one, or two overlap.
     """
-    places, whole = units(text), list[Span]()
+    starts, ends = units(text).T.tolist()
+    whole: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
-        inside = places[(places[:, 0] < span.end) & (places[:, 1] > span.start)]
+        first, last = bisect_right(ends, span.start), bisect_left(starts, span.end) - 1
         name = f"the span {span.start}-{span.end} {text[span.start : span.end]!r}"
-        if not len(inside):
+        if last < first:
             raise ValueError(f"{name} covers no word of the text, expected at least one")
-        for start, end in inside[[0, -1]].tolist():
-            if start < span.start or end > span.end:
-                raise ValueError(f"{name} begins or ends inside the word {text[start:end]!r}, expected whole words")
-        whole.append(Span(int(inside[0, 0]), int(inside[-1, 1]), span.label))
+        for unit in (first, last):
+            if starts[unit] < span.start or ends[unit] > span.end:
+                word = text[starts[unit] : ends[unit]]
+                raise ValueError(f"{name} begins or ends inside the word {word!r}, expected whole words")
+        whole.append(Span(starts[first], ends[last], span.label))
     for before, after in pairwise(whole):
         if after.start < before.end:
             raise ValueError(f"the spans {before} and {after} overlap, expected one label a word")
@@ -134,11 +138,13 @@ def classes(example: Example) -> tuple[str, ...]:
 
 def targets(example: Example, labels: Sequence[str]) -> Int64:
     """Returns the true BIO label of each unit, shape `(units,)`."""
-    found = np.zeros(len(places := units(example.text)), dtype=np.int64)
-    for span in example.spans:
-        inside = np.flatnonzero((places[:, 0] < span.end) & (places[:, 1] > span.start))
-        found[inside] = labels.index(f"I-{span.label}")
-        found[inside[:1]] = labels.index(f"B-{span.label}")
+    starts, ends = units(example.text).T
+    found = np.zeros(len(starts), dtype=np.int64)
+    first = np.searchsorted(ends, [span.start for span in example.spans], side="right")
+    last = np.searchsorted(starts, [span.end for span in example.spans], side="left")
+    for span, begin, end in zip(example.spans, first, last, strict=True):
+        found[begin:end] = labels.index(f"I-{span.label}")
+        found[begin : min(begin + 1, end)] = labels.index(f"B-{span.label}")
     return found
 
 

@@ -144,6 +144,13 @@ def test_tags_become_spans(tags, spans):
     assert found == Example("a bb ccc", spans=tuple(Span(*span) for span in spans))
 
 
+def test_a_tag_on_what_cannot_be_seen_labels_nothing():
+    tokens, tags = ["Anna", "\uf0b7", "Lee", "\u200b"], ["B-X", "I-X", "I-X", "B-Y"]
+    assert task.read({"tokens": tokens, "tags": tags}, TAGS) == Example(
+        "Anna \uf0b7 Lee \u200b", spans=(Span(0, 10, "X"),)
+    )
+
+
 def test_spans_are_sorted():
     spans = [{"start": 18, "end": 24, "label": "PLACE"}, {"start": 0, "end": 8, "label": "NAME"}]
     assert task.read({"text": TEXT, "spans": spans}, SPANS) == EXAMPLE
