@@ -3,7 +3,7 @@ import pytest
 
 from deploykit.tasks import IGNORED, Example, Span, softmax
 from deploykit.tasks import token_classification as task
-from deploykit.tokenizer import Tokenizer, Window
+from deploykit.tokenizer import Tokenizer, Window, joined
 
 TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
 SPANS = {**TAGS, "spans": "spans"}
@@ -320,6 +320,23 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     windows = [Window("alpha", 0, None), Window("eta gamma", 7, None)]
     lost = task.merge([found[0][:1], found[1]], windows, text)
     assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
+
+
+@pytest.mark.parametrize(
+    ("sentence", "spans"),
+    [("张伟住在北京。", [(0, 2), (4, 6)]), ("वह हिन्दी बोलता है। ", [(3, 9)]), ("7kg 在 café́ Lee ", [(0, 1), (6, 11)])],
+)
+def test_windows_over_a_long_text_of_any_script_lose_nothing(sentence, spans, tokenizer_folder):
+    text, size = sentence * 12, len(sentence)
+    found = [Span(start + size * n, end + size * n, "NAME") for n in range(12) for start, end in spans]
+    example = Example(text, spans=tuple(found))
+    (windows,) = Tokenizer.load(tokenizer_folder, max_tokens=16).windows([text], 64)
+    assert len(windows) > 3
+    label_of = dict(zip(task.units(text)[:, 0].tolist(), task.targets(example, LABELS).tolist(), strict=True))
+    parts = [[label_of.get(start + window.start, 0) for start, _ in task.units(window.text)] for window in windows]
+    merged = task.merge([logits_for(part) for part in parts], windows, text)
+    answer = task.answer(merged, text, joined(windows), LABELS)
+    assert [Span(entity.start, entity.end, entity.label) for entity in answer.entities] == found
 
 
 def test_what_was_not_read_has_no_units():
