@@ -9,6 +9,7 @@ import os
 import tempfile
 from itertools import product
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -27,6 +28,8 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
+hypothesis.settings.register_profile("quiet", deadline=None, database=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("quiet")
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")

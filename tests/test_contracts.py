@@ -19,7 +19,7 @@ from deploykit.modeling import checkpoint
 from deploykit.modeling.finetuning import FitOptions, Row, collate, inputs
 from deploykit.recipe import template
 from deploykit.stages import exporting
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORED, Example
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -185,7 +185,9 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
 
     tokenizer = made.tokenizer or problem.tokenizer
     encodings = tokenizer.encode(problem.texts[:8])
-    rows = [Row(encoding, encoding.ids) for encoding in encodings]
+    rows = [
+        Row(encoding, encoding.ids, Example(text)) for encoding, text in zip(encodings, problem.texts[:8], strict=True)
+    ]
     batch = collate(tokenizer, rows)
     checkpoint.save(made.model, tmp_path / "saved")
     loaded = checkpoint.load(tmp_path / "saved")

@@ -8,12 +8,13 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from deploykit.artifact import sha256_of
 from deploykit.data import checks, examples, sources, splits, statistics
 from deploykit.errors import DataError
-from deploykit.recipe import DataSection, is_file
+from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
 
@@ -76,7 +77,7 @@ def fingerprint(section: DataSection, seed: int) -> str:
     for name in NAMES:
         if content[name] and is_file(content[name]):
             path = sources.require(content[name])
-            content[name] = {"format": path.suffix, "sha256": sha256_of(path)}
+            content[name] = {"format": file_format(path.name), "sha256": sha256_of(path)}
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()
 
 
@@ -88,24 +89,29 @@ def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
         tokenizer: the model's; its `max_tokens` is the limit.
 
     Returns:
-        For each split `mean`, `p50`, `p90`, `p95`, `p99`, `max`, `histogram`, `max_tokens`, `truncated` and
-        `unknown_share`.
+        For each split what `figures.token_lengths` returns.
     """
     return {name: statistics.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 
 
 def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:
     """Reads the splits that the section names; the problems of all of them come together."""
-    found: dict[str, examples.Split] = {}
-    problems: list[str] = []
-    for name in NAMES:
-        if getattr(section, name):
-            try:
-                found[name] = examples.parse(name, _table(section, name), task, section)
-            except DataError as error:
-                problems.append(str(error))
-    checks.refuse(problems)
-    return found
+    tables: dict[str, sources.Table] = {}
+    parts: dict[str, examples.Split] = {}
+    problems: dict[str, str] = {}
+    for name in filter(partial(getattr, section), NAMES):
+        try:
+            tables[name] = _table(section, name)
+        except DataError as error:
+            problems[name] = str(error)
+    read = examples.reader(tables.values(), task, section)
+    for name, table in tables.items():
+        try:
+            parts[name] = examples.parse(name, table, task, section, read)
+        except DataError as error:
+            problems[name] = str(error)
+    checks.refuse([problems[name] for name in NAMES if name in problems])
+    return parts
 
 
 def _table(section: DataSection, name: str) -> sources.Table:

@@ -4,11 +4,11 @@ A table that lacks a column is refused with the columns it has; rows that the ta
 with their lines. Nothing is repaired and nothing is left out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deploykit.data.sources import Broken, Row, Table
 from deploykit.errors import DataError
@@ -19,6 +19,7 @@ LISTED = 10  # how many lines a message shows
 ROLES = ("text", "text_pair", "label", "tokens", "tags", "spans")
 Key = tuple[str, str | None]
 T = TypeVar("T")
+Read = Callable[[Mapping[str, Any]], Example]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,20 @@ class Split:
         return Split(name, self.source, self.unit, examples, lines)
 
 
-def parse(name: str, table: Table, task: Task, section: DataSection) -> Split:
+def reader(tables: Iterable[Table], task: Task, section: DataSection) -> Read:
+    """Returns what reads a row.
+
+    Args:
+        tables: all of the data set: what a row means may depend on others, as the scheme of tags does.
+        task: gives rows their meaning; one whose rows depend on others has a function `reader(rows, columns)`.
+        section: names the columns.
+    """
+    columns, rows = _columns(section), (row.values for table in tables for row in table.rows)
+    whole: Callable[..., Read] | None = getattr(task, "reader", None)
+    return whole(rows, columns) if whole else lambda row: task.read(row, columns)
+
+
+def parse(name: str, table: Table, task: Task, section: DataSection, read: Read | None = None) -> Split:
     """Reads every row with the task.
 
     Args:
@@ -45,17 +59,18 @@ def parse(name: str, table: Table, task: Task, section: DataSection) -> Split:
         table: what the source holds.
         task: gives rows their meaning.
         section: names the columns.
+        read: what reads a row, where the table is a part of a data set; see `reader`.
 
     Raises:
         DataError: a column is missing, or rows are broken; lists ten of them and counts the rest.
     """
-    columns: dict[str, str | None] = {role: getattr(section, role) for role in ROLES}
+    columns, read = _columns(section), read or reader([table], task, section)
     missing = _missing_columns(table, task, columns)
     if missing:
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
     examples, lines, broken = [], [], list(table.broken)
     for row in table.rows:
-        found = _example(row, task, columns)
+        found = _example(row, read)
         if isinstance(found, Broken):
             broken.append(found)
         else:
@@ -66,9 +81,13 @@ def parse(name: str, table: Table, task: Task, section: DataSection) -> Split:
     return Split(name, table.name, table.unit, tuple(examples), tuple(lines))
 
 
-def _example(row: Row, task: Task, columns: Mapping[str, str | None]) -> Example | Broken:
+def _columns(section: DataSection) -> dict[str, str | None]:
+    return {role: getattr(section, role) for role in ROLES}
+
+
+def _example(row: Row, read: Read) -> Example | Broken:
     try:
-        example = task.read(row.values, columns)
+        example = read(row.values)
     except KeyError as error:
         return Broken(row.line, f"has no {error.args[0]!r}")
     except ValueError as error:

@@ -2,13 +2,11 @@
 
 Text formats are read with the standard library, so that every row knows the line on which it starts. A
 row that cannot be read is kept as a complaint and never dropped; what the columns mean is left to
-`examples.py`. Nothing here runs code that a data set brings along.
+`examples.py`, bytes to `files.py`, delimiters to `delimited.py`. Nothing here runs code that a data set brings along.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +15,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+from deploykit.data import delimited, files
 from deploykit.errors import DataError
 from deploykit.methods import did_you_mean
-from deploykit.recipe import is_file
+from deploykit.recipe import expanded, file_format, is_file
 
-FORMATS = "csv, tsv, jsonl, json (one object a line) or parquet"
-LONGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters unless told otherwise
+FORMATS = "csv, tsv, jsonl, json (one object a line) or parquet, all of them also compressed: .gz, .bz2, .xz"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def texts(source: str) -> list[str]:
         DataError: the file is missing, is not UTF-8, or has rows that cannot be read.
     """
     if not is_file(source):
-        return _text(require(source)).split("\n")
+        return files.text(require(source)).split("\n")
     table = read(source)
     for broken in table.broken:
         raise DataError(f"{source}, {table.unit} {broken.line}: {broken.why}.")
@@ -91,7 +89,7 @@ def require(source: str) -> Path:
     Raises:
         DataError: there is none; names the nearest file beside it.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.is_file():
         return path
     if path.is_dir():
@@ -102,28 +100,15 @@ def require(source: str) -> Path:
 
 
 def _read_file(path: Path) -> Table:
-    readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], Table]] = {"csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}
     try:
-        return readers.get(path.suffix, _read_json_lines)(require(str(path)))
+        return readers.get(file_format(path.name) or "", _read_json_lines)(require(str(path)))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}, line {line}."
-            " Save it as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from None
-
-
 def _read_csv(path: Path) -> Table:
-    text = _text(path)
-    lines = list(_csv_lines(text, "\t" if path.suffix == ".tsv" else _mark(text)))
+    lines, suspicious = delimited.rows(files.text(path), tabs=file_format(path.name) == "tsv")
     if not lines:
         return Table(str(path), "line", (), ())
     (first, header), *body = lines
@@ -134,8 +119,8 @@ def _read_csv(path: Path) -> Table:
         raise DataError(f"{path}, line {first}: the column {twice[0]!r} stands there twice. Give each its own name.")
     rows, broken = [], []
     for line, fields in body:
-        if isinstance(fields, str):
-            broken.append(Broken(line, fields))
+        if isinstance(fields, str) or line in suspicious:
+            broken.append(Broken(line, fields if isinstance(fields, str) else suspicious[line]))
         elif len(fields) != len(header):
             broken.append(
                 Broken(line, f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})")
@@ -145,35 +130,9 @@ def _read_csv(path: Path) -> Table:
     return Table(str(path), "line", tuple(header), tuple(rows), tuple(broken))
 
 
-def _mark(text: str) -> str:
-    """Returns what parts the columns: spreadsheets write semicolons where the comma is that of decimals."""
-    header = text.partition("\n")[0]
-    return ";" if ";" in header and "," not in header else ","
-
-
-def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Yields the line on which each row starts with its fields, or with what is wrong in it."""
-    limit = csv.field_size_limit(LONGEST_FIELD)
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        while True:
-            start = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield start, f"{error}; is a quotation mark missing or not doubled?"
-            else:
-                if fields:  # an empty line is no row
-                    yield start, fields
-    finally:
-        csv.field_size_limit(limit)
-
-
 def _read_json_lines(path: Path) -> Table:
-    text = _text(path)
-    if path.suffix == ".json" and text.lstrip().startswith("["):
+    text = files.text(path)
+    if file_format(path.name) == "json" and text.lstrip().startswith("["):
         raise DataError(f"{path} is one JSON list, expected one object a line. Convert it with: jq -c '.[]'")
     rows, broken = [], []
     for line, content in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 as well
@@ -194,7 +153,8 @@ def _read_json_lines(path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     try:
-        table = pyarrow.parquet.read_table(path)
+        packed = path.suffix.lower() in files.DECOMPRESS
+        table = pyarrow.parquet.read_table(pa.BufferReader(files.content(path)) if packed else path)
     except pa.ArrowException as error:
         raise DataError(f"{path} is no parquet file that can be read: {error}") from error
     return _table(str(path), tuple(table.column_names), table.to_pylist())

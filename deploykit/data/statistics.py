@@ -3,8 +3,10 @@
 Everything returned here can be written as JSON. What is odd but no error becomes a sentence in `warnings`.
 """
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +20,7 @@ from deploykit.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99)
 BINS = 20
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 BATCH = 1024  # texts tokenized at a time
 SKEWED = 10.0  # imbalance from which a warning is given
 
@@ -63,23 +66,27 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
         tokenizer: stays as it is.
 
     Returns:
-        What `distribution` gives, and `max_tokens`, `truncated` (how many texts are longer than that) and
-        `unknown_share` (of all tokens).
+        What `distribution` gives, and `max_tokens`, `truncated` (how many texts are longer than that),
+        `unknown_share` (of all tokens that are not special) and `mostly_unknown` (how many texts are unknown by more
+        than half).
     """
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.no_truncation()
     lengths: list[int] = []
-    unknown = 0
+    ordinary: list[int] = []  # tokens that are not special
+    unknown: list[int] = []
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
         for found in backend.encode_batch([row.text if row.pair is None else (row.text, row.pair) for row in batch]):
             lengths.append(len(found.ids))
-            unknown += found.ids.count(tokenizer.unknown_id)
+            unknown.append(found.ids.count(tokenizer.unknown_id))
+            ordinary.append(found.special_tokens_mask.count(0))
     return {
         **distribution(lengths),
         "max_tokens": tokenizer.max_tokens,
         "truncated": sum(length > tokenizer.max_tokens for length in lengths),
-        "unknown_share": round(unknown / max(1, sum(lengths)), 6),
+        "unknown_share": round(sum(unknown) / max(1, sum(ordinary)), 6),
+        "mostly_unknown": sum(2 * a > b for a, b in zip(unknown, ordinary, strict=True)),
     }
 
 
@@ -123,6 +130,16 @@ def _without_spans(examples: Sequence[Example]) -> float:
     return round(sum(not example.spans for example in examples) / len(examples), 4)
 
 
+def _alike(labels: Iterable[str]) -> list[list[str]]:
+    """Groups labels that mean the same to a reader: by their letters without case, or by their value."""
+    groups: dict[object, list[str]] = {}
+    for label in sorted(labels):
+        letters = "".join(unicodedata.normalize("NFKC", label).casefold().split())
+        letters = "".join(letter for letter in letters if unicodedata.category(letter) not in ("Cc", "Cf"))
+        groups.setdefault(float(letters) if NUMBER.fullmatch(letters) else letters, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _warnings(figures: Mapping[str, Any]) -> Iterator[str]:
     for name, count in figures["duplicates"].items():
         if count:
@@ -130,6 +147,12 @@ def _warnings(figures: Mapping[str, Any]) -> Iterator[str]:
     for name, count in figures["conflicts"].items():
         if count:
             yield f"{count} of them in the {name} split have another label than the first; one of the two is wrong."
+    for alike in _alike({label for counts in figures["labels"].values() for label in counts}):
+        *others, last = map(repr, alike)
+        yield (
+            f"the labels {', '.join(others)} and {last} differ only in case, in characters that cannot be seen, or in"
+            " how a number is written: write them in one way, if they mean the same."
+        )
     for names, count in figures["leakage"].items():
         if count:
             one, other = names.split("/")

@@ -1,4 +1,4 @@
-"""The metrics that tasks name, with bootstrap intervals: of units by scikit-learn, of entities as CoNLL counts them.
+"""The metrics that tasks name, with bootstrap intervals: of units by scikit-learn, of entities by seqeval.
 
 Rows are lists of arrays `(units,)` of label indices. For the interval of a metric that is a ratio of
 counts, the counts are summed over resampled rows: the same value as the library's, a thousand times
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import seqeval.metrics
 from scipy.sparse import coo_array, csr_array
 from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.metrics import f1_score as flat_f1_score
@@ -19,10 +20,10 @@ from sklearn.metrics import f1_score as flat_f1_score
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap
 from deploykit.tasks import Float32, Int64, softmax
+from deploykit.tasks._tags import entities
 
 Rows = Sequence[Int64]
 Table = Any  # a sparse array: what is counted in each row
-OUTSIDE = "O"  # the label of what belongs to no entity; all others begin with B- or I-
 BINS = 15  # of the calibration error
 
 
@@ -39,7 +40,8 @@ def macro_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
 
 def entity_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
     """Returns the micro-averaged F1 of whole entities, as in CoNLL: right only if both ends and label are."""
-    return float(ratio("entity_f1", counts("entity_f1", gold, predicted, labels).sum(axis=0)))
+    tags = [[[labels[index] for index in row] for row in rows] for rows in (gold, predicted)]
+    return float(seqeval.metrics.f1_score(*tags, average="micro", zero_division=0))
 
 
 METRICS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
@@ -235,13 +237,5 @@ def _true_units(gold: Int64, predicted: Int64, labels: Sequence[str]) -> list[tu
 
 
 def _spans(row: Int64, labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Returns label, first and last unit of each entity: an I- label continues one of its name, or begins one."""
-    found, name, begun = set[tuple[str, int, int]](), "", 0
-    for place, tag in enumerate((*(labels[index] for index in row), OUTSIDE)):
-        prefix, _, label = tag.partition("-")
-        if name and (prefix != "I" or label != name):
-            found.add((name, begun, place - 1))
-            name = ""
-        if label and not name:
-            name, begun = label, place
-    return found
+    """Returns label, first and last unit of each entity."""
+    return set(entities([labels[index] for index in row]))

@@ -23,15 +23,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from deploykit import hardware
 from deploykit.artifact import WEIGHTS
 from deploykit.evaluation import metrics
+from deploykit.inference.predictor import batches
 from deploykit.methods import Options
 from deploykit.modeling.deadline import Deadline
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import input_names
-from deploykit.tasks import IGNORED, Example, Int64, Task
+from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
 STATE = "trainer_state.json"  # what the Trainer writes last
+JUDGED_TOKENS = 2048  # of a padded batch of validation rows
 LOGGED_STEPS = 20  # points of the learning curve in an epoch
 log = logging.getLogger(__name__)
 
@@ -65,10 +67,11 @@ class FitOptions(Options):
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenized input and what the loss compares: shape `()` or `(tokens,)`."""
+    """One tokenized input, what the loss compares, of shape `()` or `(tokens,)`, and what both were made of."""
 
     encoding: Encoding
     target: Int64
+    example: Example
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: 
     """Tokenizes examples and their targets."""
     encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
     return tuple(
-        Row(encoding, task.loss_targets(found, encoding, labels))
+        Row(encoding, task.loss_targets(found, encoding, labels), found)
         for found, encoding in zip(examples, encodings, strict=True)
     )
 
@@ -135,7 +138,8 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
         eval_dataset=_Rows(problem.validation),
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
         compute_loss_func=loss,
-        compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
+        compute_metrics=lambda _: quality(model, problem),
+        preprocess_logits_for_metrics=lambda _, labels: labels.new_zeros(len(labels)),  # all logits fill the memory
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
     )
@@ -281,13 +285,25 @@ def newest_checkpoint(work: Path) -> Path | None:
     return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
-def _judge(problem: Problem, logits: np.ndarray[Any, Any], targets: Int64) -> dict[str, float]:
-    found = logits[0] if isinstance(logits, tuple) else logits
-    targets = targets.reshape(len(targets), -1)
-    best = found.argmax(axis=-1).reshape(len(targets), -1)
-    shown = [row != IGNORED for row in targets]
-    gold = [row[mask] for row, mask in zip(targets, shown, strict=True)]
-    predicted = [row[mask] for row, mask in zip(best, shown, strict=True)]
+@torch.inference_mode()
+def quality(model: torch.nn.Module, problem: Problem) -> dict[str, float]:
+    """Returns the task's metrics on the validation rows as the stages compute them: what was cut off counts as well.
+
+    Args:
+        model: in evaluation mode.
+        problem: its validation rows are judged.
+    """
+    rows, scores = problem.validation, dict[int, Float32]()
+    device = next(model.parameters()).device
+    for indices in batches([len(row.encoding) for row in rows], JUDGED_TOKENS):
+        part = [rows[index] for index in indices]
+        batch = {name: tensor.to(device) for name, tensor in collate(problem.tokenizer, part).items()}
+        logits = model(**inputs(model, batch))["logits"].float().cpu().numpy()
+        for index, row, found in zip(indices, part, logits, strict=True):
+            real = found[problem.tokenizer.place(len(row.encoding), len(found))] if found.ndim == 2 else found
+            scores[index] = problem.task.scores(real, row.example.text, row.encoding)
+    gold = [problem.task.targets(row.example, problem.labels) for row in rows]
+    predicted = metrics.predictions([scores[index] for index in range(len(rows))])
     return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)
 
 

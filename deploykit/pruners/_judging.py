@@ -2,20 +2,9 @@
 
 import torch
 
-from deploykit.evaluation import metrics
-from deploykit.modeling.finetuning import Problem, inputs
-from deploykit.modeling.importance import padded
-from deploykit.tasks import IGNORED
+from deploykit.modeling.finetuning import Problem, quality
 
 
-@torch.inference_mode()
 def first_metric(model: torch.nn.Module, problem: Problem) -> float:
     """Returns the task's first metric, the one that decides, on the validation rows."""
-    gold, predicted = [], []
-    for batch in padded(problem.validation, problem.tokenizer):
-        found = model(**inputs(model, batch)).logits.argmax(dim=-1)
-        for targets, answers in zip(batch["labels"], found, strict=True):
-            shown = targets != IGNORED
-            gold.append(targets[shown].numpy())
-            predicted.append(answers[shown].numpy())
-    return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)[problem.task.METRICS[0]]
+    return quality(model, problem)[problem.task.METRICS[0]]

@@ -5,6 +5,7 @@ once, unknown keys with the nearest known one. Each method's options live in the
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
 NO_METHOD = "needs `method:`, the name of one of its methods"
+DATA_FILE = re.compile(r"\.(csv|tsv|jsonl|json|parquet)(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE)
 STAGES = ("train", "prune", "export", "quantize", "package")
 
 
@@ -30,7 +32,7 @@ class DataSection(Options):
     """Where the labelled data is, and the names of its columns."""
 
     train: str
-    """A file (csv, tsv, jsonl, parquet), or the id of a data set on the hub."""
+    """A file (csv, tsv, jsonl, parquet; also compressed), or the id of a data set on the hub."""
     validation: str | None = None
     """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
     test: str | None = None
@@ -299,16 +301,16 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Makes paths absolute where they name something beside the recipe, so that any stage can open them."""
     data = recipe.data.model_dump()
     for name in ("train", "validation", "test"):
-        if data[name] and (is_file(data[name]) or (folder / data[name]).exists()):
-            data[name] = str((folder / data[name]).resolve())
-    beside = (folder / recipe.model).resolve()
+        if data[name] and (is_file(data[name]) or (folder / expanded(data[name])).exists()):
+            data[name] = str((folder / expanded(data[name])).resolve())
+    beside = (folder / expanded(recipe.model)).resolve()
     sections = {stage: _with_paths(recipe, stage, folder) for stage in KIND_OF_STAGE}
     return recipe.model_copy(
         update={
             **sections,
             "data": DataSection(**data),
             "model": str(beside) if "://" not in recipe.model and beside.exists() else recipe.model,
-            "output": str((folder / (recipe.output or f"runs/{recipe.name}")).resolve()),
+            "output": str((folder / expanded(recipe.output or f"runs/{recipe.name}")).resolve()),
         }
     )
 
@@ -319,7 +321,7 @@ def _with_paths(recipe: Recipe, stage: str, folder: Path) -> Any:
     if section is None:
         return None
     found = [
-        {**step, **{name: str((folder / path).resolve()) for name, path in _paths(options)}}
+        {**step, **{name: str((folder / expanded(path)).resolve()) for name, path in _paths(options)}}
         for step, (_, options) in zip(_listed(section), recipe.steps(stage), strict=True)
     ]
     return found if isinstance(section, list) else found[0]
@@ -329,6 +331,20 @@ def _paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
     return ((name, value) for name, value in options if isinstance(value, Path))
 
 
+def file_format(source: str) -> str | None:
+    """Returns `csv`, `tsv`, `jsonl`, `json` or `parquet` by a file's suffix, compressed or not; otherwise None."""
+    match = DATA_FILE.search(source)
+    return match and match[1].lower()
+
+
 def is_file(source: str) -> bool:
     """Says whether a data source is meant as a file rather than as a data set of the hub."""
-    return Path(source).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    return file_format(source) is not None
+
+
+def expanded(path: str | Path) -> Path:
+    """Returns a path with its leading `~` replaced by the home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)

@@ -29,7 +29,7 @@ SERVED = (
 NOT_SERVED = ("engines/torch.py",)  # the reference engine, which needs torch
 SERVING_PACKAGES = (
     *("bentoml", "httptools", "httpx", "numpy", "onnxruntime", "onnxruntime-gpu"),
-    *("prometheus-client", "pydantic", "python-stdnum", "tokenizers", "uvloop"),
+    *("prometheus-client", "pydantic", "python-stdnum", "regex", "tokenizers", "uvloop"),
 )  # ONNX Runtime whatever was chosen: the float graph falls back to it
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 

@@ -1,6 +1,7 @@
 """The first stage: a base model becomes a fine-tuned checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -12,10 +13,12 @@ from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finetuning import Problem, rows
+from deploykit.modeling.finetuning import Problem, Row, rows
 from deploykit.stages.context import Job
+from deploykit.tasks import Task
 from deploykit.tokenizer import Tokenizer
 
+MOSTLY_UNKNOWN_SHARE = 0.05  # of texts, from which a warning is given
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +41,7 @@ def train(job: Job) -> Artifact:
         _tell(dataset, lengths)
 
         learned, judged = (rows(task, tokenizer, part, dataset.labels) for part in (dataset.train, dataset.validation))
+        _tell_of_spans(task, learned, dataset.labels)
         problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
@@ -76,3 +80,25 @@ def _tell(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
             limit = lengths[name]["max_tokens"]
             cut = lengths[name]["truncated"]
             log.warning("%d of %d %s texts are longer than %d tokens and are cut", cut, count, name, limit)
+        unknown = lengths[name]["mostly_unknown"]
+        if unknown > MOSTLY_UNKNOWN_SHARE * count:
+            log.warning(
+                "%d of %d %s texts consist mostly of tokens that the tokenizer does not know, and look alike to the"
+                " model: choose one for their language",
+                *(unknown, count, name),
+            )
+
+
+def _tell_of_spans(task: Task, learned: Sequence[Row], labels: Sequence[str]) -> None:
+    """Warns of spans that the tokenizer makes impossible, where the task has spans."""
+    inexpressible = getattr(task, "inexpressible", None)
+    if inexpressible is None:
+        return
+    pairs = [(row.example, span) for row in learned for span in inexpressible(row.example, row.encoding, labels)]
+    if pairs:
+        example, span = pairs[0]
+        log.warning(
+            "%d of %d spans of the training split begin or end inside a token of the model's tokenizer, such as %r: no"
+            " answer can give them. Choose a model whose tokenizer cuts there, or spans of whole tokens",
+            *(len(pairs), sum(len(row.example.spans) for row in learned), example.text[span.start : span.end]),
+        )

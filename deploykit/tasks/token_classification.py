@@ -1,13 +1,13 @@
 """Labelled stretches of a text: names, parts of speech, anything with a beginning and an end.
 
-A unit is a word or a punctuation mark, found by one regular expression in training and in serving alike,
-whatever the tokenizer does. A unit is labelled in BIO by the first token that overlaps it, so that
-answers are spans with true character offsets. Data comes as tokens and tags (joined by single spaces) or
-as a text with character spans.
+Units (see `_units`) are found by one regular expression in training and in serving alike, whatever the tokenizer
+does. A unit is labelled in BIO by the first token that overlaps it, so that answers are spans with true character
+offsets; units that share a token are parts of one entity or of none. Data comes as tokens and tags or as a text
+with character spans, which begin and end where units do.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Span, softmax
+from deploykit.tasks._tags import OUTSIDE, entities, scheme
+from deploykit.tasks._units import UNIT, join, units
 from deploykit.tokenizer import Encoding, Window
 
 AUTO_CLASS = "AutoModelForTokenClassification"
@@ -23,8 +25,6 @@ OPTIMUM_TASK = "token-classification"
 METRICS = ("entity_f1", "accuracy")
 PIPELINE_NESTED = False
 
-OUTSIDE = "O"
-UNIT = re.compile(r"\w+|[^\w\s]")
 UNSEEN_LOGIT = 30.0  # what a unit that was cut off gets for OUTSIDE: certain, and finite
 
 
@@ -53,9 +53,19 @@ class Answer(BaseModel):
 
 def read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
     """Takes `tokens` and `tags`, or, when the column `spans` is named, `text` and `spans`."""
+    return reader([row], columns)(row)
+
+
+def reader(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns what reads a row of these: in which scheme tags are written, only all of them together can tell."""
     if columns.get("spans"):
-        return _from_spans(row[str(columns["text"])], row[str(columns["spans"])])
-    return _from_tags(row[str(columns["tokens"])], row[str(columns["tags"])])
+        return lambda row: _from_spans(row[str(columns["text"])], row[str(columns["spans"])])
+    tags = [row.get(str(columns["tags"])) for row in rows]
+    names = {tag for row in tags if isinstance(row, list) for tag in row if isinstance(tag, str)}
+    canonical = scheme(names)
+    return lambda row: _from_tags(row[str(columns["tokens"])], row[str(columns["tags"])], canonical)
 
 
 def _from_spans(text: Any, spans: Any) -> Example:
@@ -68,45 +78,51 @@ def _from_spans(text: Any, spans: Any) -> Example:
         start, end, label = span.get("start"), span.get("end"), span.get("label")
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
             raise ValueError(f"the span {dict(span)!r} does not lie in a text of {len(text)} characters")
-        if not UNIT.search(text, start, end):
-            raise ValueError(f"the span {dict(span)!r} covers no word of the text, expected at least one")
-        if not isinstance(label, str) or not label:
+        if not isinstance(label, str) or not label.strip():
             raise ValueError(f"the span {dict(span)!r} has no label")
-        found.append(Span(start, end, label))
-    found.sort(key=lambda span: span.start)
-    for before, after in pairwise(found):
-        if after.start < before.end or re.fullmatch(r"\w+", text[before.end - 1 : after.start + 1]):
-            raise ValueError(f"the spans {before} and {after} overlap or share a word, expected one label a word")
-    return Example(text=text, spans=tuple(found))
+        found.append(Span(start, end, label.strip()))
+    return _example(text, found)
 
 
-def _from_tags(tokens: Any, tags: Any) -> Example:
+def _from_tags(tokens: Any, tags: Any, canonical: Callable[[str], str]) -> Example:
     if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens:
         raise ValueError("tokens and tags must be lists, and not empty")
     if len(tokens) != len(tags):
         raise ValueError(f"{len(tokens)} tokens and {len(tags)} tags, expected as many of each")
-    if not all(isinstance(word, str) and word.strip() for word in tokens):
+    if not all(isinstance(token, str) and token for token in tokens):
         raise ValueError("a token is empty or no text")
-    if not all(isinstance(tag, str) and tag for tag in tags):
+    if not all(isinstance(tag, str) and tag.strip() for tag in tags):
         raise ValueError("a tag is empty or no text")
-    ends = np.cumsum([len(word) + 1 for word in tokens]) - 1
-    spans: list[Span] = []
-    before = OUTSIDE
-    for word, tag, end in zip(tokens, tags, ends, strict=True):
-        prefix, label = split_tag(tag)
-        if tag != OUTSIDE:
-            if prefix == "I" and before != OUTSIDE and split_tag(before)[1] == label:
-                spans[-1] = Span(spans[-1].start, int(end), label)
-            else:
-                spans.append(Span(int(end) - len(word), int(end), label))
-        before = tag
-    return Example(text=" ".join(tokens), spans=tuple(spans))
+    text, places = join(tokens)
+    if not text.strip():
+        raise ValueError("all tokens are white space")
+    found = entities([*map(canonical, tags)])
+    spans = [Span(places[first][0], places[last][1], label) for label, first, last in found]
+    return _example(text, [span for span in spans if UNIT.search(text, span.start, span.end)])  # of what can be seen
 
 
-def split_tag(tag: str) -> tuple[str, str]:
-    """Splits `B-NAME` into ("B", "NAME"); a tag without a prefix begins a span of its own."""
-    prefix, dash, label = tag.partition("-")
-    return (prefix, label) if dash and prefix in ("B", "I") else ("B", tag)
+def _example(text: str, spans: Sequence[Span]) -> Example:
+    """Returns the spans in their order, less the white space at their ends.
+
+    Raises:
+        ValueError: a span covers no unit or cuts one, or two overlap.
+    """
+    starts, ends = units(text).T.tolist()
+    whole: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        first, last = bisect_right(ends, span.start), bisect_left(starts, span.end) - 1
+        name = f"the span {span.start}-{span.end} {text[span.start : span.end]!r}"
+        if last < first:
+            raise ValueError(f"{name} covers no word of the text, expected at least one")
+        for unit in (first, last):
+            if starts[unit] < span.start or ends[unit] > span.end:
+                word = text[starts[unit] : ends[unit]]
+                raise ValueError(f"{name} begins or ends inside the word {word!r}, expected whole words")
+        whole.append(Span(starts[first], ends[last], span.label))
+    for before, after in pairwise(whole):
+        if after.start < before.end:
+            raise ValueError(f"the spans {before} and {after} overlap, expected one label a word")
+    return Example(text=text, spans=tuple(whole))
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -120,18 +136,15 @@ def classes(example: Example) -> tuple[str, ...]:
     return tuple(sorted({span.label for span in example.spans})) or (OUTSIDE,)
 
 
-def units(text: str) -> Int64:
-    """Finds the words and punctuation marks of a text, shape `(units, 2)`, character offsets."""
-    return np.array([match.span() for match in UNIT.finditer(text)], dtype=np.int64).reshape(-1, 2)
-
-
 def targets(example: Example, labels: Sequence[str]) -> Int64:
     """Returns the true BIO label of each unit, shape `(units,)`."""
-    found = np.zeros(len(places := units(example.text)), dtype=np.int64)
-    for span in example.spans:
-        inside = np.flatnonzero((places[:, 0] < span.end) & (places[:, 1] > span.start))
-        found[inside] = labels.index(f"I-{span.label}")
-        found[inside[:1]] = labels.index(f"B-{span.label}")
+    starts, ends = units(example.text).T
+    found = np.zeros(len(starts), dtype=np.int64)
+    first = np.searchsorted(ends, [span.start for span in example.spans], side="right")
+    last = np.searchsorted(starts, [span.end for span in example.spans], side="left")
+    for span, begin, end in zip(example.spans, first, last, strict=True):
+        found[begin:end] = labels.index(f"I-{span.label}")
+        found[begin : min(begin + 1, end)] = labels.index(f"B-{span.label}")
     return found
 
 
@@ -158,12 +171,32 @@ def loss_targets(example: Example, encoding: Encoding, labels: Sequence[str]) ->
 
 
 def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
-    """Takes from the logits `(tokens, labels)` those of each unit's first token, `(units, labels)`."""
+    """Takes from the logits `(tokens, labels)` those of each unit's first token, `(units, labels)`.
+
+    A token may hold several units, as of a script without spaces. Then the second and all after it go on with what
+    the first one is: to them, B- and I- of a label are both I-.
+    """
     tokens = first_tokens(text, encoding)
     found = logits[np.maximum(tokens, 0)].astype(np.float32)
     found[tokens < 0] = 0.0
     found[tokens < 0, 0] = UNSEEN_LOGIT
+    shared = np.flatnonzero((tokens[1:] == tokens[:-1]) & (tokens[1:] >= 0)) + 1
+    begin, inside = found[shared, 1::2], found[shared, 2::2]
+    found[shared, 2::2] = np.logaddexp(begin, inside)
+    found[shared, 1::2] = found[shared].min(axis=-1, keepdims=True) - UNSEEN_LOGIT
     return found
+
+
+def inexpressible(example: Example, encoding: Encoding, labels: Sequence[str]) -> list[Span]:
+    """Lists the spans that begin or end inside a token, so that no model with this tokenizer can answer them."""
+    targets_of_tokens = loss_targets(example, encoding, labels)
+    certain = np.eye(len(labels), dtype=np.float32)[np.maximum(targets_of_tokens, 0)] * UNSEEN_LOGIT
+    best = scores(certain, example.text, encoding).argmax(axis=-1)
+    possible = set(entities([labels[index] for index in best]))
+    true = entities([labels[index] for index in targets(example, labels)])
+    read = first_tokens(example.text, encoding) >= 0
+    pairs = zip(example.spans, true, strict=True)
+    return [span for span, entity in pairs if entity not in possible and read[[*entity[1:]]].all()]
 
 
 def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
@@ -194,21 +227,21 @@ def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Fl
 
 def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
     """Joins units into entities: an I- label continues an entity of the same name, or begins one."""
-    entities: list[Entity] = []
-    before = OUTSIDE
-    read = units(text[: encoding.offsets[:, 1].max(initial=0)])  # what was cut off has no entity
-    probabilities = softmax(scores[: len(read)]) if len(read) else scores[:0]
-    for (start, end), row in zip(read.tolist(), probabilities, strict=True):
-        tag = labels[int(row.argmax())]
-        prefix, label = split_tag(tag)
-        if tag != OUTSIDE:
-            score = float(row.max())
-            if prefix == "I" and before != OUTSIDE and split_tag(before)[1] == label:
-                start, score = entities[-1].start, min(entities[-1].score, score)
-                entities.pop()
-            entities.append(Entity(label=label, text=text[start:end], start=start, end=end, score=score))
-        before = tag
-    return Answer(entities=entities, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
+    places = units(text[: encoding.offsets[:, 1].max(initial=0)])  # what was cut off has no entity
+    if len(places) and (last := UNIT.match(text, int(places[-1, 0]))):
+        places[-1, 1] = last.end()  # also where only a part of the last word was read
+    probabilities = softmax(scores[: len(places)]) if len(places) else scores[:0]
+    found = [
+        Entity(
+            label=label,
+            text=text[places[first, 0] : places[last, 1]],
+            start=int(places[first, 0]),
+            end=int(places[last, 1]),
+            score=float(probabilities[first : last + 1].max(axis=-1).min()),
+        )
+        for label, first, last in entities([labels[index] for index in probabilities.argmax(axis=-1)])
+    ]
+    return Answer(entities=found, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 
 
 def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:

@@ -154,6 +154,35 @@ def test_long_texts_are_cut_counted_and_reported(call, caplog, tmp_path, tiny_re
     assert "| train | 283 | 123 | 3 |" in (tmp_path / "runs/tiny/report.md").read_text()
 
 
+def test_texts_that_the_tokenizer_does_not_know_are_warned_about(call, caplog, tmp_path, tiny_recipe):
+    rows = [{"text": f"日本 {'日本 ' * number}", "label": "ab"[number % 2]} for number in range(40)]
+    path = tiny_recipe(tmp_path, data={"train": write_rows(tmp_path / "a.jsonl", rows)})
+    code, _, message = call("run", path, "--until", "train", "--set", "train.epochs=1")
+    assert code == 0, message
+    assert "32 of 32 train texts consist mostly of tokens that the tokenizer does not know" in caplog.text
+
+
+def test_spans_that_the_tokenizer_cannot_express_are_warned_about(call, caplog, tmp_path, tiny_recipe):
+    """To a tokenizer without digits `7kg` is one token, which cannot have two labels."""
+    rows = [
+        {
+            "text": f"{'the ' * number}story is {number}kg",
+            "spans": [{"start": start, "end": start + len(str(number)), "label": "NAME"}],
+        }
+        for number in range(40)
+        for start in [4 * number + 9]
+    ]
+    data = {"train": write_rows(tmp_path / "a.jsonl", rows), "spans": "spans"}
+    path = tiny_recipe(tmp_path, task="token-classification", data=data)
+    code, _, message = call("run", path, "--until", "train", "--set", "train.epochs=1")
+    assert code == 0, message
+    assert re.search(
+        r"\d+ of 32 spans of the training split begin or end inside a token of the model's tokenizer, such as '\d+':"
+        " no answer can give them",
+        caplog.text,
+    )
+
+
 # The model
 
 

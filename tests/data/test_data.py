@@ -97,12 +97,29 @@ def test_tagged_files(tagged_files, tagged_sentences):
     assert found.summary["labels"]["train"] == {"NAME": spans}
 
 
+def test_the_scheme_of_the_tags_is_that_of_all_splits_together(tmp_path):
+    """Neighbours of one label are one entity, since other splits have an `O`; alone, this one could not tell."""
+    folder = three(tmp_path)
+    jsonl(tmp_path / "train.jsonl", [{"tokens": ["Anna", "Lee", "runs"], "tags": ["PER", "PER", "O"]}])
+    jsonl(tmp_path / "validation.jsonl", [{"tokens": ["Paul", "Smith"], "tags": ["PER", "PER"]}])
+    jsonl(tmp_path / "test.jsonl", [{"tokens": ["we", "saw", "Rome"], "tags": ["O", "O", "PER"]}])
+    found = data.load(DataSection(**folder), TOKEN, 0)
+    assert found.labels == ("O", "B-PER", "I-PER")
+    assert [(span.start, span.end) for span in found.validation[0].spans] == [(0, 10)]
+
+
+def test_a_tag_of_another_scheme_is_refused_with_its_line(tmp_path):
+    rows = [{"tokens": ["Anna", "runs"], "tags": ["B-PER", "O"]}, {"tokens": ["Rome"], "tags": ["LOC"]}]
+    with pytest.raises(DataError, match=r"line 2: the tag 'LOC' has no prefix"):
+        data.load(DataSection(train=jsonl(tmp_path / "train.jsonl", rows)), TOKEN, 0)
+
+
 def test_the_same_rows_in_every_format_are_the_same_data(tmp_path, sentences):
     rows = [{"text": text, "label": int(label == "positive")} for text, label in sentences]
     jsonl(tmp_path / "a.jsonl", rows)
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name, mark in (("a.csv", ","), ("a.tsv", "\t"), ("semicolons.csv", ";")):
-        lines = [f'"{row["text"]}"{mark}{row["label"]}\n' for row in rows]
+    for name, mark, quote in (("a.csv", ",", '"'), ("a.tsv", "\t", ""), ("semicolons.csv", ";", '"')):
+        lines = [f"{quote}{row['text']}{quote}{mark}{row['label']}\n" for row in rows]
         (tmp_path / name).write_text(f"text{mark}label\n" + "".join(lines), encoding="utf-8")
     found = [
         data.load(DataSection(train=str(tmp_path / name)), TEXT, 5)

@@ -56,6 +56,37 @@ def test_a_skewed_split_is_warned_about():
     assert summary(rows)["warnings"][-1].startswith("the most frequent label of the training split is 10 times as")
 
 
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (("neg", "Neg", "pos"), "'Neg' and 'neg'"),
+        (("neg", "neg\u200b", "NEG"), r"'NEG', 'neg' and 'neg\u200b'"),
+        (("not spam", "notspam", "not\u00a0spam"), r"'not spam', 'notspam' and 'not\xa0spam'"),
+        (("1", "1.0", "01", "2"), "'01', '1' and '1.0'"),
+        (("straße", "STRASSE"), "'STRASSE' and 'straße'"),
+        (("\ufb01lm", "film"), "'film' and '\ufb01lm'"),
+    ],
+)
+def test_labels_that_hardly_differ_are_warned_about(labels, named):
+    rows = [Example(f"x{number}", label=label) for number, label in enumerate(labels)]
+    warnings = summary(rows, validation=rows, test=rows)["warnings"]
+    assert [warning for warning in warnings if "differ only" in warning] == [
+        f"the labels {named} differ only in case, in characters that cannot be seen, or in how a number is written:"
+        " write them in one way, if they mean the same."
+    ]
+
+
+def test_labels_of_spans_that_hardly_differ_are_warned_about_too():
+    spans = [Example("a b", spans=(Span(0, 1, "PER"), Span(2, 3, "per")))]
+    assert "the labels 'PER' and 'per' differ only" in " ".join(summary(spans, spans, spans)["warnings"])
+
+
+@pytest.mark.parametrize("labels", [("1", "10", "1.5"), ("a", "b"), ("a-b", "a_b", "ab"), ("nan", "inf", "1e1", "10")])
+def test_labels_that_differ_are_not_warned_about(labels):
+    rows = [Example(f"x{number}", label=label) for number, label in enumerate(labels)]
+    assert "differ only" not in " ".join(summary(rows, validation=rows, test=rows)["warnings"])
+
+
 def test_spans_are_counted_and_so_are_texts_without_any():
     train = [Example("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X"))), Example("c"), Example("d"), Example("e")]
     found = summary(train, [Example("f")], [Example("g", spans=(Span(0, 1, "X"),))])
@@ -90,7 +121,8 @@ def test_token_lengths_are_those_before_truncation(tokenizer_folder):
     found = statistics.token_lengths(rows, tokenizer)
     assert (found["max"], found["mean"]) == (22, (6 + 22 + 8 + 3) / 4)
     assert (found["max_tokens"], found["truncated"]) == (8, 1)
-    assert found["unknown_share"] == pytest.approx(1 / 39, abs=1e-6)
+    assert found["unknown_share"] == pytest.approx(1 / (39 - 2 * 3 - 3), abs=1e-6)  # of three texts and a pair
+    assert found["mostly_unknown"] == 1
     assert len(tokenizer.encode(["the film " * 10])[0]) == 8  # the tokenizer still truncates
 
 

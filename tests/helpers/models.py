@@ -185,13 +185,13 @@ def dataset_of(review_files, tagged_files):
 def problem_of(dataset_of, tokenizer):
     """`problem_of(task, count=None, seed=0) -> Problem`: `count` limits the training split."""
     from deploykit import tasks
-    from deploykit.modeling.finetuning import Problem, Row, rows
+    from deploykit.modeling.finetuning import Problem, rows
 
     def build(task="text-classification", count=None, seed=0):
         if task == "text2text-generation":  # to say again what was said
             problem = build(count=count, seed=seed)
             parts = (problem.train, problem.validation)
-            learned, judged = (tuple(Row(row.encoding, row.encoding.ids) for row in part) for part in parts)
+            learned, judged = (tuple(replace(row, target=row.encoding.ids) for row in part) for part in parts)
             return replace(problem, train=learned, validation=judged)
         found, module = dataset_of(task), tasks.load(task)
         learned = rows(module, tokenizer, found.train[:count], found.labels)

@@ -1,15 +1,23 @@
 import logging
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from models import TASKS
 
+from deploykit import tasks
+from deploykit.artifact.execution import Execution
+from deploykit.engines.torch import TorchModel
+from deploykit.evaluation import scoring
+from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
 from deploykit.modeling.finetuning import FitOptions, cross_entropy, fit
+from deploykit.pruners._judging import first_metric
 from deploykit.tasks import IGNORED
+from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"batch_size": 16, "learning_rate": 3e-3, "bf16": "off"}
@@ -124,14 +132,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
 
 
 def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of, monkeypatch):
-    judge, weights = finetuning._judge, []
+    judge, weights = finetuning.quality, []
     model, quality = tiny_encoder(), iter([0.5, 0.9, 0.7])
 
     def staged(*arguments):
         weights.append(state(model))
         return {**judge(*arguments), "accuracy": next(quality)}
 
-    monkeypatch.setattr(finetuning, "_judge", staged)
+    monkeypatch.setattr(finetuning, "quality", staged)
     fit(model, problem_of(count=48), FitOptions(epochs=3, **QUICK), cross_entropy(), tmp_path)
     assert not same(weights[1], weights[2])
     assert same(state(model), weights[1])
@@ -178,6 +186,32 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     judged = [point for point in curve if point["split"] == "validation"]
     kept = max(judged, key=lambda point: point[first])  # the first of the best
     assert accuracy == pytest.approx(kept["accuracy"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_cut(
+    side, tmp_path, tiny_encoder, dataset_of, tokenizer_folder
+):
+    """Words that the model did not read count as `O` in all of them."""
+    task, dataset = tasks.load("token-classification"), dataset_of("token-classification")
+    tokenizer = replace(Tokenizer.load(tokenizer_folder, max_tokens=8), padding_side=side)
+    learned, judged = (
+        finetuning.rows(task, tokenizer, rows, dataset.labels) for rows in (dataset.train, dataset.validation)
+    )
+    assert 0 < sum(row.encoding.truncated for row in judged) < len(judged)
+    problem = finetuning.Problem(task, dataset.labels, tokenizer, learned, judged, 0)
+    model = tiny_encoder(task="token-classification", seed=1)
+    curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
+    predictor = Predictor(task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch")))
+    scores = {"validation": scoring.score(predictor, dataset.validation, "validation")}
+    stated = scoring.judge(task, dataset, dataset.labels, scores, 0)["validation"]
+    epochs = [point for point in curve if point["split"] == "validation"]
+    kept = max(epochs, key=lambda point: point["entity_f1"])
+    assert 0 < stated["entity_f1"].value < 1
+    assert {name: kept[name] for name in stated} == {
+        name: pytest.approx(metric.value) for name, metric in stated.items()
+    }
+    assert first_metric(model.eval(), problem) == pytest.approx(stated["entity_f1"].value)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_encoder, problem_of):

@@ -245,6 +245,19 @@ def test_paths_start_from_the_directory_of_the_recipe(tmp_path):
     assert found.output == str(tmp_path / "out")
 
 
+def test_paths_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    content = {**MINIMAL, "model": "~/model", "data": {"train": "~/a.csv.GZ"}, "output": "~/runs"}
+    found = recipe.parse(content, tmp_path / "elsewhere")
+    assert (found.model, found.data.train, found.output) == tuple(
+        str(tmp_path / name) for name in ("model", "a.csv.GZ", "runs")
+    )
+    assert recipe.parse({**MINIMAL, "data": {"train": "~nobody-of-this-name/a.csv"}}, tmp_path).data.train == str(
+        tmp_path / "~nobody-of-this-name" / "a.csv"
+    )
+
+
 @pytest.mark.parametrize("model", ["owner/model", "package://module/model"])
 def test_what_is_no_path_stays_as_it_is(tmp_path, model):
     found = recipe.load(write(tmp_path, {**MINIMAL, "model": model, "data": {"train": "owner/data", "test": "dev"}}))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from deploykit.tasks import IGNORED, Example, Span
+from deploykit.tasks import IGNORED, Example, Span, softmax
 from deploykit.tasks import token_classification as task
-from deploykit.tokenizer import Tokenizer, Window
+from deploykit.tokenizer import Tokenizer, Window, joined
 
 TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
 SPANS = {**TAGS, "spans": "spans"}
@@ -28,7 +28,9 @@ def logits_for(targets, labels=LABELS, certainty=10.0):
         (["a"], "O", "tokens and tags must be lists"),
         ([], [], "and not empty"),
         (["a", "b"], ["O"], r"^2 tokens and 1 tags, expected as many of each$"),
-        (["a", " "], ["O", "O"], "a token is empty or no text"),
+        (["a", ""], ["O", "O"], "a token is empty or no text"),
+        (["aa", " "], ["O", "O"], "a token is empty or no text"),
+        ([" ", "\t"], ["O", "O"], "all tokens are white space"),
         (["a", 1], ["O", "O"], "a token is empty or no text"),
         (["a", "b"], ["O", ""], "a tag is empty or no text"),
         (["a", "b"], ["O", 1], "a tag is empty or no text"),
@@ -51,11 +53,22 @@ def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
         ("abc", [{"start": -1, "end": 1, "label": "X"}], "does not lie in a text of 3"),
         ("abc", [{"start": "0", "end": 1, "label": "X"}], "does not lie in a text of 3"),
         ("abc", [{"start": 0, "end": 1}], "has no label"),
+        ("abc", [{"start": 0, "end": 1, "label": " "}], "has no label"),
         (
-            "abc",
-            [{"start": 1, "end": 3, "label": "X"}, {"start": 0, "end": 2, "label": "Y"}],
-            "overlap or share a word",
+            "a b c",
+            [{"start": 2, "end": 5, "label": "X"}, {"start": 0, "end": 3, "label": "Y"}],
+            "the spans .* overlap, expected one label a word",
         ),
+        ("a b", [{"start": 0, "end": 1, "label": "X"}] * 2, "overlap"),
+        ("a - \u200b", [{"start": 4, "end": 5, "label": "X"}], r"^the span 4-5 .* covers no word of the text"),
+        (
+            "Die Berlinreise",
+            [{"start": 4, "end": 10, "label": "X"}],
+            r"^the span 4-10 'Berlin' begins or ends inside the word 'Berlinreise', expected whole words$",
+        ),
+        ("a filmmaker", [{"start": 6, "end": 11, "label": "X"}], "inside the word 'filmmaker'"),
+        ("cafe\u0301", [{"start": 0, "end": 4, "label": "X"}], "inside the word"),  # cuts the accent off
+        ("हिन्दी", [{"start": 0, "end": 1, "label": "X"}], "inside the word 'हिन्दी'"),
     ],
 )
 def test_broken_spans_are_refused(text, spans, message):
@@ -70,6 +83,47 @@ def test_a_missing_column_is_a_key_error(column):
 
 
 @pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("我住在北京市1区", [(3, 5)]),
+        ("张伟住在北京市0区", [(0, 2), (4, 6)]),
+        ("buy 7kg of rice", [(4, 5)]),
+        ("buy 7kg of rice", [(4, 7)]),
+        ("東京タワーに行く", [(0, 5)]),
+        ("ฉันอยู่กรุงเทพ", [(7, 14)]),
+        ("삼성전자는 서울에 있다", [(0, 4), (6, 8)]),
+        ("वह हिन्दी बोलता है", [(3, 9)]),
+        ("un cafe\u0301 noir", [(3, 8)]),
+        ("👩\u200d🚀Anna", [(3, 7)]),
+    ],
+)
+def test_spans_keep_their_characters_from_data_to_answer(text, spans, tokenizer):
+    rows = [{"start": start, "end": end, "label": "NAME"} for start, end in spans]
+    example = task.read({"text": text, "spans": rows}, SPANS)
+    assert [(span.start, span.end) for span in example.spans] == spans
+    (encoding,) = tokenizer.encode([text])
+    answer = task.answer(logits_for(task.targets(example, LABELS)), text, encoding, LABELS)
+    assert [(found.start, found.end, found.text) for found in answer.entities] == [
+        (start, end, text[start:end]) for start, end in spans
+    ]
+
+
+def test_white_space_at_the_ends_of_a_span_is_left_out():
+    example = task.read({"text": "see Anna now", "spans": [{"start": 3, "end": 9, "label": "X"}]}, SPANS)
+    assert example.spans == (Span(4, 8, "X"),)
+
+
+def test_characters_as_tokens_are_the_text_that_is_served():
+    text, tags = "张伟用iPhone15，住北京", "B-X I-X O O O O O O O O O O O B-Y I-Y"
+    example = task.read({"tokens": list(text), "tags": tags.split()}, TAGS)
+    assert example == Example(text, spans=(Span(0, 2, "X"), Span(13, 15, "Y")))
+    korean = task.read({"tokens": list("서울 시에"), "tags": ["B-X", "I-X", "I-X", "I-X", "O"]}, TAGS)
+    assert korean == Example("서울 시에", spans=(Span(0, 4, "X"),))
+    with pytest.raises(ValueError, match=r"^the span 1-2 'a' begins or ends inside the word 'ab'"):
+        task.read({"tokens": list("我ab"), "tags": ["O", "B-X", "O"]}, TAGS)
+
+
+@pytest.mark.parametrize(
     ("tags", "spans"),
     [
         ("O O O", []),
@@ -81,11 +135,20 @@ def test_a_missing_column_is_a_key_error(column):
         ("B-X O I-X", [(0, 1, "X"), (5, 8, "X")]),
         ("B-X O I-O", [(0, 1, "X"), (5, 8, "O")]),
         ("O I-O I-O", [(2, 8, "O")]),
+        ("X X O", [(0, 4, "X")]),
+        ("S-X B-X E-X", [(0, 1, "X"), (2, 8, "X")]),
     ],
 )
 def test_tags_become_spans(tags, spans):
     found = task.read({"tokens": ["a", "bb", "ccc"], "tags": tags.split()}, TAGS)
     assert found == Example("a bb ccc", spans=tuple(Span(*span) for span in spans))
+
+
+def test_a_tag_on_what_cannot_be_seen_labels_nothing():
+    tokens, tags = ["Anna", "\uf0b7", "Lee", "\u200b"], ["B-X", "I-X", "I-X", "B-Y"]
+    assert task.read({"tokens": tokens, "tags": tags}, TAGS) == Example(
+        "Anna \uf0b7 Lee \u200b", spans=(Span(0, 10, "X"),)
+    )
 
 
 def test_spans_are_sorted():
@@ -194,6 +257,42 @@ def test_what_was_read_comes_back_from_perfect_scores(tokenizer, tagged_sentence
         assert tuple(Span(found.start, found.end, found.label) for found in answer.entities) == example.spans
 
 
+def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
+    text = "在北京"
+    (encoding,) = tokenizer.encode(["a b"])
+    whole = type(encoding)(
+        encoding.ids[:4], encoding.type_ids[:4], np.array([[0, 0], [0, 1], [1, 3], [0, 0]]), 0, False
+    )
+    example = Example(text, spans=(Span(1, 3, "PLACE"),))
+    targets = task.loss_targets(example, whole, LABELS)
+    assert targets.tolist() == [IGNORED, 0, LABELS.index("B-PLACE"), IGNORED]
+    scores = task.scores(logits_for(targets.clip(0)), text, whole)
+    assert scores.argmax(axis=-1).tolist() == task.targets(example, LABELS).tolist()
+    probabilities = softmax(scores)
+    np.testing.assert_allclose(probabilities[1:, 0], softmax(logits_for([3, 3]))[:, 0], rtol=1e-4)
+    (entity,) = task.answer(scores, text, whole, LABELS).entities
+    assert (entity.label, entity.text) == ("PLACE", "北京")
+
+
+def test_spans_that_the_tokens_cannot_express_are_listed(tokenizer):
+    text = "在北京 Anna 7kg"
+    (encoding,) = tokenizer.encode(["a b c d"])
+    offsets = np.array([[0, 0], [0, 2], [2, 3], [4, 8], [9, 12]])  # Anna is a token, 7kg is one, and so is 在北
+    coarse = type(encoding)(encoding.ids[:5], encoding.type_ids[:5], offsets, 0, False)
+    spans = (Span(1, 3, "PLACE"), Span(4, 8, "NAME"), Span(9, 10, "NAME"))
+    example = Example(text, spans=spans)
+    assert task.inexpressible(example, coarse, LABELS) == [spans[0], spans[2]]
+    cut = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], offsets[:3], 0, True)
+    assert task.inexpressible(example, cut, LABELS) == [spans[0]]  # those that were cut off are another matter
+
+
+def test_a_word_of_which_only_the_beginning_was_read_is_answered_whole(tokenizer):
+    (encoding,) = tokenizer.encode(["a b"])
+    cut = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], np.array([[0, 0], [3, 6], [0, 0]]), 0, True)
+    (entity,) = task.answer(logits_for([0, 3, 0]), "in London now", cut, LABELS).entities
+    assert (entity.text, entity.start, entity.end) == ("London", 3, 9)
+
+
 # long texts
 
 
@@ -221,6 +320,23 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     windows = [Window("alpha", 0, None), Window("eta gamma", 7, None)]
     lost = task.merge([found[0][:1], found[1]], windows, text)
     assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
+
+
+@pytest.mark.parametrize(
+    ("sentence", "spans"),
+    [("张伟住在北京。", [(0, 2), (4, 6)]), ("वह हिन्दी बोलता है। ", [(3, 9)]), ("7kg 在 café́ Lee ", [(0, 1), (6, 11)])],
+)
+def test_windows_over_a_long_text_of_any_script_lose_nothing(sentence, spans, tokenizer_folder):
+    text, size = sentence * 12, len(sentence)
+    found = [Span(start + size * n, end + size * n, "NAME") for n in range(12) for start, end in spans]
+    example = Example(text, spans=tuple(found))
+    (windows,) = Tokenizer.load(tokenizer_folder, max_tokens=16).windows([text], 64)
+    assert len(windows) > 3
+    label_of = dict(zip(task.units(text)[:, 0].tolist(), task.targets(example, LABELS).tolist(), strict=True))
+    parts = [[label_of.get(start + window.start, 0) for start, _ in task.units(window.text)] for window in windows]
+    merged = task.merge([logits_for(part) for part in parts], windows, text)
+    answer = task.answer(merged, text, joined(windows), LABELS)
+    assert [Span(entity.start, entity.end, entity.label) for entity in answer.entities] == found
 
 
 def test_what_was_not_read_has_no_units():
