@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import tokenizers
 
 from deploykit.data.checks import shared
 from deploykit.data.examples import Split, key_of, label_counts, short_name
@@ -66,15 +65,14 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
         What `distribution` gives, and `max_tokens`, `truncated` (how many texts are longer than that) and
         `unknown_share` (of all tokens).
     """
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.no_truncation()
     lengths: list[int] = []
     unknown = 0
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
-        for found in backend.encode_batch([row.text if row.pair is None else (row.text, row.pair) for row in batch]):
-            lengths.append(len(found.ids))
-            unknown += found.ids.count(tokenizer.unknown_id)
+        texts = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
+        for encoding in tokenizer.backend.encode_batch(texts):
+            lengths.append(len(encoding.ids))
+            unknown += encoding.ids.count(tokenizer.unknown_id)
     return {
         **distribution(lengths),
         "max_tokens": tokenizer.max_tokens,

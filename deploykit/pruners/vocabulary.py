@@ -23,7 +23,6 @@ from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.finetuning import Problem
 from deploykit.pruners import Pruned
 from deploykit.pruners._vocabulary import necessary, reduced
-from deploykit.tokenizer import truncate
 
 CHUNK = 1024  # texts that are tokenized at a time
 FLOAT_BYTES = 4
@@ -48,7 +47,6 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     backend = reduced(whole, ids)
     verify(whole, backend, texts)
     small = surgery.with_tokens(model, ids)
-    truncate(backend, problem.tokenizer.max_tokens)
     places = {old: new for new, old in enumerate(ids)}
     unknown = problem.tokenizer.unknown_id
     tokenizer = replace(
