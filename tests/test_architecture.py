@@ -25,7 +25,7 @@ LEVELS = (
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "optimizer", "progress", "deadline", "tracing"),
+    ("engines.torch", "optimizer", "progress", "deadline", "tracing", "finite"),
     ("fitting",),  # the engine of reference reads checkpoints
     ("products",),
     ("trainers", "quantizers", "surgery"),

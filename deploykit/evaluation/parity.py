@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploykit.engines import Engine
-from deploykit.errors import GateError
+from deploykit.errors import GateError, ModelError
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
 from deploykit.tokenizer import Side, Tokenizer
@@ -27,6 +27,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
 
     Raises:
         GateError: the graph does not run.
+        ModelError: the reference gives no numbers, so that there is nothing to compare with.
     """
     exported = replace(reference, engine=engine)
     found: dict[str, float] = {}
@@ -38,9 +39,13 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
                 scores = exported.scores(texts, encodings, side)
             except Exception as error:  # each engine has its own
                 raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
-            largest = max(
-                _largest(a - b) for a, b in zip(reference.scores(texts, encodings, side), scores, strict=True)
-            )
+            expected = reference.scores(texts, encodings, side)
+            if not all(np.isfinite(row).all() for row in expected):
+                raise ModelError(
+                    f"the model itself, before its export, answers {name} with logits that are no numbers (NaN or"
+                    " infinite). Train it again with a lower learning_rate, or choose another model."
+                )
+            largest = max(_largest(a - b) for a, b in zip(expected, scores, strict=True))
             full = f"{name}, {side} padding" if len(rows) > 1 else name
             found[full] = max(found.get(full, 0.0), largest)
     return found

@@ -85,7 +85,7 @@ def distill(
         shown = labels != IGNORED
         soft = divergence(outputs["logits"][shown], outputs["taught"][shown], options.temperature)
         hidden = hidden_error(outputs["hidden"], outputs["taught_hidden"], outputs["real"], layers)
-        count = shown.sum() if num_items_in_batch is None else num_items_in_batch
+        count = torch.as_tensor(shown.sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         taught = (options.soft * soft + options.hidden * hidden) * shown.sum() / count  # of a step of several batches
         return taught + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else taught
 

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,6 +25,7 @@ from deploykit.artifact import WEIGHTS
 from deploykit.evaluation import metrics
 from deploykit.methods import Options
 from deploykit.modeling.deadline import Deadline
+from deploykit.modeling.finite import Loss, checked, require_logits
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import input_names
@@ -93,9 +94,6 @@ class Problem:
     teacher: Teacher | None = None
 
 
-Loss = Callable[..., torch.Tensor]
-
-
 def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
     """Tokenizes examples and their targets."""
     encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
@@ -117,6 +115,9 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
 
     Returns:
         The history: one entry a logged step (`step`, `epoch`, `loss`) or epoch (`epoch` and the metrics).
+
+    Raises:
+        ModelError: a loss or the logits of an epoch are no numbers.
     """
     set_seed(problem.seed)
     torch.set_num_threads(hardware.cpu_limit())
@@ -124,15 +125,18 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
     deadline = Deadline(options.minutes, newest) if options.minutes else None
     steps = math.ceil(_epoch(problem, options) * options.epochs)
+    rate = f"with the learning rate {options.learning_rate:g}"
     stops = [EarlyStoppingCallback(options.patience)] if options.patience else []
-    trainer = Trainer(
+    trainer: Trainer = Trainer(
         model=model,
         args=_arguments(problem, options, work),
         train_dataset=_Rows(problem.train),
         eval_dataset=_Rows(problem.validation),
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
-        compute_loss_func=loss,
-        compute_metrics=lambda found: _judge(problem, found.predictions, found.label_ids),
+        compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
+        compute_metrics=lambda found: _judge(
+            problem, found.predictions, found.label_ids, f"after epoch {trainer.state.epoch:g}, {rate}"
+        ),
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
     )
@@ -183,6 +187,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # or the patience of early stopping would begin anew
         logging_strategy="steps",
+        logging_nan_inf_filter=False,  # it hides a loss that is no number, which stops the run here
         logging_steps=max(1, steps // LOGGED_STEPS),
         logging_first_step=True,
         remove_unused_columns=False,
@@ -258,7 +263,8 @@ def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -
             label_smoothing=smoothing,
             reduction="sum",
         )
-        return summed / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return summed / torch.as_tensor(count).clamp(min=1)  # a batch may hold no target
 
     return loss
 
@@ -278,10 +284,11 @@ def newest_checkpoint(work: Path) -> Path | None:
     return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
-def _judge(problem: Problem, logits: np.ndarray[Any, Any], targets: Int64) -> dict[str, float]:
-    found = logits[0] if isinstance(logits, tuple) else logits
+def _judge(problem: Problem, predictions: Any, targets: Int64, what: str) -> dict[str, float]:
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    require_logits(logits, targets, what)
     targets = targets.reshape(len(targets), -1)
-    best = found.argmax(axis=-1).reshape(len(targets), -1)
+    best = logits.argmax(axis=-1).reshape(len(targets), -1)
     shown = [row != IGNORED for row in targets]
     gold = [row[mask] for row, mask in zip(targets, shown, strict=True)]
     predicted = [row[mask] for row, mask in zip(best, shown, strict=True)]

@@ -4,17 +4,23 @@ import torch
 
 from deploykit.evaluation import metrics
 from deploykit.modeling.finetuning import Problem, inputs
+from deploykit.modeling.finite import require_logits
 from deploykit.modeling.importance import padded
 from deploykit.tasks import IGNORED
 
 
 @torch.inference_mode()
 def first_metric(model: torch.nn.Module, problem: Problem) -> float:
-    """Returns the task's first metric, the one that decides, on the validation rows."""
+    """Returns the task's first metric, the one that decides, on the validation rows.
+
+    Raises:
+        ModelError: logits are no numbers.
+    """
     gold, predicted = [], []
     for batch in padded(problem.validation, problem.tokenizer):
-        found = model(**inputs(model, batch)).logits.argmax(dim=-1)
-        for targets, answers in zip(batch["labels"], found, strict=True):
+        logits = model(**inputs(model, batch)).logits
+        require_logits(logits.float().numpy(), batch["labels"].numpy(), "the model, as it is being pruned")
+        for targets, answers in zip(batch["labels"], logits.argmax(dim=-1), strict=True):
             shown = targets != IGNORED
             gold.append(targets[shown].numpy())
             predicted.append(answers[shown].numpy())

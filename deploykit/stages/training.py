@@ -9,10 +9,12 @@ from deploykit import data, hardware, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
+from deploykit.errors import ModelError
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
 from deploykit.modeling.finetuning import Problem, rows
+from deploykit.modeling.finite import ADVICE, LARGEST_LOGIT, largest, require_scores, require_weights
 from deploykit.stages.context import Job
 from deploykit.tokenizer import Tokenizer
 
@@ -24,11 +26,15 @@ def train(job: Job) -> Artifact:
 
     Args:
         job: of the stage `train`; has no parent.
+
+    Raises:
+        ModelError: weights or logits are no numbers, or far too large.
     """
     recipe, task, dataset, method = job.recipe, job.task, job.dataset(), trainers.load(job.recipe.method("train"))
     base = checkpoint.find(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # the new head is drawn when the model is opened
     model = checkpoint.open_base(base, task.AUTO_CLASS, dataset.labels, fine_tuned=method.FINE_TUNED)
+    require_weights(model, base.name)
     with draft(job.target) as folder:
         checkpoint.save_tokenizer(base, folder)
         tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
@@ -45,6 +51,11 @@ def train(job: Job) -> Artifact:
             task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
         )
         scores = scoring.score_all(predictor, dataset)
+        require_scores(scores, base.name if recipe.train is None else f"{base.name}, as it was trained,")
+        if recipe.train is not None and (logit := largest(scores["validation"])) > LARGEST_LOGIT:
+            raise ModelError(
+                f"the logits reach {logit:.0e}, expected less than {LARGEST_LOGIT:g}: training diverged. {ADVICE}"
+            )
         gold = [task.targets(example, dataset.labels) for example in dataset.test]
         table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), dataset.labels)
 
