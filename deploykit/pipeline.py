@@ -119,6 +119,8 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
     content |= {str(path): sha256_of(sources.require(str(path))) for path in recipe.files(stage)}
+    if stage == "train" and recipe.labels:
+        content["labels"] = recipe.labels
     return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
 
 

@@ -25,7 +25,7 @@ LEVELS = (
     ("evaluation",),
     ("architectures",),
     ("checkpoint",),
-    ("engines.torch", "optimizer", "progress", "deadline", "tracing", "finite"),
+    ("engines.torch", "optimizer", "progress", "deadline", "tracing", "finite", "labels"),
     ("fitting",),  # the engine of reference reads checkpoints
     ("products",),
     ("trainers", "quantizers", "surgery"),

@@ -96,13 +96,17 @@ class Steps(Options):
 
 
 class Recipe(Options):
-    """One whole run. A stage that is set to null is skipped; `prune` is one method or a list of them, in order."""
+    """One whole run. A stage that is set to null is skipped; `prune` is one method or a list of them, in order.
+
+    `labels` are for `train: null`: what a label of the model is called in the data, where the two differ.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
     task: str
     model: str
     revision: str | None = None
     data: DataSection
+    labels: dict[str, str] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0, lt=2**32)
     output: str | None = None
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
@@ -112,6 +116,14 @@ class Recipe(Options):
     gates: GateSection = GateSection()
     package: PackageSection | None = PackageSection()
     serve: ServeOptions = ServeOptions()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _are_words(cls, labels: Any) -> Any:
+        """Takes numbers for words, as the data does."""
+        if not isinstance(labels, dict):
+            return labels
+        return {_word(label): _word(name) for label, name in labels.items()}
 
     @field_validator("prune", mode="before")
     @classmethod
@@ -164,6 +176,10 @@ class Recipe(Options):
         if isinstance(section, dict):
             return self.steps(stage)[0][1]
         return section if section is not None else Options()
+
+
+def _word(value: Any) -> Any:
+    return str(value) if type(value) is int else value
 
 
 def _listed(section: Any) -> list[dict[str, Any]]:
@@ -226,6 +242,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     mistakes += _method_mistakes(content)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
+    if recipe is not None and recipe.labels and recipe.train is not None:
+        mistakes.append("labels: renames the labels of a model that is taken as it is, got no train: null")
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")

@@ -76,8 +76,8 @@ def test_all_mistakes_are_listed_at_once():
         "export.opset: Input should be less than or equal to 20, got 99",
         "quantize: needs `method:`, the name of one of its methods, got {'bits': 8}",
         "gates.max_drop: Input should be greater than or equal to 0, got -1",
-        "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, seed, output, train,"
-        " prune, export, quantize, gates, package, serve.",
+        "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, labels, seed, output,"
+        " train, prune, export, quantize, gates, package, serve.",
         "task: no task is called 'text-clasification' (did you mean 'text-classification'?). There are:"
         " text-classification, token-classification.",
     ]
