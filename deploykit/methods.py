@@ -25,9 +25,9 @@ EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # every other package
 
 
 class Options(BaseModel):
-    """Base of every method's options: frozen, and unknown keys are refused."""
+    """Base of every method's options: frozen; unknown keys and infinite numbers are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def available(kind: str) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -118,10 +118,20 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
-    content |= {str(path): sha256_of(sources.require(str(path))) for path in recipe.files(stage)}
+    hashes = {str(path): f"{path.suffix} {sha256_of(sources.require(str(path)))}" for path in recipe.files(stage)}
+    content = _replaced(content, hashes)
     if stage == "train" and recipe.labels:
         content["labels"] = recipe.labels
     return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
+
+
+def _replaced(content: Any, hashes: Mapping[str, str]) -> Any:
+    """Puts the hashes of files in place of their paths, so that a project may be moved."""
+    if isinstance(content, dict):
+        return {name: _replaced(value, hashes) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_replaced(value, hashes) for value in content]
+    return hashes.get(content, content) if isinstance(content, str) else content
 
 
 def output(recipe: Recipe) -> Path:

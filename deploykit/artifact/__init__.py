@@ -124,6 +124,8 @@ class ServeOptions(Record):
             the cgroup allows.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     max_batch_tokens: int = Field(default=4096, ge=1)
     max_batch_items: int = Field(default=64, ge=1)
     max_queue_tokens: int = Field(default=65536, ge=1)

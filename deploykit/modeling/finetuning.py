@@ -48,7 +48,7 @@ class FitOptions(Options):
     time; the schedule is then fitted to what there is time for.
     """
 
-    epochs: int = Field(default=3, ge=1)
+    epochs: int | float = Field(default=3, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
