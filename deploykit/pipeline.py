@@ -18,10 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import torch
 from pydantic import BaseModel
 
-from deploykit import data, hardware, report, tasks
+from deploykit import data, hardware, process_state, report, tasks
 from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
@@ -167,8 +166,7 @@ def run(
     Example:
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
-    torch.set_num_threads(hardware.cpu_limit())  # every stage computes under the same budget
-    with locked(output(recipe)):
+    with locked(output(recipe)), _own_settings():
         for left in output(recipe).glob(".*.draft"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         outcomes: list[Outcome] = []
@@ -185,6 +183,14 @@ def run(
             _check_gates(recipe, outcomes[-1].artifact)
             _link(output(recipe) / found.stage, found.target)
         return outcomes
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Gives every stage the same threads, and takes back what the stages' libraries do to the process."""
+    budget = process_state.threads(hardware.cpu_limit())
+    with budget, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
+        yield
 
 
 def _stages(recipe: Recipe) -> list[str]:

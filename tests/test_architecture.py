@@ -13,7 +13,7 @@ ROOT = Path(deploykit.__file__).parent
 
 # From the bottom to the top; a file imports only from lower lines, or from its own room.
 LEVELS = (
-    ("errors", "recipes", "execution", "cost", "drift"),
+    ("errors", "recipes", "execution", "cost", "drift", "temporary"),
     ("artifact", "methods", "hardware", "layouts", "overrides", "cache", "client"),
     ("mistakes", "signing"),
     ("recipe", "tokenizer", "lengths"),

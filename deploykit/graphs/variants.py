@@ -13,7 +13,6 @@ Masks stay masks: the tool's default for BERT takes their sum for the length, wh
 left. What is written is compared with its source: how many attentions there are, their heads, and every output.
 """
 
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.onnx_model import OnnxModel
 from onnxruntime.transformers.optimizer import optimize_model
 
+from deploykit import process_state
 from deploykit.errors import GraphError
 from deploykit.graphs import matmuls, rewrites
 from deploykit.graphs.matmuls import Array
@@ -112,9 +112,9 @@ def _fuse(model: Any, variant: str) -> Any:
     options.enable_embed_layer_norm = False  # tables inside of it could not be quantized
     options.enable_attention = variant in ATTENTION
     options.use_multi_head_attention = variant == "multi-head"
-    logging.getLogger("fusion_attention").setLevel(logging.ERROR)  # it warns of every layer with fewer heads
     try:
-        fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
+        with process_state.quiet("fusion_attention"):  # it warns of every layer with fewer heads
+            fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
     except Exception as error:  # assertions and whatever else a pattern that it half knows runs into
         raise GraphError(f"the graph cannot be fused: {error!r}. Take it as exported.") from error
     fused.topological_sort()

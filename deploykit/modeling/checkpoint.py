@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from deploykit import process_state
 from deploykit.artifact import ARCHITECTURE, CONFIG, GENERATION, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
@@ -114,21 +115,21 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
     Raises:
         ModelError: the model is of another kind, or has no such head.
     """
-    transformers.logging.set_verbosity_error()  # a new head is what was asked for
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     try:
         if (base.folder / ARCHITECTURE).is_file():
             return _open_pruned(base, fine_tuned)
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            base.folder,
-            num_labels=len(labels),
-            **names,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=not fine_tuned,
-            dtype=torch.float32,
-            **SAFE,
-        )
+        with process_state.quiet("transformers"):  # it warns of a new head, which is what was asked for
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                base.folder,
+                num_labels=len(labels),
+                **names,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=not fine_tuned,
+                dtype=torch.float32,
+                **SAFE,
+            )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{base.name} cannot be loaded as {auto_class}: {str(error).splitlines()[0][:200]}"

@@ -29,6 +29,7 @@ from deploykit.modeling.finite import Loss, checked, require_logits
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import input_names
+from deploykit.process_state import draws, environment, quiet, threads
 from deploykit.tasks import IGNORED, Example, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
@@ -119,8 +120,12 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     Raises:
         ModelError: a loss or the logits of an epoch are no numbers.
     """
+    with draws(), environment(), quiet("transformers"), threads(hardware.cpu_limit()):
+        return _fit(model, problem, options, loss, work)
+
+
+def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
     set_seed(problem.seed)
-    torch.set_num_threads(hardware.cpu_limit())
     newest = newest_checkpoint(work)
     optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
     deadline = Deadline(options.minutes, newest) if options.minutes else None

@@ -45,6 +45,7 @@ from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
 
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
+PARALLELISM = "TOKENIZERS_PARALLELISM"  # whether the tokenizer takes threads of its own
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 
 logger = logging.getLogger("deploykit.serving")
@@ -75,12 +76,14 @@ class Runtime:
         self._batcher: Batcher | Cork | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
+        self._set_parallelism = False
 
     def start(self) -> None:
         """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
         threading.Thread(target=self._keep_looking, name="gauges", daemon=True).start()
         self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
+        self._set_parallelism = PARALLELISM not in os.environ
+        os.environ.setdefault(PARALLELISM, "false")  # the cores are the engine's
         start = perf_counter()
         try:
             self._artifact.verify()
@@ -117,6 +120,8 @@ class Runtime:
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self._closed.set()
+        if self._set_parallelism:
+            os.environ.pop(PARALLELISM, None)
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self._watchdog is not None:
