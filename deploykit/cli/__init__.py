@@ -133,10 +133,10 @@ def serve(
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in.")] = False,
 ) -> None:
     """Serve a package until it is stopped."""
-    import deploykit
+    from deploykit.serving import launch
 
     out.print(f"starting {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
-    deploykit.serve(package, host=host, port=port, keys=keys, auth=not no_auth)
+    launch.become(package, host=host, port=port, keys=keys, auth=not no_auth)
 
 
 @app.command()
