@@ -27,7 +27,7 @@ class DistillOptions(FitOptions):
     validation split.
     """
 
-    epochs: int | float = Field(default=1, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=2.0, gt=0)
     soft: float = Field(default=0.9, ge=0, le=1)
     hidden: float = Field(default=1.0, ge=0)

@@ -45,11 +45,11 @@ class FitOptions(Options):
     each layer below the head multiplies once more by `layer_decay`: layers near the input, which hold what is
     general, move least (Howard and Ruder, 2018, section 3.2). `batch_size` rows times `accumulate` make a step;
     gradients are clipped to the norm `max_grad_norm`. `bf16` autocast is `auto`: on where the hardware multiplies
-    it. `patience` epochs without a better validation metric end the run early, and so do `minutes` of wall-clock
-    time; the schedule is then fitted to what there is time for.
+    it. `epochs` may be a part of one. `patience` epochs without a better validation metric end the run early, and so do
+    `minutes` of wall-clock time; the schedule is then fitted to what there is time for.
     """
 
-    epochs: int | float = Field(default=3, gt=0)
+    epochs: float = Field(default=3.0, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
