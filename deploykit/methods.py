@@ -31,7 +31,9 @@ class Frozen(BaseModel):
 
 
 class Options(Frozen):
-    """Base of the options of methods."""
+    """Base of the options of methods; infinite numbers are refused."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def available(kind: str) -> tuple[str, ...]:

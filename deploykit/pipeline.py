@@ -11,17 +11,16 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
-import torch
 from pydantic import BaseModel
 
-from deploykit import data, hardware, report, tasks
+from deploykit import data, hardware, process_state, report, tasks
 from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import BusyError, GateError, InputError, storage_errors
@@ -118,8 +117,20 @@ def _content(recipe: Recipe, stage: str) -> dict[str, object]:
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
     content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
-    content |= {str(path): sha256_of(sources.require(str(path))) for path in recipe.files(stage)}
+    hashes = {str(path): f"{path.suffix} {sha256_of(sources.require(str(path)))}" for path in recipe.files(stage)}
+    content = _replaced(content, hashes)
+    if stage == "train" and recipe.labels:
+        content["labels"] = recipe.labels
     return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
+
+
+def _replaced(content: Any, hashes: Mapping[str, str]) -> Any:
+    """Puts the hashes of files in place of their paths, so that a project may be moved."""
+    if isinstance(content, dict):
+        return {name: _replaced(value, hashes) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_replaced(value, hashes) for value in content]
+    return hashes.get(content, content) if isinstance(content, str) else content
 
 
 def output(recipe: Recipe) -> Path:
@@ -155,8 +166,7 @@ def run(
     Example:
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
-    torch.set_num_threads(hardware.cpu_limit())  # every stage computes under the same budget
-    with locked(output(recipe)):
+    with locked(output(recipe)), _own_settings():
         for left in output(recipe).glob(".*.draft"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         outcomes: list[Outcome] = []
@@ -173,6 +183,14 @@ def run(
             _check_gates(recipe, outcomes[-1].artifact)
             _link(output(recipe) / found.stage, found.target)
         return outcomes
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Gives every stage the same threads, and takes back what the stages' libraries do to the process."""
+    budget = process_state.threads(hardware.cpu_limit())
+    with budget, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
+        yield
 
 
 def _stages(recipe: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ ROOT = Path(deploykit.__file__).parent
 
 # From the bottom to the top; a folder imports only from lower lines, from the left of its own line, and from itself.
 FLOW = (
-    ("no_telemetry", "errors", "methods", "hardware", "client"),
+    ("no_telemetry", "process_state", "errors", "methods", "hardware", "client"),
     ("artifact", "recipe", "tokenizer"),
     ("tasks", "engines"),
     ("inference",),

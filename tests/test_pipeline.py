@@ -20,6 +20,7 @@ from deploykit import pipeline, recipe
 from deploykit.artifact import PREDICTIONS, Artifact, sha256_of
 from deploykit.errors import ArtifactError, BusyError, GateError, InputError
 from deploykit.evaluation import timing
+from deploykit.evaluation.workload import HISTOGRAM
 from deploykit.recipe import STAGES
 
 pytestmark = [
@@ -54,6 +55,25 @@ def test_refuses_a_stage_that_the_recipe_skips(tmp_path, tiny_recipe):
     loaded = recipe.load(tiny_recipe(tmp_path), ["prune=null"])
     with pytest.raises(InputError, match=r"no stage 'prune'. There are: train, export, quantize, package"):
         pipeline.run(loaded, first="prune")
+
+
+def test_a_project_that_moves_keeps_its_artifacts_and_a_changed_file_makes_new_ones(tmp_path, tiny_recipe):
+    """Files that options name are known by what they hold, as the data is."""
+    prune = [{"method": "vocabulary", "corpus": "corpus.txt"}, {"method": "width", "keep": 0.5}]
+    page = f'# TYPE {HISTOGRAM} histogram\n{HISTOGRAM}_bucket{{le="8"}} 3\n{HISTOGRAM}_bucket{{le="+Inf"}} 3\n'
+    sections = {"prune": prune, "quantize": {"method": "auto", "lengths": "metrics.txt"}, "output": "out"}
+
+    def keys(name, corpus="the film"):
+        path = tiny_recipe(tmp_path / name, **sections)
+        (tmp_path / name / "corpus.txt").write_text(corpus)
+        (tmp_path / name / "metrics.txt").write_text(page)
+        return {planned.stage: planned.key for planned in pipeline.plan(recipe.load(path))}
+
+    here = keys("here")
+    assert keys("there") == here
+    changed = keys("there", corpus="another film")
+    assert changed["train"] == here["train"]
+    assert changed["prune"] != here["prune"]
 
 
 def test_refuses_a_stage_whose_parents_are_missing(tmp_path, tiny_recipe):

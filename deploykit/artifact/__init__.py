@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from deploykit.artifact import atomic
 from deploykit.artifact.cost import Cost
@@ -110,6 +110,8 @@ class RecordOptions(Record):
 
 class ServeOptions(Record):
     """How a package is served; carried to the service by the manifest."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one padded batch."""

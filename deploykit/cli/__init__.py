@@ -42,9 +42,9 @@ Overrides = Annotated[
 def main() -> None:
     """Runs the command line and turns errors into messages and exit codes."""
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        if app(standalone_mode=False) == INTERRUPTED:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+        if app(arguments, standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped. Finished stages are kept: the same command goes on from them.", INTERRUPTED)
@@ -133,10 +133,10 @@ def serve(
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in.")] = False,
 ) -> None:
     """Serve a package until it is stopped."""
-    import deploykit
+    from deploykit.serving import launch
 
     out.print(f"starting {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
-    deploykit.serve(package, host=host, port=port, keys=keys, auth=not no_auth)
+    launch.become(package, host=host, port=port, keys=keys, auth=not no_auth)
 
 
 @app.command()

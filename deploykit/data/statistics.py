@@ -11,7 +11,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import tokenizers
 
 from deploykit.data.checks import shared
 from deploykit.data.examples import Split, key_of, label_counts, short_name
@@ -70,17 +69,16 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
         `unknown_share` (of all tokens that are not special) and `mostly_unknown` (how many texts are unknown by more
         than half).
     """
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.no_truncation()
     lengths: list[int] = []
     ordinary: list[int] = []  # tokens that are not special
     unknown: list[int] = []
     for start in range(0, len(examples), BATCH):
         batch = examples[start : start + BATCH]
-        for found in backend.encode_batch([row.text if row.pair is None else (row.text, row.pair) for row in batch]):
-            lengths.append(len(found.ids))
-            unknown.append(found.ids.count(tokenizer.unknown_id))
-            ordinary.append(found.special_tokens_mask.count(0))
+        texts = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
+        for encoding in tokenizer.backend.encode_batch(texts):
+            lengths.append(len(encoding.ids))
+            unknown.append(encoding.ids.count(tokenizer.unknown_id))
+            ordinary.append(encoding.special_tokens_mask.count(0))
     return {
         **distribution(lengths),
         "max_tokens": tokenizer.max_tokens,

@@ -1,6 +1,7 @@
 """PyTorch in eager mode: the reference that everything else is compared with."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.engines import whole
 from deploykit.modeling import checkpoint
 from deploykit.modeling.surgery import input_names
+from deploykit.process_state import evaluating, threads
 
 KIND = "checkpoint"
 FUSED = False
@@ -20,18 +22,18 @@ TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": tor
 
 
 class TorchModel:
-    """A module in evaluation mode and the names of its inputs; it is made of the execution's precision."""
+    """A module, or a copy of it in the execution's precision, that runs in evaluation mode."""
 
     def __init__(self, model: torch.nn.Module, execution: Execution) -> None:
-        torch.set_num_threads(execution.threads)
-        self.execution = execution
-        self._model = model.to(TYPES[execution.precision]).eval()
+        self.execution, dtype = execution, TYPES[execution.precision]
+        other = any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in model.state_dict().values())
+        self._model = deepcopy(model).to(dtype) if other else model
         self._inputs = input_names(model)
 
     def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""
         tensors = {name: torch.from_numpy(array) for name, array in batch.items() if name in self._inputs}
-        with torch.inference_mode():
+        with threads(self.execution.threads), evaluating(self._model), torch.inference_mode():
             logits = self._model(**tensors).logits
         return whole("torch", batch, logits.float().numpy())
 
@@ -50,9 +52,9 @@ def load(model: Path, execution: Execution) -> TorchModel:
 
     Args:
         model: the artifact's directory.
-        execution: its precision and threads; these are of the whole process, torch has one setting.
+        execution: its precision and threads.
     """
-    return TorchModel(checkpoint.load(model, attention=None), execution)
+    return TorchModel(checkpoint.load(model, attention=None).to(TYPES[execution.precision]), execution)
 
 
 def versions() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploykit.engines import Engine
-from deploykit.errors import GateError
+from deploykit.errors import GateError, ModelError
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
 from deploykit.tokenizer import Side, Tokenizer
@@ -27,6 +27,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
 
     Raises:
         GateError: the graph fails on a batch.
+        ModelError: a logit of the reference is NaN or infinite, so there is nothing to compare with.
     """
     exported = replace(reference, engine=engine)
     differences: dict[str, float] = {}
@@ -38,9 +39,15 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
                 scores = exported.scores(texts, encodings, side)
             except Exception as error:  # each engine raises its own exceptions
                 raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
+            expected = reference.scores(texts, encodings, side)
+            if not all(np.isfinite(row).all() for row in expected):
+                raise ModelError(
+                    f"the model itself, before its export, gives logits for {name} that are NaN or infinite. Train it"
+                    " again with a lower learning_rate, or choose another model."
+                )
             kind = f"{name}, {side} padding" if len(rows) > 1 else name
-            pairs = zip(reference.scores(texts, encodings, side), scores, strict=True)
-            differences[kind] = max(differences.get(kind, 0.0), *(_largest(a - b) for a, b in pairs))
+            largest = max(_largest(a - b) for a, b in zip(expected, scores, strict=True))
+            differences[kind] = max(differences.get(kind, 0.0), largest)
     return differences
 
 

@@ -14,7 +14,6 @@ which is wrong if padding is on the left. Each variant is checked against its so
 heads, and every output.
 """
 
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.onnx_model import OnnxModel
 from onnxruntime.transformers.optimizer import optimize_model
 
+from deploykit import process_state
 from deploykit.errors import GraphError
 from deploykit.graphs import matmuls, rewrites
 from deploykit.graphs.matmuls import Array
@@ -113,9 +113,9 @@ def _fuse(model: Any, variant: str) -> Any:
     options.enable_embed_layer_norm = False  # embedding tables inside this operator cannot be quantized
     options.enable_attention = variant in ATTENTION
     options.use_multi_head_attention = variant == "multi-head"
-    logging.getLogger("fusion_attention").setLevel(logging.ERROR)  # it warns about every layer with pruned heads
     try:
-        fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
+        with process_state.quiet("fusion_attention"):  # it warns about every layer with pruned heads
+            fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
     except Exception as error:  # the tool raises assertions and others on patterns that it matches only in part
         raise GraphError(f"the graph cannot be fused: {error!r}. Use the variant `exported`.") from error
     fused.topological_sort()

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from deploykit import process_state
 from deploykit.artifact import ARCHITECTURE, CONFIG, GENERATION, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
@@ -108,30 +109,27 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
     Args:
         base: what `find` gave.
         auto_class: the task's class of transformers.
-        labels: names of the outputs.
+        labels: names of the outputs, in their order.
         fine_tuned: the head must be there already; otherwise a new one is made.
 
     Raises:
         ModelError: the model is of another kind, or has no such head.
     """
-    transformers.logging.set_verbosity_error()  # a new head is what was asked for
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     try:
-        config = AutoConfig.from_pretrained(base.folder, **SAFE)
-        if fine_tuned:
-            _check_labels(base, config, labels)
         if (base.folder / ARCHITECTURE).is_file():
             return _open_pruned(base, fine_tuned)
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            base.folder,
-            num_labels=len(labels),
-            **names,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=not fine_tuned,
-            dtype=torch.float32,
-            **SAFE,
-        )
+        with process_state.quiet("transformers"):  # it warns of a new head, which is what was asked for
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                base.folder,
+                num_labels=len(labels),
+                **names,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=not fine_tuned,
+                dtype=torch.float32,
+                **SAFE,
+            )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{base.name} cannot be loaded as {auto_class}: {str(error).splitlines()[0][:200]}"
@@ -141,6 +139,19 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
     return model
 
 
+def labels_of(base: Base) -> tuple[str, ...]:
+    """Returns the names that a base model's configuration gives its outputs, in their order.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(base.folder, **SAFE)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"the {CONFIG} of {base.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
+    return tuple(config.id2label[index] for index in range(config.num_labels))
+
+
 def _open_pruned(base: Base, fine_tuned: bool) -> transformers.PreTrainedModel:
     if not fine_tuned:
         raise ModelError(
@@ -148,15 +159,6 @@ def _open_pruned(base: Base, fine_tuned: bool) -> transformers.PreTrainedModel:
             " or take it as it is with train: null."
         )
     return load(base.folder, attention=None)
-
-
-def _check_labels(base: Base, config: Any, labels: Sequence[str]) -> None:
-    found = [config.id2label[index] for index in range(config.num_labels)]
-    if found != list(labels):
-        raise ModelError(
-            f"{base.name} has the labels {found}, the data has {list(labels)}. With train: null the model must be"
-            " fine-tuned for these labels, in this order."
-        )
 
 
 def _check_weights(base: Base, model: Any, info: dict[str, Any], fine_tuned: bool) -> None:

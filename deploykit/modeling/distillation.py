@@ -26,8 +26,8 @@ class DistillOptions(FitOptions):
     The best epoch is always the one that is best by the labels of the validation split.
     """
 
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the training rows."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training rows; may be a part of one."""
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of both models' logits."""
     soft: float = Field(default=0.9, ge=0, le=1)
@@ -88,7 +88,7 @@ def distill(
         shown = labels != IGNORED
         soft = divergence(outputs["logits"][shown], outputs["taught"][shown], options.temperature)
         hidden = hidden_error(outputs["hidden"], outputs["taught_hidden"], outputs["real"], layers)
-        count = shown.sum() if num_items_in_batch is None else num_items_in_batch
+        count = torch.as_tensor(shown.sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         taught = (options.soft * soft + options.hidden * hidden) * shown.sum() / count  # of a step of several batches
         return taught + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else taught
 

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,9 +26,11 @@ from deploykit.evaluation import metrics
 from deploykit.inference.predictor import batches
 from deploykit.methods import Options
 from deploykit.modeling.deadline import Deadline
+from deploykit.modeling.finite import Loss, checked, require_logits
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import input_names
+from deploykit.process_state import draws, environment, quiet, threads
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
@@ -41,8 +43,8 @@ log = logging.getLogger(__name__)
 class FitOptions(Options):
     """How a module is fitted: AdamW with linear warm-up and linear decay of the learning rate."""
 
-    epochs: int = Field(default=3, ge=1)
-    """Passes over the training rows."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows; may be a part of one."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Highest learning rate, reached after the warm-up."""
     batch_size: int = Field(default=32, ge=1)
@@ -99,9 +101,6 @@ class Problem:
     teacher: Teacher | None = None
 
 
-Loss = Callable[..., torch.Tensor]
-
-
 def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
     """Tokenizes examples and their targets."""
     encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
@@ -123,22 +122,30 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
 
     Returns:
         The history: one entry a logged step (`step`, `epoch`, `loss`) or epoch (`epoch` and the metrics).
+
+    Raises:
+        ModelError: a loss or the logits of an epoch are no numbers.
     """
+    with draws(), environment(), quiet("transformers"), threads(hardware.cpu_limit()):
+        return _fit(model, problem, options, loss, work)
+
+
+def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
     set_seed(problem.seed)
-    torch.set_num_threads(hardware.cpu_limit())
     newest = newest_checkpoint(work)
     optimizer = adamw(model, options.learning_rate, options.weight_decay, options.layer_decay)
     deadline = Deadline(options.minutes, newest) if options.minutes else None
     steps = math.ceil(_epoch(problem, options) * options.epochs)
+    rate = f"with the learning rate {options.learning_rate:g}"
     stops = [EarlyStoppingCallback(options.patience)] if options.patience else []
-    trainer = Trainer(
+    trainer: Trainer = Trainer(
         model=model,
         args=_arguments(problem, options, work),
         train_dataset=_Rows(problem.train),
         eval_dataset=_Rows(problem.validation),
         data_collator=lambda found: _batch(model, collate(problem.tokenizer, [item["row"] for item in found])),
-        compute_loss_func=loss,
-        compute_metrics=lambda _: quality(model, problem),
+        compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
+        compute_metrics=lambda _: quality(model, problem, f"after epoch {trainer.state.epoch:g}, {rate}"),
         preprocess_logits_for_metrics=lambda _, labels: labels.new_zeros(len(labels)),  # all logits fill the memory
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *stops, *([deadline] if deadline else [])],
@@ -190,6 +197,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # or the patience of early stopping would begin anew
         logging_strategy="steps",
+        logging_nan_inf_filter=False,  # it hides a loss that is no number, which stops the run here
         logging_steps=max(1, steps // LOGGED_STEPS),
         logging_first_step=True,
         remove_unused_columns=False,
@@ -265,7 +273,8 @@ def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -
             label_smoothing=smoothing,
             reduction="sum",
         )
-        return summed / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return summed / torch.as_tensor(count).clamp(min=1)  # a batch may hold no target
 
     return loss
 
@@ -286,12 +295,16 @@ def newest_checkpoint(work: Path) -> Path | None:
 
 
 @torch.inference_mode()
-def quality(model: torch.nn.Module, problem: Problem) -> dict[str, float]:
+def quality(model: torch.nn.Module, problem: Problem, what: str) -> dict[str, float]:
     """Returns the task's metrics on the validation rows as the stages compute them: what was cut off counts as well.
 
     Args:
         model: in evaluation mode.
         problem: its validation rows are judged.
+        what: names the model in a message.
+
+    Raises:
+        ModelError: logits are NaN or infinite.
     """
     rows, scores = problem.validation, dict[int, Float32]()
     device = next(model.parameters()).device
@@ -299,8 +312,9 @@ def quality(model: torch.nn.Module, problem: Problem) -> dict[str, float]:
         part = [rows[index] for index in indices]
         batch = {name: tensor.to(device) for name, tensor in collate(problem.tokenizer, part).items()}
         logits = model(**inputs(model, batch))["logits"].float().cpu().numpy()
-        for index, row, found in zip(indices, part, logits, strict=True):
-            real = found[problem.tokenizer.place(len(row.encoding), len(found))] if found.ndim == 2 else found
+        require_logits(logits, batch["labels"].cpu().numpy(), what)
+        for index, row, array in zip(indices, part, logits, strict=True):
+            real = array[problem.tokenizer.place(len(row.encoding), len(array))] if array.ndim == 2 else array
             scores[index] = problem.task.scores(real, row.example.text, row.encoding)
     gold = [problem.task.targets(row.example, problem.labels) for row in rows]
     predicted = metrics.predictions([scores[index] for index in range(len(rows))])

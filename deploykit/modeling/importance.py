@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from deploykit.errors import ModelError
 from deploykit.inference.predictor import batches
 from deploykit.modeling import surgery
 from deploykit.modeling.finetuning import Row, collate, cross_entropy, inputs
@@ -24,7 +25,11 @@ BATCH_TOKENS = 2048
 def importance(
     model: torch.nn.Module, rows: Sequence[Row], tokenizer: Tokenizer
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
-    """Returns the Fisher information of the heads (of some layers none) and of the neurons, one array a layer each."""
+    """Returns the Fisher information of the heads (of some layers none) and of the neurons, one array a layer each.
+
+    Raises:
+        ModelError: a gradient is no number.
+    """
     found = surgery.layers(model)
     modules = [layer.projection for layer in found if layer.projection is not None] + [layer.down for layer in found]
     groups = [layer.shape.heads for layer in found if layer.shape.heads] + [layer.shape.neurons for layer in found]
@@ -42,6 +47,11 @@ def importance(
         gradients = torch.autograd.grad(value, masks)
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient.float().square().sum(dim=(0, 1))
+    if not all(total.isfinite().all() for total in totals):
+        raise ModelError(
+            "the importance of heads and neurons cannot be measured: gradients of the model are no numbers (NaN or"
+            " infinite). Train it with a lower learning_rate, or set prune: null."
+        )
     arrays = iter([total.numpy().astype(np.float64) for total in totals])
     heads = [next(arrays) if layer.shape.heads else np.zeros(0) for layer in found]
     return heads, list(arrays)

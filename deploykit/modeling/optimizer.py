@@ -1,14 +1,16 @@
 """Learning rates by depth: layers near the input, which hold what is general, move least.
 
-Discriminative fine-tuning after Howard and Ruder (2018, section 3.2). Knows of a model only how transformers
-names its layers.
+Discriminative fine-tuning after Howard and Ruder (2018, section 3.2). Where a model keeps its layers stands in the
+table of architectures; of other models it is known how transformers names layers.
 """
 
 import re
 
 import torch
 
-LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")  # as transformers' models number their layers
+from deploykit.modeling.architectures import ARCHITECTURES
+
+LAYERS = (r"\w+\.layer", r"\w+\.layers", r"\w+\.h", r"\w+\.block")  # of a model that the table does not know
 
 
 def adamw(
@@ -40,11 +42,29 @@ def adamw(
 
 
 def depths(model: torch.nn.Module) -> list[int]:
-    """Returns how many layers below the head each parameter lies: 0 the head, 1 the last layer, embeddings last."""
+    """Returns how many layers below the head each parameter lies: 0 the head, 1 the last layer, embeddings last.
+
+    An encoder's layers and a decoder's are counted each from their own end. A layer that is run several times counts
+    once. What stands before the first layer, and every table of embeddings outside of layers, is an embedding.
+    """
     names = [name for name, _ in model.named_parameters()]
-    layers = [int(found[1]) if (found := LAYER.search(name)) else None for name in names]
-    top = max((layer for layer in layers if layer is not None), default=-1) + 1
+    layers = [_layer_pattern(model).match(name) for name in names]
+    tops: dict[str, int] = {}
+    for layer in layers:
+        if layer:
+            tops[layer["stack"]] = max(tops.get(layer["stack"], 0), int(layer["index"]) + 1)
+    first = next((place for place, layer in enumerate(layers) if layer), 0)
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    embedding = max(tops.values(), default=0) + 1
     return [
-        top - layer if layer is not None else top + 1 if "embeddings" in name else 0
-        for name, layer in zip(names, layers, strict=True)
+        tops[layer["stack"]] - int(layer["index"]) if layer else embedding if place < first or name in tables else 0
+        for place, (name, layer) in enumerate(zip(names, layers, strict=True))
     ]
+
+
+def _layer_pattern(model: torch.nn.Module) -> re.Pattern[str]:
+    """Returns what matches the name of a parameter in a layer: the stack, and the layer's number in it."""
+    configs = (module.config for module in model.modules() if hasattr(module, "config"))
+    architecture = ARCHITECTURES.get(getattr(next(configs, None), "model_type", ""))
+    paths = [re.escape(stack.path) for stack in architecture.stacks] if architecture else LAYERS
+    return re.compile(rf"(?P<stack>(?:.*?\.)?(?:{'|'.join(paths)}))\.(?P<index>\d+)\.")

@@ -13,6 +13,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from deploykit.modeling import surgery
 from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.distillation import DistillOptions, distill, divergence
 from deploykit.modeling.finetuning import Problem, Teacher, inputs
+from deploykit.modeling.finite import require_logits
 from deploykit.modeling.importance import padded
 from deploykit.modeling.surgery import depths, without
 from deploykit.pruners import Pruned
@@ -102,4 +104,6 @@ def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, data: Sequence[Any]) -> torch.Tensor:
     """Returns the logits of all units that have a label, `(units, labels)`."""
-    return torch.cat([model(**inputs(model, batch)).logits[batch["labels"] != IGNORED] for batch in data])
+    logits = torch.cat([model(**inputs(model, batch)).logits[batch["labels"] != IGNORED] for batch in data])
+    require_logits(logits.float().numpy(), np.zeros(len(logits)), "the model, as it is being pruned")
+    return logits

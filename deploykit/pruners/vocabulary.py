@@ -23,7 +23,6 @@ from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.finetuning import Problem
 from deploykit.pruners import Pruned
 from deploykit.pruners._vocabulary import necessary, reduced
-from deploykit.tokenizer import truncate
 
 TEXTS_PER_CALL = 1024  # of the tokenizer; bounds the encodings held in memory
 FLOAT_BYTES = 4
@@ -46,7 +45,6 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     backend = reduced(whole, ids)
     verify(whole, backend, texts)
     pruned = surgery.with_tokens(model, ids)
-    truncate(backend, problem.tokenizer.max_tokens)
     new_ids = {old: new for new, old in enumerate(ids)}
     unknown = problem.tokenizer.unknown_id
     tokenizer = replace(

@@ -132,6 +132,8 @@ class Recipe(Options):
     """Revision of a model from the hub; its commit is recorded."""
     data: DataSection
     """The labelled data."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """With `train: null`: what labels of the model are called in the data, where the two differ."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of splits, training and every search."""
     output: str | None = None
@@ -150,6 +152,14 @@ class Recipe(Options):
     """What the package holds."""
     serve: ServeOptions = ServeOptions()
     """How the package is served."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _are_words(cls, labels: Any) -> Any:
+        """Takes numbers for words, as the data does."""
+        if not isinstance(labels, dict):
+            return labels
+        return {_word(label): _word(name) for label, name in labels.items()}
 
     @field_validator("prune", mode="before")
     @classmethod
@@ -202,6 +212,10 @@ class Recipe(Options):
         if isinstance(section, dict):
             return self.steps(stage)[0][1]
         return section if section is not None else Options()
+
+
+def _word(value: Any) -> Any:
+    return str(value) if type(value) is int else value
 
 
 def _listed(section: Any) -> list[dict[str, Any]]:
@@ -264,6 +278,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     mistakes += _method_mistakes(content)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
+    if recipe is not None and recipe.labels and recipe.train is not None:
+        mistakes.append("labels: renames the labels of a model that is taken as it is, got no train: null")
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")

@@ -18,10 +18,10 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
     for mistake in error.errors():
         place = (*prefix, *map(str, mistake["loc"]))
         if mistake["type"] == "extra_forbidden":
-            known = _fields(model, mistake["loc"][:-1])
-            extra = ["method"] if prefix else []
+            inside = mistake["loc"][:-1]
+            known = [*(["method"] if prefix and not inside else []), *_fields(model, inside)]
             hint = did_you_mean(place[-1], known)
-            yield f"{'.'.join(place)}: unknown key{hint}. Known: {', '.join([*extra, *known])}."
+            yield f"{'.'.join(place)}: unknown key{hint}. Known: {', '.join(known)}."
         elif mistake["type"] == "missing":
             yield f"{'.'.join(place)}: is missing"
         else:

@@ -4,6 +4,7 @@ Everything that can be wrong is said before the process starts, because a superv
 for it. Each port gets its own BentoML home: two servers in one would wipe each other's metrics.
 """
 
+import atexit
 import contextlib
 import ipaddress
 import os
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from deploykit import no_telemetry
 from deploykit.artifact import signing
@@ -89,37 +91,92 @@ def plan(
     return Launch(argv, env, f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
 
 
+class Service:
+    """A service in a process of its own. It ends with `stop`, at the end of a `with` block, or with this process.
+
+    Attributes:
+        url: where it answers.
+    """
+
+    def __init__(self, launch: Launch, log: Path | None = None) -> None:
+        self.url = launch.url
+        self._folder = tempfile.TemporaryDirectory(prefix="deploykit-serve-")
+        log = log or Path(self._folder.name) / "serve.log"
+        with log.open("w") as stream:
+            self._process = subprocess.Popen(
+                launch.argv, env=launch.env, cwd=self._folder.name, stdout=stream, stderr=stream, start_new_session=True
+            )
+        atexit.register(self.stop)
+        try:
+            wait_ready(launch.url, self._process, log)
+        except BaseException:  # Ctrl-C too
+            self.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the service once the requests in flight have their answers; again, it does nothing."""
+        atexit.unregister(self.stop)
+        if self._process.returncode is None:
+            stop(self._process)
+        self._folder.cleanup()
+
+
 def serve(
     package: Path | str, *, host: str = HOST, port: int = PORT, keys: Path | None = None, auth: bool = True
-) -> None:
-    """Serves a package until it is stopped: this process becomes the service.
+) -> Service:
+    """Serves a package in a process of its own, and returns once it is ready.
 
     Args:
         package: its directory.
         host: the address to listen on; the default is reachable from this machine only.
-        port: to listen on.
+        port: to listen on; 0 takes a free one.
         keys: the key file; default: what the environment says.
         auth: False lets everybody in.
 
+    Returns:
+        The service: `.url`, `.stop()`, and a `with` block that stops it. It ends with this process, too.
+
     Raises:
-        ArtifactError: the directory is no package, or is not signed by whom the environment names.
+        ArtifactError: the directory is no package, does not pass its checks, or is not signed by whom the environment
+            names.
         InputError: there is no key, or a setting makes no sense.
         BusyError: somebody listens on the port.
+        DeploykitError: the process ended, or was not ready within a minute; with the end of its log.
 
     Example:
-        >>> serve("runs/movies/package", port=3000)  # doctest: +SKIP
+        >>> with serve("runs/movies/package", port=0) as service:  # doctest: +SKIP
+        ...     print(service.url)
     """
-    environ = {**os.environ, **({} if auth else {AUTH: "off"})}
-    launch = plan(Path(package), host=host, port=port, keys=keys, environ=environ)
+    return Service(plan(Path(package), host=host, port=port or free_port(host), keys=keys, environ=_environ(auth)))
+
+
+def become(
+    package: Path | str, *, host: str = HOST, port: int = PORT, keys: Path | None = None, auth: bool = True
+) -> None:
+    """Replaces this process by the service, so that a supervisor's signals reach it; for the command line.
+
+    Takes and refuses what `serve` does.
+    """
+    launch = plan(Path(package), host=host, port=port, keys=keys, environ=_environ(auth))
     sys.stdout.flush()
     os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606  the command was made here
+
+
+def _environ(auth: bool) -> dict[str, str]:
+    return {**os.environ, **({} if auth else {AUTH: "off"})}
 
 
 @contextlib.contextmanager
 def running(
     package: Path, keys: Path | None, port: int = 0, environ: Mapping[str, str] = os.environ, log: Path | None = None
 ) -> Iterator[str]:
-    """Runs a service for as long as the block lasts.
+    """Runs a service for as long as the block lasts, with a BentoML home of its own unless `environ` names one.
 
     Args:
         package: its directory.
@@ -137,17 +194,8 @@ def running(
     """
     with tempfile.TemporaryDirectory() as folder:
         environ = {"BENTOML_HOME": str(Path(folder) / "bentoml"), **environ}
-        launch = plan(package, port=port or free_port(), keys=keys, environ=environ)
-        log = log or Path(folder) / "serve.log"
-        with log.open("w") as stream:
-            process = subprocess.Popen(
-                launch.argv, env=launch.env, cwd=folder, stdout=stream, stderr=stream, start_new_session=True
-            )
-        try:
-            wait_ready(launch.url, process, log)
-            yield launch.url
-        finally:
-            stop(process)
+        with Service(plan(package, port=port or free_port(), keys=keys, environ=environ), log) as service:
+            yield service.url
 
 
 def drain(port: int = PORT, seconds: float = 0.0, environ: Mapping[str, str] = os.environ) -> Path:

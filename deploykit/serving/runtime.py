@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 5.0  # how old a gauge of another worker may be on a page
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
+PARALLELISM = "TOKENIZERS_PARALLELISM"  # whether the tokenizer takes threads of its own
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 
 logger = logging.getLogger("deploykit.serving")
@@ -82,6 +83,7 @@ class Runtime:
         self._batcher: Batcher | BentoMLBatcher | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
+        self._set_parallelism = False
 
     def start(self) -> None:
         """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
@@ -89,7 +91,8 @@ class Runtime:
         if self.tokens is not None:
             self.tokens.start()
         self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the engine's
+        self._set_parallelism = PARALLELISM not in os.environ
+        os.environ.setdefault(PARALLELISM, "false")  # the cores are the engine's
         start = perf_counter()
         try:
             self._artifact.verify()
@@ -128,6 +131,8 @@ class Runtime:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self._closed.set()
         gc.unfreeze()
+        if self._set_parallelism:
+            os.environ.pop(PARALLELISM, None)
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
         if self._watchdog is not None:

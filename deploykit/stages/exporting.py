@@ -5,7 +5,7 @@ in transformers. Attention is exported in its eager form: the fusions of graph o
 """
 
 from deploykit import engines, hardware
-from deploykit.artifact import GRAPH, Artifact, draft
+from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError, ModelError
@@ -13,6 +13,7 @@ from deploykit.evaluation import parity, scoring
 from deploykit.graphs.export import write_graph
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
+from deploykit.modeling.finite import LARGEST_LOGIT, largest
 from deploykit.stages.context import Job
 
 ENGINE = "onnxruntime"
@@ -25,6 +26,7 @@ def export(job: Job) -> Artifact:
         job: of the stage `export`.
 
     Raises:
+        ModelError: the model's own logits are no numbers, or too large to compare.
         GateError: logits differ by more than the recipe's `export.tolerance`.
     """
     dataset, options, threads = job.dataset(), job.recipe.export, hardware.cpu_limit()
@@ -47,6 +49,12 @@ def export(job: Job) -> Artifact:
         differences = parity.difference(reference, engine, dataset.validation)
         worst = max(differences, key=lambda name: differences[name])
         if not differences[worst] <= options.tolerance:
+            logit = largest(load_predictions(job.source)["validation"])
+            if logit > LARGEST_LOGIT:
+                raise ModelError(
+                    f"the logits of the model reach {logit:.0e}, where float32 is too coarse for a graph to repeat them"
+                    f" within {options.tolerance:.0e}. Train it with a lower learning_rate, or raise export.tolerance."
+                )
             raise GateError(
                 f"the exported graph does not compute what torch computes: logits differ by {differences[worst]:.2e}"
                 f" ({worst}), allowed {options.tolerance:.0e}. Try another export.opset."

@@ -17,6 +17,7 @@ from deploykit.evaluation.comparison import compare
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.finetuning import Problem, Teacher, rows
+from deploykit.modeling.finite import require_scores, require_weights
 from deploykit.pruners import Pruned
 from deploykit.stages.context import Job
 from deploykit.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def prune(job: Job) -> Artifact:
         task, labels, tokenizer, TorchModel(made.model, Execution(engine="torch", threads=hardware.cpu_limit()))
     )
     scores = scoring.score_all(predictor, dataset)
+    require_scores(scores, "the pruned model")
     before = load_predictions(job.source)["validation"]
     lengths = scoring.lengths(tokenizer, dataset.validation)
     comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed, lengths)
@@ -62,6 +64,7 @@ def prune(job: Job) -> Artifact:
 def _run(job: Job) -> tuple[Pruned, list[dict[str, Any]]]:
     """Returns what the steps made together, and the facts of each."""
     model = checkpoint.load(job.source.path, attention=None)
+    require_weights(model, str(job.source.path))
     whole = Teacher(model, tuple(range(sum(surgery.depths(model)))))
     problem, made, steps = _problem(job, job.tokenizer(), whole), Pruned(model, {}), []
     for number, (name, options) in enumerate(job.recipe.steps("prune")):

@@ -10,10 +10,13 @@ from deploykit import data, hardware, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
+from deploykit.errors import ModelError
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
 from deploykit.modeling.finetuning import Problem, Row, rows
+from deploykit.modeling.finite import ADVICE, LARGEST_LOGIT, largest, require_scores, require_weights
+from deploykit.modeling.labels import match, rename, reorder
 from deploykit.stages.context import Job
 from deploykit.tasks import Task
 from deploykit.tokenizer import Tokenizer
@@ -27,11 +30,22 @@ def train(job: Job) -> Artifact:
 
     Args:
         job: of the stage `train`; has no parent.
+
+    Raises:
+        ModelError: weights or logits are no numbers, or far too large.
     """
     recipe, task, dataset, method = job.recipe, job.task, job.dataset(), trainers.load(job.recipe.method("train"))
     base = checkpoint.find(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # the new head is drawn when the model is opened
-    model = checkpoint.open_base(base, task.AUTO_CLASS, dataset.labels, fine_tuned=method.FINE_TUNED)
+    names = labels = dataset.labels
+    if method.FINE_TUNED:
+        names = match(checkpoint.labels_of(base), dataset.labels, recipe.labels, base.name)
+        labels = task.label_order(names)
+    model = checkpoint.open_base(base, task.AUTO_CLASS, names, fine_tuned=method.FINE_TUNED)
+    if labels != names:
+        reorder(model, [names.index(label) for label in labels])
+    rename(model, labels)
+    require_weights(model, base.name)
     with draft(job.target) as folder:
         checkpoint.save_tokenizer(base, folder)
         tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
@@ -40,17 +54,22 @@ def train(job: Job) -> Artifact:
         lengths = data.lengths(dataset, tokenizer)
         _tell(dataset, lengths)
 
-        learned, judged = (rows(task, tokenizer, part, dataset.labels) for part in (dataset.train, dataset.validation))
-        _tell_of_spans(task, learned, dataset.labels)
-        problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
+        learned, judged = (rows(task, tokenizer, part, labels) for part in (dataset.train, dataset.validation))
+        _tell_of_spans(task, learned, labels)
+        problem = Problem(task, labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
         predictor = Predictor(
-            task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
+            task, labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
         )
         scores = scoring.score_all(predictor, dataset)
-        gold = [task.targets(example, dataset.labels) for example in dataset.test]
-        table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), dataset.labels)
+        require_scores(scores, base.name if recipe.train is None else f"{base.name}, as it was trained,")
+        if recipe.train is not None and (logit := largest(scores["validation"])) > LARGEST_LOGIT:
+            raise ModelError(
+                f"the logits reach {logit:.0e}, expected less than {LARGEST_LOGIT:g}: training diverged. {ADVICE}"
+            )
+        gold = [task.targets(example, labels) for example in dataset.test]
+        table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), labels)
 
         checkpoint.save(model, folder)
         return job.finish(
@@ -61,7 +80,7 @@ def train(job: Job) -> Artifact:
             parameters=checkpoint.parameters(model),
             details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},
             facts={
-                "labels": dataset.labels,
+                "labels": labels,
                 "pair": dataset.train[0].pair is not None,
                 "max_tokens": tokenizer.max_tokens,
                 "base_model": base.name,

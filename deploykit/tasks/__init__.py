@@ -62,6 +62,9 @@ class Task(Protocol):
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """Lists the labels of a model trained on these examples, in the order of its outputs."""
 
+    def label_order(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Returns labels in the order that outputs must have, which is the given one as far as it may be."""
+
     def classes(self, example: Example) -> tuple[str, ...]:
         """Lists the labels, as the data names them, that stand in an example."""
 

@@ -57,6 +57,11 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def label_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the labels as they come."""
+    return tuple(labels)
+
+
 def classes(example: Example) -> tuple[str, ...]:
     """Returns the one label."""
     return (example.label,)

@@ -131,6 +131,12 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
 
 
+def label_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns `O` and then B- and I- of each label, in the order in which the labels come."""
+    names = dict.fromkeys(label.partition("-")[2] for label in labels if label != OUTSIDE)
+    return (OUTSIDE, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
+
+
 def classes(example: Example) -> tuple[str, ...]:
     """Returns the labels of the spans, each once; `O` where there is none."""
     return tuple(sorted({span.label for span in example.spans})) or (OUTSIDE,)

@@ -156,15 +156,6 @@ def test_weights_of_another_size_are_refused(base, tiny_encoder):
         checkpoint.open_base(base, AUTO["text-classification"], ("negative", "positive"), fine_tuned=True)
 
 
-@pytest.mark.parametrize("labels", [("positive", "negative"), ("negative", "neutral", "positive"), ("a", "b")])
-def test_a_fine_tuned_model_with_other_labels_is_refused(labels, base):
-    message = (
-        rf"has the labels \['negative', 'positive'\], the data has \[{', '.join(map(repr, labels))}\]\. With train"
-    )
-    with pytest.raises(ModelError, match=message):
-        checkpoint.open_base(base, AUTO["text-classification"], labels, fine_tuned=True)
-
-
 def test_a_fine_tuned_model_needs_its_head(tmp_path, tiny_model):
     base = checkpoint.find(str(tiny_model(tmp_path / "base", task="token-classification")))
     body = transformers.BertModel.from_pretrained(base.folder, add_pooling_layer=False)

@@ -173,6 +173,13 @@ def test_the_history_says_what_it_measured(tmp_path, tiny_encoder, problem_of):
     assert not any(name.endswith("per_second") or name.startswith("eval_") for point in curve for name in point)
 
 
+def test_half_an_epoch_is_half_of_the_steps_and_is_judged(tmp_path, tiny_encoder, problem_of):
+    options = FitOptions(epochs=0.5, **{**QUICK, "batch_size": 8})
+    *learned, judged = fit(tiny_encoder(), problem_of(count=48), options, cross_entropy(), tmp_path)
+    assert [point["step"] for point in learned] == [1, 2, 3]
+    assert (judged["split"], judged["step"]) == ("validation", 3)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of):
     model, curve = fitted(task)

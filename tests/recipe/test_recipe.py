@@ -76,8 +76,8 @@ def test_all_mistakes_are_listed_at_once():
         "export.opset: Input should be less than or equal to 20, got 99",
         "quantize: needs `method:`, the name of one of its methods, got {'bits': 8}",
         "gates.max_drop: Input should be greater than or equal to 0, got -1",
-        "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, seed, output, train,"
-        " prune, export, quantize, gates, package, serve.",
+        "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, labels, seed, output,"
+        " train, prune, export, quantize, gates, package, serve.",
         "task: no task is called 'text-clasification' (did you mean 'text-classification'?). There are:"
         " text-classification, token-classification.",
     ]
@@ -298,3 +298,21 @@ def test_recipes_are_shipped():
 @pytest.mark.parametrize("path", [*SHIPPED, *MEASURED], ids=lambda path: f"{path.parents[1].name}-{path.name}")
 def test_recipes_that_are_shipped_are_valid(path):
     assert recipe.load(path).name == path.stem
+
+
+def test_parts_of_an_epoch_are_epochs():
+    from deploykit.modeling.distillation import DistillOptions
+    from deploykit.modeling.finetuning import FitOptions
+
+    assert (FitOptions(epochs=0.5).epochs, FitOptions(epochs=3).model_dump(mode="json")["epochs"]) == (0.5, 3)
+    half = DistillOptions().model_copy(update={"epochs": 0.5})
+    assert DistillOptions.model_validate(half.model_dump()) == half
+    for epochs in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="epochs"):
+            FitOptions(epochs=epochs)
+
+
+@pytest.mark.parametrize("override", ["train.learning_rate=.inf", "export.tolerance=.inf", "serve.timeout_s=.inf"])
+def test_infinite_numbers_are_refused(tmp_path, tiny_recipe, override):
+    with pytest.raises(RecipeError, match=r"should be a finite number"):
+        recipe.load(tiny_recipe(tmp_path), [override])

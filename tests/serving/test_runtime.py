@@ -1,6 +1,7 @@
 """A package on the machine that serves it: its streams, its cost, and its float graph where the choice cannot run."""
 
 import gc
+import os
 import sys
 import time
 from concurrent.futures import wait
@@ -23,13 +24,25 @@ ELSEWHERE = Execution(features=("avx1024",))  # chosen where the CPU had what no
 
 
 def test_a_choice_for_another_cpu_without_a_float_graph_is_never_ready(serve, make_package, tmp_path, capfd):
-    client = serve(make_package(tmp_path / "p", execution=ELSEWHERE).path)
+    client = serve(make_package(tmp_path / "p", execution=ELSEWHERE, weights_precision="int8").path)
     assert_problem(client.get("/readyz"), 503, "not ready")
     log = capfd.readouterr().out
     assert "this service will not become ready: this CPU lacks avx1024" in log
     assert "carries no float graph to fall back to" in log
     assert "Traceback" not in log
     assert (metrics(client)["deploykit_ready"], metrics(client)["deploykit_fallback"]) == (0, 0)
+
+
+@pytest.mark.parametrize("chosen", [None, "true"])
+def test_a_closed_service_leaves_the_environment_as_it_was(serve, package, monkeypatch, chosen):
+    name = runtime.PARALLELISM
+    monkeypatch.setenv(name, chosen or "")
+    if chosen is None:
+        monkeypatch.delenv(name)
+    client = serve(package)
+    assert os.environ[name] == (chosen or "false")
+    client._app._runtime.close()
+    assert os.environ.get(name) == chosen
 
 
 def test_a_float_graph_that_answers_otherwise_is_never_ready(serve, make_package, tiny_graph, tmp_path, capfd):

@@ -21,11 +21,10 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import Tokenizer, Window
+from deploykit.tokenizer import CHARACTERS, Tokenizer, Window
 
 INLINE = 2000  # characters that are read on the event loop: a thread would cost more
 PIECE = 16_000  # characters of one turn of the thread: some ten milliseconds
-ROOM = 16  # characters a token that are read at most; words have 4 or 5
 BEHIND = 256  # characters that are masked with those before them, which they may make a number or an address
 PACE = 1e-6  # seconds a character, before any were read
 
@@ -68,7 +67,7 @@ class Reader:
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings, metrics: Metrics, names: Names | None = None) -> None:
         self._tokenizer, self._settings, self._metrics, self._names = tokenizer, settings, metrics, names
-        self._room = settings.max_windows * tokenizer.max_tokens * ROOM  # characters of a text that are read
+        self._room = settings.max_windows * tokenizer.max_tokens * CHARACTERS  # characters of a text that are read
         self._waiting: FairQueue[Piece] = FairQueue()
         self._waits = WaitEstimator(1)
         self._work: asyncio.Task[None] | None = None

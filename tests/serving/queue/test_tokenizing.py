@@ -7,14 +7,13 @@ from functools import partial
 import pytest
 
 from deploykit.serving.problems import Problem
-from deploykit.serving.queue import tokenizing
 from deploykit.serving.queue.tokenizing import Reader
 from deploykit.serving.settings import load
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import Tokenizer, joined
+from deploykit.tokenizer import CHARACTERS, Tokenizer, joined
 
 WINDOWS, TOKENS = 64, 16
-MOST = WINDOWS * TOKENS * tokenizing.ROOM  # characters of a text that are read
+MOST = WINDOWS * TOKENS * CHARACTERS  # characters of a text that are read
 LONG = "film " * 3000  # a turn of the thread, nearly
 
 
