@@ -118,7 +118,10 @@ def test_commands_and_their_options_exist(block):
 def test_names_exist(page):
     text = page.read_text(encoding="utf-8")
     known = re.findall(r"`(\w+)`", Metrics(["/"], []).table())
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdeploykit_\w+", text)} <= {*known, "deploykit_limits"}  # a claim of tokens
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdeploykit_\w+", text)} <= {
+        *known,
+        "deploykit_limits",
+    }  # a claim of tokens
     assert set(re.findall(r"DEPLOYKIT_[A-Z_]+", text)) <= {*NAMES, "DEPLOYKIT_CACHE", "DEPLOYKIT_KEY_PASSWORD"}
     for section, key in re.findall(r"`(data|export|gates|package|serve)\.(\w+)", text):
         model = Recipe.model_fields[section].annotation
