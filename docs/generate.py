@@ -231,7 +231,7 @@ def described() -> bytes:
     service = settings.Settings.model_construct(
         **ServeOptions().model_dump(), keys=Path("keys.json"), records_folder=None
     )
-    return app.Offer(service, artifact, tasks.load("text-classification"))._described()
+    return app.Offer(service, artifact, tasks.load("text-classification")).description
 
 
 # Python

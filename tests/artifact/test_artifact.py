@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deploykit import artifact
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, directory
 from deploykit.errors import ArtifactError, StorageError
 
 
@@ -218,7 +218,7 @@ def test_the_key_changes_with_everything_that_decides_a_result(change):
 def test_the_key_does_not_depend_on_the_order_of_options_and_does_on_the_format(monkeypatch):
     before = artifact.key_of(**BASE)
     assert artifact.key_of(**{**BASE, "options": {"b": 2, "a": 1}}) == before
-    monkeypatch.setattr(artifact, "FORMAT_VERSION", artifact.FORMAT_VERSION + 1)
+    monkeypatch.setattr(directory, "FORMAT_VERSION", artifact.FORMAT_VERSION + 1)
     assert artifact.key_of(**BASE) != before
 
 

@@ -257,7 +257,9 @@ def test_the_case_of_a_suffix_does_not_matter(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)], ids=lambda x: str(x)
+    ("suffix", "compress"),
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)],
+    ids=["gz", "bz2", "xz"],
 )
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_compressed_files_are_read(tmp_path, kind, suffix, compress):

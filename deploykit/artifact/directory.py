@@ -1,0 +1,163 @@
+"""An artifact on disk: opened and verified, or drafted and sealed.
+
+A directory is written under a temporary name beside its place, its manifest last, and then renamed: a manifest that is
+present means that the stage finished.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deploykit.artifact import atomic
+from deploykit.artifact.files import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT, PYCACHE, SIGNATURE, STORED, sha256_of
+from deploykit.artifact.manifest import FileEntry, Manifest, _from_format_2
+from deploykit.errors import ArtifactError, storage_errors
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Artifact":
+        """Opens a directory that a stage has finished; file contents are not checked, see `verify`.
+
+        Raises:
+            ArtifactError: no manifest, one that cannot be read, or one of a newer format.
+        """
+        path = Path(path)
+        try:
+            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{path} is not an artifact: it has no {MANIFEST}. Give the directory that a stage has written."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}). Build the artifact again.") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format version {version}, and this deploykit reads {FORMAT_VERSION}."
+                " Upgrade deploykit to open it."
+            )
+        if isinstance(version, int) and version < OLDEST_FORMAT:
+            raise ArtifactError(
+                f"{path} has format version {version}, from an older deploykit; this one reads {OLDEST_FORMAT} to"
+                f" {FORMAT_VERSION}. Run the recipe again."
+            )
+        try:
+            return cls(path, Manifest.model_validate(_from_format_2(content) if version == 2 else content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ArtifactError(
+                f"{path / MANIFEST} is damaged: {where}: {first['msg']}. Build the artifact again."
+            ) from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path / MANIFEST} is damaged: details. Build the artifact again.") from error
+
+    @property
+    def digest(self) -> str:
+        """A hash of the contents: of every file's hash."""
+        content = {name: entry.sha256 for name, entry in self.manifest.files.items()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """Its name in BentoML's model store, where it is stored."""
+        return f"{self.manifest.name}:{self.digest[:12]}"
+
+    def file(self, name: str) -> Path:
+        """Returns the path of one of the names at the top of this module."""
+        return self.path / name
+
+    def verify(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            ArtifactError: names the first file that is missing, added or changed.
+        """
+        for name, entry in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise ArtifactError(f"{self.path} lacks the file {name}. Restore it, or build the artifact again.")
+            found = sha256_of(file)
+            if found != entry.sha256:
+                raise ArtifactError(
+                    f"{file} was changed after it was made: sha256 {found[:12]}…, expected {entry.sha256[:12]}…."
+                    " Restore it, or delete the directory and run the recipe again."
+                )
+        added = sorted(set(_contents(self.path)) - set(self.manifest.files))
+        if added:
+            raise ArtifactError(f"{self.path} holds a file that the manifest does not name: {added[0]}. Remove it.")
+
+
+@contextmanager
+def draft(target: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `target`; removes it unless `seal` has renamed it.
+
+    Raises:
+        StorageError: the disk is full or refuses to be written.
+    """
+    folder = target.parent / f".{target.name}.draft"
+    try:
+        with storage_errors(target.parent):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+            folder.mkdir(parents=True)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
+    """Hashes the files of a draft, writes the manifest last and moves the draft to its place.
+
+    Args:
+        folder: what `draft` gave.
+        target: the artifact's final directory; an older one there is replaced.
+        facts: the manifest's fields, without `format_version` and `files`.
+    """
+    files = {
+        name: FileEntry(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)
+        for name in sorted(_contents(folder))
+    }
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if target.exists():  # set aside whole, so that a kill leaves the old one or the new one, or none
+        target.rename(folder.with_name(f"{folder.name}.old.draft"))
+    atomic.move(folder, target)
+    shutil.rmtree(folder.with_name(f"{folder.name}.old.draft"), ignore_errors=True)
+    return Artifact(target, manifest)
+
+
+def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], data: str, seed: int) -> str:
+    """Returns the content key that answers "already done?".
+
+    Args:
+        parent: key of the artifact that the stage starts from, or the base model's fingerprint.
+        stage: name of the stage.
+        method: name of its method.
+        options: everything of the recipe that changes what the stage makes.
+        data: fingerprint of the labelled data.
+        seed: of the run.
+    """
+    content = [parent, stage, method, dict(options), data, seed, FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(folder: Path) -> Iterator[str]:
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder)
+        made = str(name) in (MANIFEST, SIGNATURE) or str(name) == STORED or PYCACHE in name.parts
+        if (file.is_file() or file.is_symlink()) and not made:
+            yield name.as_posix()

@@ -1,0 +1,39 @@
+"""Names on disk of what an artifact holds, and hashes of files."""
+
+import hashlib
+from pathlib import Path
+
+FORMAT_VERSION, OLDEST_FORMAT = 3, 2  # written, and still read
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+WEIGHTS = "model.safetensors"
+GRAPH = "model.onnx"
+FLOAT_GRAPH = "model_float32.onnx"  # beside a chosen graph that is another one
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY = "vocab.txt"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", VOCABULARY)
+ARCHITECTURE = "deploykit_arch.json"
+PREDICTIONS = "predictions.npz"
+GOLDEN = "golden.json"
+MODEL_CARD = "README.md"
+SERVICE = "service.py"
+BENTOFILE = "bentofile.yaml"
+REQUIREMENTS = "requirements.txt"
+LIBRARY = "deploykit"
+SIGNATURE = "model.sig"
+STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
+PYCACHE = "__pycache__"
+GENERATED = (PYCACHE, STORED)
+
+
+def is_finished(path: Path) -> bool:
+    """Says whether a stage has finished this directory."""
+    return (path / MANIFEST).is_file()
+
+
+def sha256_of(file: Path) -> str:
+    """Returns a file's sha256 in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

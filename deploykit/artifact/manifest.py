@@ -1,0 +1,170 @@
+"""The manifest: everything that later stages, the service and the report need to know of an artifact."""
+
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from deploykit.artifact.cost import Cost
+from deploykit.artifact.execution import Execution
+from deploykit.methods import Frozen
+
+BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
+Kind = Literal["checkpoint", "onnx", "package"]
+
+
+class Record(Frozen):
+    """Base of what a manifest holds."""
+
+
+class FileEntry(Record):
+    """One file of an artifact: its sha256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class Metric(Record):
+    """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, numbers: str) -> str:
+        value, low, high = (format(number, f"z{numbers}") for number in (self.value, self.low, self.high))
+        return value if low == high else f"{value} (95 % interval {low} to {high})"
+
+
+class Step(Record):
+    """What one stage of the chain did.
+
+    `bytes` are those of the weights or of the graph; `p50_ms` is the median time in milliseconds of one input
+    of median length on the step's engine, timed in turn with those of all steps in the same manifest, so that they can
+    be compared; `waited_share` is the part of that time in which other processes held the cores.
+    """
+
+    stage: str
+    method: str
+    key: str
+    seconds: float
+    parameters: int
+    bytes: int
+    p50_ms: float
+    waited_share: float = Field(default=0.0, ge=0)
+    metrics: dict[str, dict[str, Metric]]
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy for `p50_ms` to be trusted."""
+        return self.waited_share > BUSY_SHARE
+
+
+class RecordOptions(Record):
+    """Which texts a service keeps to be looked at."""
+
+    share: float = Field(default=0.01, gt=0, le=1)
+    """Share of the texts that are kept."""
+    megabytes: int = Field(default=64, ge=1)
+    """Most megabytes of all files together."""
+
+
+class ServeOptions(Record):
+    """How a package is served; carried to the service by the manifest."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    max_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of one padded batch."""
+    max_batch_items: int = Field(default=64, ge=1)
+    """Most texts of one batch."""
+    max_queue_tokens: int = Field(default=65536, ge=1)
+    """Most tokens that wait."""
+    max_wait_s: float = Field(default=0.5, gt=0)
+    """Seconds that a text may wait for others; where it would wait longer, the answer is 503."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Deadline of a request in seconds."""
+    stuck_s: float = Field(default=60.0, ge=1)
+    """Seconds after which a process whose engine or event loop hangs ends, to be started again."""
+    max_texts: int = Field(default=256, ge=1)
+    """Most texts of one request."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Most bytes of one request."""
+    max_windows: int = Field(default=16, ge=1)
+    """Most overlapping windows in which a text is read that is longer than the model reads; 1: it is cut."""
+    redact: bool = False
+    """Masks personal data before the model reads a text."""
+    batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
+    """How texts share batches: `cost` by the latency model; for comparison `fifo` (in order of arrival), `none`
+    (each alone) and `bentoml` (BentoML's adaptive batching)."""
+    redact_names: str | None = Field(default=None, min_length=1)
+    """The spaCy model that finds names of people for that; null: names stay."""
+    records: RecordOptions | None = None
+    """What may be kept of texts and answers; null: nothing."""
+    extras: tuple[Literal["jwt", "otel", "presidio", "redis", "sign"], ...] = ()
+    """Extras of deploykit that the service uses; their packages are pinned with the others."""
+    ui: bool = True
+    """Offers the page at /ui to try the model on."""
+    threads: int | None = Field(default=None, ge=1)
+    """Cores for the engine; null: all that the cgroup allows."""
+
+    @model_validator(mode="after")
+    def _masks_somewhere(self) -> Self:
+        if self.redact_names and not (self.redact or self.records):
+            raise ValueError("redact_names adds to what `redact: true` or `records` mask; set one of them, too")
+        return self
+
+
+class Manifest(Record):
+    """Everything that later stages, the service and the report need to know.
+
+    `pair` says whether an input is two texts, `execution` how the model is run, `weights_precision` what the weights of
+    its layers are stored in (`float32`, `float16`, `int8`, `int4`), `cost` what its batches take where it was measured
+    (null: it was not), `history` lists the stages so far, this
+    one last, and `details` maps each of them to what is particular to it (data summary, learning curve, parity,
+    candidates, flips), so that the last artifact tells the whole story.
+    """
+
+    format_version: int
+    kind: Kind
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    pair: bool
+    max_tokens: int
+    base_model: str
+    base_revision: str
+    stage: str
+    method: str
+    options: dict[str, Any]
+    key: str
+    parent_key: str
+    parent_digest: str
+    seed: int
+    files: dict[str, FileEntry]
+    history: tuple[Step, ...] = Field(min_length=1)
+    execution: Execution
+    weights_precision: str
+    cost: Cost | None
+    serve: ServeOptions
+    details: dict[str, dict[str, Any]]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The details of this artifact's own stage."""
+        return self.details[self.stage]
+
+    @property
+    def step(self) -> Step:
+        """The last step of the history: this artifact's own."""
+        return self.history[-1]
+
+
+def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Adds what format 3 states: the precision of the weights, which was that of the candidate that was kept."""
+    details = content["details"]
+    candidates = details.get("retune", details.get("quantize", {})).get("candidates", ())
+    kept = [candidate["precision"] for candidate in candidates if candidate["kept"]]
+    return {**content, "weights_precision": kept[0] if kept else "float32"}
