@@ -1,13 +1,17 @@
 """How the command line prints: results to the standard output, what happens meanwhile to the other."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
 RIGHT = {"seconds", "parameters", "bytes", "p50, batch 1"}  # columns of numbers
+ArtifactDir = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that a stage has written.")]
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -18,3 +22,8 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False, width=None if out.is_terminal else 200).print(table)
+
+
+def short(path: Path) -> str:
+    """Returns a path relative to the working directory where it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

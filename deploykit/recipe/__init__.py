@@ -4,230 +4,31 @@ One YAML file, read by the safe loader; `key=value` overrides come on top. All m
 once, unknown keys with the nearest known one. Each method's options live in the method's own file.
 """
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from deploykit import methods
-from deploykit.artifact import ServeOptions
 from deploykit.errors import DeploykitError, RecipeError
-from deploykit.methods import Options
-from deploykit.recipe.overrides import DEFAULTS, apply
+from deploykit.recipe.overrides import apply
+from deploykit.recipe.schema import (
+    KIND_OF_STAGE,
+    NO_METHOD,
+    STAGES,
+    Recipe,
+    Steps,
+    as_list,
+    named_paths,
+    without_method,
+)
+from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
 from deploykit.recipe.validation import explain
 
-logger = logging.getLogger(__name__)
-
-KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
-NO_METHOD = "needs `method:`, the name of one of its methods"
 DATA_FILE = re.compile(r"\.(csv|tsv|jsonl|json|parquet)(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE)
-STAGES = ("train", "prune", "export", "quantize", "package")
-
-
-class DataSection(Options):
-    """Where the labelled data is, and the names of its columns."""
-
-    train: str
-    """A file (csv, tsv, jsonl, parquet; also compressed), or the id of a data set on the hub."""
-    validation: str | None = None
-    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
-    test: str | None = None
-    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
-    validation_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the training rows that becomes the validation split where none is named."""
-    test_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the training rows that becomes the test split where none is named."""
-    text: str = "text"
-    """Column of the text."""
-    text_pair: str | None = None
-    """Column of the second text; naming it makes this a task on pairs of texts."""
-    label: str = "label"
-    """Column of the label (text classification)."""
-    tokens: str = "tokens"
-    """Column of the list of words (token classification)."""
-    tags: str = "tags"
-    """Column of the list of tags, one for each word (token classification)."""
-    spans: str | None = None
-    """Column of the spans, a list of `start`, `end`, `label` over `text`. Named: read instead of `tokens` and
-    `tags`."""
-    max_tokens: int | None = Field(default=None, ge=8)
-    """Longest input in tokens; null: the most that the model reads."""
-    allow_leakage: bool = False
-    """Goes on where a text stands in two splits; otherwise that stops the run."""
-
-
-class ExportSection(Options):
-    """How the graph is exported."""
-
-    opset: int = Field(default=18, ge=14, le=20)
-    """Version of the ONNX operator set."""
-    tolerance: float = Field(default=1e-3, gt=0)
-    """Largest difference of a logit from torch in float32."""
-
-
-class GateSection(Options):
-    """What the result must keep, measured on the validation split; null sets no limit.
-
-    Each stage is compared with the model before it, and packaging with the trained model. A gate has passed when the
-    95 % interval lies within the limit, has failed when it lies beyond, and is inconclusive in between.
-    """
-
-    max_drop: float = Field(default=0.01, ge=0, le=1)
-    """Largest loss of the task's first metric."""
-    max_flips: float | None = Field(default=None, ge=0, le=1)
-    """Largest share of rows in which a prediction changes."""
-    max_label_drop: float | None = Field(default=None, ge=0, le=1)
-    """Largest loss of recall of any label."""
-    max_length_drop: float | None = Field(default=None, ge=0, le=1)
-    """Largest loss of the first metric in any quarter of the texts by length."""
-    max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
-    """Largest growth of the expected calibration error."""
-    max_p95_ms: float | None = Field(default=None, gt=0)
-    """Largest 95th percentile of the latency of one text, in milliseconds."""
-    max_bytes: int | None = Field(default=None, ge=1)
-    """Largest size of the graph, in bytes."""
-    inconclusive: Literal["stop", "accept"] = "stop"
-    """What an inconclusive gate does: `stop` ends the run, `accept` lets the measured value decide."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _reads_the_earlier_key(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "cannot_tell" in content and "inconclusive" not in content:
-            logger.warning("gates.cannot_tell is now called gates.inconclusive; rename the key in your recipe")
-            content = {("inconclusive" if key == "cannot_tell" else key): value for key, value in content.items()}
-        return content
-
-
-class PackageSection(Options):
-    """What goes into the package besides the chosen graph."""
-
-    store: bool = True
-    """Adds the package to BentoML's model store as well."""
-    float_graph: bool = True
-    """Carries the float graph too, for machines on which the chosen graph cannot run."""
-    golden: int = Field(default=64, ge=1, le=1024)
-    """Number of validation texts in the golden set."""
-
-
-class Steps(Options):
-    """The options of a stage of several steps, each with its `method`."""
-
-    steps: tuple[dict[str, Any], ...]
-
-
-class Recipe(Options):
-    """One whole run. A stage that is set to null is skipped."""
-
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
-    """Name of the run: lower-case letters, digits, dots, dashes and underscores."""
-    task: str
-    """One of `deploykit methods`, for example `text-classification`."""
-    model: str
-    """The base model: a directory, `package://MODULE/PATH` inside an installed package, or an id of the model hub."""
-    revision: str | None = None
-    """Revision of a model from the hub; its commit is recorded."""
-    data: DataSection
-    """The labelled data."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """With `train: null`: what labels of the model are called in the data, where the two differ."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of splits, training and every search."""
-    output: str | None = None
-    """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
-    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
-    """Method of fine-tuning and its options; null takes the model as it is."""
-    prune: dict[str, Any] | list[dict[str, Any]] | None = None
-    """Method of pruning and its options, a list of them in order, or null."""
-    export: ExportSection | None = ExportSection()
-    """Export to ONNX."""
-    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
-    """Quantizer and its options; `auto` searches."""
-    gates: GateSection = GateSection()
-    """What the result must keep."""
-    package: PackageSection | None = PackageSection()
-    """What the package holds."""
-    serve: ServeOptions = ServeOptions()
-    """How the package is served."""
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _are_words(cls, labels: Any) -> Any:
-        """Takes numbers for words, as the data does."""
-        if not isinstance(labels, dict):
-            return labels
-        return {_word(label): _word(name) for label, name in labels.items()}
-
-    @field_validator("prune", mode="before")
-    @classmethod
-    def _is_one_or_several(cls, section: Any) -> Any:
-        several = isinstance(section, list) and section and all(isinstance(step, dict) for step in section)
-        if section is not None and not isinstance(section, dict) and not several:
-            raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
-        return section
-
-    @field_validator("train", "prune", "quantize")
-    @classmethod
-    def _names_a_method(cls, section: Any) -> Any:
-        if isinstance(section, dict) and not isinstance(section.get("method"), str):
-            raise ValueError(NO_METHOD)
-        return section
-
-    def method(self, stage: str) -> str:
-        """Returns the name of a stage's method; fixed stages have one of their own name, `train: null` is `none`."""
-        section = getattr(self, stage)
-        if stage == "train" and section is None:
-            return "none"
-        return "+".join(step["method"] for step in _listed(section)) if isinstance(section, (dict, list)) else stage
-
-    def steps(self, stage: str) -> list[tuple[str, Options]]:
-        """Returns the methods of a stage in order, each with its validated options."""
-        return [
-            (step["method"], methods.load(KIND_OF_STAGE[stage], step["method"]).Options.model_validate(_options(step)))
-            for step in _listed(getattr(self, stage))
-        ]
-
-    def files(self, stage: str) -> list[Path]:
-        """Returns the files that the options of a stage's methods name."""
-        steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
-        return [path for _, options in steps for _, path in _paths(options)]
-
-    def resolved(self) -> dict[str, Any]:
-        """Returns the whole recipe with every default filled in, as plain values."""
-        content = self.model_dump(mode="json")
-        for stage in KIND_OF_STAGE:
-            if content[stage] is not None:
-                steps = _dumped(self.steps(stage))
-                content[stage] = steps if isinstance(content[stage], list) else steps[0]
-        return content
-
-    def options(self, stage: str) -> BaseModel:
-        """Returns a stage's validated options; defaults are filled in."""
-        section = getattr(self, stage)
-        if isinstance(section, list):
-            return Steps(steps=tuple(_dumped(self.steps(stage))))
-        if isinstance(section, dict):
-            return self.steps(stage)[0][1]
-        return section if section is not None else Options()
-
-
-def _word(value: Any) -> Any:
-    return str(value) if type(value) is int else value
-
-
-def _listed(section: Any) -> list[dict[str, Any]]:
-    return section if isinstance(section, list) else [section]
-
-
-def _options(step: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in step.items() if key != "method"}
-
-
-def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
-    return [{"method": name, **options.model_dump(mode="json")} for name, options in steps]
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -296,7 +97,7 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
         try:
             method = methods.load(kind, name)
             if kind != "task":
-                method.Options.model_validate(_options(step))
+                method.Options.model_validate(without_method(step))
         except ValidationError as error:
             yield from explain(error, method.Options, (place,))
         except DeploykitError as error:
@@ -308,7 +109,7 @@ def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, 
     for stage, kind in KIND_OF_STAGE.items():
         section = content.get(stage)
         several = isinstance(section, list)
-        for index, step in enumerate(_listed(section)):
+        for index, step in enumerate(as_list(section)):
             if isinstance(step, dict):
                 yield f"{stage}[{index}]" if several else stage, kind, step
 
@@ -337,14 +138,10 @@ def _with_paths(recipe: Recipe, stage: str, folder: Path) -> Any:
     if section is None:
         return None
     found = [
-        {**step, **{name: str((folder / expanded(path)).resolve()) for name, path in _paths(options)}}
-        for step, (_, options) in zip(_listed(section), recipe.steps(stage), strict=True)
+        {**step, **{name: str((folder / expanded(path)).resolve()) for name, path in named_paths(options)}}
+        for step, (_, options) in zip(as_list(section), recipe.steps(stage), strict=True)
     ]
     return found if isinstance(section, list) else found[0]
-
-
-def _paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
-    return ((name, value) for name, value in options if isinstance(value, Path))
 
 
 def file_format(source: str) -> str | None:
@@ -364,3 +161,22 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # there is no such user
         return Path(path)
+
+
+__all__ = [
+    "DATA_FILE",
+    "KIND_OF_STAGE",
+    "NO_METHOD",
+    "STAGES",
+    "DataSection",
+    "ExportSection",
+    "GateSection",
+    "PackageSection",
+    "Recipe",
+    "Steps",
+    "expanded",
+    "file_format",
+    "is_file",
+    "load",
+    "parse",
+]

@@ -1,0 +1,168 @@
+"""The commands that run recipes: parse, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploykit import hardware, methods
+from deploykit.cli.output import err, out, print_table, short
+
+if TYPE_CHECKING:
+    from deploykit.pipeline import Outcome, Planned
+    from deploykit.recipe import Recipe
+
+app = typer.Typer()
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.epochs=1.")
+]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Make this and later stages again.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and what would run.")] = False,
+) -> None:
+    """Run a recipe; finished stages are skipped."""
+    if dry_run:
+        _show_plan(_recipe(recipe, overrides), first, until)
+    else:
+        _run(_recipe(recipe, overrides), first=first, until=until)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Fine-tune the base model, to a checkpoint."""
+    _run(_recipe(recipe, overrides), only="train")
+
+
+@app.command()
+def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Prune the checkpoint, to a smaller one."""
+    _run(_recipe(recipe, overrides), only="prune")
+
+
+@app.command()
+def export(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Export the checkpoint to ONNX, and compare the two."""
+    _run(_recipe(recipe, overrides), only="export")
+
+
+@app.command()
+def quantize(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Choose the fastest graph that passes the gates."""
+    _run(_recipe(recipe, overrides), only="quantize")
+
+
+@app.command()
+def package(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Make a directory that serves by itself."""
+    _run(_recipe(recipe, overrides), only="package")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")] = Path("recipe.yaml"),
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the model does; see deploykit methods.")] = None,
+    model: Annotated[str | None, typer.Option(help="A directory, package://… or a hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="The training file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a first recipe, with comments.
+
+    Asks for what no option says, and writes the JSON Schema for editors beside it.
+    """
+    from deploykit.recipe import template
+
+    answers = {"name": name, "task": task, "model": model, "data": data}
+    for question in template.QUESTIONS:
+        if answers[question.key] is None:
+            answers[question.key] = typer.prompt(question.text, default=question.default)
+    template.write(path, {key: str(value) for key, value in answers.items()}, force=force)
+    out.print(f"{path} is written. Next: deploykit run {path} --dry-run", markup=False)
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """List the methods that a recipe can name."""
+    print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from deploykit.recipe import json_schema
+
+    sys.stdout.write(json.dumps(json_schema.schema(), indent=1) + "\n")
+
+
+@app.command(name="demo")
+def run_demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
+    """Run the whole path on movie reviews, and serve."""
+    from deploykit.cli import demo as movie_reviews
+
+    recipe = _recipe(movie_reviews.prepare(folder), None)
+    err.print(f"On {hardware.cpu_name()}, with {hardware.cpu_limit()} cores, each stage will take:", markup=False)
+    for stage, time in movie_reviews.estimates(recipe):
+        err.print(f"  {stage}: {time}", markup=False)
+    outcomes = _stages(recipe)
+    keys = folder / "keys.json"
+    for line in movie_reviews.ask(outcomes[-1].artifact.path, keys, folder / "test.jsonl"):
+        out.print(line, markup=False)
+    _summarize(outcomes)
+    out.print(f"keys:    deploykit keys add NAME --keys {keys}, and --keys {keys} when you serve", markup=False)
+
+
+def _recipe(path: Path, overrides: list[str] | None) -> "Recipe":
+    from deploykit import recipe
+
+    return recipe.load(path, overrides or ())
+
+
+def _run(recipe: "Recipe", **stages: Any) -> None:
+    _summarize(_stages(recipe, **stages))
+
+
+def _stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+    from deploykit import pipeline
+
+    def notify(planned: "Planned", outcome: "Outcome | None") -> None:
+        if outcome is not None:
+            err.print(f"{planned.stage}: {outcome.status}, {outcome.seconds:.0f} s", markup=False)
+        elif not planned.finished:
+            err.print(f"{planned.stage} ({planned.method}) …", markup=False)
+
+    return pipeline.run(recipe, notify=notify, **stages)
+
+
+def _summarize(outcomes: "list[Outcome]") -> None:
+    from deploykit.report.tables import header, rows
+
+    last = outcomes[-1].artifact
+    skipped = {found.artifact.manifest.stage: "skipped" for found in outcomes if found.status == "skipped"}
+    print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
+    out.print(f"{last.manifest.kind}: {short(last.path)}", markup=False)
+    out.print(f"report:  {short(last.path.parent / 'report.html')}", markup=False)
+    if last.manifest.kind == "package":
+        out.print(f"serve:   deploykit serve {short(last.path.parent / 'package')}", markup=False)
+
+
+def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
+    import yaml
+
+    from deploykit import pipeline
+
+    out.print(yaml.safe_dump(recipe.resolved(), sort_keys=False), markup=False)
+    planned = pipeline.plan(recipe, first=first, until=until)
+    print_table(
+        ("stage", "method", "would", "artifact"), [(p.stage, p.method, p.would, short(p.target)) for p in planned]
+    )

@@ -1,0 +1,144 @@
+"""The whole recipe as one frozen model, with the options of its methods."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, field_validator
+
+from deploykit import methods
+from deploykit.artifact import ServeOptions
+from deploykit.methods import Options
+from deploykit.recipe.overrides import DEFAULTS
+from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
+
+KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
+NO_METHOD = "needs `method:`, the name of one of its methods"
+STAGES = ("train", "prune", "export", "quantize", "package")
+
+
+class Steps(Options):
+    """The options of a stage of several steps, each with its `method`."""
+
+    steps: tuple[dict[str, Any], ...]
+
+
+class Recipe(Options):
+    """One whole run. A stage that is set to null is skipped."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
+    """Name of the run: lower-case letters, digits, dots, dashes and underscores."""
+    task: str
+    """One of `deploykit methods`, for example `text-classification`."""
+    model: str
+    """The base model: a directory, `package://MODULE/PATH` inside an installed package, or an id of the model hub."""
+    revision: str | None = None
+    """Revision of a model from the hub; its commit is recorded."""
+    data: DataSection
+    """The labelled data."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """With `train: null`: what labels of the model are called in the data, where the two differ."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of splits, training and every search."""
+    output: str | None = None
+    """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
+    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
+    """Method of fine-tuning and its options; null takes the model as it is."""
+    prune: dict[str, Any] | list[dict[str, Any]] | None = None
+    """Method of pruning and its options, a list of them in order, or null."""
+    export: ExportSection | None = ExportSection()
+    """Export to ONNX."""
+    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
+    """Quantizer and its options; `auto` searches."""
+    gates: GateSection = GateSection()
+    """What the result must keep."""
+    package: PackageSection | None = PackageSection()
+    """What the package holds."""
+    serve: ServeOptions = ServeOptions()
+    """How the package is served."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _are_words(cls, labels: Any) -> Any:
+        """Takes numbers for words, as the data does."""
+        if not isinstance(labels, dict):
+            return labels
+        return {_word(label): _word(name) for label, name in labels.items()}
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _is_one_or_several(cls, section: Any) -> Any:
+        several = isinstance(section, list) and section and all(isinstance(step, dict) for step in section)
+        if section is not None and not isinstance(section, dict) and not several:
+            raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
+        return section
+
+    @field_validator("train", "prune", "quantize")
+    @classmethod
+    def _names_a_method(cls, section: Any) -> Any:
+        if isinstance(section, dict) and not isinstance(section.get("method"), str):
+            raise ValueError(NO_METHOD)
+        return section
+
+    def method(self, stage: str) -> str:
+        """Returns the name of a stage's method; fixed stages have one of their own name, `train: null` is `none`."""
+        section = getattr(self, stage)
+        if stage == "train" and section is None:
+            return "none"
+        return "+".join(step["method"] for step in as_list(section)) if isinstance(section, (dict, list)) else stage
+
+    def steps(self, stage: str) -> list[tuple[str, Options]]:
+        """Returns the methods of a stage in order, each with its validated options."""
+        return [
+            (
+                step["method"],
+                methods.load(KIND_OF_STAGE[stage], step["method"]).Options.model_validate(without_method(step)),
+            )
+            for step in as_list(getattr(self, stage))
+        ]
+
+    def files(self, stage: str) -> list[Path]:
+        """Returns the files that the options of a stage's methods name."""
+        steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
+        return [path for _, options in steps for _, path in named_paths(options)]
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the whole recipe with every default filled in, as plain values."""
+        content = self.model_dump(mode="json")
+        for stage in KIND_OF_STAGE:
+            if content[stage] is not None:
+                steps = _dumped(self.steps(stage))
+                content[stage] = steps if isinstance(content[stage], list) else steps[0]
+        return content
+
+    def options(self, stage: str) -> BaseModel:
+        """Returns a stage's validated options; defaults are filled in."""
+        section = getattr(self, stage)
+        if isinstance(section, list):
+            return Steps(steps=tuple(_dumped(self.steps(stage))))
+        if isinstance(section, dict):
+            return self.steps(stage)[0][1]
+        return section if section is not None else Options()
+
+
+def _word(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def as_list(section: Any) -> list[dict[str, Any]]:
+    """Returns the steps of a stage: its one section, or its list of them."""
+    return section if isinstance(section, list) else [section]
+
+
+def without_method(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a step, without the key that names its method."""
+    return {key: value for key, value in step.items() if key != "method"}
+
+
+def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
+    return [{"method": name, **options.model_dump(mode="json")} for name, options in steps]
+
+
+def named_paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
+    """Returns the options that are paths, by their names."""
+    return ((name, value) for name, value in options if isinstance(value, Path))

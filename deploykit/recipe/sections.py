@@ -1,0 +1,95 @@
+"""The sections of a recipe whose keys do not depend on a method."""
+
+import logging
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from deploykit.methods import Options
+
+logger = logging.getLogger(__name__)
+
+
+class DataSection(Options):
+    """Where the labelled data is, and the names of its columns."""
+
+    train: str
+    """A file (csv, tsv, jsonl, parquet; also compressed), or the id of a data set on the hub."""
+    validation: str | None = None
+    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
+    test: str | None = None
+    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
+    validation_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training rows that becomes the validation split where none is named."""
+    test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training rows that becomes the test split where none is named."""
+    text: str = "text"
+    """Column of the text."""
+    text_pair: str | None = None
+    """Column of the second text; naming it makes this a task on pairs of texts."""
+    label: str = "label"
+    """Column of the label (text classification)."""
+    tokens: str = "tokens"
+    """Column of the list of words (token classification)."""
+    tags: str = "tags"
+    """Column of the list of tags, one for each word (token classification)."""
+    spans: str | None = None
+    """Column of the spans, a list of `start`, `end`, `label` over `text`. Named: read instead of `tokens` and
+    `tags`."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longest input in tokens; null: the most that the model reads."""
+    allow_leakage: bool = False
+    """Goes on where a text stands in two splits; otherwise that stops the run."""
+
+
+class ExportSection(Options):
+    """How the graph is exported."""
+
+    opset: int = Field(default=18, ge=14, le=20)
+    """Version of the ONNX operator set."""
+    tolerance: float = Field(default=1e-3, gt=0)
+    """Largest difference of a logit from torch in float32."""
+
+
+class GateSection(Options):
+    """What the result must keep, measured on the validation split; null sets no limit.
+
+    Each stage is compared with the model before it, and packaging with the trained model. A gate has passed when the
+    95 % interval lies within the limit, has failed when it lies beyond, and is inconclusive in between.
+    """
+
+    max_drop: float = Field(default=0.01, ge=0, le=1)
+    """Largest loss of the task's first metric."""
+    max_flips: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of rows in which a prediction changes."""
+    max_label_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss of recall of any label."""
+    max_length_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss of the first metric in any quarter of the texts by length."""
+    max_calibration_shift: float | None = Field(default=None, ge=0, le=1)
+    """Largest growth of the expected calibration error."""
+    max_p95_ms: float | None = Field(default=None, gt=0)
+    """Largest 95th percentile of the latency of one text, in milliseconds."""
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Largest size of the graph, in bytes."""
+    inconclusive: Literal["stop", "accept"] = "stop"
+    """What an inconclusive gate does: `stop` ends the run, `accept` lets the measured value decide."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_earlier_key(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "cannot_tell" in content and "inconclusive" not in content:
+            logger.warning("gates.cannot_tell is now called gates.inconclusive; rename the key in your recipe")
+            content = {("inconclusive" if key == "cannot_tell" else key): value for key, value in content.items()}
+        return content
+
+
+class PackageSection(Options):
+    """What goes into the package besides the chosen graph."""
+
+    store: bool = True
+    """Adds the package to BentoML's model store as well."""
+    float_graph: bool = True
+    """Carries the float graph too, for machines on which the chosen graph cannot run."""
+    golden: int = Field(default=64, ge=1, le=1024)
+    """Number of validation texts in the golden set."""
