@@ -45,13 +45,17 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast tokenizer with what batching needs to know."""
+    """A fast tokenizer with what batching needs to know.
+
+    Where the model does not tell types of tokens apart (`typed`), all are 0: it may have only one.
+    """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     padding_side: Side
     unknown_id: int | None
     max_tokens: int
+    typed: bool = True
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
@@ -78,7 +82,8 @@ class Tokenizer:
         backend.no_padding()
         truncate(backend, max_tokens)
         side: Side = "left" if config.get("padding_side") == "left" else "right"
-        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
+        typed = "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
+        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens, typed)
 
     def replace(self, folder: Path) -> None:
         """Writes itself over the tokenizer of a model directory; its special tokens are a part of that one's."""
@@ -134,7 +139,7 @@ class Tokenizer:
         ids = np.array(found.ids, dtype=np.int64)
         return Encoding(
             ids=ids,
-            type_ids=np.array(found.type_ids, dtype=np.int64),
+            type_ids=np.array(found.type_ids, dtype=np.int64) * int(self.typed),
             offsets=np.array(found.offsets, dtype=np.int64).reshape(-1, 2),
             unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
             truncated=bool(found.overflowing),

@@ -24,8 +24,10 @@ LEVELS = (
     ("data",),
     ("evaluation",),
     ("architectures",),
+    ("configuration",),
     ("checkpoint",),
-    ("engines.torch", "optimizer", "progress", "deadline", "tracing"),
+    ("base_tokenizer", "engines.torch", "optimizer", "progress", "deadline", "tracing"),
+    ("preflight",),
     ("fitting",),  # the engine of reference reads checkpoints
     ("products",),
     ("trainers", "quantizers", "surgery"),

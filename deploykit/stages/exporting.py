@@ -8,11 +8,12 @@ from deploykit import engines, hardware
 from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
-from deploykit.errors import GateError, ModelError
+from deploykit.errors import GateError
 from deploykit.evaluation import parity, scoring
 from deploykit.graphs.export import write_graph
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
+from deploykit.stages import preflight
 from deploykit.stages.context import Job
 
 ENGINE = "onnxruntime"
@@ -31,10 +32,9 @@ def export(job: Job) -> Artifact:
     if options is None:
         raise RuntimeError("the recipe skips the export")
     model = checkpoint.load(job.source.path)
+    preflight.require_one_file(checkpoint.parameters(model), job.recipe.model)
     with draft(job.target) as folder:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
-        if list(folder.glob(f"{GRAPH}_data")):
-            raise ModelError("graphs of 2 GB and more are not supported yet: choose a smaller model.")
         job.copy(folder)
 
         reference = Predictor(

@@ -11,10 +11,10 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_tokenizer, checkpoint
 from deploykit.modeling.finetuning import Problem, rows
+from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,19 @@ def train(job: Job) -> Artifact:
     recipe, task, dataset, method = job.recipe, job.task, job.dataset(), trainers.load(job.recipe.method("train"))
     base = checkpoint.find(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # the new head is drawn when the model is opened
-    model = checkpoint.open_base(base, task.AUTO_CLASS, dataset.labels, fine_tuned=method.FINE_TUNED)
     with draft(job.target) as folder:
-        checkpoint.save_tokenizer(base, folder)
-        tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
+        tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
+        model = checkpoint.open_base(
+            base, task.AUTO_CLASS, dataset.labels, fine_tuned=method.FINE_TUNED, pad_id=tokenizer.pad_id
+        )
         if model.config.pad_token_id is None:  # a decoder's, which judges a text by the last token that is none
             model.config.pad_token_id = tokenizer.pad_id
+        predictor = Predictor(
+            task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
+        )
+        preflight.try_out(model, tokenizer, base.name, pair=dataset.train[0].pair is not None)
+        if recipe.export is not None:
+            preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
         _tell(dataset, lengths)
 
@@ -41,9 +48,7 @@ def train(job: Job) -> Artifact:
         problem = Problem(task, dataset.labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
-        predictor = Predictor(
-            task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
-        )
+        model.eval()
         scores = scoring.score_all(predictor, dataset)
         gold = [task.targets(example, dataset.labels) for example in dataset.test]
         table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), dataset.labels)
