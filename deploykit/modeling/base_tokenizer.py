@@ -162,11 +162,16 @@ def _converted(base: Base, settings: Mapping[str, Any], kind: str) -> Any:
 
 
 def _not_converted(base: Base, error: Exception) -> ModelError:
-    missing = not all(map(_is_installed, ("sentencepiece", "google.protobuf")))
-    if missing and list(base.folder.glob("*.model")):
+    pieces = sorted(file.name for file in base.folder.glob("*.model"))
+    if pieces and not all(map(_is_installed, ("sentencepiece", "google.protobuf"))):
         return ModelError(
-            f"{base.name} has its tokenizer as a model of SentencePiece only, and reading it needs packages that are"
-            " not installed: pip install sentencepiece protobuf"
+            f"{base.name} has its tokenizer as a model of SentencePiece only ({pieces[0]}), and reading it needs"
+            " packages that are not installed: pip install sentencepiece protobuf"
+        )
+    if pieces:
+        return ModelError(
+            f"{base.name} has no {TOKENIZER}, and its {pieces[0]} is no model of SentencePiece that can be read."
+            " Download the model again, or save its tokenizer in the fast form."
         )
     return ModelError(
         f"{base.name} has no {TOKENIZER}, and transformers cannot make one of its vocabulary"
