@@ -48,10 +48,11 @@ def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
         task: the exporter's name of the task.
         opset: of ONNX.
     """
-    ids = torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % _rows(model)
+    known, end = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
+    ids = torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % known
     mask = torch.ones_like(ids)
     mask[-1, -PADDING:] = 0
-    if isinstance(end := getattr(model.config, "eos_token_id", None), int):  # some models read their answer there
+    if isinstance(end, int) and 0 < end < known:  # some models read their answer at the one end that a text has
         ids = torch.where(ids == end, end - 1, ids).index_fill(1, torch.tensor(TOKENS - PADDING - 1), end)
     if task != TWO_STACKS:
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
@@ -64,10 +65,6 @@ def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
         states = encoder(**batch)[0].clone()
     batch = {"encoder_attention_mask": mask, "input_ids": ids[:, 1:], "encoder_hidden_states": states}
     _write(model, _decoded, batch, "logits", folder / "decoder_model.onnx", opset)
-
-
-def _rows(model: Any) -> int:
-    return int(model.get_input_embeddings().num_embeddings)
 
 
 def _logits(run: Callable[..., Any], batch: Tensors) -> Any:

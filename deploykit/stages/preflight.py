@@ -128,7 +128,7 @@ def try_out(model: Any, tokenizer: Tokenizer, name: str, *, pair: bool) -> None:
     types = torch.zeros(1, tokens, dtype=torch.long)
     types[:, tokens // 2 :] = int(pair and tokenizer.typed)
     batch |= {"token_type_ids": types}
-    if isinstance(end := getattr(model.config, "eos_token_id", None), int):
+    if isinstance(end := getattr(model.config, "eos_token_id", None), int) and end <= last:
         batch["input_ids"][:, -1] = end  # some models read their answer there
     training = model.training
     try:
