@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ class Tokenizer:
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
         config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         if added := config.get("added_tokens_decoder"):
-            places = {self.backend.token_to_id(token["content"]): token for token in added.values()}
+            places = {cast(int, self.backend.token_to_id(token["content"])): token for token in added.values()}
             config["added_tokens_decoder"] = {str(place): places[place] for place in sorted(places)}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / VOCABULARY).unlink(missing_ok=True)  # only other libraries read it, and it is the old one

@@ -74,7 +74,7 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
         batch = examples[start : start + BATCH]
         for found in backend.encode_batch([row.text if row.pair is None else (row.text, row.pair) for row in batch]):
             lengths.append(len(found.ids))
-            unknown += found.ids.count(tokenizer.unknown_id)
+            unknown += 0 if tokenizer.unknown_id is None else found.ids.count(tokenizer.unknown_id)
     return {
         **distribution(lengths),
         "max_tokens": tokenizer.max_tokens,

@@ -208,9 +208,19 @@ def _divide_scores(graph: Any, constants: Mapping[str, Array]) -> None:
 
 
 def _drop_unread(graph: Any) -> None:
-    read = {name for node in graph.node for name in node.input} | {found.name for found in graph.output}
+    read = set(_read(graph))
     for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
         graph.node.remove(node)
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """Yields the names of tensors that are read, also inside of branches."""
+    yield from (found.name for found in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read(attribute.g)
 
 
 def _width(name: str, makers: Mapping[str, Any], constants: Mapping[str, Array]) -> int:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 
@@ -34,7 +34,7 @@ def necessary(backend: tokenizers.Tokenizer, used: Collection[int]) -> list[int]
     model, vocabulary = _model(backend), backend.get_vocab(with_added_tokens=True)
     stay = {*used, *backend.get_added_tokens_decoder()}
     stay |= {place for token, place in vocabulary.items() if _is_basic(token, model)}
-    needs = KINDS[model["type"]][0](model, map(backend.id_to_token, stay))
+    needs = KINDS[model["type"]][0](model, (cast(str, backend.id_to_token(place)) for place in stay))
     return sorted(stay | {vocabulary[token] for token in needs})
 
 
@@ -49,7 +49,7 @@ def reduced(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> tokenizers.Tok
         ModelError: the tokens cannot be numbered so.
     """
     content, model = json.loads(backend.to_str()), _model(backend)
-    places = {backend.id_to_token(old): new for new, old in enumerate(ids)}
+    places = {cast(str, backend.id_to_token(old)): new for new, old in enumerate(ids)}
     changes = {
         "model": {**model, **KINDS[model["type"]][1](model, places)},
         "added_tokens": [{**token, "id": places[token["content"]]} for token in content["added_tokens"]],
