@@ -242,8 +242,7 @@ def only_pieces(kind, base):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the conversion, about pieces of bytes
 @pytest.mark.parametrize("kind", PIECES)
 def test_a_model_of_sentencepiece_alone_is_converted(kind, base, tmp_path):
-    import sentencepiece
-
+    sentencepiece = pytest.importorskip("sentencepiece")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(only_pieces(kind, base)))
     tokenizer = base_tokenizer.save(base, tmp_path / "out")
     for text in SENTENCES[:3]:
