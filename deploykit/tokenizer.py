@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -71,13 +71,17 @@ class Slot:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast tokenizer with what batching needs to know."""
+    """A fast tokenizer with what batching needs to know.
+
+    Where the model does not tell types of tokens apart (`typed`), all are 0: it may have only one.
+    """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     padding_side: Side
     unknown_id: int | None
     max_tokens: int
+    typed: bool = True
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
@@ -104,7 +108,8 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()  # see `encode`
         side: Side = "left" if config.get("padding_side") == "left" else "right"
-        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens)
+        typed = "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
+        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens, typed)
 
     def replace(self, folder: Path) -> None:
         """Writes itself over the tokenizer of a model directory; its special tokens are a part of that one's."""
@@ -112,7 +117,7 @@ class Tokenizer:
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
         config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         if added := config.get("added_tokens_decoder"):
-            places = {self.backend.token_to_id(token["content"]): token for token in added.values()}
+            places = {cast(int, self.backend.token_to_id(token["content"])): token for token in added.values()}
             config["added_tokens_decoder"] = {str(place): places[place] for place in sorted(places)}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / VOCABULARY).unlink(missing_ok=True)  # only other libraries read it, and it is the old one
@@ -199,7 +204,8 @@ class Tokenizer:
         ids = np.concatenate([tokens.ids for tokens in filled])
         return Encoding(
             ids=ids,
-            type_ids=np.repeat([slot.type_id for slot in slots], [len(tokens) for tokens in filled]).astype(np.int64),
+            type_ids=int(self.typed)
+            * np.repeat([slot.type_id for slot in slots], [len(tokens) for tokens in filled]).astype(np.int64),
             offsets=np.concatenate([tokens.offsets for tokens in filled]),
             unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
             truncated=truncated,

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from optimum.exporters.onnx import onnx_export_from_model
 
 from deploykit import engines, hardware, quantizers
 from deploykit.artifact import WEIGHTS
@@ -46,8 +45,8 @@ def bert(folder: Path) -> Iterator[Path]:
 def t5(folder: Path) -> Iterator[Path]:
     """Exports the encoder and the decoder of a model of 60 million weights."""
     config = transformers.T5Config(d_model=HIDDEN, num_layers=6, num_heads=8, d_ff=2048, decoder_start_token_id=0)
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    onnx_export_from_model(model, folder, task="text2text-generation", opset=18, do_validation=False, device="cpu")
+    model = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    exporting.write_graph(model.eval(), folder, "text2text-generation", 18)
     yield from (folder / "encoder_model.onnx", folder / "decoder_model.onnx")
 
 

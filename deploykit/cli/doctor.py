@@ -16,6 +16,7 @@ EXTRAS = {
     "gpu": "is the ONNX Runtime that knows GPUs",
     "openvino": "runs graphs in bfloat16 where the CPU has it",
     "train": "trains, prunes, exports and quantizes",
+    "optimum": "quantizes by Optimum, and opens packages with it, on transformers 4.57",
     "jwt": "lets a service take tokens of an identity provider",
     "otel": "sends traces to a collector",
     "presidio": "finds names of people, to mask them",

@@ -77,7 +77,7 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
         texts = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
         for encoding in tokenizer.backend.encode_batch(texts):
             lengths.append(len(encoding.ids))
-            unknown.append(encoding.ids.count(tokenizer.unknown_id))
+            unknown.append(0 if tokenizer.unknown_id is None else encoding.ids.count(tokenizer.unknown_id))
             ordinary.append(encoding.special_tokens_mask.count(0))
     return {
         **distribution(lengths),

@@ -4,6 +4,7 @@ The same object serves evaluation, parity checks, benchmarks and requests.
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -80,3 +81,13 @@ def whole(engine: str, batch: Mapping[str, npt.NDArray[Any]], logits: npt.NDArra
 def load(name: str) -> EngineModule:
     """Imports an engine by name, for example `"onnxruntime"`."""
     return cast(EngineModule, methods.load("engine", name))
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """Returns what a model's forward pass takes.
+
+    Token types only where the configuration counts any: GPT-2 would look them up among the words.
+    """
+    config = getattr(model, "config", None)
+    typed = config is None or getattr(config, "type_vocab_size", 0) > 0
+    return tuple(name for name in signature(model.forward).parameters if typed or name != "token_type_ids")

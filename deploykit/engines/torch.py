@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 
 from deploykit.artifact.execution import Device, Execution, Precision
-from deploykit.engines import whole
+from deploykit.engines import input_names, whole
 from deploykit.modeling import checkpoint
-from deploykit.modeling.surgery import input_names
 from deploykit.process_state import evaluating, threads
 
 KIND = "checkpoint"

@@ -33,8 +33,8 @@ class Stack:
 
     `depth` are the configuration's attributes with the number of layers. `ups` lead into the feed-forward (of
     these a layer has some; a gate is one of two) and `down` leads out of it. `attention` is None where heads
-    stay, `first` is what only the first layer holds, for all of them. `listed`: transformers 4.57 would make a cache
-    for as many layers as the first stack has, unless the configuration lists the kinds of this one's.
+    stay, `first` is what only the first layer holds, for all of them. `cached`: transformers would make a cache for as
+    many layers as the first stack has, unless the configuration also calls this one's number `decoder_layers`.
     """
 
     path: str
@@ -43,21 +43,19 @@ class Stack:
     attention: Attention | None = None
     depth: tuple[str, ...] = ("num_hidden_layers",)
     first: str = ""
-    listed: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The stacks of a type of model, those that it has of these.
 
-    `repeated`: the stack's one layer is run as often as the configuration's depth says. `after_padding`:
-    positions are counted from the padding token's id. `only` are values of the configuration that the row
-    stands for.
+    `repeated`: the stack's one layer is run as often as the configuration's depth says. `only` are values of the
+    configuration that the row stands for.
     """
 
     stacks: tuple[Stack, ...]
     repeated: bool = False
-    after_padding: bool = False
     only: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -117,12 +115,12 @@ T5_DECODER = Stack(
     down="layer.2.DenseReluDense.wo",
     depth=("num_decoder_layers",),
     first=T5_ENCODER.first,
-    listed=True,
+    cached=True,
 )
 MARIAN_ENCODER = Stack(path="encoder.layers", ups=("fc1",), down="fc2", depth=("encoder_layers", "num_hidden_layers"))
 MARIAN_DECODER = Stack(path="decoder.layers", ups=("fc1",), down="fc2", depth=("decoder_layers",))
 
-ROBERTA = Architecture((BERT,), after_padding=True)
+ROBERTA = Architecture((BERT,))
 ARCHITECTURES = {
     "albert": Architecture((ALBERT,), repeated=True, only={"num_hidden_groups": 1, "inner_group_num": 1}),
     "bert": Architecture((BERT,)),
@@ -132,10 +130,16 @@ ARCHITECTURES = {
     "gpt2": Architecture((GPT2,)),
     "llama": Architecture((LLAMA,)),
     "marian": Architecture((MARIAN_ENCODER, MARIAN_DECODER), only={"share_encoder_decoder_embeddings": True}),
-    "mpnet": Architecture((MPNET,), after_padding=True),
+    "mpnet": Architecture((MPNET,)),
     "roberta": ROBERTA,
     "t5": Architecture((T5_ENCODER, T5_DECODER)),
     "xlm-roberta": ROBERTA,
+}
+
+# Types of models, prunable or not, whose positions are counted from the padding token's id: they read so many fewer.
+AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mluke", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
 
 

@@ -17,22 +17,20 @@ from typing import Any, cast
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from deploykit import process_state
 from deploykit.artifact import ARCHITECTURE, CONFIG, GENERATION, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
-from deploykit.modeling import surgery
-from deploykit.modeling.architectures import ARCHITECTURES, architecture_of, is_known
+from deploykit.modeling import configuration, surgery
+from deploykit.modeling.architectures import AFTER_PADDING, architecture_of, is_known
 from deploykit.modeling.surgery import Shape
 
 PACKAGE = "package://"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # what a model is made of
-SAFE: dict[str, Any] = {"trust_remote_code": False}  # never code that comes with a model, and never a question
-NO_LIMIT = 512  # tokens that are read where neither model nor recipe sets a limit
-UNBOUNDED = 1_000_000  # tokenizers without a limit carry a larger number than this
+# Never code that comes with a model, and never a question; never pickles.
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,9 @@ def _from_hub(reference: str, revision: str | None) -> Path:
         ) from error
 
 
-def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned: bool) -> transformers.PreTrainedModel:
+def open_base(
+    base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned: bool, pad_id: int | None = None
+) -> transformers.PreTrainedModel:
     """Loads a base model with a head for the labels.
 
     Args:
@@ -111,32 +111,59 @@ def open_base(base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned:
         auto_class: the task's class of transformers.
         labels: names of the outputs, in their order.
         fine_tuned: the head must be there already; otherwise a new one is made.
+        pad_id: the tokenizer's padding token, for a model that counts positions from it and does not say which it is.
 
     Raises:
         ModelError: the model is of another kind, or has no such head.
     """
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    config = configuration.read(base.folder, base.name)
+    if (base.folder / ARCHITECTURE).is_file():
+        return _open_pruned(base, fine_tuned)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    if config.pad_token_id is None and config.model_type in AFTER_PADDING:
+        config.pad_token_id = pad_id
     try:
-        if (base.folder / ARCHITECTURE).is_file():
-            return _open_pruned(base, fine_tuned)
         with process_state.quiet("transformers"):  # it warns of a new head, which is what was asked for
-            model, info = getattr(transformers, auto_class).from_pretrained(
+            model, info = class_of(config, auto_class).from_pretrained(
                 base.folder,
-                num_labels=len(labels),
-                **names,
-                use_safetensors=True,
+                config=config,
                 output_loading_info=True,
                 ignore_mismatched_sizes=not fine_tuned,
                 dtype=torch.float32,
+                attn_implementation=_fastest(class_of(config, auto_class)),
                 **SAFE,
             )
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{base.name} cannot be loaded as {auto_class}: {str(error).splitlines()[0][:200]}"
-            " Check that `task:` and `model:` of the recipe fit together."
-        ) from error
+    except Exception as error:  # the library checks in many places, each in its own way
+        raise not_loaded(base, auto_class, error) from error
     _check_weights(base, model, info, fine_tuned)
-    return model
+    return cast(transformers.PreTrainedModel, model)
+
+
+def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:
+    """Returns what to say of a model that the library cannot build."""
+    return ModelError(
+        f"{base.name} cannot be loaded as {auto_class}: {configuration.first_line(error)}."
+        " Check that `task:` and `model:` of the recipe fit together."
+    )
+
+
+def class_of(config: Any, auto_class: str) -> Any:
+    """Returns the class of models of a configuration with a task's head.
+
+    Raises:
+        KeyError: the library has none.
+    """
+    classes = getattr(transformers, auto_class)._model_mapping
+    if type(config) not in classes:
+        raise KeyError(f"models of type {config.model_type!r} have no such head")
+    found = classes[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _fastest(model_class: Any) -> str:
+    """Names the attention to train with; without a name the library would take what the configuration says."""
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 def labels_of(base: Base) -> tuple[str, ...]:
@@ -145,10 +172,7 @@ def labels_of(base: Base) -> tuple[str, ...]:
     Raises:
         ModelError: the configuration cannot be read.
     """
-    try:
-        config = AutoConfig.from_pretrained(base.folder, **SAFE)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"the {CONFIG} of {base.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
+    config = configuration.read(base.folder, base.name)
     return tuple(config.id2label[index] for index in range(config.num_labels))
 
 
@@ -165,27 +189,19 @@ def _check_weights(base: Base, model: Any, info: dict[str, Any], fine_tuned: boo
     prefix = f"{model.base_model_prefix}."
     missing = [name for name in info["missing_keys"] if fine_tuned or name.startswith(prefix)]
     missing = [name for name in missing if ".pooler." not in name]
-    missing += [name for name in info["mismatched_keys"] if name.startswith(prefix)]
+    wrong = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]  # 5 gives sizes, too
+    missing += [name for name in wrong if fine_tuned or name.startswith(prefix)]
     if missing:
         raise ModelError(
             f"{base.name} lacks {len(missing)} weights of a {model.config.model_type} model, or has them in another"
-            f" size, first {missing[0]}."
+            f" size, first {min(missing, key=_in_order)}."
             " Check that `task:` and `model:` of the recipe fit together."
         )
 
 
-def max_tokens(base: Base, wanted: int | None) -> int:
-    """Returns the most tokens that the model reads: of the tokenizer, the positions, and the recipe."""
-    config = AutoConfig.from_pretrained(base.folder, **SAFE)
-    limits = [AutoTokenizer.from_pretrained(base.folder, **SAFE).model_max_length]
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        row = ARCHITECTURES.get(config.model_type)
-        offset = config.pad_token_id + 1 if row and row.after_padding else 0
-        limits.append(positions - offset)
-    if wanted:
-        limits.append(wanted)
-    return int(min((limit for limit in limits if limit < UNBOUNDED), default=NO_LIMIT))
+def _in_order(name: str) -> list[str | int]:
+    """Sorts names of weights by the numbers of their layers."""
+    return [int(part) if part.isdecimal() else part for part in name.split(".")]
 
 
 def require_prunable(base: Base) -> None:
@@ -194,18 +210,7 @@ def require_prunable(base: Base) -> None:
     Raises:
         ModelError: lists the types that are known.
     """
-    architecture_of(AutoConfig.from_pretrained(base.folder, **SAFE))
-
-
-def save_tokenizer(base: Base, folder: Path) -> None:
-    """Writes the base model's tokenizer in its fast form."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, use_fast=True, **SAFE)
-    except (ValueError, OSError, TypeError) as error:  # the last where files that it needs are missing
-        raise ModelError(f"{base.name} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"{base.name} has no fast tokenizer (tokenizer.json); deploykit needs one.")
-    tokenizer.save_pretrained(folder)
+    architecture_of(configuration.read(base.folder, base.name))
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
@@ -247,12 +252,16 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     Raises:
         ModelError: the weights do not have the sizes that stand beside them.
     """
-    config = AutoConfig.from_pretrained(folder, **SAFE)
-    auto_class = getattr(transformers, config.architectures[0])
+    config = configuration.read(folder, str(folder))
+    model_class = _named_class(config, folder)
+    attention = attention or _fastest(model_class)
     if not (folder / ARCHITECTURE).is_file():
-        return copied(auto_class.from_pretrained(folder, attn_implementation=attention, use_safetensors=True, **SAFE))
+        model = model_class.from_pretrained(
+            folder, config=config, attn_implementation=attention, dtype=torch.float32, **SAFE
+        )
+        return copied(model)
     content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-    model = auto_class._from_config(config, attn_implementation=attention)
+    model = model_class._from_config(config, attn_implementation=attention, dtype=torch.float32)
     model = surgery.resized(model, [Shape(**layer) for layer in content["layers"]])
     tied = set(model.state_dict()) - set(_untied(model))
     try:
@@ -264,6 +273,14 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def _named_class(config: Any, folder: Path) -> Any:
+    name = str((config.architectures or [""])[0])
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ModelError(f"{folder / CONFIG} names no class of a model in `architectures`, found {name!r}.")
+    return found
 
 
 def copied(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:

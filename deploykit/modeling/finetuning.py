@@ -22,6 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from deploykit import hardware
 from deploykit.artifact import WEIGHTS
+from deploykit.engines import input_names
 from deploykit.evaluation import metrics
 from deploykit.inference.predictor import batches
 from deploykit.methods import Options
@@ -29,13 +30,16 @@ from deploykit.modeling.deadline import Deadline
 from deploykit.modeling.finite import Loss, checked, require_logits
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.progress import Progress
-from deploykit.modeling.surgery import input_names
+from deploykit.modeling.surgery import TRANSFORMERS_4
 from deploykit.process_state import draws, environment, quiet, threads
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
 STATE = "trainer_state.json"  # what the Trainer writes last
 JUDGED_TOKENS = 2048  # of a padded batch of validation rows
+BY_LENGTH: dict[str, Any] = (
+    {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
+)
 LOGGED_STEPS = 20  # points of the learning curve in an epoch
 log = logging.getLogger(__name__)
 
@@ -185,7 +189,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         warmup_steps=int(options.warmup * steps * options.epochs),
         max_grad_norm=options.max_grad_norm,
         lr_scheduler_type="linear",
-        group_by_length=True,
+        **BY_LENGTH,
         bf16=options.bf16 == "on" or (options.bf16 == "auto" and fast),
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,

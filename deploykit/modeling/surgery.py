@@ -9,16 +9,18 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from inspect import signature
+from importlib import import_module
 from typing import Any, TypeAlias, cast
 
 import torch
+import transformers
 from torch import nn
-from transformers.modeling_utils import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from deploykit.modeling.architectures import Attention, Stack, architecture_of
 
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+INITIALIZATION = import_module(f"transformers.{'modeling_utils' if TRANSFORMERS_4 else 'initialization'}")
 TOKENS = re.compile(r"_token_id$|^(bad_words_ids|suppress_tokens|begin_suppress_tokens)$")  # of configurations
 
 
@@ -195,8 +197,8 @@ def without(model: nn.Module, gone: Collection[int]) -> nn.Module:
             raise ValueError(f"at least one layer of {place} must stay, {sorted(gone)} are to go")
         for name in stack.depth:
             setattr(config, name, len(stay))
-        if stack.listed:
-            config.layer_types = ["full_attention"] * len(stay)
+        if stack.cached:
+            config.decoder_layers = len(stay)
         if not repeated:
             state = _renumbered(state, place, stay, stack.first)
         start += depth
@@ -277,7 +279,7 @@ def _renumber(value: Any, places: Mapping[int, int]) -> Any:
 def _empty(model: nn.Module, config: Any, sizes: Sequence[Shape]) -> nn.Module:
     """Returns a model of the same class for another configuration, for weights that are loaded next."""
     whole = cast(Any, model)
-    with no_init_weights():  # drawing them would take longer than all else
+    with INITIALIZATION.no_init_weights():  # drawing them would take longer than all else
         small = type(whole)._from_config(config, dtype=whole.dtype)
     small.tie_weights()  # which is left out with them
     if shapes(small) != list(sizes):
@@ -285,13 +287,3 @@ def _empty(model: nn.Module, config: Any, sizes: Sequence[Shape]) -> nn.Module:
     if whole.can_generate():
         small.generation_config = deepcopy(whole.generation_config)
     return cast(nn.Module, small.train(model.training))
-
-
-def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns what a model's forward pass takes.
-
-    Token types only where the configuration counts them: GPT-2 would look them up among the words.
-    """
-    config = getattr(model, "config", None)
-    typed = config is None or hasattr(config, "type_vocab_size")
-    return tuple(name for name in signature(model.forward).parameters if typed or name != "token_type_ids")

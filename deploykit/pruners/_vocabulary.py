@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 
@@ -34,7 +34,7 @@ def necessary(backend: tokenizers.Tokenizer, used: Collection[int]) -> list[int]
     model, vocabulary = _model(backend), backend.get_vocab(with_added_tokens=True)
     kept = {*used, *backend.get_added_tokens_decoder()}
     kept |= {number for token, number in vocabulary.items() if _is_basic(token, model)}
-    needed = ALGORITHMS[model["type"]][0](model, map(backend.id_to_token, kept))
+    needed = ALGORITHMS[model["type"]][0](model, (cast(str, backend.id_to_token(number)) for number in kept))
     return sorted(kept | {vocabulary[token] for token in needed})
 
 
@@ -49,7 +49,7 @@ def reduced(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> tokenizers.Tok
         ModelError: the tokens cannot be renumbered.
     """
     content, model = json.loads(backend.to_str()), _model(backend)
-    new_ids = {backend.id_to_token(old): new for new, old in enumerate(ids)}
+    new_ids = {cast(str, backend.id_to_token(old)): new for new, old in enumerate(ids)}
     changes = {
         "model": {**model, **ALGORITHMS[model["type"]][1](model, new_ids)},
         "added_tokens": [{**token, "id": new_ids[token["content"]]} for token in content["added_tokens"]],

@@ -1,10 +1,12 @@
-"""Int8 weights, and activations quantized as they come, through Optimum's `ORTQuantizer`.
+"""Int8 weights, and activations quantized as they come, through Optimum's `ORTQuantizer` where it is installed.
 
 Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels. Where the CPU has
 neither, weights take 7 bits, so that sums of products do not overflow. The products
 are named one by one: left to itself `ORTQuantizer` also takes those between two activations, which is slower and
-less accurate, and heads. Graphs with operators of ONNX Runtime's own go through its `quantize_dynamic` instead:
-shape inference stops at them, and `ORTQuantizer` cannot pass on the option that says what a tensor of unknown type is
+less accurate, and heads. The part of Optimum that has `ORTQuantizer`, optimum-onnx, needs transformers 4.57 (the extra
+`optimum`). Without it the function of ONNX Runtime that it calls, `quantize_dynamic`, is called with the same settings
+and writes the same bytes. Graphs with operators of ONNX Runtime's own always go through that function: shape inference
+stops at them, and `ORTQuantizer` cannot pass on the option that says what a tensor of unknown type is
 (`DefaultTensorType`); it fails with "Unable to find data type".
 """
 
@@ -17,15 +19,21 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-from optimum.onnxruntime import ORTQuantizer
-from optimum.onnxruntime.configuration import AutoQuantizationConfig
-from transformers import PretrainedConfig
 
 from deploykit import hardware
 from deploykit.errors import DeploykitError
 from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
 from deploykit.quantizers import Batch
+
+try:
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+    from transformers import PretrainedConfig
+
+    OPTIMUM = True
+except (ImportError, RuntimeError):  # Optimum's lazy modules raise the latter where transformers does not fit
+    OPTIMUM = False
 
 PRECISION = "int8"
 ENGINES = ("onnxruntime",)
@@ -69,7 +77,8 @@ def quantize(
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        written = (_by_onnxruntime if fused else _by_optimum)(source, [*names, *tables], options.per_channel, reduced)
+        write = _by_optimum if OPTIMUM and not fused else _by_onnxruntime
+        written = write(source, [*names, *tables], options.per_channel, reduced)
         shutil.move(written, target)
     if _embedded(target) != len(tables):
         raise DeploykitError("the table of embeddings was not quantized. Set quantize.embeddings: false.")

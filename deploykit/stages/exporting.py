@@ -14,6 +14,7 @@ from deploykit.graphs.export import write_graph
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
 from deploykit.modeling.finite import LARGEST_LOGIT, largest
+from deploykit.stages import preflight
 from deploykit.stages.context import Job
 
 ENGINE = "onnxruntime"
@@ -33,10 +34,9 @@ def export(job: Job) -> Artifact:
     if options is None:
         raise RuntimeError("the recipe skips the export")
     model = checkpoint.load(job.source.path)
+    preflight.require_one_file(checkpoint.parameters(model), job.recipe.model)
     with draft(job.target) as folder:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
-        if list(folder.glob(f"{GRAPH}_data")):
-            raise ModelError("graphs of 2 GB and more are not supported yet: choose a smaller model.")
         job.copy(folder)
 
         reference = Predictor(

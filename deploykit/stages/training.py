@@ -13,13 +13,13 @@ from deploykit.engines.torch import TorchModel
 from deploykit.errors import ModelError
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_tokenizer, checkpoint
 from deploykit.modeling.finetuning import Problem, Row, rows
 from deploykit.modeling.finite import ADVICE, LARGEST_LOGIT, largest, require_scores, require_weights
 from deploykit.modeling.labels import match, rename, reorder
+from deploykit.stages import preflight
 from deploykit.stages.context import Job
 from deploykit.tasks import Task
-from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts, from which a warning is given
 log = logging.getLogger(__name__)
@@ -41,16 +41,23 @@ def train(job: Job) -> Artifact:
     if method.FINE_TUNED:
         names = match(checkpoint.labels_of(base), dataset.labels, recipe.labels, base.name)
         labels = task.label_order(names)
-    model = checkpoint.open_base(base, task.AUTO_CLASS, names, fine_tuned=method.FINE_TUNED)
-    if labels != names:
-        reorder(model, [names.index(label) for label in labels])
-    rename(model, labels)
-    require_weights(model, base.name)
     with draft(job.target) as folder:
-        checkpoint.save_tokenizer(base, folder)
-        tokenizer = Tokenizer.load(folder, checkpoint.max_tokens(base, recipe.data.max_tokens))
+        tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
+        model = checkpoint.open_base(
+            base, task.AUTO_CLASS, names, fine_tuned=method.FINE_TUNED, pad_id=tokenizer.pad_id
+        )
+        if labels != names:
+            reorder(model, [names.index(label) for label in labels])
+        rename(model, labels)
+        require_weights(model, base.name)
         if model.config.pad_token_id is None:  # a decoder's, which judges a text by the last token that is none
             model.config.pad_token_id = tokenizer.pad_id
+        predictor = Predictor(
+            task, labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
+        )
+        preflight.try_out(model, tokenizer, base.name, pair=dataset.train[0].pair is not None)
+        if recipe.export is not None:
+            preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
         _tell(dataset, lengths)
 
@@ -59,9 +66,7 @@ def train(job: Job) -> Artifact:
         problem = Problem(task, labels, tokenizer, learned, judged, recipe.seed)
         curve = method.train(model, problem, recipe.options("train"), job.work)
 
-        predictor = Predictor(
-            task, labels, tokenizer, TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
-        )
+        model.eval()
         scores = scoring.score_all(predictor, dataset)
         require_scores(scores, base.name if recipe.train is None else f"{base.name}, as it was trained,")
         if recipe.train is not None and (logit := largest(scores["validation"])) > LARGEST_LOGIT:

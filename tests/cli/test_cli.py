@@ -215,8 +215,7 @@ def test_model_of_another_kind(call, tmp_path, tiny_recipe, tokenizer_folder):
     shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "model")
     code, _, message = call("run", tiny_recipe(tmp_path, model="model", prune=None))
     assert code == 2
-    assert "cannot be loaded as AutoModelForSequenceClassification" in message
-    assert "Check that `task:` and `model:` of the recipe fit together" in message
+    assert "has the model type 'vits' in config.json, which is no model of text that transformers" in message
 
 
 # The disk

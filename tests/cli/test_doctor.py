@@ -33,7 +33,7 @@ def without(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize(("extra", "name"), [("train", "torch"), ("train", "optimum-onnx"), ("cpu", "onnxruntime")])
+@pytest.mark.parametrize(("extra", "name"), [("train", "torch"), ("train", "optimum"), ("cpu", "onnxruntime")])
 def test_a_missing_package_is_named_with_the_command_that_adds_it(extra, name, look, without):
     without(name)
     state, advice = look()[f"extra {extra}"]

@@ -1,5 +1,3 @@
-import warnings
-
 import numpy as np
 import onnx
 import pytest
@@ -181,13 +179,12 @@ def test_merged_matmuls_have_the_widths_of_their_parts(kind, uneven_graph, tmp_p
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_t5_is_fused_without_its_attentions(part, seq2seq_graphs, tmp_path):
     facts = variants.write("fused", seq2seq_graphs[part], tmp_path / "model.onnx")
-    assert facts["SkipSimplifiedLayerNormalization"] == {"encoder": 3, "decoder": 5}[part]
+    assert facts["SkipSimplifiedLayerNormalization"] in {"encoder": (3, 4), "decoder": (5, 6)}[part]  # 5 finds one more
     assert facts["difference"] < 1e-4
 
 
 def test_layers_that_share_weights_go_on_sharing_them(tiny_encoder, tmp_path):
-    with warnings.catch_warnings():
-        exporting.write_graph(tiny_encoder("albert"), tmp_path, "text-classification", 18)
+    exporting.write_graph(tiny_encoder("albert"), tmp_path, "text-classification", 18)
     assert variants.write("merged", tmp_path / "model.onnx", tmp_path / "merged.onnx")["merged"] == 2
     merged = [node for node in onnx.load(tmp_path / "merged.onnx").graph.node if node.name.endswith("_merged")]
     assert len({node.input[1] for node in merged}) == 1

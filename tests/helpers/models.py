@@ -5,7 +5,6 @@ A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; noth
 
 import json
 import shutil
-import warnings
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -287,8 +286,7 @@ def exported_of(tiny_encoder, tmp_path_factory):
     @cache
     def build(kind="bert", task="text-classification"):
         folder = tmp_path_factory.mktemp(f"{kind}-{task}")
-        with warnings.catch_warnings():  # of the exporter's own imports
-            exporting.write_graph(tiny_encoder(kind, task), folder, task, 18)
+        exporting.write_graph(tiny_encoder(kind, task), folder, task, 18)
         return folder
 
     return build

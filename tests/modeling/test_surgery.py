@@ -6,6 +6,7 @@ import torch
 import transformers
 from models import SEPARATE, TASKS, VARIANTS, uneven
 
+from deploykit import engines
 from deploykit.modeling import surgery
 from deploykit.modeling.surgery import Kept, Shape, matrix, set_matrix
 
@@ -261,4 +262,4 @@ def test_masked_language_models_lose_the_rows_of_their_output_layer(tiny_encoder
 
 @pytest.mark.parametrize(("kind", "typed"), [("bert", True), ("distilbert", False), ("gpt2", False), ("t5", False)])
 def test_token_types_go_only_to_models_that_count_them(kind, typed, tiny_encoder):
-    assert ("token_type_ids" in surgery.input_names(tiny_encoder(kind))) == typed
+    assert ("token_type_ids" in engines.input_names(tiny_encoder(kind))) == typed

@@ -3,6 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from models import ENCODERS, TASKS, uneven
 from onnx import numpy_helper
 
@@ -10,10 +11,11 @@ from deploykit import engines
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
-from deploykit.errors import GateError
+from deploykit.errors import GateError, ModelError
+from deploykit.graphs import export
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.surgery import Kept
-from deploykit.stages import exporting
+from deploykit.stages import exporting, preflight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +97,14 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
     assert manifest.step.metrics == parent.manifest.step.metrics
 
 
+def test_a_model_that_does_not_fit_one_file_is_refused_before_it_is_exported(job, monkeypatch):
+    monkeypatch.setattr(preflight, "LARGEST_GRAPH_BYTES", 1000)
+    monkeypatch.setattr(exporting, "write_graph", lambda *_: pytest.fail("it was exported"))
+    with pytest.raises(ModelError, match=r"GB of weights in float32, and graphs of 2 GB and more are not supported"):
+        exporting.export(job)
+    assert sorted(path.name for path in job.target.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, tiny_encoder, exported_of):
@@ -158,3 +168,83 @@ def test_axes_are_dynamic_and_the_opset_is_the_one_asked_for(task, exported_of):
 def test_the_opset_can_be_chosen(opset, tiny_encoder, tmp_path):
     exporting.write_graph(tiny_encoder(), tmp_path, "text-classification", opset)
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
+
+
+# what the tracer would get wrong
+
+OTHERS = {
+    "bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    | {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+    | {"type_vocab_size": 0, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
+    "ernie": {},
+    "gpt2": {},
+    "llama": {"num_key_value_heads": 2},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 0, "sep_token_id": 3},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "t5": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4},
+}
+
+
+def test_every_type_that_is_said_to_work_is_tested():
+    assert set(OTHERS) | set(ENCODERS) | {"marian"} == export.EXPORTED
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_types_without_a_row_of_their_own_are_exported_with_parity(kind, side, tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 0}
+    common = {"vocab_size": 100, "max_position_embeddings": 65, "initializer_range": 0.1}
+    config = transformers.AutoConfig.for_model(kind, **{**sizes, **ids, **common, **OTHERS[kind]})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    export.write_graph(model, tmp_path, "text-classification", 18)
+    session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
+    for batch in batches():
+        mask = batch["attention_mask"][:, :: 1 if side == "right" else -1].copy()
+        batch = {**batch, "attention_mask": mask, "input_ids": batch["input_ids"] * mask}
+        for row, real in zip(batch["input_ids"], mask, strict=True):
+            row[np.flatnonzero(real)[-1]] = 3  # the end, where BART and T5 read their answer
+        expected = TorchModel(model, Execution(engine="torch")).run(batch)
+        np.testing.assert_allclose(session.run(batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_as_it_was_after_it_was_followed(training, tiny_encoder, tmp_path):
+    model = tiny_encoder("llama", hidden_dropout_prob=0.5).train(training)
+    forward, table = model.forward, transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    eager = table["eager"]
+    export.write_graph(model, tmp_path, "text-classification", 18)
+    assert {module.training for module in model.modules()} == {training}
+    assert (model.forward, table["eager"]) == (forward, eager)
+    with pytest.raises((OSError, RuntimeError)):
+        export.write_graph(model, tmp_path / "missing", "text-classification", 18)
+    assert model.forward == forward
+    assert table["eager"] is eager
+
+
+def test_dropout_is_off_in_the_graph_of_a_model_in_training(tiny_encoder, tmp_path):
+    model = tiny_encoder(hidden_dropout_prob=0.9).train()
+    export.write_graph(model, tmp_path, "text-classification", 18)
+    session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
+    reference = TorchModel(model.eval(), Execution(engine="torch"))
+    for batch in batches():
+        np.testing.assert_allclose(reference.run(batch), session.run(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "llama"])
+def test_a_graph_takes_what_a_batch_holds_and_no_default_of_the_forward_pass(kind, tiny_encoder, tmp_path):
+    export.write_graph(tiny_encoder(kind), tmp_path, "text-classification", 18)
+    names = [found.name for found in onnx.load(tmp_path / "model.onnx").graph.input]
+    assert names == ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
+def test_heads_of_each_layer_are_constants_of_the_graph(kind, tiny_encoder, tmp_path):
+    kept = [Kept(heads, tuple(range(64))) for heads in ((0, 2, 3), (1,))][: 1 if kind == "albert" else 2]
+    export.write_graph(surgery.shrunk(tiny_encoder(kind), kept), tmp_path, "text-classification", 18)
+    from deploykit.graphs import matmuls, variants
+
+    assert variants._heads(matmuls.load(tmp_path / "model.onnx")) == ([3, 3] if kind == "albert" else [3, 1])

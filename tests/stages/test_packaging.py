@@ -214,13 +214,37 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     assert {"pyjwt", "cryptography"} <= {line.partition("==")[0] for line in pinned}
 
 
+def opened_by_optimum():
+    """Returns the module with Optimum's classes, where the extra `optimum` is installed."""
+    from deploykit.quantizers import dynamic
+
+    if not dynamic.OPTIMUM:
+        pytest.skip("the extra `optimum` is not installed: it needs transformers 4.57")
+    import optimum.onnxruntime
+
+    return optimum.onnxruntime
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_transformers_opens_a_package_and_reads_texts_as_the_service_does(task, packaged, tokenizer, dataset_of):
+    import transformers
+
+    _, package = packaged(task)
+    plain = transformers.AutoTokenizer.from_pretrained(package.path)
+    config = transformers.AutoConfig.from_pretrained(package.path)
+    texts = [row.text for row in dataset_of(task).validation[:8]]
+    expected = [encoding.ids.tolist() for encoding in tokenizer.encode(texts)]
+    assert plain(texts, truncation=True)["input_ids"] == expected
+    assert (config.model_type, tuple(config.id2label.values())) == ("bert", package.manifest.labels)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_optimum_opens_a_package_and_gives_the_same_logits(task, packaged, tokenizer, dataset_of):
-    import optimum.onnxruntime
+    optimum = opened_by_optimum()
     import torch
 
     _, package = packaged(task)
-    opened = getattr(optimum.onnxruntime, tasks.load(task).ORT_CLASS).from_pretrained(package.path)
+    opened = getattr(optimum, tasks.load(task).ORT_CLASS).from_pretrained(package.path)
     texts = [row.text for row in dataset_of(task).validation[:8]]
     batch = tokenizer.collate(tokenizer.encode(texts))
     logits = opened(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
