@@ -1,7 +1,7 @@
 """Makes a small model of each type, and takes it from a checkpoint to a graph that is served, for both transformers.
 
     python benchmarks/engines/families.py write CHECKPOINTS              # with one version
-    python benchmarks/engines/families.py read CHECKPOINTS RESULT.json   # with either: models that were written, and new ones
+    python benchmarks/engines/families.py read CHECKPOINTS RESULT.json   # with either version
 
 `write` saves models with random weights and what torch says of some batches with them; `read` opens them, compares,
 exports, compares again and asks a packaged graph's engine. A row of the result is one type, one version that saved and
