@@ -1,4 +1,4 @@
-# `make demo` runs the whole path on real data; `make test` checks everything. Both need Python 3.11 and pip.
+# `make demo` runs the whole path on real data; `make test` checks everything, `make check` what is quick. All need Python 3.11 and pip.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,17 +12,23 @@ TRANSFORMERS4 := tests/modeling/test_surgery.py tests/modeling/test_base_tokeniz
 	tests/graphs/test_variants.py tests/modeling/test_architectures.py tests/stages/test_packaging.py tests/stages/test_preflight.py tests/graphs/test_matmuls.py \
 	tests/quantizers tests/pruners
 
-.PHONY: demo test test-transformers4 format docs clean
+.PHONY: demo test check lint test-transformers4 format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/deploykit demo demo
 
-test: $(VENV)/installed
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What to run before each commit: everything that starts no service and trains no model.
+check: $(VENV)/installed lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process and not browser and not training"
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/interrogate --quiet deploykit
-	$(BIN)/python -m pytest
 
 # The same with transformers 4.57, in an environment of its own.
 test-transformers4: $(VENV)-transformers4/installed
