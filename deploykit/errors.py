@@ -1,7 +1,7 @@
 """Every error that deploykit raises on purpose, and the exit code each one stands for.
 
     DeploykitError              3   something inside went wrong
-    ├── GateError               1   a promise about the result was broken
+    ├── GateError               1   a gate failed or was inconclusive
     ├── EngineError             3   an engine's answer cannot be right
     ├── GraphError              3   a graph cannot be written in the form that was asked for
     ├── ServiceError            3   a running service refused a request, or did not answer
@@ -12,6 +12,7 @@
         ├── ArtifactError           a damaged, foreign or newer artifact
         ├── MethodError             a method that is not in its folder
         ├── MissingExtraError       an extra that is not installed
+        ├── LibraryError            a library in a version that does not fit
         ├── BusyError               a directory or a port that is taken
         └── StorageError            no space or no permission
 
@@ -35,7 +36,7 @@ class DeploykitError(Exception):
 
 
 class GateError(DeploykitError):
-    """A result does not keep a promise of the recipe."""
+    """A gate of the recipe failed, or was inconclusive."""
 
     exit_code = 1
 

@@ -23,7 +23,8 @@ DOCUMENTED = (  # in a home directory, by what makes them
 SERVE = """
 import http.client, json, os, sys, time, urllib.request
 from pathlib import Path
-from deploykit.serving import keys, launch
+from deploykit.serving import launch
+from deploykit.serving.access import keys
 package, home, how = sys.argv[1:]
 key = keys.add(Path(home) / "keys.json", "alice")
 if how == "bentoml":

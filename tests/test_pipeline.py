@@ -138,7 +138,7 @@ def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, fi
     assert {step.waited_share for step in last.history} == {0.25}
     page = (folder / "report.html").read_text()
     assert "<strong>24.0 ms</strong>p50 of one text; 20.0 ms in torch, on a busy machine" in page
-    assert "measured in turn, at the stage package, while other processes held the cores for 25% of the time" in page
+    assert "measured in turn, at the stage package, while other processes used the cores for 25% of the time" in page
 
 
 def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished):

@@ -270,7 +270,7 @@ def test_artifact_of_a_newer_format(call, artifact):
     (artifact / "manifest.json").write_text(json.dumps({**content, "format_version": 99}))
     code, _, message = call("verify", artifact)
     assert code == 2
-    assert "has format version 99, and this deploykit reads 2. Upgrade deploykit" in message
+    assert "has format version 99, and this deploykit reads 3. Upgrade deploykit" in message
 
 
 # The installation and the machine

@@ -60,7 +60,7 @@ def test_its_own_copy_of_the_library_serves_it(old, key_file, alice, tmp_path):
 def test_it_can_be_chosen_for_again(old):
     found = retuning.retune(old, options=auto.Options(minutes=0.2, objective="size", engines=("onnxruntime",)))
     assert found.manifest.format_version == FORMAT_VERSION
-    assert (found.file(LIBRARY) / "atomic.py").is_file()  # the code of this version
+    assert (found.file(LIBRARY) / "artifact/atomic.py").is_file()  # the code of this version
     golden.verify(found.path)
     (kept,) = (candidate for candidate in found.manifest.details["retune"]["candidates"] if candidate["kept"])
     assert Artifact.load(found.path).manifest.weights_precision == kept["precision"]

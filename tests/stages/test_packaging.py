@@ -180,9 +180,9 @@ def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("gates", "message"),
     [
-        ({"max_bytes": 1000}, r"  max_bytes is [\d,]+, allowed 1,000: broken\n"),
-        ({"max_p95_ms": 40}, r"  max_p95_ms is 50\.00 \(95 % interval 45\.00 to 55\.00\), allowed 40\.00: broken\n"),
-        ({"max_p95_ms": 52}, r"  .* allowed 52\.00: the measurements vary too much to tell\n"),
+        ({"max_bytes": 1000}, r"  max_bytes is [\d,]+, allowed 1,000: failed\n"),
+        ({"max_p95_ms": 40}, r"  max_p95_ms is 50\.00 \(95 % interval 45\.00 to 55\.00\), allowed 40\.00: failed\n"),
+        ({"max_p95_ms": 52}, r"  .* allowed 52\.00: inconclusive, the measurements vary too much\n"),
     ],
     ids=["bytes", "latency", "latency-unsteady"],
 )
@@ -191,7 +191,7 @@ def test_a_graph_that_is_larger_or_slower_than_promised_is_not_packaged(gates, m
     monkeypatch.setattr(packaging.latency, "p95", lambda *_: Metric(value=50, low=45, high=55))
     job = job_of("package", graph, gates=gates, package={"store": False})
     with pytest.raises(
-        GateError, match=rf"a gate stops the package, .*:\n{message}(Make the stage|Where nobody can tell: measure)"
+        GateError, match=rf"a gate stops the package, .*:\n{message}(Failed gates: make|Inconclusive gates: measure)"
     ) as caught:
         packaging.package(job)
     assert f"The graph is kept in {graph.path}." in str(caught.value)
@@ -308,7 +308,7 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
         f"{manifest.step.parameters:,}",
         "tiny-bert",
         "| growth of the calibration error (validation) | ",
-        "- max_drop is 0.0000, allowed 0.0100: holds",
+        "- max_drop is 0.0000, allowed 0.0100: passed",
     ):
         assert text in card
     assert f"{value.value:.4f} (95 % interval {value.low:.4f} to {value.high:.4f})" in card
@@ -320,7 +320,7 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
 def test_packaging_is_compared_with_the_trained_model(packaged):
     _, package = packaged()
     assert package.manifest.own["comparison"]["drop"]["value"] == 0
-    assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["holds"]
+    assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["passed"]
     assert package.manifest.own["flips"] == []
     assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
     assert set(package.manifest.own["test"]) == {"confusion", "labels"}
