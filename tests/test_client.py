@@ -13,8 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import deploykit
-from deploykit import client as module
-from deploykit.client import AsyncClient, Client
+from deploykit.client import AsyncClient, Client, conversation
 from deploykit.errors import InputError, ServiceError
 
 GOOD = {"predictions": [{"label": "a", "score": 0.9, "scores": {"a": 0.9}, "tokens": 3, "truncated": False, "new": 1}]}
@@ -227,7 +226,7 @@ def test_what_is_no_text_is_refused_at_once(predict, texts, message):
 
 
 def test_nobody_there(predict, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_S", 0.01)
+    monkeypatch.setattr(conversation, "FIRST_PAUSE_S", 0.01)
     with pytest.raises(
         ServiceError, match=r"http://127\.0\.0\.1:9 did not answer: ConnectError\. Is the service there"
     ) as e:
