@@ -5,10 +5,7 @@ key, so that a changed recipe makes new artifacts and loses none; a link with th
 points to the newest that kept its gates. Two runs cannot work in one directory at the same time.
 """
 
-import fcntl
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,22 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from deploykit import data, hardware, process_state, report, tasks
 from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
-from deploykit.errors import BusyError, GateError, InputError, storage_errors
+from deploykit.errors import GateError, InputError
 from deploykit.evaluation import gates
 from deploykit.modeling import checkpoint
 from deploykit.recipe import STAGES, Recipe
 from deploykit.stages import bundle, exporting, packaging, preflight, pruning, quantization, training
 from deploykit.stages.context import Job
+from deploykit.stages.run_lock import locked
 
-LOCK = ".lock"
-GONE_S = 2.0  # within which the system ends the processes of a run that was killed
 WORK = ".work"
 COMPUTE: dict[str, Callable[[Job], Artifact]] = {
     "train": training.train,
@@ -245,49 +241,6 @@ def _link(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(link)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run's directory; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        BusyError: another process holds it.
-    """
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-            if not _taken(stream):
-                stream.seek(0)
-                raise BusyError(
-                    f"another run{_holder(stream.read())} is working in {folder}."
-                    " Wait for it, or choose another directory with `output:` in the recipe."
-                )
-            stream.truncate(0)
-            stream.write(json.dumps({"pid": os.getpid()}))
-            stream.flush()
-            yield
-
-
-def _taken(stream: IO[str]) -> bool:
-    """Takes a lock; a run that was killed a moment ago may hold it until the last of its processes is gone."""
-    end = time.monotonic() + GONE_S
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(GONE_S / 20)
-        else:
-            return True
-
-
-def _holder(content: str) -> str:
-    try:
-        return f" (process {json.loads(content)['pid']})"
-    except (ValueError, KeyError):
-        return ""
 
 
 def train(recipe: Recipe) -> Artifact:

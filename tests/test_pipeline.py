@@ -22,6 +22,7 @@ from deploykit.errors import ArtifactError, BusyError, GateError, InputError
 from deploykit.evaluation import timing
 from deploykit.evaluation.workload import HISTOGRAM
 from deploykit.recipe import STAGES
+from deploykit.stages import run_lock
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
@@ -93,17 +94,17 @@ def test_refuses_a_directory_in_which_another_run_works(tmp_path, tiny_recipe):
             pipeline.run(loaded)
     finally:
         holder.communicate("")
-    with pipeline.locked(folder):  # and it is free again once that process has ended
+    with run_lock.locked(folder):  # and it is free again once that process has ended
         pass
 
 
 def test_a_run_that_ends_in_a_moment_is_waited_for(tmp_path):
-    file = tmp_path / pipeline.LOCK
+    file = tmp_path / run_lock.LOCK
     file.touch()
     descriptor = os.open(file, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    threading.Timer(pipeline.GONE_S / 4, os.close, [descriptor]).start()
-    with pipeline.locked(tmp_path):
+    threading.Timer(run_lock.GONE_S / 4, os.close, [descriptor]).start()
+    with run_lock.locked(tmp_path):
         assert json.loads(file.read_text()) == {"pid": os.getpid()}
 
 
@@ -339,6 +340,6 @@ def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, ti
 
 def test_lock_survives_a_kill(tmp_path):
     """The system lets go of the lock, so a file that is left behind locks nothing."""
-    (tmp_path / pipeline.LOCK).write_text(json.dumps({"pid": 1}))
-    with pipeline.locked(tmp_path), (tmp_path / pipeline.LOCK).open() as stream, pytest.raises(BlockingIOError):
+    (tmp_path / run_lock.LOCK).write_text(json.dumps({"pid": 1}))
+    with run_lock.locked(tmp_path), (tmp_path / run_lock.LOCK).open() as stream, pytest.raises(BlockingIOError):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from deploykit import methods, pruners, tasks
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finetuning import Problem, Row, collate, inputs
+from deploykit.modeling.problem import Problem, Row, collate, inputs
 from deploykit.tokenizer import Tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

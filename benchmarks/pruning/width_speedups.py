@@ -19,7 +19,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
 from deploykit.evaluation.comparison import compare
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finetuning import Problem, rows
+from deploykit.modeling.problem import Problem, rows
 from deploykit.pruners import width
 from deploykit.pruners._width import meter
 from deploykit.recipe import GateSection, Recipe

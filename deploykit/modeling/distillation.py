@@ -14,7 +14,9 @@ from pydantic import Field
 from torch.nn import functional
 
 from deploykit.modeling import surgery
-from deploykit.modeling.finetuning import FitOptions, Problem, Teacher, cross_entropy, fit, inputs
+from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.problem import Problem, Teacher, inputs
 from deploykit.tasks import IGNORED
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # what models that write text call it

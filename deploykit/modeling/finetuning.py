@@ -10,9 +10,8 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,21 +21,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from deploykit import hardware
 from deploykit.artifact import WEIGHTS
-from deploykit.engines import input_names
-from deploykit.evaluation import metrics
-from deploykit.inference.predictor import batches
 from deploykit.methods import Options
 from deploykit.modeling.deadline import Deadline
-from deploykit.modeling.finite import Loss, checked, require_logits
+from deploykit.modeling.finite import Loss, checked
+from deploykit.modeling.judging import quality
 from deploykit.modeling.optimizer import adamw
+from deploykit.modeling.problem import Problem, Row, collate, inputs
 from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import TRANSFORMERS_4
 from deploykit.process_state import draws, environment, quiet, threads
-from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
-from deploykit.tokenizer import Encoding, Tokenizer
 
 STATE = "trainer_state.json"  # what the Trainer writes last
-JUDGED_TOKENS = 2048  # of a padded batch of validation rows
 BY_LENGTH: dict[str, Any] = (
     {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
 )
@@ -69,49 +64,6 @@ class FitOptions(Options):
     """Epochs without a better validation metric after which training ends; null: all epochs."""
     minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes after which training ends; the learning-rate schedule is fitted to them."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tokenized input, what the loss compares, of shape `()` or `(tokens,)`, and what both were made of."""
-
-    encoding: Encoding
-    target: Int64
-    example: Example
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A whole model; `layers` are the indices of those of its layers that a smaller one still has."""
-
-    model: torch.nn.Module
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What there is to learn: tokenized splits, and how predictions are judged.
-
-    `texts` are those of the training split. `teacher` teaches what is pruned (default: the model as it was before).
-    """
-
-    task: Task
-    labels: tuple[str, ...]
-    tokenizer: Tokenizer
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    seed: int
-    texts: tuple[str, ...] = ()
-    teacher: Teacher | None = None
-
-
-def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
-    """Tokenizes examples and their targets."""
-    encodings = tokenizer.encode([found.text for found in examples], [found.pair for found in examples])
-    return tuple(
-        Row(encoding, task.loss_targets(found, encoding, labels), found)
-        for found, encoding in zip(examples, encodings, strict=True)
-    )
 
 
 def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
@@ -232,55 +184,8 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": self._rows[index].encoding.ids, "row": self._rows[index]}
 
 
-def collate(tokenizer: Tokenizer, found: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Pads rows and their targets; `IGNORED` where nothing is compared."""
-    batch = tokenizer.collate([row.encoding for row in found])
-    targets = [row.target for row in found]
-    if targets[0].ndim == 0:
-        batch["labels"] = np.stack(targets)
-    else:
-        width = max(len(target) for target in targets)
-        batch["labels"] = np.full((len(found), width), IGNORED, dtype=np.int64)
-        for row, target in enumerate(targets):
-            batch["labels"][row, tokenizer.place(len(target), width)] = target
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-
-def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns what a model takes of a batch, targets left out; one that writes text reads them shifted by one."""
-    names = input_names(model)
-    found = {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
-    if "labels" in batch and hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        found["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(batch["labels"])
-    return found
-
-
 def _batch(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**inputs(model, batch), "labels": batch["labels"]}
-
-
-def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
-    """Returns the loss of a classifier of texts or of tokens.
-
-    Args:
-        weights: of the classes, shape `(labels,)`; default: all the same.
-        smoothing: the share of probability spread over all labels (Szegedy et al., 2016, section 7).
-    """
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        summed = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
-            labels.reshape(-1),
-            weight=None if weights is None else weights.to(logits.device),
-            ignore_index=IGNORED,
-            label_smoothing=smoothing,
-            reduction="sum",
-        )
-        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return summed / torch.as_tensor(count).clamp(min=1)  # a batch may hold no target
-
-    return loss
 
 
 def newest_checkpoint(work: Path) -> Path | None:
@@ -296,33 +201,6 @@ def newest_checkpoint(work: Path) -> Path | None:
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(folder)
     return max(complete, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
-
-
-@torch.inference_mode()
-def quality(model: torch.nn.Module, problem: Problem, what: str) -> dict[str, float]:
-    """Returns the task's metrics on the validation rows as the stages compute them: what was cut off counts as well.
-
-    Args:
-        model: in evaluation mode.
-        problem: its validation rows are judged.
-        what: names the model in a message.
-
-    Raises:
-        ModelError: logits are NaN or infinite.
-    """
-    rows, scores = problem.validation, dict[int, Float32]()
-    device = next(model.parameters()).device
-    for indices in batches([len(row.encoding) for row in rows], JUDGED_TOKENS):
-        part = [rows[index] for index in indices]
-        batch = {name: tensor.to(device) for name, tensor in collate(problem.tokenizer, part).items()}
-        logits = model(**inputs(model, batch))["logits"].float().cpu().numpy()
-        require_logits(logits, batch["labels"].cpu().numpy(), what)
-        for index, row, array in zip(indices, part, logits, strict=True):
-            real = array[problem.tokenizer.place(len(row.encoding), len(array))] if array.ndim == 2 else array
-            scores[index] = problem.task.scores(real, row.example.text, row.encoding)
-    gold = [problem.task.targets(row.example, problem.labels) for row in rows]
-    predicted = metrics.predictions([scores[index] for index in range(len(rows))])
-    return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)
 
 
 def _entry(found: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from deploykit.errors import ModelError
 from deploykit.inference.predictor import batches
 from deploykit.modeling import surgery
-from deploykit.modeling.finetuning import Row, collate, cross_entropy, inputs
+from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.problem import Row, collate, inputs
 from deploykit.tokenizer import Tokenizer
 
 BATCH_TOKENS = 2048

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from deploykit.modeling import surgery
-from deploykit.modeling.finetuning import Row, inputs
 from deploykit.modeling.importance import padded
+from deploykit.modeling.problem import Row, inputs
 from deploykit.modeling.surgery import Linear, matrix, set_matrix
 from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.modeling.finetuning import Problem
+from deploykit.modeling.problem import Problem
 from deploykit.tokenizer import Tokenizer
 
 

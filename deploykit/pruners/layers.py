@@ -23,12 +23,12 @@ from deploykit.methods import Options as Base
 from deploykit.modeling import surgery
 from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.distillation import DistillOptions, distill, divergence
-from deploykit.modeling.finetuning import Problem, Teacher, inputs
 from deploykit.modeling.finite import require_logits
 from deploykit.modeling.importance import padded
+from deploykit.modeling.judging import first_metric
+from deploykit.modeling.problem import Problem, Teacher, inputs
 from deploykit.modeling.surgery import depths, without
 from deploykit.pruners import Pruned
-from deploykit.pruners._judging import first_metric
 from deploykit.pruners.width import sample
 from deploykit.tasks import IGNORED
 

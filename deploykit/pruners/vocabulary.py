@@ -20,7 +20,7 @@ from deploykit.errors import ModelError
 from deploykit.methods import Options as Base
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.architectures import AFTER_PADDING
-from deploykit.modeling.finetuning import Problem
+from deploykit.modeling.problem import Problem
 from deploykit.pruners import Pruned
 from deploykit.pruners._vocabulary import necessary, reduced
 

@@ -24,12 +24,12 @@ from deploykit.errors import ModelError
 from deploykit.methods import Options as Base
 from deploykit.modeling import surgery
 from deploykit.modeling.distillation import DistillOptions, distill
-from deploykit.modeling.finetuning import Problem, Row
 from deploykit.modeling.importance import importance
+from deploykit.modeling.judging import first_metric
+from deploykit.modeling.problem import Problem, Row
 from deploykit.modeling.refit import refit
 from deploykit.modeling.surgery import Kept, Shape
 from deploykit.pruners import Pruned
-from deploykit.pruners._judging import first_metric
 from deploykit.pruners._width.latency_table import tabulate
 from deploykit.pruners._width.meter import Objective, relative_timer
 from deploykit.pruners._width.ranking import BLOCK_NEURONS, Float64

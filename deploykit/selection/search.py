@@ -6,11 +6,9 @@ that do most damage return to float until the gate holds. What was measured or j
 is remembered.
 """
 
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,17 +17,16 @@ from tqdm import tqdm
 
 from deploykit import quantizers
 from deploykit.artifact import Metric
-from deploykit.errors import DeploykitError, disk_is_full
 from deploykit.evaluation import timing
 from deploykit.evaluation.gates import failing
 from deploykit.evaluation.timing import Latency
 from deploykit.graphs import variants
 from deploykit.quantizers.auto import Objective, Options
-from deploykit.recipe import GateSection
 from deploykit.selection import choice, measurements, sensitivity
 from deploykit.selection.candidates import Spec, otherwise
 from deploykit.selection.choice import Candidate
-from deploykit.selection.evaluator import Bench, Judged
+from deploykit.selection.entries import Entry, choose, judge, log, passes, put_out_on_error
+from deploykit.selection.evaluator import Bench
 
 FINALISTS = 6  # timed together
 NEAR = 1.3  # of those that are at most this many times slower than the best at a first look
@@ -38,45 +35,6 @@ BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch that are tried
 MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
 LOOK_S, TIMED_S = 1.0, 20.0  # seconds: at most for a first look, and for timing the finalists in each of two ways
 TIMED = 0.15  # of the minutes: at most for the latter
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Entry:
-    """A candidate and what the search has found of it so far; a `reason` says why it is out.
-
-    `ratio` is that of its time, or size, to the float graph's at a first look.
-    """
-
-    spec: Spec
-    reason: str = ""
-    ratio: float = np.inf
-    bytes: int = 0
-    latency: dict[str, Latency] = field(default_factory=dict)
-    batch_tokens: int | None = None
-    throughput: Metric | None = None
-    judged: Judged | None = None
-
-    def candidate(self, gates: GateSection) -> Candidate:
-        """Returns the entry as it is reported."""
-        spec, judged = self.spec, self.judged
-        batch = {"batch_tokens": self.batch_tokens} if self.batch_tokens else {}
-        return Candidate(
-            name=spec.name,
-            graph=spec.graph,
-            quantizer=spec.quantizer,
-            options=dict(spec.options),
-            keep=spec.keep,
-            precision=spec.precision,
-            execution=spec.execution.model_copy(update=batch),
-            bytes=self.bytes,
-            latency=self.latency,
-            throughput=self.throughput,
-            metric=judged.metric if judged else None,
-            comparison=judged.comparison if judged else None,
-            verdicts=judged.verdicts(gates, self.bytes) if judged else (),
-            reason=self.reason,
-        )
 
 
 def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[Entry], list[Candidate]]:
@@ -102,7 +60,7 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
     while more := near(entries, finalists):
         judge(more, bench)
         finalists = [*finalists, *more]
-        if any(_passes(entry, bench) for entry in more) or time.monotonic() > end:
+        if any(passes(entry, bench) for entry in more) or time.monotonic() > end:
             break  # where all that were near the best fail, the next ones are judged
     seconds = min(TIMED_S, 60 * options.minutes * TIMED)
     measure(finalists, bench, seconds)
@@ -115,17 +73,6 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
         if not entry.reason and not entry.latency:
             entry.reason = f"{entry.ratio:.2f} times the float graph's {MEASURES[options.objective]} at a first look"
     return entries, choose(entries, bench.gates, options.objective)
-
-
-def _passes(entry: Entry, bench: Bench) -> bool:
-    return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
-
-
-def choose(entries: Sequence[Entry], gates: GateSection, objective: Objective) -> list[Candidate]:
-    """Returns the entries as candidates, one of them kept; see `selection.choose`."""
-    candidates = [entry.candidate(gates) for entry in entries]
-    stops = {found.name: failing(gates, found.verdicts) for found in candidates}
-    return choice.choose(candidates, objective, stops)
 
 
 def look(entries: Sequence[Entry], bench: Bench, objective: Objective, until: float) -> None:
@@ -146,27 +93,12 @@ def look(entries: Sequence[Entry], bench: Bench, objective: Objective, until: fl
             entry.reason = "not tried: the minutes of the search were over"
             continue
         if measurements.recall(key) is None:
-            with _putting_out(entry, "cannot be made: "):
+            with put_out_on_error(entry, "cannot be made: "):
                 bench.file(entry.spec)
         if not entry.reason:
-            with _putting_out(entry, "cannot be run: "):
+            with put_out_on_error(entry, "cannot be run: "):
                 looks = measurements.remember(key, partial(_glance, entry.spec, bench, objective))
                 entry.ratio, entry.bytes = looks["ratio"], looks["bytes"]
-
-
-@contextmanager
-def _putting_out(entry: Entry, failure: str) -> Iterator[None]:
-    """Puts a candidate out, with the reason, where whatever makes or runs it fails: the search goes on.
-
-    Each library raises errors of its own. A full disk is no fault of the candidate, and ends the search.
-    """
-    try:
-        yield
-    except Exception as error:
-        if disk_is_full(error):
-            raise
-        log.debug("%s fails", entry.spec.name, exc_info=True)
-        entry.reason = failure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _glance(spec: Spec, bench: Bench, objective: Objective) -> dict[str, float]:
@@ -235,7 +167,7 @@ def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
 def _put_out_broken(entries: Sequence[Entry], bench: Bench) -> None:
     """Runs each candidate on everything that is timed, to find which one fails."""
     for entry in entries:
-        with _putting_out(entry, "cannot be run: "):
+        with put_out_on_error(entry, "cannot be run: "):
             engine = bench.open(entry.spec).engine
             for batch in (batch for budget in BUDGETS for batch in bench.work.grouped(budget, engine)):
                 engine.run(batch)
@@ -243,25 +175,6 @@ def _put_out_broken(entries: Sequence[Entry], bench: Bench) -> None:
 
 def _best(rates: Mapping[int, Metric]) -> tuple[int, Metric]:
     return max(rates.items(), key=lambda found: found[1].value)
-
-
-def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None:
-    """Evaluates candidates as long as there is time, each kind of predictions once, or each way to run it if timed."""
-    timed = bench.gates.max_p95_ms is not None
-    for entry in tqdm(entries, desc="evaluation", disable=None):
-        if entry.judged is None and time.monotonic() < until:
-            key = measurements.key_of(bench.key, "judge", entry.spec.kind, timed and str(entry.spec.execution))
-            with _putting_out(entry, "cannot be run: "):
-                try:
-                    content = measurements.remember(key, partial(_evaluate, entry.spec, bench))
-                except DeploykitError as error:  # what is wrong with its answers
-                    entry.reason = str(error)
-                else:
-                    entry.judged = Judged.model_validate(content)
-
-
-def _evaluate(spec: Spec, bench: Bench) -> dict[str, Any]:
-    return bench.judge(spec, bench.open(spec)).model_dump(mode="json")
 
 
 def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> Entry | None:
@@ -287,17 +200,17 @@ def repair(finalists: Sequence[Entry], bench: Bench, objective: Objective) -> En
         return None
     _, best = min(worth, key=lambda pair: pair[0])
     ranking: list[sensitivity.Damage] = []
-    with _putting_out(attempt := Entry(best.spec), "its products cannot be ranked: "):
+    with put_out_on_error(attempt := Entry(best.spec), "its products cannot be ranked: "):
         ranking = _ranked(best.spec, bench)
     if attempt.reason:
         log.warning("no product of %s returns to float: %s", best.spec.name, attempt.reason)
     for keep in sensitivity.groups(ranking):
         made = Entry(replace(best.spec, keep=tuple(sorted(keep))))
-        with _putting_out(made, "cannot be made: "):
+        with put_out_on_error(made, "cannot be made: "):
             made.bytes = bench.file(made.spec).stat().st_size
         if not made.reason:
             judge([made], bench)
-        if _passes(made, bench):
+        if passes(made, bench):
             return made
     return None
 

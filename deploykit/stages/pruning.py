@@ -16,8 +16,8 @@ from deploykit.evaluation import scoring
 from deploykit.evaluation.comparison import compare
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.finetuning import Problem, Teacher, rows
 from deploykit.modeling.finite import require_scores, require_weights
+from deploykit.modeling.problem import Problem, Teacher, rows
 from deploykit.pruners import Pruned
 from deploykit.stages.context import Job
 from deploykit.tokenizer import Tokenizer

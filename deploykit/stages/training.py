@@ -14,9 +14,9 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import metrics, scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_tokenizer, checkpoint
-from deploykit.modeling.finetuning import Problem, Row, rows
 from deploykit.modeling.finite import ADVICE, LARGEST_LOGIT, largest, require_scores, require_weights
 from deploykit.modeling.labels import match, rename, reorder
+from deploykit.modeling.problem import Problem, Row, rows
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
 from deploykit.tasks import Task

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.modeling.finetuning import Problem
+from deploykit.modeling.problem import Problem
 
 
 class Trainer(Protocol):

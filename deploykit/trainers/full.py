@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from deploykit.modeling.finetuning import FitOptions, Problem, cross_entropy, fit
+from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.problem import Problem
 from deploykit.tasks import IGNORED
 
 FINE_TUNED = False

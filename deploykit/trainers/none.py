@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from deploykit.methods import Options
-from deploykit.modeling.finetuning import Problem
+from deploykit.modeling.problem import Problem
 
 __all__ = ["FINE_TUNED", "Options", "train"]
 

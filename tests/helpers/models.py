@@ -153,7 +153,7 @@ def logits_of(tokenizer):
     def run(model):
         import torch
 
-        from deploykit.modeling.finetuning import inputs
+        from deploykit.modeling.problem import inputs
 
         found = []
         for encoding in tokenizer.encode(TEXTS):
@@ -184,7 +184,7 @@ def dataset_of(review_files, tagged_files):
 def problem_of(dataset_of, tokenizer):
     """`problem_of(task, count=None, seed=0) -> Problem`: `count` limits the training split."""
     from deploykit import tasks
-    from deploykit.modeling.finetuning import Problem, rows
+    from deploykit.modeling.problem import Problem, rows
 
     def build(task="text-classification", count=None, seed=0):
         if task == "text2text-generation":  # to say again what was said
@@ -205,7 +205,8 @@ def problem_of(dataset_of, tokenizer):
 def fitted(tiny_encoder, problem_of, tmp_path_factory):
     """`fitted(task) -> (model, learning curve)`: a BERT that has learned its task; the model is a copy."""
     from deploykit import hardware
-    from deploykit.modeling.finetuning import FitOptions, cross_entropy, fit
+    from deploykit.modeling.finetuning import FitOptions, fit
+    from deploykit.modeling.losses import cross_entropy
 
     @cache
     def learn(task):

@@ -4,7 +4,8 @@ import torch
 
 from deploykit.modeling import deadline, finetuning
 from deploykit.modeling.deadline import Deadline
-from deploykit.modeling.finetuning import FitOptions, cross_entropy, fit
+from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.losses import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"batch_size": 16, "learning_rate": 3e-3, "bf16": "off"}

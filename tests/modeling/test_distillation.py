@@ -7,7 +7,8 @@ from models import TASKS
 
 from deploykit.modeling import distillation, surgery
 from deploykit.modeling.distillation import DistillOptions
-from deploykit.modeling.finetuning import Teacher, collate, cross_entropy
+from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.problem import Teacher, collate
 from deploykit.tasks import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")

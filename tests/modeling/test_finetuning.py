@@ -14,8 +14,11 @@ from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
-from deploykit.modeling.finetuning import FitOptions, cross_entropy, fit
-from deploykit.pruners._judging import first_metric
+from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.judging import first_metric
+from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.problem import Problem, collate, inputs
+from deploykit.modeling.problem import rows as rows_of
 from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer
 
@@ -185,8 +188,8 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     model, curve = fitted(task)
     problem = problem_of(task)
     with torch.inference_mode():
-        batch = finetuning.collate(problem.tokenizer, problem.validation)
-        best = model(**finetuning.inputs(model, batch)).logits.argmax(-1)
+        batch = collate(problem.tokenizer, problem.validation)
+        best = model(**inputs(model, batch)).logits.argmax(-1)
     shown = batch["labels"] != IGNORED
     accuracy = (best == batch["labels"])[shown].double().mean().item()
     first = problem.task.METRICS[0]
@@ -202,11 +205,9 @@ def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_cut(
     """Words that the model did not read count as `O` in all of them."""
     task, dataset = tasks.load("token-classification"), dataset_of("token-classification")
     tokenizer = replace(Tokenizer.load(tokenizer_folder, max_tokens=8), padding_side=side)
-    learned, judged = (
-        finetuning.rows(task, tokenizer, rows, dataset.labels) for rows in (dataset.train, dataset.validation)
-    )
+    learned, judged = (rows_of(task, tokenizer, rows, dataset.labels) for rows in (dataset.train, dataset.validation))
     assert 0 < sum(row.encoding.truncated for row in judged) < len(judged)
-    problem = finetuning.Problem(task, dataset.labels, tokenizer, learned, judged, 0)
+    problem = Problem(task, dataset.labels, tokenizer, learned, judged, 0)
     model = tiny_encoder(task="token-classification", seed=1)
     curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
     predictor = Predictor(task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch")))
@@ -238,7 +239,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_enc
 
 def test_targets_are_padded_where_the_tokens_are(problem_of):
     problem = problem_of("token-classification", 8)
-    batch = finetuning.collate(problem.tokenizer, problem.train)
+    batch = collate(problem.tokenizer, problem.train)
     assert batch["labels"].shape == batch["input_ids"].shape
     for row, labels in zip(problem.train, batch["labels"].numpy(), strict=True):
         np.testing.assert_array_equal(labels[: len(row.target)], row.target)
@@ -253,10 +254,10 @@ def pieces(row):
 
 
 def test_a_model_gets_only_the_inputs_that_it_takes(tiny_encoder, problem_of):
-    batch = finetuning.collate(problem_of().tokenizer, problem_of().train[:2])
+    batch = collate(problem_of().tokenizer, problem_of().train[:2])
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
-    assert set(finetuning.inputs(tiny_encoder("distilbert"), batch)) == {"input_ids", "attention_mask"}
-    assert set(finetuning.inputs(tiny_encoder("bert"), batch)) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert set(inputs(tiny_encoder("distilbert"), batch)) == {"input_ids", "attention_mask"}
+    assert set(inputs(tiny_encoder("bert"), batch)) == {"input_ids", "attention_mask", "token_type_ids"}
 
 
 # the loss

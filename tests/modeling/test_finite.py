@@ -13,10 +13,11 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import parity
 from deploykit.modeling import finetuning
 from deploykit.modeling.distillation import DistillOptions, distill
-from deploykit.modeling.finetuning import FitOptions, cross_entropy, fit
+from deploykit.modeling.finetuning import FitOptions, fit
 from deploykit.modeling.importance import importance
+from deploykit.modeling.judging import first_metric
+from deploykit.modeling.losses import cross_entropy
 from deploykit.pruners import layers, width
-from deploykit.pruners._judging import first_metric
 from deploykit.tasks import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")

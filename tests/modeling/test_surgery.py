@@ -105,7 +105,7 @@ def test_keeping_everything_changes_nothing(kind, task, tiny_encoder, logits_of)
 
 @variants
 def test_every_part_of_a_shrunk_model_can_learn(kind, task, tiny_encoder, tokenizer):
-    from deploykit.modeling.finetuning import inputs
+    from deploykit.modeling.problem import inputs
 
     model = tiny_encoder(kind, task)
     small = surgery.shrunk(model, uneven(model))
@@ -216,7 +216,7 @@ TOKENS = [0, 1, 2, 3, *range(5, 110, 3)]
 
 @variants
 def test_fewer_tokens_give_the_same_answers_about_those_that_stay(kind, task, tiny_encoder):
-    from deploykit.modeling.finetuning import inputs
+    from deploykit.modeling.problem import inputs
 
     model = tiny_encoder(kind, task)
     model = surgery.shrunk(model, uneven(model))

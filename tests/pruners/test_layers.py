@@ -12,9 +12,9 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import distillation, importance, surgery
-from deploykit.modeling.finetuning import Teacher
+from deploykit.modeling.judging import first_metric
+from deploykit.modeling.problem import Teacher
 from deploykit.pruners import layers
-from deploykit.pruners._judging import first_metric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

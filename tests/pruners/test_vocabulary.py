@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deploykit.errors import DataError, ModelError
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.finetuning import inputs
+from deploykit.modeling.problem import inputs
 from deploykit.pruners import vocabulary
 from deploykit.pruners._vocabulary import necessary, reduced
 from deploykit.tokenizer import Tokenizer

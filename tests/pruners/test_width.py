@@ -12,7 +12,7 @@ from deploykit import recipe
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
 from deploykit.modeling import surgery
-from deploykit.modeling.finetuning import collate, inputs
+from deploykit.modeling.problem import collate, inputs
 from deploykit.modeling.surgery import Shape
 from deploykit.pruners import width
 from deploykit.pruners._width import meter

@@ -23,7 +23,7 @@ from deploykit.evaluation import bootstrap, timing
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.finetuning import Problem
+from deploykit.modeling.problem import Problem
 from deploykit.recipe import ExportSection
 from deploykit.tokenizer import Batch, Encoding
 

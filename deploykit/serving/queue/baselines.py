@@ -18,7 +18,8 @@ from bentoml.exceptions import ServiceUnavailable
 from deploykit.serving import patches
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.queue.batch_rules import Bounds
-from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE, Compute, Timing
+from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE, Compute
+from deploykit.serving.queue.jobs import Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import ceil, inf
 from time import perf_counter, thread_time
 
@@ -18,6 +18,7 @@ from deploykit.artifact.cost import Cost, LearnedCost
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.queue.batch_rules import Bounds, Rule, by_cost
 from deploykit.serving.queue.fair_queue import FairQueue
+from deploykit.serving.queue.jobs import Item, Job, Timing
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
@@ -28,69 +29,9 @@ MISSED_DEADLINE = "no answer in the time that this service allows, because it is
 CLIENT_LEFT = "the client has left"
 MIN_LEARNED_WAIT_SHARE = 0.1  # of the longest allowed wait; errors of shorter estimates do not matter
 HARD_LIMIT_RATIO = 2  # times `queue_tokens`; between the two limits, only clients below their fair share are admitted
-
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 Shape = Callable[[int, int], tuple[int, int]]
 logger = logging.getLogger("deploykit.serving")
-
-
-@dataclass
-class Timing:
-    """Times of a request, in seconds: the longest wait of a text, and the longest time of one in the engine.
-
-    `since`, `begun` and `ended` are the times when the request arrived, first entered the engine, and last left it.
-    """
-
-    queue_s: float = 0.0
-    inference_s: float = 0.0
-    since: float = field(default_factory=perf_counter)
-    begun: float = inf
-    ended: float = 0.0
-
-    def add(self, start: float, seconds: float) -> None:
-        """Adds a batch that contained texts of the request."""
-        self.inference_s = max(self.inference_s, seconds)
-        self.begun, self.ended = min(self.begun, start), start + seconds
-
-
-@dataclass(eq=False)
-class Item:
-    """One text of a request; if it runs alone, the engine pads it to `width` tokens and takes about `seconds`."""
-
-    job: "Job"
-    index: int
-    text: str
-    encoding: Encoding
-    width: int
-    seconds: float
-    since: float = field(default_factory=perf_counter)
-
-    def __len__(self) -> int:
-        return len(self.encoding)
-
-
-@dataclass(eq=False)
-class Job:
-    """One request; `done` when all its items have scores, or when the first one fails."""
-
-    client: str
-    done: asyncio.Future[None]
-    scores: list[Float32 | None]
-    remaining: int
-    estimate_s: float = 0.0  # until its last text enters the engine; 0 if that is too short to learn from
-    timing: Timing = field(default_factory=Timing)
-
-    def put(self, index: int, scores: Float32) -> None:
-        """Stores the scores of one item."""
-        self.scores[index] = scores
-        self.remaining -= 1
-        if not self.remaining and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """Fails the request, unless it is done."""
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class Batcher:

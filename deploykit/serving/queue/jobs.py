@@ -1,0 +1,68 @@
+"""What waits in the queue: items of one text, the jobs of requests, and where their time went."""
+
+import asyncio
+from dataclasses import dataclass, field
+from math import inf
+from time import perf_counter
+
+from deploykit.tasks import Float32
+from deploykit.tokenizer import Encoding
+
+
+@dataclass
+class Timing:
+    """Times of a request, in seconds: the longest wait of a text, and the longest time of one in the engine.
+
+    `since`, `begun` and `ended` are the times when the request arrived, first entered the engine, and last left it.
+    """
+
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    since: float = field(default_factory=perf_counter)
+    begun: float = inf
+    ended: float = 0.0
+
+    def add(self, start: float, seconds: float) -> None:
+        """Adds a batch that contained texts of the request."""
+        self.inference_s = max(self.inference_s, seconds)
+        self.begun, self.ended = min(self.begun, start), start + seconds
+
+
+@dataclass(eq=False)
+class Item:
+    """One text of a request; if it runs alone, the engine pads it to `width` tokens and takes about `seconds`."""
+
+    job: "Job"
+    index: int
+    text: str
+    encoding: Encoding
+    width: int
+    seconds: float
+    since: float = field(default_factory=perf_counter)
+
+    def __len__(self) -> int:
+        return len(self.encoding)
+
+
+@dataclass(eq=False)
+class Job:
+    """One request; `done` when all its items have scores, or when the first one fails."""
+
+    client: str
+    done: asyncio.Future[None]
+    scores: list[Float32 | None]
+    remaining: int
+    estimate_s: float = 0.0  # until its last text enters the engine; 0 if that is too short to learn from
+    timing: Timing = field(default_factory=Timing)
+
+    def put(self, index: int, scores: Float32) -> None:
+        """Stores the scores of one item."""
+        self.scores[index] = scores
+        self.remaining -= 1
+        if not self.remaining and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Fails the request, unless it is done."""
+        if not self.done.done():
+            self.done.set_exception(error)
