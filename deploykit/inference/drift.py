@@ -105,3 +105,10 @@ def _psi(shares: Float64, counts: Float64) -> float:
     was, now = (found + SMOOTHING for found in (shares * total, counts))
     was, now = was / was.sum(), now / now.sum()
     return float(((now - was) * np.log(now / was)).sum())
+
+
+def entropies(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Returns how undecided probabilities `(units, labels)` are, from 0 for certain to 1 for all the same."""
+    largest = np.log(max(rows.shape[1], 2))
+    entropy: npt.NDArray[np.float32] = -(rows * np.log(np.maximum(rows, 1e-12))).sum(axis=1) / largest
+    return entropy

@@ -6,7 +6,6 @@ for it. Each port gets its own BentoML home: two servers in one would wipe each 
 
 import atexit
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -22,12 +21,12 @@ from typing import Self
 
 from deploykit import no_telemetry
 from deploykit.artifact import signing
-from deploykit.errors import ArtifactError, BusyError, DeploykitError, InputError, storage_errors
-from deploykit.serving.preflight import require
+from deploykit.errors import ArtifactError, DeploykitError, InputError, storage_errors
+from deploykit.serving.preflight import HOST, ip_address, require, require_free
 from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, absolute, drain_file, load
 from deploykit.serving.telemetry.logs import NEVER_READY
 
-HOST, PORT = "127.0.0.1", 3000
+PORT = 3000
 DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
 READY_S = 60.0
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
@@ -68,7 +67,7 @@ def plan(
         >>> launch = plan(Path("runs/movies/package"))  # doctest: +SKIP
         >>> os.execve(launch.argv[0], launch.argv, launch.env)  # doctest: +SKIP
     """
-    host = _address(host)
+    host = ip_address(host)
     named = {KEYS: str(keys)} if keys is not None else {}
     env = absolute({name: value for name, value in environ.items() if name != PACKAGE} | named)
     settings, artifact = load(package, env)
@@ -77,7 +76,7 @@ def plan(
         artifact.verify()
         signing.check(artifact, settings.signed_by)
         env["PYTHONDONTWRITEBYTECODE"] = "1"
-    _require_free(host, port)
+    require_free(host, port)
     env["BENTOML_HOME"] = str(home := _home(env, port))
     with storage_errors(home, "BENTOML_HOME"):
         home.mkdir(parents=True, exist_ok=True)
@@ -263,28 +262,6 @@ def free_port(host: str = HOST) -> int:
     with socket.socket() as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
-
-
-def _address(host: str) -> str:
-    """Returns an IP address, because BentoML takes no names."""
-    try:
-        return str(ipaddress.ip_address(HOST if host == "localhost" else host))
-    except ValueError:
-        raise InputError(
-            f"--host must be an IP address, got {host!r}. Use {HOST} for this machine only, or 0.0.0.0 for everybody."
-        ) from None
-
-
-def _require_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BusyError(
-                f"cannot listen on {host}:{port}: {error.strerror}."
-                " Stop what listens there, or choose another port with --port."
-            ) from error
 
 
 def _home(environ: Mapping[str, str], port: int) -> Path:

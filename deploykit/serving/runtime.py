@@ -24,7 +24,7 @@ from deploykit.artifact import Artifact, Manifest, signing
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
 from deploykit.inference import fallback, golden
-from deploykit.inference.drift import Drift, Feature
+from deploykit.inference.drift import Drift, Feature, entropies
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.access.check import Client, Keys, Refusal
 from deploykit.serving.access.jwt import Tokens
@@ -300,9 +300,3 @@ def _decoded(
     read = list(map(joined, inputs))
     rows = zip(scores, texts, read, strict=True)
     return [task.answer(row, text, encoding, predictor.labels) for row, text, encoding in rows], scores, read
-
-
-def entropies(rows: Float32) -> Float32:
-    """Returns how undecided probabilities `(units, labels)` are, from 0 for certain to 1 for all the same."""
-    found: Float32 = -(rows * np.log(np.maximum(rows, 1e-12))).sum(axis=1) / np.log(max(rows.shape[1], 2))
-    return found

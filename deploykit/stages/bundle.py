@@ -22,8 +22,8 @@ from deploykit.evaluation.gates import Verdict
 
 ROOT = Path(deploykit.__file__).parent
 SERVED = (
-    *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "no_telemetry.py", "tokenizer.py"),
-    *("artifact/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
+    *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "no_telemetry.py"),
+    *("artifact/*.py", "tokenizer/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
     *("serving/*.py", "serving/*/*.py", "serving/api/ui/*"),
 )  # what a service needs, as patterns below the package: the one list that packages, bentofile.yaml and tests follow
 NOT_SERVED = ("engines/torch.py",)  # the reference engine, which needs torch

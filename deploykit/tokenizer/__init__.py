@@ -12,61 +12,17 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from deploykit.errors import ModelError
+from deploykit.tokenizer.encoding import Encoding, Int64, Slot, Tokens, Window, joined
 
-Int64 = npt.NDArray[np.int64]
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
 OVERLAP = 4  # a window of a long text shares a part of one in so many with the one before
 CHARACTERS = 16  # of a text of a pair that are tokenized for each token of the model's limit; words have 4 or 5
 PORTION = 1_000_000  # characters that are tokenized at once
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One tokenized input.
-
-    `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character
-    offsets into the text, (0, 0) for special tokens. `windows` is how many parts the text was read in, and
-    `truncated` says that its end was not read.
-    """
-
-    ids: Int64
-    type_ids: Int64
-    offsets: Int64
-    unknown: int
-    truncated: bool
-    windows: int = 1
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of a text alone, without special ones: `ids` of shape `(tokens,)`, `offsets` of `(tokens, 2)`."""
-
-    ids: Int64
-    offsets: Int64
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, part: slice) -> "Tokens":
-        return Tokens(self.ids[part], self.offsets[part])
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place in an input: for the tokens of its first text (0) or its second (1), or (None) for a special token."""
-
-    text: int | None
-    special: Tokens
-    type_id: int
 
 
 @dataclass(frozen=True)
@@ -250,34 +206,6 @@ class Tokenizer:
         return slice(width - tokens, width) if left else slice(0, tokens)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a text that the model reads at once; its encoding's offsets count from `start`."""
-
-    text: str
-    start: int
-    encoding: Encoding
-
-
-def joined(windows: Sequence[Window]) -> Encoding:
-    """Returns what was read of a text in all its windows, with offsets into the whole of it."""
-    if len(windows) == 1:
-        return windows[0].encoding
-    found = [window.encoding for window in windows]
-    real = [one.offsets[:, 1:] > one.offsets[:, :1] for one in found]
-    places = [
-        np.where(shown, one.offsets + window.start, 0) for shown, one, window in zip(real, found, windows, strict=True)
-    ]
-    return Encoding(
-        ids=np.concatenate([one.ids for one in found]),
-        type_ids=np.concatenate([one.type_ids for one in found]),
-        offsets=np.concatenate(places),
-        unknown=sum(one.unknown for one in found),
-        truncated=found[-1].truncated,
-        windows=len(found),
-    )
-
-
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """Returns how many tokens of each text of a pair stay where both together are to have at most `room`.
 
@@ -314,3 +242,20 @@ def _special(backend: tokenizers.Tokenizer, config: dict[str, object], role: str
     if isinstance(token, dict):
         token = token.get("content")
     return backend.token_to_id(token) if isinstance(token, str) else None
+
+
+__all__ = [
+    "CHARACTERS",
+    "OVERLAP",
+    "PORTION",
+    "Batch",
+    "Encoding",
+    "Int64",
+    "Side",
+    "Slot",
+    "Tokenizer",
+    "Tokens",
+    "Window",
+    "joined",
+    "longest_first",
+]
