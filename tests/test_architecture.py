@@ -24,15 +24,6 @@ FLOW = (
     ("stages",),
     ("report", "pipeline", "cli"),
 )
-SERVING = (
-    ("problems", "call", "settings"),
-    ("access", "privacy"),
-    ("telemetry",),
-    ("queue",),
-    ("runtime",),
-    ("api", "http"),
-    ("app", "service"),
-)
 BELOW_SERVING = 4  # lines of FLOW that serving may import
 USE_SERVING = {"", "cli"}  # the package, which exports its verbs, and the commands that start a service
 EXCEPTIONS = {("engines.torch", "modeling")}  # the reference engine opens checkpoints

@@ -152,6 +152,11 @@ class Manifest(Record):
     created: str
 
     @property
+    def version(self) -> str:
+        """What clients are given as the model's version: the beginning of the key."""
+        return self.key[:12]
+
+    @property
     def own(self) -> dict[str, Any]:
         """The details of this artifact's own stage."""
         return self.details[self.stage]

@@ -114,5 +114,5 @@ class Offer:
         if self.feedback:
             ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))
         manifest, guarded = self.manifest, self.settings.keys is not None
-        version = protocols.version_of(manifest)
+        version = manifest.version
         return openapi.document(manifest.name, version, self.card, ways, self.table, guarded=guarded)

@@ -5,10 +5,13 @@ The guard opens a call and hands it on; everybody on the way writes what the log
 
 import asyncio
 import random
+import re
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from deploykit.serving.access.check import Client
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what is taken over from the header X-Request-ID
 
 
 @dataclass

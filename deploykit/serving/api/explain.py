@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, model_validator
 
 from deploykit.artifact import Manifest
-from deploykit.serving.api.protocols import Protocol, Texts, version_of
+from deploykit.serving.api.protocols import Protocol, Texts
 from deploykit.serving.api.schemas import EXAMPLE, Model, Wire
 from deploykit.tasks import Task
 
@@ -47,7 +47,7 @@ def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
     """Returns the way to ask why, where answers have a probability for each label; else none."""
     if "scores" not in task.Answer.model_fields:
         return ()
-    model = Model(name=manifest.name, version=version_of(manifest))
+    model = Model(name=manifest.name, version=manifest.version)
 
     class ExplainRequest(Wire):
         """A text whose label is to be explained."""

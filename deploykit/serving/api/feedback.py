@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from deploykit.artifact import Manifest
 from deploykit.serving.api.schemas import Wire
-from deploykit.serving.call import Call
-from deploykit.serving.http.guard import REQUEST_ID
+from deploykit.serving.call import REQUEST_ID, Call
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
 

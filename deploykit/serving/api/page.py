@@ -10,7 +10,6 @@ from pydantic import Field
 
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.serving.api import explain
-from deploykit.serving.api.protocols import version_of
 from deploykit.serving.api.schemas import Wire
 from deploykit.serving.http.routes import Route
 from deploykit.tasks import Task
@@ -67,7 +66,7 @@ def pages(artifact: Artifact, task: Task) -> tuple[Route, ...]:
         card = artifact.file(MODEL_CARD)
         found = ModelInfo(
             name=manifest.name,
-            version=version_of(manifest),
+            version=manifest.version,
             task=manifest.task,
             labels=manifest.labels,
             pair=manifest.pair,

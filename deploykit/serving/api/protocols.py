@@ -69,7 +69,7 @@ class InferResponse(Wire):
 def predict(manifest: Manifest, task: Task) -> Protocol:
     """Returns our own way: typed for this model and task."""
     request, response = schemas.request_model(manifest), schemas.response_model(task)
-    model = schemas.Model(name=manifest.name, version=version_of(manifest))
+    model = schemas.Model(name=manifest.name, version=manifest.version)
 
     def write(_: BaseModel, answers: Sequence[BaseModel]) -> BaseModel:
         return response.model_construct(predictions=list(answers), model=model)
@@ -144,7 +144,7 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
                 tensor, data = tensors.as_binary(tensor) if follows else (tensor, b"")
                 made.append(tensor)
                 binary += data
-        answer = InferResponse(model_name=manifest.name, model_version=version_of(manifest), id=asked.id, outputs=made)
+        answer = InferResponse(model_name=manifest.name, model_version=manifest.version, id=asked.id, outputs=made)
         content = answer.model_dump(exclude_none=True)
         return _with_binary(content, binary) if binary else content
 
@@ -196,15 +196,10 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, list[Any], read, write)
 
 
-def version_of(manifest: Manifest) -> str:
-    """Returns the version that answers name: the beginning of the package's key."""
-    return manifest.key[:12]
-
-
 def model_paths(manifest: Manifest) -> tuple[str, str]:
     """Returns where the Open Inference Protocol has the model: without its version, and with it."""
     path = f"/v2/models/{manifest.name}"
-    return path, f"{path}/versions/{version_of(manifest)}"
+    return path, f"{path}/versions/{manifest.version}"
 
 
 def server_metadata() -> bytes:
@@ -217,7 +212,7 @@ def model_metadata(manifest: Manifest, task: Task) -> bytes:
     names = [TEXT, PAIR] if manifest.pair else [TEXT]
     content = {
         "name": manifest.name,
-        "versions": [version_of(manifest)],
+        "versions": [manifest.version],
         "platform": f"{manifest.execution.engine}_onnx",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names],
         "outputs": _outputs(manifest, task),

@@ -8,7 +8,6 @@ leave as problem details, and when anything in here fails, the request is refuse
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from time import perf_counter
@@ -19,7 +18,7 @@ from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploykit.serving.access.check import Client, Refusal
-from deploykit.serving.call import Call, new_id
+from deploykit.serving.call import REQUEST_ID, Call, new_id
 from deploykit.serving.http import bodies, cors
 from deploykit.serving.http.connections import require_few
 from deploykit.serving.http.places import Places
@@ -29,7 +28,6 @@ from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.telemetry.logs import request_line
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_ANSWERED, MAX_ARRIVING = 512, 256  # requests that hold a body; and those whose body is on its way
 BACKSTOP_S = 5.0  # this much after the batcher's own deadline, which should always come first
 DIGITS = 9  # of milliseconds

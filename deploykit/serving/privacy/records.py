@@ -24,7 +24,6 @@ from pydantic import BaseModel
 from deploykit.artifact import Artifact, RecordOptions
 from deploykit.artifact.record_format import FEEDBACK, PREDICTION
 from deploykit.errors import InputError
-from deploykit.serving.api.protocols import version_of
 from deploykit.serving.call import Call
 from deploykit.serving.privacy.record_files import Files
 from deploykit.serving.privacy.redaction import Find, redact
@@ -60,7 +59,7 @@ class Recorder:
         self._share, self._metrics, self._names = options.share, metrics, names
         self._files = Files(folder, options.megabytes * MEGABYTE)
         manifest = artifact.manifest
-        self._model = {"model": manifest.name, "version": version_of(manifest), "digest": artifact.digest[:12]}
+        self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
         self._random = SystemRandom()  # the ids of requests would give away the next numbers of the ordinary one
         self._recorded = RecordedAnswers()
