@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from itertools import product
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -31,6 +32,45 @@ for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
 hypothesis.settings.register_profile("quiet", deadline=None, database=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("quiet")
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
+
+TIERS = {  # marks of whole files; what has none is quick, and `make check` runs it
+    "browser": ("serving/api/test_browser",),
+    "process": (
+        *("cli/test_cli", "serving/access/test_rotation", "serving/api/test_openapi", "serving/api/test_protocols"),
+        *("serving/http/test_hostile", "serving/telemetry/test_metrics_table", "serving/telemetry/test_traces"),
+        *("serving/test_build", "serving/test_launch", "serving/test_old_packages", "serving/test_serve_from_python"),
+        *(
+            "serving/test_signed",
+            "serving/test_trouble",
+            "serving/test_with_client",
+            "test_no_telemetry",
+            "test_readme",
+        ),
+    ),
+    "training": (
+        *(
+            "modeling/test_checkpoint",
+            "modeling/test_deadline",
+            "modeling/test_distillation",
+            "modeling/test_finetuning",
+        ),
+        *("modeling/test_finite", "modeling/test_labels", "modeling/test_surgery", "pruners/test_layers"),
+        *("pruners/test_vocabulary", "pruners/test_width", "quantizers/test_every_quantizer", "selection/test_search"),
+        *("stages/test_exporting", "stages/test_packaging", "stages/test_preflight", "stages/test_pruning"),
+        *("stages/test_quantization", "stages/test_retuning", "test_contracts", "test_faults", "test_pipeline"),
+        *("test_process_state", "trainers/test_full", "trainers/test_none"),
+    ),
+}
+
+
+def pytest_collection_modifyitems(items):
+    folder = Path(__file__).parent
+    tier_of = {folder / f"{name}.py": tier for tier, names in TIERS.items() for name in names}
+    assert all(file.is_file() for file in tier_of)
+    for item in items:
+        if tier := tier_of.get(item.path):
+            item.add_marker(tier)
+
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")
 GOOD = ("great", "lovely", "funny", "brilliant", "warm", "clever", "moving", "fine")

@@ -71,7 +71,7 @@ class Runtime:
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
-        self.traces = Traces(artifact.manifest.name, artifact.manifest.key[:12]) if settings.traces else None
+        self.traces = Traces(artifact.manifest.name, artifact.manifest.version) if settings.traces else None
         self.metrics = Metrics(routes, artifact.manifest.labels)
         self.drift = Drift(reference_of(artifact.manifest))
         self.records: Recorder | None = None
@@ -106,7 +106,7 @@ class Runtime:
             logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
             return
         settings, manifest, execution = self.settings, self._artifact.manifest, served.execution
-        model = (manifest.name, manifest.key[:12], manifest.task, execution.engine, execution.precision, served.graph)
+        model = (manifest.name, manifest.version, manifest.task, execution.engine, execution.precision, served.graph)
         batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         shapes = predictor.warm(batch_tokens, WARM_S)
