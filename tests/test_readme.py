@@ -243,6 +243,10 @@ def test_shell_runs(block, folder, service, ran):
 
 @per_block("python", lambda block: not block.text.startswith(METHOD))
 def test_python_runs(block, folder, service, monkeypatch, capsys):
+    from deploykit.quantizers import dynamic
+
+    if "optimum" in block.text and not dynamic.OPTIMUM:
+        pytest.skip("the extra `optimum` is not installed")
     url, key = service
     monkeypatch.chdir(folder)
     monkeypatch.setenv("KEY", key)

@@ -45,7 +45,8 @@ def depths(model: torch.nn.Module) -> list[int]:
     """Returns how many layers below the head each parameter lies: 0 the head, 1 the last layer, embeddings last.
 
     An encoder's layers and a decoder's are counted each from their own end. A layer that is run several times counts
-    once. What stands before the first layer, and every table of embeddings outside of layers, is an embedding.
+    once. Embeddings are the parameters of the base model before its first layer, and every embedding table outside of
+    layers. The head is not among them, though some classes list its parameters first.
     """
     names = [name for name, _ in model.named_parameters()]
     layers = [_layer_pattern(model).match(name) for name in names]
@@ -53,11 +54,15 @@ def depths(model: torch.nn.Module) -> list[int]:
     for layer in layers:
         if layer:
             tops[layer["stack"]] = max(tops.get(layer["stack"], 0), int(layer["index"]) + 1)
-    first = next((place for place, layer in enumerate(layers) if layer), 0)
+    first, base = next(((place, layer["base"]) for place, layer in enumerate(layers) if layer), (0, ""))
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     embedding = max(tops.values(), default=0) + 1
     return [
-        tops[layer["stack"]] - int(layer["index"]) if layer else embedding if place < first or name in tables else 0
+        tops[layer["stack"]] - int(layer["index"])
+        if layer
+        else embedding
+        if name in tables or (place < first and name.startswith(base))
+        else 0
         for place, (name, layer) in enumerate(zip(names, layers, strict=True))
     ]
 
@@ -67,4 +72,4 @@ def _layer_pattern(model: torch.nn.Module) -> re.Pattern[str]:
     configs = (module.config for module in model.modules() if hasattr(module, "config"))
     architecture = ARCHITECTURES.get(getattr(next(configs, None), "model_type", ""))
     paths = [re.escape(stack.path) for stack in architecture.stacks] if architecture else LAYERS
-    return re.compile(rf"(?P<stack>(?:.*?\.)?(?:{'|'.join(paths)}))\.(?P<index>\d+)\.")
+    return re.compile(rf"(?P<stack>(?P<base>(?:.*?\.)?)(?:{'|'.join(paths)}))\.(?P<index>\d+)\.")

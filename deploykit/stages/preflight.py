@@ -19,7 +19,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines import input_names
 from deploykit.errors import ModelError
 from deploykit.evaluation import parity
-from deploykit.graphs.export import EXPORTED, write_graph
+from deploykit.graphs import export as exporter
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_tokenizer, checkpoint, configuration
 from deploykit.modeling.checkpoint import Base
@@ -159,13 +159,13 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
         ModelError: it cannot be exported, or the graph does not compute the same.
     """
     kind = model.config.model_type
-    if kind in EXPORTED:
+    if kind in exporter.EXPORTED:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
             checkpoint.save(model, folder)
-            write_graph(checkpoint.load(folder), folder, predictor.task.OPTIMUM_TASK, export.opset)
+            exporter.write_graph(checkpoint.load(folder), folder, predictor.task.OPTIMUM_TASK, export.opset)
             engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE))
             worst = max(parity.difference(predictor, engine, examples).values())
         except Exception as error:  # whatever the tracer runs into

@@ -262,7 +262,7 @@ def test_without_the_library_of_sentencepiece_the_command_that_adds_it_is_named(
     edit(base, "config.json", model_type="deberta-v2")
     program = (
         "import sys; sys.modules['sentencepiece'] = None\n"
-        "from pathlib import Path\nfrom deploykit import base_tokenizer, checkpoint\n"
+        "from pathlib import Path\nfrom deploykit.modeling import base_tokenizer, checkpoint\n"
         "base_tokenizer.save(checkpoint.find(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     found = subprocess.run(
