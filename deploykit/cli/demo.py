@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,7 +159,7 @@ def ask(package: Path, keys: Path, reviews: Path) -> Iterator[str]:
     started = time.monotonic()
     with launch.running(package, keys=keys, port=launch.free_port()) as url:
         yield f"service: ready after {time.monotonic() - started:.1f} s on {url}"
-        rows = [json.loads(line) for line in islice(reviews.open(encoding="utf-8"), ASKED)]
+        rows = [json.loads(line) for line in reviews.read_text(encoding="utf-8").splitlines()[:ASKED]]
         for row in rows:
             status, body = _post(f"{url}/v1/predict", {"texts": [row["text"]]}, key)
             answer = body["predictions"][0]

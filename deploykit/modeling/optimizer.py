@@ -55,15 +55,12 @@ def depths(model: torch.nn.Module) -> list[int]:
         if layer:
             tops[layer["stack"]] = max(tops.get(layer["stack"], 0), int(layer["index"]) + 1)
     first, base = next(((place, layer["base"]) for place, layer in enumerate(layers) if layer), (0, ""))
+    before = {name for name in names[:first] if name.startswith(base)}
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     embedding = max(tops.values(), default=0) + 1
     return [
-        tops[layer["stack"]] - int(layer["index"])
-        if layer
-        else embedding
-        if name in tables or (place < first and name.startswith(base))
-        else 0
-        for place, (name, layer) in enumerate(zip(names, layers, strict=True))
+        tops[layer["stack"]] - int(layer["index"]) if layer else embedding if name in tables or name in before else 0
+        for name, layer in zip(names, layers, strict=True)
     ]
 
 
