@@ -113,3 +113,8 @@ def test_every_public_verb_can_be_imported_and_nothing_else():
     with pytest.raises(AttributeError, match="module 'deploykit' has no attribute 'trian'"):
         _ = deploykit.trian
     assert sorted(deploykit.__all__) == sorted(deploykit._HOME)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_has_more_than_300_lines(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 300

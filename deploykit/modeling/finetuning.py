@@ -22,12 +22,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from deploykit import hardware
 from deploykit.artifact import WEIGHTS
 from deploykit.methods import Options
-from deploykit.modeling.deadline import Deadline
+from deploykit.modeling.callbacks import Deadline, Progress
 from deploykit.modeling.finite import Loss, checked
 from deploykit.modeling.judging import quality
 from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.problem import Problem, Row, collate, inputs
-from deploykit.modeling.progress import Progress
 from deploykit.modeling.surgery import TRANSFORMERS_4
 from deploykit.process_state import draws, environment, quiet, threads
 

@@ -1,9 +1,8 @@
 """What a service process serves with: the verified package, its predictor, the batcher, metrics and keys.
 
-Knows nothing of HTTP or of BentoML, so that it can be tried without either. A package that fails its
-checks (a file that was changed, golden answers that moved) does not end the process: it stays alive and
-never becomes ready, so that an orchestrator keeps the replicas that work, and an operator finds the
-reason in the log and in the metrics instead of a process that restarts for ever.
+It knows nothing of HTTP or BentoML, so that tests need neither. If a package fails its checks (a changed file, golden
+answers that moved), the process stays alive and never becomes ready: restarting would not help, and an operator finds
+the reason in the log and in the metrics.
 """
 
 import asyncio
@@ -48,8 +47,7 @@ from deploykit.tokenizer import Encoding, joined
 
 if TYPE_CHECKING:
     from deploykit.serving.queue.baselines import BentoMLBatcher
-
-LOOK_S = 5.0  # how old a gauge of another worker may be on a page
+LOOK_S = 5.0  # largest age of another worker's gauges on a page of metrics
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
 PARALLELISM = "TOKENIZERS_PARALLELISM"  # whether the tokenizer takes threads of its own
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
@@ -283,9 +281,9 @@ def batcher_of(
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:
-    """Returns what the texts were like that the package was judged on; older packages do not know."""
-    found = manifest.details.get("package", {}).get("reference", {})
-    return {name: Feature.model_validate(feature) for name, feature in found.items() if name in DRIFTING}
+    """Returns the distributions of the texts that the package was judged on; older packages have none."""
+    features = manifest.details.get("package", {}).get("reference", {})
+    return {name: Feature.model_validate(feature) for name, feature in features.items() if name in DRIFTING}
 
 
 def _decoded(

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.modeling import deadline, finetuning
-from deploykit.modeling.deadline import Deadline
+from deploykit.modeling import callbacks, finetuning
+from deploykit.modeling.callbacks import Deadline
 from deploykit.modeling.finetuning import FitOptions, fit
 from deploykit.modeling.losses import cross_entropy
 
@@ -15,7 +15,7 @@ QUICK = {"batch_size": 16, "learning_rate": 3e-3, "bf16": "off"}
 def clock(monkeypatch):
     """Stands still but for what a test adds."""
     found = {"now": 1000.0}
-    monkeypatch.setattr(deadline.time, "monotonic", lambda: found["now"])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: found["now"])
     return found
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_killed_has_only_the_rest_of_the_time(clock, tiny_encoder
 
     with pytest.raises(KilledError):
         fit(tiny_encoder(), problem_of(count=64), options, dies, tmp_path)
-    assert (tmp_path / "checkpoint-4" / deadline.SECONDS).read_text() == "40.0"
+    assert (tmp_path / "checkpoint-4" / callbacks.SECONDS).read_text() == "40.0"
 
     clock["now"] += 10_000  # while it is dead
     loss, calls = ticking(clock, seconds=10)
@@ -101,5 +101,5 @@ def test_a_fit_whose_time_is_over_is_not_gone_on_with(clock, tiny_encoder, probl
 @pytest.mark.parametrize("content", [None, "", "12."])
 def test_a_checkpoint_whose_time_was_not_written_down_has_used_none(content, clock, tmp_path):
     if content is not None:
-        (tmp_path / deadline.SECONDS).write_text(content)
+        (tmp_path / callbacks.SECONDS).write_text(content)
     assert Deadline(1, tmp_path).share() == (0.2 if content == "12." else 0.0)
