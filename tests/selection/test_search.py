@@ -245,7 +245,7 @@ class Broken:
 @pytest.mark.parametrize("kind", ["quantize", "open", "run"])
 def test_a_library_that_fails_at_one_candidate_stops_nothing(kind, bench, monkeypatch, caplog):
     reason = failing(kind, monkeypatch)
-    with caplog.at_level(logging.DEBUG, "deploykit.selection.search"):
+    with caplog.at_level(logging.DEBUG, "deploykit.selection"):
         _, candidates = search.search([FLOAT, DYNAMIC], bench, auto.Options(minutes=0.2))
     assert kept(candidates) == "float32, onnxruntime"
     assert candidates[1].reason == reason + "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED"
