@@ -45,8 +45,8 @@ class Budget(NamedTuple):
     search: float
 
 
-FAST, SLOW = Budget(1.5, 0.75, 0.6), Budget(3.0, 1.25, 0.8)
-OVERHEAD_S = {"train": 25, "prune": 40, "export": 15, "quantize": 30, "package": 15}  # besides the budget; two cores
+FAST, SLOW = Budget(1.2, 0.6, 0.4), Budget(1.75, 0.75, 0.5)
+OVERHEAD_S = {"train": 25, "prune": 50, "export": 15, "quantize": 150, "package": 30}  # besides the budget; two cores
 
 
 def budget() -> Budget:
