@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from transformers import masking_utils
 
 from deploykit.artifact import GRAPH
@@ -24,6 +24,7 @@ from deploykit.engines import input_names
 
 ROWS, TOKENS, PADDING = 2, 16, 3  # of the run that is followed; the second row ends with padding
 AXES = {0: "batch_size", 1: "sequence_length"}
+SHAPE_CHANGES = ("Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")  # of a mask
 TWO_STACKS = "text2text-generation"
 # Types of models whose graphs are compared with torch in the tests; others are tried before they are trained.
 EXPORTED = {
@@ -101,6 +102,7 @@ def _write(model: Any, answer: Answer, batch: Tensors, output: str, file: Path, 
             dynamo=False,
         )
     model_file = onnx.load(file)
+    _skip_boolean_masks(model_file.graph)
     constants = _constants(model_file.graph)
     _write_heads(model_file.graph, constants)
     _divide_scores(model_file.graph, constants)
@@ -160,6 +162,29 @@ def _mask(
 def _sees_all(mask_function: Callable[..., Any]) -> bool:
     """Says whether every token attends to every other."""
     return mask_function is getattr(masking_utils, "bidirectional_mask_function", None)
+
+
+def _skip_boolean_masks(graph: Any) -> None:
+    """Lets attention masks become float without being boolean first; they hold nothing but 0 and 1.
+
+    OpenVINO keeps a boolean as a byte, and in a graph with int8 weights it takes `(1 - mask) * least` behind one for
+    a dequantization: it divides the scores by `least` to bring both under one scale, and nothing is left of them.
+    """
+    inputs = {value.name for value in graph.input}
+    for cast in [node for node in graph.node if _casts_to(node, TensorProto.BOOL) and node.input[0] in inputs]:
+        readers, names = [], [cast.output[0]]
+        while names:
+            name = names.pop()
+            readers += (behind := [node for node in graph.node if name in node.input])
+            names += [node.output[0] for node in behind if node.op_type in SHAPE_CHANGES]
+        if all(node.op_type in SHAPE_CHANGES or _casts_to(node, TensorProto.FLOAT) for node in readers):
+            for node in readers:
+                node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
+            graph.node.remove(cast)
+
+
+def _casts_to(node: Any, kind: int) -> bool:
+    return node.op_type == "Cast" and any(entry.name == "to" and entry.i == kind for entry in node.attribute)
 
 
 def _constants(graph: Any) -> dict[str, Array]:
