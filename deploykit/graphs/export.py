@@ -177,7 +177,7 @@ def _skip_boolean_masks(graph: Any) -> None:
             name = names.pop()
             readers += (behind := [node for node in graph.node if name in node.input])
             names += [node.output[0] for node in behind if node.op_type in SHAPE_CHANGES]
-        if all(node.op_type in SHAPE_CHANGES or _casts_to(node, TensorProto.FLOAT) for node in readers):
+        if all(node.op_type in (*SHAPE_CHANGES, "Shape") or _casts_to(node, TensorProto.FLOAT) for node in readers):
             for node in readers:
                 node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
             graph.node.remove(cast)
