@@ -255,7 +255,7 @@ def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"DEPLOYKIT_REDIS": "redis://127.0.0.1:abc"}, "address of the Redis server makes no sense"),
+        ({"DEPLOYKIT_REDIS": "redis://127.0.0.1:abc"}, "address of the Redis server cannot be used"),
         ({"DEPLOYKIT_JWKS": "/nowhere.json"}, "the keys for tokens /nowhere.json cannot be read"),
     ],
 )
