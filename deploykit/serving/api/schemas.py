@@ -1,48 +1,39 @@
-"""What goes over the wire: typed, frozen, unknown keys refused.
+"""Types of requests and responses.
 
-The answer's type is the task's own, and a request asks for pairs exactly when the model takes pairs, so
-that the OpenAPI document describes this model and no other.
+The type of an answer is the task's own, and a request has pairs if and only if the model reads pairs, so that the
+OpenAPI document describes the served model.
 """
 
-from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, create_model, model_validator
 
 from deploykit.artifact import Manifest
+from deploykit.methods import Frozen
 from deploykit.tasks import Task
 
-ERRORS_SHOWN = 10
-CHARACTERS_SHOWN = 80  # of a key that the client has made up
 EXAMPLE = "A film that I will watch again."
 
 
-class Wire(BaseModel):
-    """Base of what is sent and received."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Model(Wire):
-    """Which model answered; `version` begins the package's key."""
+class Model(Frozen):
+    """The model that answered; `version` is the beginning of the package's content key."""
 
     name: str
     version: str
 
 
-class Pairs(Wire):
-    """The check that pairs are pairs."""
+class Pairs(Frozen):
+    """Base of a request with pairs."""
 
     @model_validator(mode="after")
-    def _as_many(self) -> Self:
+    def _same_number(self) -> Self:
         texts, pairs = (getattr(self, name) for name in ("texts", "text_pairs"))
         if len(texts) != len(pairs):
             raise ValueError(f"{len(texts)} texts and {len(pairs)} text_pairs, expected as many of each")
         return self
 
 
-class Pair(Wire):
+class Pair(Frozen):
     """Two texts that belong together."""
 
     text: str
@@ -50,39 +41,28 @@ class Pair(Wire):
 
 
 def example(pair: bool) -> Any:
-    """Returns an input to show."""
+    """Returns an example of an input."""
     return {"text": EXAMPLE, "text_pair": EXAMPLE} if pair else EXAMPLE
 
 
 def request_model(manifest: Manifest) -> type[BaseModel]:
-    """Makes the type of a request body: `texts`, and `text_pairs` for a model that reads pairs."""
+    """Returns the type of a request: `texts`, and `text_pairs` if the model reads pairs."""
     bounds: dict[str, Any] = {"min_length": 1, "max_length": manifest.serve.max_texts}
     fields: dict[str, Any] = {
-        "texts": (list[str], Field(description="the texts to answer for", examples=[[EXAMPLE]], **bounds)),
+        "texts": (list[str], Field(description="the texts to predict for", examples=[[EXAMPLE]], **bounds)),
     }
     if manifest.pair:
         description = "the second text of each pair, as many as texts"
         fields["text_pairs"] = (list[str], Field(description=description, examples=[[EXAMPLE]], **bounds))
-    base = Pairs if manifest.pair else Wire
-    return create_model("PredictRequest", __base__=base, __doc__="Texts to answer for.", **fields)
+    base = Pairs if manifest.pair else Frozen
+    return create_model("PredictRequest", __base__=base, __doc__="Texts to predict for.", **fields)
 
 
 def response_model(task: Task) -> type[BaseModel]:
-    """Makes the type of a response: one answer a text, in the order asked."""
+    """Returns the type of a response: one answer a text, in the order of the request."""
     answer: Any = task.Answer
     fields: dict[str, Any] = {
-        "predictions": (list[answer], Field(description="one answer a text, in the order asked")),
-        "model": (Model, Field(description="which model answered")),
+        "predictions": (list[answer], Field(description="one answer a text, in the order of the request")),
+        "model": (Model, Field(description="the model that answered")),
     }
-    return create_model("PredictResponse", __base__=Wire, __doc__="Answers.", **fields)
-
-
-def faults(errors: Sequence[ErrorDetails]) -> list[dict[str, str]]:
-    """Says where a body does not fit and why, without quoting it; ten at most."""
-    return [
-        {
-            "where": ".".join(map(str, error["loc"]))[:CHARACTERS_SHOWN] or "body",
-            "message": error["msg"].removeprefix("Value error, "),
-        }
-        for error in errors[:ERRORS_SHOWN]
-    ]
+    return create_model("PredictResponse", __base__=Frozen, __doc__="Predictions.", **fields)
