@@ -17,12 +17,8 @@ from deploykit.client.answers import Explanation, Prediction
 from deploykit.errors import InputError, ServiceError
 
 RETRIED_STATUSES = (429, 502, 503)  # the service has not begun to work on the request
-FINAL_ERRORS = (
-    httpx.ReadTimeout,
-    httpx.LocalProtocolError,
-    httpx.UnsupportedProtocol,
-    httpx.DecodingError,
-)  # another attempt would not help
+# errors after which another attempt would not help
+FINAL_ERRORS = (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
 MAX_TIMEOUT_S = 999_999.0  # the largest deadline that a service accepts
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0  # between attempts, if the service sends no Retry-After
 T = TypeVar("T")
@@ -31,7 +27,7 @@ Steps = Generator[httpx.Request | float, Outcome, T]  # a step: a request to sen
 
 
 class Conversation:
-    """The part of both clients that neither sends nor waits.
+    """A client, except for sending and waiting.
 
     Args:
         url: of the service, for example `http://127.0.0.1:3000`.

@@ -29,11 +29,7 @@ BATCHING = "bentoml._internal.marshal.dispatcher"
 
 
 def require_parts() -> None:
-    """Checks every part that this service changes.
-
-    Raises:
-        LibraryError: one of them is missing, with the version to install.
-    """
+    """Raises a `LibraryError`, with the version to install, if a part that this service changes is missing."""
     require("auto" in part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']")
     protocol = part("uvicorn", SERVER, "HttpToolsProtocol")
     for name in USED_METHODS:
@@ -48,16 +44,7 @@ def require_parts() -> None:
 
 
 def part(library: str, module: str, name: str) -> Any:
-    """Imports a part of a library.
-
-    Args:
-        library: the name under which it is installed.
-        module: of the library.
-        name: in the module.
-
-    Raises:
-        LibraryError: the part is missing.
-    """
+    """Imports a part of a library, or raises a `LibraryError`."""
     with expected(library, f"{module}.{name}"):
         return getattr(import_module(module), name)
 
@@ -72,11 +59,7 @@ def expected(library: str, name: str) -> Iterator[None]:
 
 
 def require(condition: bool, library: str, name: str) -> None:
-    """Raises a `LibraryError` unless the condition holds.
-
-    Raises:
-        LibraryError: the part is missing.
-    """
+    """Raises a `LibraryError` unless the condition holds."""
     if not condition:
         raise missing(library, name)
 

@@ -36,11 +36,7 @@ def require(settings: Settings) -> None:
 
 
 def require_keys(settings: Settings) -> None:
-    """Checks that there is a key, if access control is on.
-
-    Raises:
-        InputError: there is no key file, it cannot be read, or it holds no key.
-    """
+    """Raises an `InputError` if access control is on, and there is no key file that can be read and holds a key."""
     if settings.keys is None:
         logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH)
         return
@@ -68,11 +64,7 @@ def ip_address(host: str) -> str:
 
 
 def require_free(host: str, port: int) -> None:
-    """Checks that nobody listens on a port.
-
-    Raises:
-        BusyError: the port cannot be used, with the system's reason.
-    """
+    """Raises a `BusyError`, with the system's reason, if a port cannot be used."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -32,9 +32,7 @@ ORIGIN = re.compile(
     r"(?:https://(?!.*:443$)|http://(?!.*:80$))(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(?::\d{1,5})?"
 )
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-OTEL_EXPORTER, OTEL_DISABLED = "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"
 OTEL_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")  # the first that is set counts
-OTLP_OVER_HTTP = "http/protobuf"
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -216,23 +214,16 @@ def drain_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _traces_wanted(environ: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's standard variables ask for traces: by an endpoint, or by naming the exporter.
-
-    Raises:
-        InputError: they ask for an exporter or a protocol that is not supported.
-    """
-    exporter = environ.get(OTEL_EXPORTER, "").strip().lower()
+    """Whether OpenTelemetry's standard variables ask for traces: by an endpoint, or by naming the exporter."""
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     if exporter not in ("", "none", "otlp"):
-        raise InputError(f"{OTEL_EXPORTER} must be otlp or none, got {exporter!r}: traces are sent by OTLP over HTTP.")
-    if exporter == "none" or environ.get(OTEL_DISABLED, "").strip().lower() == "true":
+        raise InputError(f"OTEL_TRACES_EXPORTER must be otlp or none, got {exporter!r}: traces need OTLP over HTTP.")
+    disabled = exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or not (exporter or any(environ.get(name) for name in OTEL_ENDPOINTS)):
         return False
-    if not (exporter or any(environ.get(name) for name in OTEL_ENDPOINTS)):
-        return False
-    name = next((name for name in OTEL_PROTOCOLS if environ.get(name)), "")
-    if name and environ[name] != OTLP_OVER_HTTP:
-        raise InputError(
-            f"{name} must be {OTLP_OVER_HTTP}, got {environ[name]!r}. Collectors listen for it on port 4318."
-        )
+    name = next((name for name in OTEL_PROTOCOLS if environ.get(name)), None)
+    if name and environ[name] != "http/protobuf":
+        raise InputError(f"{name} must be http/protobuf, got {environ[name]!r}. Collectors listen for it on port 4318.")
     return True
 
 

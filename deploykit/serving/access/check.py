@@ -28,7 +28,7 @@ class Refusal:
 
 
 class Keys:
-    """The keys of a running service; `failures` counts how often a changed key file could not be read."""
+    """The keys of a running service."""
 
     def __init__(self, path: Path) -> None:
         self._file = WatchedFile("keys", path, lambda path: {(key.id, key.sha256): key for key in listing(path)})
@@ -42,14 +42,10 @@ class Keys:
         return self._file.failures
 
     def check(self, text: str | None, scope: Scope) -> Client | Refusal:
-        """Decides whether a key allows a scope.
+        """Decides whether the key that a client sent, if any, allows the scope that a route needs.
 
         A key is looked up by its id and the hash of its secret together, so that the time of a refusal does not tell
         whether the id exists. The file is read again before a key is refused that may have been added just now.
-
-        Args:
-            text: the key as the client sent it; None if it sent none.
-            scope: that the route needs.
         """
         self._file.look(POLL_S)
         if not text:

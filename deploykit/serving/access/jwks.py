@@ -26,9 +26,7 @@ logger = logging.getLogger("deploykit.serving")
 class RemoteKeys:
     """Keys by their ids, none before the first fetch; `failures` counts fetches that failed.
 
-    Args:
-        url: of the set.
-        parse: returns the keys in an answer; raises if it holds none.
+    `parse` returns the keys in an answer, and raises if it holds none.
     """
 
     def __init__(self, url: str, parse: Callable[[bytes], KeySet]) -> None:

@@ -74,11 +74,7 @@ class Tokens:
         return text.startswith("ey") and text.count(".") == 2  # header, claims and signature
 
     def check(self, text: str, scope: Scope) -> Client | Refusal:
-        """Decides whether a token allows a scope.
-
-        Args:
-            text: the token as the client sent it.
-            scope: that the route needs.
+        """Decides whether a token allows the scope that a route needs.
 
         Raises:
             Problem: 503, the provider's keys were not fetched yet.
@@ -153,12 +149,7 @@ class Tokens:
 
 
 def require_provider(jwt: tuple[str, str, str] | None) -> None:
-    """Checks that tokens can be checked, if they are accepted; a provider at a URL is not asked.
-
-    Raises:
-        InputError: the file cannot be read or holds no usable key.
-        MissingExtraError: the library is not installed.
-    """
+    """Raises what `Tokens` does, if tokens are accepted; a provider at a URL is not asked."""
     if jwt is not None:
         _library() if "://" in jwt[0] else Tokens(*jwt)
 

@@ -164,10 +164,7 @@ def listing(path: Path) -> tuple[Key, ...]:
 
 
 def revoke(path: Path, id_or_client: str) -> tuple[Key, ...]:
-    """Removes the key of an id, or all keys of a client; running services follow within a second.
-
-    Returns:
-        The removed keys.
+    """Removes the key of an id, or all keys of a client, and returns them; services follow within a second.
 
     Raises:
         InputError: there is no such id or client, or the file cannot be read.
@@ -181,10 +178,7 @@ def revoke(path: Path, id_or_client: str) -> tuple[Key, ...]:
 
 
 def switch(path: Path, id_or_client: str, *, disabled: bool) -> tuple[Key, ...]:
-    """Disables or enables the key of an id, or all keys of a client; running services follow within a second.
-
-    Returns:
-        The keys as they are now.
+    """Disables or enables the key of an id, or all keys of a client, and returns them as they are now.
 
     Raises:
         InputError: there is no such id or client, or the file cannot be read.

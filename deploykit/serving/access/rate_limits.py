@@ -32,16 +32,11 @@ logger = logging.getLogger("deploykit.serving")
 
 
 class Quota(NamedTuple):
-    """The amount that a client may use in a period."""
+    """The amount that a client may use in a period of `PERIODS_S`."""
 
     limit: int
     unit: Literal["requests", "tokens"]
     period: str
-
-    @property
-    def period_s(self) -> int:
-        """The length of the period in seconds."""
-        return PERIODS_S[self.period]
 
 
 class Buckets:
@@ -61,8 +56,9 @@ class Buckets:
         now, full_at = self._clock(), {}
         for quota in quotas:
             start = max(self._full_at.get((client, quota), now), now)
-            full_at[client, quota] = start + cost * quota.period_s / quota.limit
-            wait = full_at[client, quota] - now - quota.period_s
+            period_s = PERIODS_S[quota.period]
+            full_at[client, quota] = start + cost * period_s / quota.limit
+            wait = full_at[client, quota] - now - period_s
             if wait > ROUNDING_S:
                 return quota, wait
         self._full_at |= full_at
@@ -100,14 +96,14 @@ class Windows:
 
     async def take(self, client: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
         """Takes from windows as `Buckets.take` does; of two simultaneous requests both may lose some of a quota."""
-        items = [self._item(quota.limit, quota.period_s, namespace="deploykit") for quota in quotas]
+        items = [self._item(quota.limit, PERIODS_S[quota.period], namespace="deploykit") for quota in quotas]
         names = [f"{client}:{quota.unit}:{quota.period}" for quota in quotas]
         windows = list(zip(quotas, items, names, strict=True))
         for method, checked in ((self._limiter.test, windows[1:]), (self._limiter.hit, windows)):
             for quota, item, name in checked:
                 if not await method(item, name, cost=cost):
                     reset = (await self._limiter.get_window_stats(item, name)).reset_time
-                    return quota, min(max(reset - time.time(), 1.0), float(quota.period_s))
+                    return quota, min(max(reset - time.time(), 1.0), float(PERIODS_S[quota.period]))
         return None
 
     async def close(self) -> None:
@@ -116,12 +112,7 @@ class Windows:
 
 
 def require_store(address: SecretStr | None) -> None:
-    """Checks that replicas can count together, if that is configured; Redis itself need not be reachable.
-
-    Raises:
-        InputError: the address cannot be one.
-        MissingExtraError: the libraries are not installed.
-    """
+    """Raises what `Windows` does, if replicas shall count together; Redis itself need not be reachable."""
     if address is not None:
         Windows(address.get_secret_value())
 
@@ -129,9 +120,7 @@ def require_store(address: SecretStr | None) -> None:
 class Limits:
     """Refuses the requests of clients that are over their limits; `failures` counts those of Redis.
 
-    Args:
-        shared: the windows of all replicas; None: this process counts for itself.
-        clock: in seconds; never set back.
+    Without `shared` windows, this process counts for itself.
     """
 
     def __init__(self, shared: Windows | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -142,20 +131,12 @@ class Limits:
         self._running: Counter[str] = Counter()
 
     async def request(self, client: Client) -> None:
-        """Counts a request.
-
-        Raises:
-            Problem: 429, the client is over its limit.
-        """
+        """Counts a request; raises a problem (429) if the client is over its limit."""
         limits = {"minute": client.requests_per_minute, "day": client.requests_per_day}
         await self._take(client, [Quota(limit, "requests", period) for period, limit in limits.items() if limit], 1)
 
     async def tokens(self, client: Client, tokens: int) -> None:
-        """Counts the tokens of a request.
-
-        Raises:
-            Problem: 429, the client is over its limit, or this request alone is.
-        """
+        """Counts the tokens of a request; raises a problem (429) if the client, or this request alone, has too many."""
         limit = client.tokens_per_minute
         await self._take(client, [Quota(limit, "tokens", "minute")] if limit else [], tokens)
 
@@ -166,11 +147,7 @@ class Limits:
 
     @contextmanager
     def running(self, client: Client) -> Iterator[None]:
-        """Counts a request in progress in this process.
-
-        Raises:
-            Problem: 429, the client's key has as many requests in progress as it may.
-        """
+        """Counts a request in progress in this process; raises a problem (429) if the key has too many of them."""
         if client.concurrency is not None and self._running[client.key] >= client.concurrency:
             detail = f"this key may have {client.concurrency} requests in progress; wait for one of them"
             raise Problem(429, "rate", detail, headers=retry_after(1))

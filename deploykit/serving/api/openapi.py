@@ -54,12 +54,12 @@ class Way(NamedTuple):
 def document(
     name: str, version: str, text: str, asked: Sequence[Way], routes: Sequence[Route], *, guarded: bool
 ) -> bytes:
-    """Returns the document.
+    """Returns the document of a model's service, which `text` describes.
 
     Args:
         name: of the model.
         version: of the model.
-        text: the description of the service.
+        text: Markdown.
         asked: the routes with a body.
         routes: all routes.
         guarded: whether access control is on.

@@ -26,11 +26,7 @@ OTHER_BYTES = bytes(set(range(256)) - set(STRUCTURE))
 
 
 def require_type(headers: Mapping[str, str], *, binary: bool) -> None:
-    """Refuses a body that is not declared as JSON.
-
-    Args:
-        headers: of the request.
-        binary: whether binary data may follow the JSON.
+    """Refuses a body that is not declared as JSON; `binary` says whether binary data may follow the JSON.
 
     Raises:
         Problem: 415, the body has another type, or is compressed.
@@ -71,8 +67,8 @@ def parse(model: type[BaseModel], body: bytes, headers: Mapping[str, str], max_t
         Problem: 400 it is not JSON, or has too many values, 422 it does not match the type.
     """
     content, binary = _split(body, headers)
-    max_values = max(MAX_VALUES, VALUES_PER_TEXT * max_texts)
-    if (values := count_values(content)) > max_values:
+    values, max_values = count_values(content), max(MAX_VALUES, VALUES_PER_TEXT * max_texts)
+    if values > max_values:
         detail = f"the body has {values} values and names, at most {max_values} are read; send fewer texts at once"
         raise Problem(400, "malformed", detail)
     try:

@@ -28,9 +28,6 @@ class PlainParser(httptools.HttpRequestParser):
     A server may ignore the offer (RFC 9110, 7.8). httptools stops at the end of the header section, because what
     follows belongs to the other protocol: the body would be lost, and then be read as the next request. So the parser
     starts again with the same header section without the offer.
-
-    Args:
-        connection: whose callbacks are called.
     """
 
     def __init__(self, connection: "Connection") -> None:
@@ -119,13 +116,7 @@ def install() -> None:
 
 
 def require_few(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Refuses headers that are too many or too long.
-
-    Raises:
-        Problem: 431, they are.
-    """
+    """Raises a problem (431) if headers are too many or too long."""
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-        detail = (
-            f"a request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together; send fewer or shorter ones"
-        )
-        raise Problem(431, "headers", detail)
+        bounds = f"{MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together"
+        raise Problem(431, "headers", f"a request may have {bounds}; send fewer or shorter ones")

@@ -17,16 +17,13 @@ PREFLIGHT_MAX_AGE_S = 3600  # how long a browser may reuse the answer to a prefl
 def preflight(
     allowed: frozenset[str], method: str, headers: Mapping[str, str], methods: Sequence[str]
 ) -> dict[str, str] | None:
-    """Answers a preflight.
+    """Returns the headers of the response to a preflight; None if the request is no preflight of an allowed page.
 
     Args:
         allowed: origins.
         method: of the request.
         headers: of the request.
         methods: that the path accepts.
-
-    Returns:
-        The headers of the response, besides `response_headers`; None if the request is no preflight of an allowed page.
     """
     if method != "OPTIONS" or headers.get("origin") not in allowed or "access-control-request-method" not in headers:
         return None
@@ -38,12 +35,7 @@ def preflight(
 
 
 def response_headers(allowed: frozenset[str], headers: Mapping[str, str]) -> dict[str, str]:
-    """Returns the headers that let an allowed page read a response, whatever its status.
-
-    Args:
-        allowed: origins.
-        headers: of the request.
-    """
+    """Returns the headers that let a page of an allowed origin read a response, whatever its status."""
     if not allowed:
         return {}
     origin = headers.get("origin", "")

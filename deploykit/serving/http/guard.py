@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -32,6 +32,17 @@ BACKSTOP_S = 5.0  # after the deadline that the queue enforces, so that this one
 MAX_TIMEOUT_DIGITS = 9  # of milliseconds
 
 logger = logging.getLogger("deploykit.serving")
+
+
+class Exchange(NamedTuple):
+    """A request of ASGI and its response."""
+
+    method: str
+    scope: Scope
+    receive: Receive
+    headers: Mapping[str, str]
+    call: Call
+    response: Response
 
 
 class Guard:
@@ -66,10 +77,11 @@ class Guard:
         call = Call(request_id if REQUEST_ID.fullmatch(request_id) else new_id(), Client("none"))
         route, problem = match(self._routes, scope["method"], scope["path"])
         response = Response(send, call, cors.response_headers(self._runtime.settings.cors_origins, headers))
+        exchange = Exchange(scope["method"], scope, receive, headers, call, response)
         metrics, start = self._runtime.metrics, perf_counter()
         with metrics.answering(route.path):
             try:
-                await self._respond(route, problem, scope, receive, response, headers, call)
+                await self._respond(route, problem, exchange)
             except Problem as error:
                 await self._refuse(response, error)
             except asyncio.CancelledError:  # the server stops, and its time for open requests is over
@@ -85,32 +97,24 @@ class Guard:
                 metrics.status(route.path, status)
                 if response.reason:
                     metrics.rejected.labels(response.reason).inc()
-                self._trace(route, scope["method"], status, headers, call)
+                self._trace(route, status, exchange)
                 request_line(call, route.path, status, response.sent_bytes, seconds)
 
-    async def _respond(
-        self,
-        route: Route,
-        problem: Problem | None,
-        scope: Scope,
-        receive: Receive,
-        response: Response,
-        headers: Mapping[str, str],
-        call: Call,
-    ) -> None:
+    async def _respond(self, route: Route, problem: Problem | None, exchange: Exchange) -> None:
         """Answers a request, or raises the problem; preflights of browsers need no key."""
-        require_few(scope["headers"])
+        headers, call = exchange.headers, exchange.call
+        require_few(exchange.scope["headers"])
         origins = self._runtime.settings.cors_origins
-        preflight = cors.preflight(origins, scope["method"], headers, route.methods)
+        preflight = cors.preflight(origins, exchange.method, headers, route.methods)
         if preflight and route is not UNKNOWN:
-            await response.send(NO_CONTENT, preflight, b"")
+            await exchange.response.send(NO_CONTENT, preflight, b"")
             return
         if problem is not None:
             raise problem
         call.timeout_s = _timeout_s(headers)
         await self._admit(route, headers, call)
         with self._runtime.limits.running(call.client):
-            await self._handle(route, scope, receive, response, headers, call)
+            await self._handle(route, exchange)
 
     async def _admit(self, route: Route, headers: Mapping[str, str], call: Call) -> None:
         """Checks the key, the queue and the limits; raises a problem if the request is refused."""
@@ -126,16 +130,9 @@ class Guard:
             runtime.check(client)
         await runtime.limits.request(client)
 
-    async def _handle(
-        self,
-        route: Route,
-        scope: Scope,
-        receive: Receive,
-        response: Response,
-        headers: Mapping[str, str],
-        call: Call,
-    ) -> None:
+    async def _handle(self, route: Route, exchange: Exchange) -> None:
         """Answers an admitted request."""
+        _, scope, receive, headers, call, response = exchange
         if route.body is not None and route.answer is not None:
             bodies.require_type(headers, binary=route.binary)
             with self._arriving.use(call.client.name):
@@ -189,10 +186,11 @@ class Guard:
                 raise
             raise Problem(504, "deadline", "no answer in the time that this service allows") from None
 
-    def _trace(self, route: Route, method: str, status: int, headers: Mapping[str, str], call: Call) -> None:
+    def _trace(self, route: Route, status: int, exchange: Exchange) -> None:
         """Sends the spans of a request with a body, if traces are configured."""
         if self._runtime.traces is None or route.body is None:
             return
+        method, call, headers = exchange.method, exchange.call, exchange.headers
         try:
             call.trace = self._runtime.traces.record(call, method, route.path, status, headers)
         except Exception:

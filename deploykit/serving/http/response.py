@@ -19,12 +19,9 @@ REASON_AND_DETAIL = {404: ("not_found", "there is no such path"), 503: ("not_rea
 
 
 class Response:
-    """One response; `status`, `sent_bytes` and `reason` (of a refusal) are for the log and the metrics.
+    """The response to a call; `headers` are added whatever its status.
 
-    Args:
-        send: of the server.
-        call: the request that is answered.
-        headers: added to the response, whatever its status.
+    `status`, `sent_bytes` and `reason` (of a refusal) are for the log and the metrics.
     """
 
     def __init__(self, send: Send, call: Call, headers: Mapping[str, str]) -> None:

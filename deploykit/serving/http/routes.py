@@ -72,12 +72,7 @@ UNKNOWN = Route("unknown")
 
 
 def table(asked: Sequence[Route], pages: Sequence[Route]) -> tuple[Route, ...]:
-    """Lists the routes of a service.
-
-    Args:
-        asked: the routes of predictions.
-        pages: all other routes that BentoML does not answer.
-    """
+    """Lists the routes of a service: those of predictions, the probes, other pages, and BentoML's schema."""
     probes = (Route(path, media=TEXT) for path in ("/livez", "/healthz", "/readyz"))
     return (*asked, *probes, *pages, Route("/schema.json", scope="docs"))
 

@@ -13,11 +13,8 @@ class Slots:
     """A number of slots, one for each request; used on the event loop only.
 
     A client that is alone may use all slots. Once all are in use, clients with less than an equal share of them are
-    still let in, up to twice the number of slots, because the others use more than their share.
-
-    Args:
-        count: number of slots.
-        state: of the requests that use them, for the refusal.
+    still let in, up to twice the number of slots, because the others use more than their share. `state` describes the
+    requests that use them, for the refusal.
     """
 
     def __init__(self, count: int, state: str) -> None:
@@ -27,9 +24,6 @@ class Slots:
     @contextmanager
     def use(self, client: str) -> Iterator[None]:
         """Uses a slot while the block lasts.
-
-        Args:
-            client: that sent the request; without access control all requests have the same one.
 
         Raises:
             Problem: 503, all slots are in use, and this client has its share.
