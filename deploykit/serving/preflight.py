@@ -6,9 +6,9 @@ import socket
 
 from deploykit.artifact import signing
 from deploykit.errors import BusyError, InputError
-from deploykit.serving.access.jwt import require_provider
+from deploykit.serving.access.jwt import Tokens
 from deploykit.serving.access.keys import listing
-from deploykit.serving.access.rate_limits import require_store
+from deploykit.serving.access.rate_limits import Windows
 from deploykit.serving.privacy.person_names import require_model
 from deploykit.serving.privacy.records import require_folder
 from deploykit.serving.settings import AUTH, Settings
@@ -31,8 +31,10 @@ def require(settings: Settings) -> None:
         signing.require_key(settings.signed_by)
     require_folder(settings)
     require_model(settings)
-    require_provider(settings.jwt)
-    require_store(settings.redis)
+    if settings.jwt is not None:
+        Tokens(*settings.jwt)  # reads a file, but fetches nothing from a URL
+    if settings.redis is not None:
+        Windows(settings.redis.get_secret_value())  # opens no connection
 
 
 def require_keys(settings: Settings) -> None:

@@ -148,12 +148,6 @@ class Tokens:
         return keys
 
 
-def require_provider(jwt: tuple[str, str, str] | None) -> None:
-    """Raises what `Tokens` does, if tokens are accepted; a provider at a URL is not asked."""
-    if jwt is not None:
-        _library() if "://" in jwt[0] else Tokens(*jwt)
-
-
 def _library() -> Any:
     try:
         import jwt

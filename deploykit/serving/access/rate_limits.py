@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
 
-from pydantic import SecretStr
-
 from deploykit.errors import InputError, extra_missing
 from deploykit.serving.call import Client
 from deploykit.serving.problems import Problem, retry_after
@@ -63,7 +61,7 @@ class Buckets:
                 return quota, wait
         self._full_at |= full_at
         if len(self._full_at) > self._clear_at:
-            self._full_at = {bucket: time for bucket, time in self._full_at.items() if time > now}
+            self._full_at = {bucket: full for bucket, full in self._full_at.items() if full > now}
             self._clear_at = max(MIN_BUCKETS_TO_CLEAR, 2 * len(self._full_at))
         return None
 
@@ -109,12 +107,6 @@ class Windows:
     async def close(self) -> None:
         """Closes the connections to Redis."""
         await cast(Any, self._storage.bridge).storage.aclose()
-
-
-def require_store(address: SecretStr | None) -> None:
-    """Raises what `Windows` does, if replicas shall count together; Redis itself need not be reachable."""
-    if address is not None:
-        Windows(address.get_secret_value())
 
 
 class Limits:
