@@ -47,14 +47,14 @@ class Keys:
         A key is looked up by its id and the hash of its secret together, so that the time of a refusal does not tell
         whether the id exists. The file is read again before a key is refused that may have been added just now.
         """
-        self._file.look(POLL_S)
+        self._file.refresh(POLL_S)
         if not text:
             return Refusal(401, "auth_missing", "this route needs a key: send it as `Authorization: Bearer dk_...`")
         match = KEY.fullmatch(text)
         identity, secret = match.groups() if match else ("", "")
         id_and_hash = identity, hashlib.sha256(secret.encode()).hexdigest()
         if id_and_hash not in self._file.content:
-            self._file.look(POLL_S, at_once=True)
+            self._file.refresh(POLL_S, at_once=True)
         key = self._file.content.get(id_and_hash)
         if key is None:
             return Refusal(401, "auth_invalid", "the key is not one of this service's keys")

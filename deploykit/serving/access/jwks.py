@@ -45,8 +45,8 @@ class RemoteKeys:
         if self._task is not None:
             self._task.cancel()
 
-    def look(self, poll_s: float, *, at_once: bool = False) -> None:
-        """Asks for an early fetch if `at_once`, because a key is unknown; `poll_s` is that of `WatchedFile.look`."""
+    def refresh(self, poll_s: float, *, at_once: bool = False) -> None:
+        """Asks for an early fetch if `at_once`, because a key is unknown; `poll_s` is that of `WatchedFile.refresh`."""
         if at_once:
             self._wanted.set()
 

@@ -123,9 +123,9 @@ class Tokens:
 
     def _key(self, identity: str) -> Any:
         """Returns the key of an id; None if the set has no such key."""
-        self._set.look(check.POLL_S)
+        self._set.refresh(check.POLL_S)
         if identity not in self._set.content:
-            self._set.look(check.POLL_S, at_once=True)
+            self._set.refresh(check.POLL_S, at_once=True)
         if not self._set.content:
             detail = "the identity provider's keys are not here yet; try again, or use a key of this service"
             raise Problem(503, "not_ready", detail, headers=retry_after(1))

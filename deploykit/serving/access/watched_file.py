@@ -36,7 +36,7 @@ class WatchedFile(Generic[Content]):
         self._checked_at = time.monotonic()
         self.failures = 0
 
-    def look(self, poll_s: float, *, at_once: bool = False) -> None:
+    def refresh(self, poll_s: float, *, at_once: bool = False) -> None:
         """Reads the file again if it has changed; a damaged one is tried again until it can be read.
 
         Args:

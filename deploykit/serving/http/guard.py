@@ -227,9 +227,9 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _serialized(answer: Any) -> Content:
-    return (
-        answer if isinstance(answer, Content) else Content(to_json(answer, inf_nan_mode="null"), {"content-type": JSON})
-    )
+    if isinstance(answer, Content):
+        return answer
+    return Content(to_json(answer, inf_nan_mode="null"), {"content-type": JSON})
 
 
 def _without_body(receive: Receive) -> Receive:
