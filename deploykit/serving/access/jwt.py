@@ -45,13 +45,17 @@ class Tokens:
     """
 
     def __init__(self, jwks: str, issuer: str, audience: str, limits: ClientLimits = NO_LIMITS) -> None:
-        self._jwt = _library()
+        try:
+            import jwt
+        except ImportError as error:
+            raise extra_missing("a service with tokens", error.name, "jwt") from error
+        self._jwt: Any = jwt
         self._source, self._issuer, self._audience, self._limits = jwks, issuer, audience, limits
         self._set: WatchedFile[KeySet] | RemoteKeys
         if "://" in jwks:
             self._set = RemoteKeys(jwks, self._parse)
         else:
-            self._set = WatchedFile("keys for tokens", Path(jwks), lambda path: self._parse(_read(path)))
+            self._set = WatchedFile("keys for tokens", Path(jwks), self._read)
 
     @property
     def failures(self) -> int:
@@ -137,6 +141,12 @@ class Tokens:
         pairs = {name: (getattr(self._limits, name), getattr(claimed, name)) for name in LIMITS}
         return {name: min(filter(None, pair), default=None) for name, pair in pairs.items()}
 
+    def _read(self, path: Path) -> KeySet:
+        try:
+            return self._parse(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
+
     def _parse(self, content: bytes) -> KeySet:
         try:
             parsed = self._jwt.PyJWKSet.from_dict(json.loads(content)).keys
@@ -148,22 +158,7 @@ class Tokens:
         return keys
 
 
-def _library() -> Any:
-    try:
-        import jwt
-    except ImportError as error:
-        raise extra_missing("a service with tokens", error.name, "jwt") from error
-    return jwt
-
-
 def _client_name(subject: str) -> str:
     """Returns a name that no other subject, and no client with a key, has."""
     name = UNSAFE_CHARACTER.sub("_", subject)[:MAX_NAME_LENGTH]
     return f"jwt:{name}" if name == subject else f"jwt:{name}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error

@@ -37,11 +37,9 @@ class WatchedFile(Generic[Content]):
         self.failures = 0
 
     def refresh(self, poll_s: float, *, at_once: bool = False) -> None:
-        """Reads the file again if it has changed; a damaged one is tried again until it can be read.
+        """Reads the file again if it has changed, at most every `poll_s`; a damaged one is tried each time.
 
-        Args:
-            poll_s: seconds since the last check in which nothing is done.
-            at_once: checks in any case, but does not try a damaged file again.
+        `at_once` does not wait for `poll_s`, and does not try a damaged file again.
         """
         now = time.monotonic()
         if now - self._checked_at < poll_s and not at_once:

@@ -14,8 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
-from deploykit.serving.api.protocols import Protocol, Texts
-from deploykit.serving.api.schemas import EXAMPLE, Model
+from deploykit.serving.api.protocols import EXAMPLE, Model, Protocol, Texts
 from deploykit.tasks import Task
 
 PATH = "/v1/explain"

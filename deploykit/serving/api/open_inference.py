@@ -11,8 +11,7 @@ from deploykit import __version__
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
 from deploykit.serving.api import tensors
-from deploykit.serving.api.protocols import Protocol, Texts
-from deploykit.serving.api.schemas import EXAMPLE
+from deploykit.serving.api.protocols import EXAMPLE, Protocol, Texts
 from deploykit.serving.api.tensors import Output, Parameters, Tensor
 from deploykit.serving.http.bodies import JSON_LENGTH
 from deploykit.serving.http.routes import Content

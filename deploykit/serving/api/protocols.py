@@ -6,15 +6,16 @@ the same for all of them, so that clients of other services need nothing but ano
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from deploykit.artifact import Manifest
-from deploykit.serving.api import schemas
+from deploykit.methods import Frozen
 from deploykit.serving.call import Scope
 from deploykit.tasks import Task
 
+EXAMPLE = "A film that I will watch again."
 Texts = tuple[list[str], list[str] | None]  # first (or only) texts, and second texts of pairs
 
 
@@ -47,10 +48,35 @@ class Protocol:
     binary: bool = False
 
 
+class Model(Frozen):
+    """The model that answered; `version` is the beginning of the package's content key."""
+
+    name: str
+    version: str
+
+
+class Pairs(Frozen):
+    """Base of a request with pairs."""
+
+    @model_validator(mode="after")
+    def _same_number(self) -> Self:
+        texts, pairs = (getattr(self, name) for name in ("texts", "text_pairs"))
+        if len(texts) != len(pairs):
+            raise ValueError(f"{len(texts)} texts and {len(pairs)} text_pairs, expected as many of each")
+        return self
+
+
+class Pair(Frozen):
+    """Two texts that belong together."""
+
+    text: str
+    text_pair: str
+
+
 def predict(manifest: Manifest, task: Task) -> Protocol:
     """Returns this service's own route, typed for the model and its task."""
-    request, response = schemas.request_model(manifest), schemas.response_model(task)
-    model = schemas.Model(name=manifest.name, version=manifest.version)
+    request, response = _request_model(manifest), _response_model(task)
+    model = Model(name=manifest.name, version=manifest.version)
 
     def read(body: Any) -> Texts:
         return body.texts, getattr(body, "text_pairs", None)
@@ -61,9 +87,33 @@ def predict(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("predict", "/v1/predict", request, response, read, write)
 
 
+def _request_model(manifest: Manifest) -> type[BaseModel]:
+    """Returns the type of a request: `texts`, and `text_pairs` if the model reads pairs."""
+    bounds: dict[str, Any] = {"min_length": 1, "max_length": manifest.serve.max_texts}
+    fields: dict[str, Any] = {
+        "texts": (list[str], Field(description="the texts to predict for", examples=[[EXAMPLE]], **bounds)),
+    }
+    if manifest.pair:
+        description = "the second text of each pair, as many as texts"
+        fields["text_pairs"] = (list[str], Field(description=description, examples=[[EXAMPLE]], **bounds))
+    base = Pairs if manifest.pair else Frozen
+    return create_model("PredictRequest", __base__=base, __doc__="Texts to predict for.", **fields)
+
+
+def _response_model(task: Task) -> type[BaseModel]:
+    """Returns the type of a response: one answer a text, in the order of the request."""
+    answer: Any = task.Answer
+    fields: dict[str, Any] = {
+        "predictions": (list[answer], Field(description="one answer a text, in the order of the request")),
+        "model": (Model, Field(description="the model that answered")),
+    }
+    return create_model("PredictResponse", __base__=Frozen, __doc__="Predictions.", **fields)
+
+
 def pipeline(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route of Hugging Face's inference API: `inputs` in, what transformers' pipelines return out."""
-    single: Any = schemas.Pair if manifest.pair else str
+    single: Any = Pair if manifest.pair else str
+    example: Any = {"text": EXAMPLE, "text_pair": EXAMPLE} if manifest.pair else EXAMPLE
 
     class Parameters(BaseModel):
         """Options of the answers; those of other tasks are ignored."""
@@ -77,7 +127,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     class PipelineRequest(BaseModel):
         """One input, or a list of them."""
 
-        model_config = ConfigDict(json_schema_extra={"example": {"inputs": schemas.example(manifest.pair)}})
+        model_config = ConfigDict(json_schema_extra={"example": {"inputs": example}})
 
         inputs: single | Annotated[list[single], Field(min_length=1, max_length=manifest.serve.max_texts)]
         parameters: Parameters | None = None

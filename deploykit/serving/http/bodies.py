@@ -4,6 +4,7 @@ Each refusal names the bound that was exceeded, and by how much.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +18,7 @@ LARGE_BYTES = 16 * 1024  # a larger body is parsed outside the event loop
 MAX_VALUES = 16_384  # values and names in JSON: some 20 ms of parsing, in which no other thread runs
 VALUES_PER_TEXT = 8  # a service that accepts many texts at once accepts as many values as they need
 JSON_LENGTH = "inference-header-content-length"  # the size of the JSON in a body with binary data after it
-MAX_LENGTH_DIGITS = 12  # longer numbers are not converted
+LENGTH = re.compile(r"[0-9]{1,12}")  # longer numbers are not converted
 BINARY_TYPES = ("", "application/octet-stream")  # content types of such bodies; their clients often send none
 MAX_MISTAKES = 10
 MAX_LOCATION_CHARACTERS = 80  # a location may contain a key that the client has made up
@@ -120,8 +121,7 @@ async def _received(receive: Receive, max_bytes: int) -> bytes:
 def _split(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
     """Returns the JSON in a body, and the binary data after it."""
     length = headers.get(JSON_LENGTH, str(len(body)))
-    is_number = length.isascii() and length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS
-    if not is_number or int(length) > len(body):
+    if not LENGTH.fullmatch(length) or int(length) > len(body):
         detail = f"Inference-Header-Content-Length must be a number up to {len(body)}, the length of the body"
         raise Problem(400, "malformed", detail)
     return body[: int(length)], body[int(length) :]

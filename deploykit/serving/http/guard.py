@@ -7,6 +7,7 @@ go on to BentoML. Every error becomes a problem, and if the guard itself fails, 
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from time import perf_counter
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import to_json
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploykit.serving.access.check import Refusal
 from deploykit.serving.call import REQUEST_ID, Call, Client, new_id
@@ -29,7 +30,7 @@ from deploykit.serving.telemetry.logs import request_line
 
 MAX_ANSWERED, MAX_ARRIVING = 512, 256  # requests whose body is in memory, and requests whose body is arriving
 BACKSTOP_S = 5.0  # after the deadline that the queue enforces, so that this one applies only if that fails
-MAX_TIMEOUT_DIGITS = 9  # of milliseconds
+TIMEOUT_MS = re.compile(r"0*[1-9][0-9]{0,8}")  # longer numbers are not converted
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -150,7 +151,7 @@ class Guard:
         else:
             with self._slot(route, call):
                 async with self._backstop():
-                    await self._app(scope, _without_body(receive), response)
+                    await self._app(scope, receive, response)
             await response.finish()
 
     async def _answer(self, answer: Answer, body: BaseModel, receive: Receive, call: Call) -> Content:
@@ -221,7 +222,7 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
     text = headers.get("x-request-timeout-ms")
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_TIMEOUT_DIGITS and int(text)):
+    if not TIMEOUT_MS.fullmatch(text):
         raise Problem(400, "malformed", "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1")
     return int(text) / 1000
 
@@ -232,24 +233,7 @@ def _serialized(answer: Any) -> Content:
     return Content(to_json(answer, inf_nan_mode="null"), {"content-type": JSON})
 
 
-def _without_body(receive: Receive) -> Receive:
-    """Gives the application an empty body, and later the message that the client has disconnected."""
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def next_message() -> Message:
-        if messages:
-            return messages.pop()
-        await _disconnect(receive)
-        return {"type": "http.disconnect"}
-
-    return next_message
-
-
 async def _mark_disconnect(receive: Receive, call: Call) -> None:
-    await _disconnect(receive)
-    call.leave()
-
-
-async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    call.leave()

@@ -15,7 +15,6 @@ from deploykit.serving.problems import NOT_READY, Problem
 HIDDEN_HEADERS = (b"server", b"x-bentoml-request-id", b"x-bentoml-trace-id")
 NO_CONTENT = 204  # a status without a body, and so without a length
 FAILED = "the service failed on this request; the log has the request id"
-REASON_AND_DETAIL = {404: ("not_found", "there is no such path"), 503: ("not_ready", NOT_READY)}
 
 
 class Response:
@@ -51,7 +50,8 @@ class Response:
         """Sends a problem if the application failed or sent nothing."""
         if self.status is None:
             status = self._error_status or 503
-            await self.refuse(Problem(status, *REASON_AND_DETAIL.get(status, ("failed", FAILED))))
+            reason, detail = ("not_ready", NOT_READY) if status == 503 else ("failed", FAILED)
+            await self.refuse(Problem(status, reason, detail))
 
     async def refuse(self, problem: Problem) -> None:
         """Sends a problem, unless a response has begun."""
