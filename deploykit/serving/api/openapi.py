@@ -54,15 +54,10 @@ class Way(NamedTuple):
 def document(
     name: str, version: str, text: str, asked: Sequence[Way], routes: Sequence[Route], *, guarded: bool
 ) -> bytes:
-    """Returns the document of a model's service, which `text` describes.
+    """Returns the document of a model's service.
 
-    Args:
-        name: of the model.
-        version: of the model.
-        text: Markdown.
-        asked: the routes with a body.
-        routes: all routes.
-        guarded: whether access control is on.
+    `text` describes it in Markdown, `asked` are the routes with a body among all `routes`, and `guarded` says whether
+    access control is on.
     """
     types: dict[str, Any] = {ProblemDetails.__name__: ProblemDetails}
     for way in asked:

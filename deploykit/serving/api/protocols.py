@@ -103,11 +103,14 @@ def _request_model(manifest: Manifest) -> type[BaseModel]:
 def _response_model(task: Task) -> type[BaseModel]:
     """Returns the type of a response: one answer a text, in the order of the request."""
     answer: Any = task.Answer
-    fields: dict[str, Any] = {
-        "predictions": (list[answer], Field(description="one answer a text, in the order of the request")),
-        "model": (Model, Field(description="the model that answered")),
-    }
-    return create_model("PredictResponse", __base__=Frozen, __doc__="Predictions.", **fields)
+
+    class PredictResponse(Frozen):
+        """Predictions."""
+
+        predictions: list[answer] = Field(description="one answer a text, in the order of the request")
+        model: Model = Field(description="the model that answered")
+
+    return PredictResponse
 
 
 def pipeline(manifest: Manifest, task: Task) -> Protocol:
