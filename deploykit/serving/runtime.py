@@ -25,11 +25,10 @@ from deploykit.hardware import cpu_features
 from deploykit.inference import fallback, golden
 from deploykit.inference.drift import Drift, Feature, entropies
 from deploykit.inference.predictor import Predictor
-from deploykit.serving.access.check import Client, Keys, Refusal
+from deploykit.serving.access.check import Keys, Refusal
 from deploykit.serving.access.jwt import Tokens
-from deploykit.serving.access.keys import Scope
 from deploykit.serving.access.rate_limits import Limits, Windows
-from deploykit.serving.call import Call
+from deploykit.serving.call import Call, Client, Scope
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
