@@ -2,7 +2,7 @@
 
 A request that offers another protocol (HTTP/2, TLS) keeps its body, a client that does not read its response is
 disconnected, and idle connections stay open for longer than those of proxies, so that no proxy sends a request on a
-connection that was just closed. Slow or endless headers and floods of connections are left to the load balancer.
+connection that was just closed. Slow headers and floods of connections are left to the load balancer.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ with patches.expected("uvicorn", patches.SERVER):
 
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 16 * 1024  # of a request
 UVICORN_KEEP_ALIVE_S, KEEP_ALIVE_S = 5, 75  # of an idle connection: uvicorn's default, and its replacement
+MAX_UNPARSED_BYTES = 256 * 1024  # headers without an end, which httptools would keep in memory for ever
 READ_PERIOD_S, READ_BYTES = 20.0, 65536  # a client must read so many bytes of a waiting response in each period
 
 
@@ -52,9 +53,10 @@ class PlainParser(httptools.HttpRequestParser):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol with `PlainParser`, a limit for slow readers, and a longer keep-alive."""
+    """uvicorn's protocol with `PlainParser`, limits for slow readers and endless headers, and a longer keep-alive."""
 
     _slow_reader_timer: asyncio.TimerHandle | None = None
+    _unparsed_bytes = 0  # since the last complete header section or piece of a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Replaces the parser, and the keep-alive unless `--timeout-keep-alive` sets one."""
@@ -68,6 +70,13 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Parses data; disconnects a client whose headers have no end."""
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > MAX_UNPARSED_BYTES:
+            self.transport.abort()
+
     def headers_without_offer(self) -> bytes:
         """Returns the header section of the current request, without the header `Upgrade`."""
         version = self.parser.get_http_version().encode()
@@ -77,8 +86,14 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Starts a request; one with an offer is parsed again first."""
+        self._unparsed_bytes = 0
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Receives a piece of a body, whose size the guard limits."""
+        self._unparsed_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Ends the body of a request; one with an offer is parsed again first."""

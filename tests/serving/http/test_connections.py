@@ -142,3 +142,22 @@ def test_a_client_that_reads_slowly_gets_its_answer(connect):
         if count < 2**25:
             time.sleep(0.005)
     assert count > 64 * 2**20
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"a: b\r\n" * 10_000])
+def test_a_client_whose_headers_have_no_end_is_disconnected(connect, piece):
+    client = connect()
+    client.sendall(HEAD + b"x: ")
+    sent = 0
+    with pytest.raises(OSError):  # noqa: PT011  broken pipe, or connection reset
+        while sent < 8 * connections.MAX_UNPARSED_BYTES:
+            client.sendall(piece)
+            sent += len(piece)
+            time.sleep(0.01)
+
+
+def test_many_bodies_on_one_connection_are_no_endless_headers(connect):
+    client = connect()
+    body = bytes(2 * connections.MAX_UNPARSED_BYTES)
+    client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    assert client.recv(65536).startswith(b"HTTP/1.1 204")
