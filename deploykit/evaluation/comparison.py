@@ -1,10 +1,10 @@
 """Compares two models on the same rows: metric, prediction changes, calibration, and losses per label and per length.
 
-Every figure is a function of counts summed over rows, so one paired bootstrap serves them all: rows are drawn with
-replacement, the same rows for both models. Intervals are the 2.5 and 97.5 % quantiles. `gates` decides from these
-intervals.
+Every figure is a function of counts summed over rows, so one paired bootstrap gives all intervals: rows are drawn with
+replacement, the same rows for both models. `gates` decides from these intervals.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -25,8 +25,8 @@ Counts = npt.NDArray[np.float64]
 class Figure(NamedTuple):
     """A function of counts that are summed over rows.
 
-    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side; `function` takes
-    sums `(samples, columns)` and gives a value for each of `members`.
+    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side. `function` maps
+    sums `(samples, columns)` to a value for each of `members`.
     """
 
     name: str
@@ -81,24 +81,20 @@ def compare(
     confidences = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
     (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
     loss = partial(_loss, name=name)
-    values = _bootstrap(
-        [
-            Figure("drop", counts, loss),
-            Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-            Figure("calibration", csr_array(confidences), _calibration_growth),
-            Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
-            *(
-                Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,))
-                for bucket, inside in buckets(lengths or ()).items()
-            ),
-        ],
-        seed,
-    )
+    figures = [
+        Figure("drop", counts, loss),
+        Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
+        Figure("calibration", csr_array(confidences), _calibration_growth),
+        Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
+    ]
+    for bucket, inside in buckets(lengths or ()).items():
+        figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,)))
+    values = _bootstrap(figures, seed)
     return Comparison(
         metric=name,
-        **{figure: values[figure, ""] for figure in ("drop", "flips", "calibration")},
-        by_label={member: value for (figure, member), value in values.items() if figure == "by_label"},
-        by_length={member: value for (figure, member), value in values.items() if figure == "by_length"},
+        **{figure: values[figure][""] for figure in ("drop", "flips", "calibration")},
+        by_label=values["by_label"],
+        by_length=values.get("by_length", {}),
         rows=len(gold),
         flipped=tuple(np.flatnonzero(changed)[:MAX_FLIPPED_ROWS].tolist()),
     )
@@ -120,7 +116,7 @@ def flips(
         labels: names of the label indices.
         reference: scores of the reference.
         scores: scores of the model.
-        rows: indices of the rows to list; see `Comparison.flipped`.
+        rows: indices of the rows to look at; see `Comparison.flipped`.
     """
     changes = []
     for row in rows:
@@ -128,16 +124,13 @@ def flips(
         before, after = reference[row].argmax(axis=-1), scores[row].argmax(axis=-1)
         for unit in np.flatnonzero(before != after):
             start, end = task.units(text)[unit]
-            indices = {"true": true[unit], "before": before[unit], "after": after[unit]}
-            changes.append({"text": text[start:end], **{name: labels[index] for name, index in indices.items()}})
+            names = {"true": labels[true[unit]], "before": labels[before[unit]], "after": labels[after[unit]]}
+            changes.append({"text": text[start:end], **names})
     return changes
 
 
 def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Groups rows by the quartiles of their lengths.
-
-    Args:
-        lengths: tokens of each row.
+    """Groups rows by the quartiles of their lengths in tokens.
 
     Returns:
         For each group, named like `"up to 19 tokens"` or `"20 to 27 tokens"`, whether each row is in it, `(rows,)`.
@@ -152,7 +145,6 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def _loss(summed: Counts, name: str) -> Counts:
-    """Returns the loss of a metric for each draw, from the counts of reference and model, `(draws, columns)`."""
     return -_change(metrics.ratio(name, _models(summed)))
 
 
@@ -166,16 +158,16 @@ def _recall_loss(summed: Counts) -> Counts:
 
 
 def _models(summed: Counts) -> Counts:
-    """Parts the sums of the two models, which stand side by side: `(2, samples, columns)`."""
+    """Separates the sums of the two models, which stand side by side: `(2, samples, columns)`."""
     return np.stack(np.split(summed, 2, axis=-1))
 
 
 def _change(models: Counts) -> Counts:
-    """Returns the difference of `(2, ...)`, the values of the reference and of the model."""
+    """Subtracts the values of the reference from those of the model; `models` is `(2, ...)`."""
     return cast(Counts, models[1] - models[0])
 
 
-def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Metric]:
+def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Metric]]:
     """Returns every figure with its interval, by name and member; all figures use the same draws of rows.
 
     Intervals are widened to include their value: the calibration error of a draw tends to be larger than that of the
@@ -185,11 +177,11 @@ def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Me
     ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
     samples: list[list[Counts]] = [[] for _ in figures]
     for summed in chain([table.sum(axis=0)[None]], bootstrap.chunks(table, seed)):  # the sum of the rows comes first
-        for figure, piece, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
-            results.append(figure.function(piece).reshape(len(piece), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
-    values = {}
+        for figure, part, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
+            results.append(figure.function(part).reshape(len(part), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
+    values: dict[str, dict[str, Metric]] = defaultdict(dict)
     for figure, results in zip(figures, samples, strict=True):
         for member, (value, *resampled) in zip(figure.members, np.concatenate(results).T.tolist(), strict=True):
             low, high = bootstrap.interval(np.array(resampled))
-            values[figure.name, member] = Metric(value=value, low=min(low, value), high=max(high, value))
+            values[figure.name][member] = Metric(value=value, low=min(low, value), high=max(high, value))
     return values

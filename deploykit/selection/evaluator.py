@@ -14,7 +14,7 @@ from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, atomic, sha25
 from deploykit.artifact.execution import Execution
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict, verdicts
-from deploykit.evaluation.timing import Workload
+from deploykit.evaluation.workload import Workload
 from deploykit.graphs import variants
 from deploykit.inference.predictor import Predictor
 from deploykit.quantizers import Batch

@@ -19,7 +19,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
 
 def test_sums_of_sparse_counts_are_those_of_dense_ones():
     counts = np.random.default_rng(1).integers(0, 3, (130, 7)).astype(float)
-    sums = bootstrap.sums(csr_array(counts), seed=3)
+    sums = np.concatenate(list(bootstrap.chunks(csr_array(counts), seed=3)))
     draws = np.random.default_rng(3)
     size = bootstrap.CHUNK
     expected = [draws.multinomial(130, np.full(130, 1 / 130), size=size) @ counts for _ in range(1000 // size)]

@@ -20,6 +20,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
 from deploykit.evaluation import bootstrap, timing
+from deploykit.evaluation.workload import MIXED_TEXTS, QUANTILES
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
@@ -73,12 +74,12 @@ def relative_timer(
 def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at typical lengths."""
     rows = sorted((row.encoding for row in problem.train), key=len)
-    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in timing.QUANTILES]
+    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in QUANTILES]
 
 
 def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
     """Returns training rows of all lengths, in batches of the size that the whole model runs fastest."""
-    order = np.random.default_rng(problem.seed).permutation(len(problem.train))[: timing.MIXED]
+    order = np.random.default_rng(problem.seed).permutation(len(problem.train))[:MIXED_TEXTS]
     rows = [problem.train[index].encoding for index in order]
     workloads = {tokens: _batched(problem, rows, tokens, whole) for tokens in BATCH_TOKENS}
     calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
