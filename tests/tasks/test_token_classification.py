@@ -28,12 +28,12 @@ def logits_for(targets, labels=LABELS, certainty=10.0):
         (["a"], "O", "tokens and tags must be lists"),
         ([], [], "and not empty"),
         (["a", "b"], ["O"], r"^2 tokens and 1 tags, expected as many of each$"),
-        (["a", ""], ["O", "O"], "a token is empty or no text"),
-        (["aa", " "], ["O", "O"], "a token is empty or no text"),
+        (["a", ""], ["O", "O"], "a token is empty or not a string"),
+        (["aa", " "], ["O", "O"], "a token is empty or not a string"),
         ([" ", "\t"], ["O", "O"], "all tokens are white space"),
-        (["a", 1], ["O", "O"], "a token is empty or no text"),
-        (["a", "b"], ["O", ""], "a tag is empty or no text"),
-        (["a", "b"], ["O", 1], "a tag is empty or no text"),
+        (["a", 1], ["O", "O"], "a token is empty or not a string"),
+        (["a", "b"], ["O", ""], "a tag is empty or not a string"),
+        (["a", "b"], ["O", 1], "a tag is empty or not a string"),
     ],
 )
 def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
@@ -57,7 +57,7 @@ def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
         (
             "a b c",
             [{"start": 2, "end": 5, "label": "X"}, {"start": 0, "end": 3, "label": "Y"}],
-            "the spans .* overlap, expected one label a word",
+            "the spans .* overlap, expected one label per word",
         ),
         ("a b", [{"start": 0, "end": 1, "label": "X"}] * 2, "overlap"),
         ("a - \u200b", [{"start": 4, "end": 5, "label": "X"}], r"^the span 4-5 .* covers no word of the text"),
@@ -203,7 +203,7 @@ def test_units_that_were_cut_off_are_certainly_outside(tokenizer_folder):
     scores = task.scores(logits, text, encoding)
     assert scores.shape == (20, 5)
     np.testing.assert_array_equal(scores[:6], logits[1:7])
-    np.testing.assert_array_equal(scores[6:], [[task.UNSEEN_LOGIT, 0, 0, 0, 0]] * 14)
+    np.testing.assert_array_equal(scores[6:], [[task.CUT_OFF_LOGIT, 0, 0, 0, 0]] * 14)
     answer = task.answer(scores, text, encoding, LABELS)
     assert (len(answer.entities), answer.tokens, answer.truncated) == (6, 8, True)
 
@@ -319,7 +319,7 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     assert cut[:, 1].tolist() == [0, 1, 2]  # its longest beginning, where all cut it
     windows = [Window("alpha", 0, None), Window("eta gamma", 7, None)]
     lost = task.merge([found[0][:1], found[1]], windows, text)
-    assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
+    assert lost[1].tolist() == [task.CUT_OFF_LOGIT, 0, 0]  # no window has it: no entity
 
 
 @pytest.mark.parametrize(
