@@ -1,8 +1,7 @@
-"""Where rows come from: csv, tsv, JSON lines and parquet files, and data sets of the hub.
+"""Reads rows from csv, tsv, JSON lines and parquet files, and from data sets of the hub.
 
-Text formats are read with the standard library, so that every row knows the line on which it starts. A
-row that cannot be read is kept as a complaint and never dropped; what the columns mean is left to
-`examples.py`, bytes to `files.py`, delimiters to `delimited.py`. Nothing here runs code that a data set brings along.
+Text formats are read with the standard library, which tells the line of each row. A row that cannot be read is kept as
+`Broken`, never dropped. No code that comes with a data set is run.
 """
 
 import json
@@ -20,12 +19,12 @@ from deploykit.errors import DataError
 from deploykit.methods import did_you_mean
 from deploykit.recipe import expanded, file_format, is_file
 
-FORMATS = "csv, tsv, jsonl, json (one object a line) or parquet, all of them also compressed: .gz, .bz2, .xz"
+FORMATS = "csv, tsv, jsonl, json (one object per line) or parquet, all of them also compressed: .gz, .bz2, .xz"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its line (or, without lines, its number from 1) and its values by column."""
+    """A row: its line, or its number from 1 in formats without lines, and its values by column."""
 
     line: int
     values: Mapping[str, Any]
@@ -33,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Broken:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and the reason."""
 
     line: int
     why: str
@@ -41,7 +40,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Table:
-    """What a source holds; `unit` says what `line` counts in it."""
+    """The content of a source; `unit` says what `line` counts."""
 
     name: str
     unit: Literal["line", "row"]
@@ -54,11 +53,11 @@ def read(source: str, split: str = "train") -> Table:
     """Reads a file, or one split of a data set of the hub.
 
     Args:
-        source: a path that ends in one of the known formats, or `owner/name`, or `owner/name@revision`.
-        split: which split of a data set of the hub; a file holds only one.
+        source: a path that ends in one of `FORMATS`, or `owner/name`, or `owner/name@revision`.
+        split: of a data set of the hub; a file has only one.
 
     Raises:
-        DataError: the source is missing, is not UTF-8, is damaged, or is in a format that is not read.
+        DataError: the source is missing, is not UTF-8, is damaged, or has another format.
     """
     if is_file(source):
         return _read_file(Path(source))
@@ -68,7 +67,7 @@ def read(source: str, split: str = "train") -> Table:
 
 
 def texts(source: str) -> list[str]:
-    """Reads a corpus: every string of a file with columns, every line of any other file.
+    """Reads a corpus: all strings of a file with columns, or all lines of any other file.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has rows that cannot be read.
@@ -87,7 +86,7 @@ def require(source: str) -> Path:
     """Returns the path of a file that exists.
 
     Raises:
-        DataError: there is none; names the nearest file beside it.
+        DataError: the file does not exist; names the most similar file beside it.
     """
     path = expanded(source)
     if path.is_file():
@@ -116,7 +115,7 @@ def _read_csv(path: Path) -> Table:
         raise DataError(f"{path}, line {first}: the names of the columns cannot be read: {header}.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}, line {first}: the column {twice[0]!r} stands there twice. Give each its own name.")
+        raise DataError(f"{path}, line {first}: the column {twice[0]!r} occurs twice. Give each its own name.")
     rows, broken = [], []
     for line, fields in body:
         if isinstance(fields, str) or line in suspicious:
@@ -133,7 +132,7 @@ def _read_csv(path: Path) -> Table:
 def _read_json_lines(path: Path) -> Table:
     text = files.text(path)
     if file_format(path.name) == "json" and text.lstrip().startswith("["):
-        raise DataError(f"{path} is one JSON list, expected one object a line. Convert it with: jq -c '.[]'")
+        raise DataError(f"{path} is one JSON list, expected one object per line. Convert it with: jq -c '.[]'")
     rows, broken = [], []
     for line, content in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 as well
         if not content.strip():
@@ -141,7 +140,7 @@ def _read_json_lines(path: Path) -> Table:
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            broken.append(Broken(line, f"no JSON ({error})"))
+            broken.append(Broken(line, f"not JSON ({error})"))
             continue
         if isinstance(values, dict):
             rows.append(Row(line, values))
@@ -156,21 +155,21 @@ def _read_parquet(path: Path) -> Table:
         packed = path.suffix.lower() in files.DECOMPRESS
         table = pyarrow.parquet.read_table(pa.BufferReader(files.content(path)) if packed else path)
     except pa.ArrowException as error:
-        raise DataError(f"{path} is no parquet file that can be read: {error}") from error
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
     return _table(str(path), tuple(table.column_names), table.to_pylist())
 
 
 def _read_hub(source: str, split: str) -> Table:
     name, _, revision = source.partition("@")
     try:
-        found = datasets.load_dataset(name, split=split, revision=revision or None)
-    except Exception as error:  # the library raises many kinds, of its own and of its HTTP clients
+        dataset = datasets.load_dataset(name, split=split, revision=revision or None)
+    except Exception as error:  # the library and its HTTP clients raise many types
         raise DataError(
             f"the split {split!r} of the data set {source!r} could not be loaded: {error}."
             f" Expected a file ({FORMATS}) or the id of a data set of the hub, and then a network."
         ) from error
-    table = _table(f"{source}[{split}]", tuple(found.column_names), [dict(row) for row in found])
-    return replace(table, rows=tuple(_named(row, found.features) for row in table.rows))
+    table = _table(f"{source}[{split}]", tuple(dataset.column_names), [dict(row) for row in dataset])
+    return replace(table, rows=tuple(_named(row, dataset.features) for row in table.rows))
 
 
 def _table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
@@ -178,7 +177,7 @@ def _table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> T
 
 
 def _named(row: Row, features: Mapping[str, Any]) -> Row:
-    """Puts names where a data set of the hub stores the numbers of classes."""
+    """Replaces the class numbers of a data set of the hub by their names."""
     return Row(row.line, {name: _name(value, features[name]) for name, value in row.values.items()})
 
 

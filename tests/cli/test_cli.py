@@ -129,7 +129,7 @@ def test_rows_that_stand_in_two_splits(call, tmp_path, tiny_recipe, review_files
     files = {name: str(review_files / "train.jsonl") for name in ("train", "test")}
     code, _, message = call("run", tiny_recipe(tmp_path, data=files))
     assert code == 2
-    assert re.search(r"\d+ rows of the test split stand in the train split too", message), message
+    assert re.search(r"\d+ rows of the test split occur in the train split, too", message), message
 
 
 def test_broken_rows_are_listed_ten_at_most(call, tmp_path, tiny_recipe):

@@ -44,7 +44,7 @@ def test_leakage_is_counted_in_the_later_split():
     rows = [Example("x", label="a"), Example("y", label="b")]
     found = summary(rows, test=[rows[0], rows[0], rows[1], Example("z", label="a")])
     assert found["leakage"] == {"train/validation": 0, "train/test": 3, "validation/test": 0}
-    assert "3 rows of the test split stand in the train split too; scores flatter the model." in found["warnings"]
+    assert "3 rows of the test split occur in the train split, too; scores flatter the model." in found["warnings"]
 
 
 def test_a_skewed_split_is_warned_about():

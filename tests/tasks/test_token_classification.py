@@ -1,9 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploykit.tasks import IGNORED, Example, Span, softmax
 from deploykit.tasks import token_classification as task
-from deploykit.tokenizer import Tokenizer, Window, joined
+from deploykit.tokenizer import Encoding, Tokenizer, Window, joined
 
 TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
 SPANS = {**TAGS, "spans": "spans"}
@@ -255,6 +259,26 @@ def test_what_was_read_comes_back_from_perfect_scores(tokenizer, tagged_sentence
         (encoding,) = tokenizer.encode([example.text])
         answer = task.answer(logits_for(task.targets(example, LABELS)), example.text, encoding, LABELS)
         assert tuple(Span(found.start, found.end, found.label) for found in answer.entities) == example.spans
+
+
+PIECES = ["Anna", " ", "  ", "\n", "7kg", ",", "...", "e\u0301", "😀", "北京", "हिन्दी", "한국어", "don't", "\u200d"]
+
+
+@given(data=st.data(), text=st.lists(st.sampled_from(PIECES), max_size=15).map("".join) | st.text(max_size=20))
+def test_spans_come_back_from_the_targets_of_their_tokens_with_the_same_offsets(data, text):
+    units = task.units(text).tolist()
+    edges = sorted(data.draw(st.sets(st.integers(0, len(units)), max_size=6)))
+    spans = tuple(
+        Span(units[first][0], units[last - 1][1], data.draw(st.sampled_from(["NAME", "PLACE"])))
+        for first, last in list(pairwise(edges))[:: data.draw(st.integers(1, 2))]
+    )
+    example, places = Example(text, spans=spans), np.arange(len(text))
+    characters = Encoding(places, places, np.stack([places, places + 1], axis=1), 0, False)  # one token each
+    logits = logits_for(task.loss_targets(example, characters, LABELS).clip(0))
+    answer = task.answer(task.scores(logits, text, characters), text, characters, LABELS)
+    assert tuple(Span(entity.start, entity.end, entity.label) for entity in answer.entities) == spans
+    assert all(entity.text == text[entity.start : entity.end] for entity in answer.entities)
+    assert task.inexpressible(example, characters, LABELS) == []
 
 
 def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
