@@ -1,4 +1,4 @@
-"""What `--set key=value` puts on top of a recipe before it is validated."""
+"""Applies `--set key=value` to a recipe before it is validated."""
 
 import re
 from typing import Any
@@ -11,15 +11,15 @@ DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that 
 
 
 def apply(content: dict[str, Any], override: str) -> None:
-    """Sets one value, in place; sections on the way that are not there are made.
+    """Sets one value in place, and adds the sections that it needs.
 
     Args:
-        content: what the YAML file holds.
-        override: `key=value`, with dots for nested keys and a number in brackets for one of several steps:
+        content: of the YAML file.
+        override: `key=value`, with dots for nested keys and a number in brackets for a step of a list, such as
             `prune[0].keep=4`. The value is YAML.
 
     Raises:
-        RecipeError: it is of another form, or there is no such step.
+        RecipeError: the override has another form, or there is no such step.
     """
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*)*", key):

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, as lines that name the place and the nearest key that is known."""
+"""Explains the validation errors of a recipe."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,12 +8,12 @@ from deploykit.methods import did_you_mean
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
-    """Yields one line a mistake: its place, what is wrong there, and what was found.
+    """Yields a line for each mistake: its place, the problem and the value, or the key that was probably meant.
 
     Args:
         error: of pydantic.
-        model: what was to be made.
-        prefix: names that the places begin with.
+        model: whose validation failed.
+        prefix: where the model is in the recipe.
     """
     for mistake in error.errors():
         place = (*prefix, *map(str, mistake["loc"]))
@@ -26,13 +26,13 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
             yield f"{'.'.join(place)}: is missing"
         else:
             message = mistake["msg"].removeprefix("Value error, ")
-            found = "" if ", got " in message else f", got {mistake['input']!r}"
-            yield f"{'.'.join(place)}: {message}{found}"
+            value = "" if ", got " in message else f", got {mistake['input']!r}"
+            yield f"{'.'.join(place)}: {message}{value}"
 
 
 def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     for name in place:
         annotation = model.model_fields[str(name)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(found for found in candidates if isinstance(found, type) and issubclass(found, BaseModel))
+        model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))
     return list(model.model_fields)
