@@ -1,6 +1,6 @@
-"""Artifacts: immutable directories that the stages hand to each other, and their manifests.
+"""Artifacts, the immutable directories that the stages hand to each other, and their manifests.
 
-The layout stays that of Hugging Face, so that transformers and Optimum open what they are able to open.
+The layout is that of Hugging Face, so transformers and Optimum can open checkpoints and graphs.
 """
 
 from deploykit.artifact.directory import Artifact, draft, key_of, seal

@@ -63,8 +63,7 @@ class Recipe(Options):
         """Converts whole numbers to strings, as labels of the data are."""
         if not isinstance(labels, dict):
             return labels
-        words = [[str(word) if type(word) is int else word for word in pair] for pair in labels.items()]
-        return dict(words)
+        return {_word(label): _word(name) for label, name in labels.items()}
 
     @field_validator("prune", mode="before")
     @classmethod
@@ -116,6 +115,10 @@ class Recipe(Options):
         if isinstance(section, dict):
             return self.steps(stage)[0][1]
         return section if section is not None else Options()
+
+
+def _word(value: Any) -> Any:
+    return str(value) if type(value) is int else value
 
 
 def as_list(section: Any) -> list[dict[str, Any]]:
