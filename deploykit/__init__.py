@@ -32,22 +32,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Artifact": "artifact",
-    "AsyncClient": "client",
-    "Client": "client",
+    **dict.fromkeys(("AsyncClient", "Client"), "client"),
     "Predictor": "inference.predictor",
     "Recipe": "recipe",
     "available": "methods",
     "explain_quantization": "stages.explanation",
-    "export": "pipeline",
     "load_recipe": "recipe:load",
-    "package": "pipeline",
-    "prune": "pipeline",
-    "quantize": "pipeline",
+    **dict.fromkeys(("export", "package", "prune", "quantize", "run", "train"), "pipeline"),
     "retune": "stages.retuning",
-    "run": "pipeline",
     "serve": "serving.launch",
     "sign": "artifact.signing",
-    "train": "pipeline",
     "verify": "inference.golden",
 }
 

@@ -36,7 +36,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file. Paths inside it are relative to its directory.
-        overrides: such as `train.epochs=1`; see `overrides.apply`.
+        overrides: `key=value` with dots for nested keys, such as `train.epochs=1`; values are YAML.
 
     Raises:
         RecipeError: lists every mistake.

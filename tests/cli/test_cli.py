@@ -420,7 +420,7 @@ def test_records_become_labelled_rows(call, tmp_path):
     assert code == 0
     assert re.search(r"m 1 +1 +1 +0\.0000 \(0\.0000 to 0\.7935\)", out)
     assert "rows.jsonl holds 1 labelled rows" in out.replace("\n", "")
-    assert "1 feedback without a record, 0 broken lines" in message
+    assert "left out: 1 feedback without a record, 0 broken lines" in message
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a film", "label": "y"}
 
 
