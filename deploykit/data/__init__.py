@@ -17,8 +17,6 @@ from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
 
-__all__ = ["Dataset", "fingerprint", "lengths", "load"]
-
 NAMES = ("train", "validation", "test")
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,12 +80,12 @@ def compare(
     counts = hstack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], format="csr")
     confidences = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
     (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
-    loss = partial(_loss, name=name)
+    loss = partial(_loss, partial(metrics.ratio, name))
     figures = [
         Figure("drop", counts, loss),
         Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-        Figure("calibration", csr_array(confidences), _calibration_growth),
-        Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
+        Figure("calibration", csr_array(confidences), lambda summed: -_loss(metrics.calibration_error, summed)),
+        Figure("by_label", hstack([first, second], format="csr"), partial(_loss, metrics.recall), members),
     ]
     for bucket, inside in buckets(lengths or ()).items():
         figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,)))
@@ -108,15 +108,9 @@ def flips(
     scores: Sequence[Float32],
     rows: Sequence[int],
 ) -> list[dict[str, str]]:
-    """Lists the units whose prediction changed: their text, true label, and the labels before and after.
+    """Lists the units whose prediction changed in some rows: text, true label, and the labels before and after.
 
-    Args:
-        task: divides a text into units.
-        examples: the labelled rows.
-        labels: names of the label indices.
-        reference: scores of the reference.
-        scores: scores of the model.
-        rows: indices of the rows to look at; see `Comparison.flipped`.
+    The arguments are those of `compare`, and the indices of the rows, see `Comparison.flipped`.
     """
     changes = []
     for row in rows:
@@ -144,27 +138,10 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     return {f"{starts[group]} {edge} tokens": groups == group for group, edge in enumerate(edges)}
 
 
-def _loss(summed: Counts, name: str) -> Counts:
-    return -_change(metrics.ratio(name, _models(summed)))
-
-
-def _calibration_growth(summed: Counts) -> Counts:
-    return _change(metrics.calibration_error(_models(summed)))
-
-
-def _recall_loss(summed: Counts) -> Counts:
-    right, true = np.split(_models(summed), 2, axis=-1)
-    return -_change(right / np.maximum(true, 1))
-
-
-def _models(summed: Counts) -> Counts:
-    """Separates the sums of the two models, which stand side by side: `(2, samples, columns)`."""
-    return np.stack(np.split(summed, 2, axis=-1))
-
-
-def _change(models: Counts) -> Counts:
-    """Subtracts the values of the reference from those of the model; `models` is `(2, ...)`."""
-    return cast(Counts, models[1] - models[0])
+def _loss(value: Callable[[Counts], Counts], summed: Counts) -> Counts:
+    """Returns how much greater a value is for the reference than for the model, whose counts stand side by side."""
+    reference, model = np.split(summed, 2, axis=-1)
+    return value(reference) - value(model)
 
 
 def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Metric]]:

@@ -50,7 +50,7 @@ METRICS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
 
 
 def compute(names: Sequence[str], gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, float]:
-    """Computes the named metrics.
+    """Computes metrics by name.
 
     Args:
         names: keys of `METRICS`.
@@ -76,15 +76,9 @@ def with_intervals(
 def label_counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
     """Counts for each row and label how often the label is right, true and predicted.
 
-    Args:
-        name: a key of `METRICS`; `entity_f1` counts whole entities, the others count units.
-        gold: the true label of each unit, one array per row.
-        predicted: the same shapes.
-        labels: names of the label indices.
-
     Returns:
-        The names of the labels, those of entities without prefix, and sparse counts `(rows, 3 * names)`: right, true
-        and predicted.
+        The names of the labels, and the sparse counts `(rows, 3 * names)`: right, true and predicted. For the metric
+        `entity_f1` whole entities are counted, and the names are theirs, without prefix; otherwise units are counted.
     """
     if name == "entity_f1":
         names = tuple(sorted({label.partition("-")[2] for label in labels if label != OUTSIDE}))
@@ -132,11 +126,7 @@ def ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: Sequence[str]) -> dict[str, Any]:
     """Returns precision, recall, F1 and support of each label, and the confusion matrix of the units.
 
-    Args:
-        task_metrics: if they name `entity_f1`, the labels are those of the entities that occur.
-        gold: the true label of each unit, one array per row.
-        predicted: the same shapes.
-        labels: names of the label indices.
+    If the metrics of the task include `entity_f1`, the labels are those of the entities that occur.
     """
     of_entities = "entity_f1" in task_metrics
     names, table = label_counts("entity_f1" if of_entities else "accuracy", gold, predicted, labels)
@@ -158,14 +148,17 @@ def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: 
 
 
 def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
-    """Returns the labels that are true somewhere, and the counts of their recall, sparse `(rows, 2 * labels)`.
-
-    See `label_counts`, of whose columns these are right and true.
-    """
+    """Returns the labels that are true somewhere, and their counts of right and true, sparse `(rows, 2 * labels)`."""
     names, table = label_counts(name, gold, predicted, labels)
     occurring = np.flatnonzero(np.split(table.sum(axis=0), 3)[1])
     columns = np.concatenate([occurring, len(names) + occurring])
     return tuple(names[index] for index in occurring), table[:, columns]
+
+
+def recall(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Computes the recall of each label from summed counts of `recalls`, `(..., 2 * labels)`."""
+    right, true = np.split(summed, 2, axis=-1)
+    return right / np.maximum(true, 1)
 
 
 def calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:

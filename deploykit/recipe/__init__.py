@@ -20,7 +20,6 @@ from deploykit.recipe.schema import (
     NO_METHOD,
     STAGES,
     Recipe,
-    Steps,
     as_list,
     named_paths,
     without_method,
@@ -164,16 +163,13 @@ def expanded(path: str | Path) -> Path:
 
 
 __all__ = [
-    "DATA_FILE",
     "KIND_OF_STAGE",
-    "NO_METHOD",
     "STAGES",
     "DataSection",
     "ExportSection",
     "GateSection",
     "PackageSection",
     "Recipe",
-    "Steps",
     "expanded",
     "file_format",
     "is_file",
