@@ -16,7 +16,7 @@ Fields = list[str]
 UNBALANCED = "is a quotation mark missing or not doubled?"
 
 
-def rows(text: str, tabs: bool) -> tuple[list[tuple[int, Fields | str]], dict[int, str]]:
+def rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
     """Reads the rows of a file, the header included.
 
     Args:
@@ -24,12 +24,12 @@ def rows(text: str, tabs: bool) -> tuple[list[tuple[int, Fields | str]], dict[in
         tabs: whether the file is a tsv; otherwise commas or semicolons separate the columns.
 
     Returns:
-        The first line and the fields of each row, or the reason why it cannot be read; and the reasons why rows are
-        suspicious although they can be read, by first line.
+        The first line of each row, and its fields or the reason why it cannot be used.
     """
     delimiter = "\t" if tabs else delimiter_of(text)
-    lines = list(_parsed(text, delimiter, tabs))
-    return lines, swallowed([(line, fields) for line, fields in lines if isinstance(fields, list)], delimiter)
+    parsed = list(_parsed(text, delimiter, tabs))
+    reasons = swallowed([(line, fields) for line, fields in parsed if isinstance(fields, list)], delimiter)
+    return [(line, reasons.get(line, fields)) for line, fields in parsed]
 
 
 def delimiter_of(text: str) -> str:
@@ -87,8 +87,7 @@ def _inner_rows(pieces: Sequence[str], column: int, width: int, delimiter: str) 
     """Returns the lines of a field as rows without the field's own column; empty if a number of columns is wrong."""
     first, *between, last = (piece.split(delimiter) for piece in pieces)
     between = [fields for fields in between if fields != [""]]
-    shapes = column + len(first) == width, len(last) == column + 1, all(len(fields) == width for fields in between)
-    if not all(shapes):
+    if column + len(first) != width or len(last) != column + 1 or any(len(fields) != width for fields in between):
         return []
     numbered = [enumerate(first, start=column), *map(enumerate, between), enumerate(last)]
     return [{number: value for number, value in fields if number != column} for fields in numbered]

@@ -88,10 +88,11 @@ def write(joined: JoinedRecords, target: Path) -> None:
 
 def table(joined: JoinedRecords) -> list[tuple[str, ...]]:
     """Returns a row for each model version: records, those with feedback, and the accuracy on these."""
-    return [
-        (version, f"{count:,}", f"{(given := joined.corrected[version]):,}", _share(joined.right[version], given))
-        for version, count in sorted(joined.records.items())
-    ]
+    rows: list[tuple[str, ...]] = []
+    for version, count in sorted(joined.records.items()):
+        corrected = joined.corrected[version]
+        rows.append((version, f"{count:,}", f"{corrected:,}", _share(joined.right[version], corrected)))
+    return rows
 
 
 def _share(right: int, total: int) -> str:

@@ -6,7 +6,7 @@ Text formats are read with the standard library, which tells the line of each ro
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,9 +93,10 @@ def require(source: str) -> Path:
         return path
     if path.is_dir():
         raise DataError(f"{path} is a directory, expected a file ({FORMATS}).")
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, beside)
-    raise DataError(f"there is no file {path}{hint}. Paths in a recipe start from the recipe's directory.")
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(
+        f"there is no file {path}{did_you_mean(path.name, names)}. Paths in a recipe start from the recipe's directory."
+    )
 
 
 def _read_file(path: Path) -> Table:
@@ -107,23 +108,22 @@ def _read_file(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    lines, suspicious = delimited.rows(files.text(path), tabs=file_format(path.name) == "tsv")
+    lines = delimited.rows(files.text(path), tabs=file_format(path.name) == "tsv")
     if not lines:
         return Table(str(path), "line", (), ())
     (first, header), *body = lines
     if isinstance(header, str):
         raise DataError(f"{path}, line {first}: the names of the columns cannot be read: {header}.")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line {first}: the column {twice[0]!r} occurs twice. Give each its own name.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line {first}: the column {repeated[0]!r} occurs twice. Give each its own name.")
     rows, broken = [], []
     for line, fields in body:
-        if isinstance(fields, str) or line in suspicious:
-            broken.append(Broken(line, fields if isinstance(fields, str) else suspicious[line]))
+        if isinstance(fields, str):
+            broken.append(Broken(line, fields))
         elif len(fields) != len(header):
-            broken.append(
-                Broken(line, f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})")
-            )
+            reason = f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})"
+            broken.append(Broken(line, reason))
         else:
             rows.append(Row(line, dict(zip(header, fields, strict=True))))
     return Table(str(path), "line", tuple(header), tuple(rows), tuple(broken))
@@ -168,20 +168,16 @@ def _read_hub(source: str, split: str) -> Table:
             f"the split {split!r} of the data set {source!r} could not be loaded: {error}."
             f" Expected a file ({FORMATS}) or the id of a data set of the hub, and then a network."
         ) from error
-    table = _table(f"{source}[{split}]", tuple(dataset.column_names), [dict(row) for row in dataset])
-    return replace(table, rows=tuple(_named(row, dataset.features) for row in table.rows))
+    rows = [{name: _name(value, dataset.features[name]) for name, value in row.items()} for row in dataset]
+    return _table(f"{source}[{split}]", tuple(dataset.column_names), rows)
 
 
 def _table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     return Table(name, "row", columns, tuple(Row(number, values) for number, values in enumerate(rows, start=1)))
 
 
-def _named(row: Row, features: Mapping[str, Any]) -> Row:
-    """Replaces the class numbers of a data set of the hub by their names."""
-    return Row(row.line, {name: _name(value, features[name]) for name, value in row.values.items()})
-
-
 def _name(value: Any, feature: Any) -> Any:
+    """Replaces class numbers of a data set of the hub by their names."""
     if isinstance(feature, datasets.ClassLabel):
         return feature.names[value] if isinstance(value, int) and value >= 0 else None  # -1 stands for unlabelled
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:

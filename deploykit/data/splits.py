@@ -30,9 +30,9 @@ def cut(split: Split, name: str, share: float, task: Task, seed: int) -> tuple[S
     keys = [key_of(example) for example in split.examples]
     chosen = _choose(_strata(split.examples, task), share, seed)
     chosen -= _needed(split.examples, keys, chosen, task)
-    inside = [row for row, key in enumerate(keys) if key in chosen]
-    outside = [row for row, key in enumerate(keys) if key not in chosen]
-    return split.take(split.name, outside), split.take(name, inside)
+    cut_rows = [row for row, key in enumerate(keys) if key in chosen]
+    other_rows = [row for row, key in enumerate(keys) if key not in chosen]
+    return split.take(split.name, other_rows), split.take(name, cut_rows)
 
 
 def _strata(examples: Sequence[Example], task: Task) -> dict[str, list[Key]]:

@@ -16,22 +16,21 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
         prefix: where the model is in the recipe.
     """
     for mistake in error.errors():
-        place = (*prefix, *map(str, mistake["loc"]))
+        *section, key = mistake["loc"] or ("",)
+        place = ".".join([*prefix, *map(str, mistake["loc"])])
         if mistake["type"] == "extra_forbidden":
-            inside = mistake["loc"][:-1]
-            known = [*(["method"] if prefix and not inside else []), *_fields(model, inside)]
-            hint = did_you_mean(place[-1], known)
-            yield f"{'.'.join(place)}: unknown key{hint}. Known: {', '.join(known)}."
+            keys = [*(["method"] if prefix and not section else []), *_fields(model, section)]
+            yield f"{place}: unknown key{did_you_mean(str(key), keys)}. Known: {', '.join(keys)}."
         elif mistake["type"] == "missing":
-            yield f"{'.'.join(place)}: is missing"
+            yield f"{place}: is missing"
         else:
             message = mistake["msg"].removeprefix("Value error, ")
             value = "" if ", got " in message else f", got {mistake['input']!r}"
-            yield f"{'.'.join(place)}: {message}{value}"
+            yield f"{place}: {message}{value}"
 
 
-def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    for name in place:
+def _fields(model: type[BaseModel], section: Sequence[int | str]) -> list[str]:
+    for name in section:
         annotation = model.model_fields[str(name)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))
