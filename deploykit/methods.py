@@ -30,7 +30,7 @@ class Frozen(BaseModel):
 
 
 class Options(Frozen):
-    """Base of the options of methods, which must be finite numbers."""
+    """Base of options, whose numbers must be finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 

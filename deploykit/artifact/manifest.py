@@ -2,28 +2,24 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
-from deploykit.methods import Frozen
+from deploykit.methods import Frozen, Options
 
 BUSY_SHARE = 0.05  # of a measurement spent waiting for cores, above which its times are shown with a warning
 Kind = Literal["checkpoint", "onnx", "package"]
 
 
-class Record(Frozen):
-    """Base of the parts of a manifest."""
-
-
-class FileEntry(Record):
+class FileEntry(Frozen):
     """A file of an artifact: sha256 in hexadecimal, and size in bytes."""
 
     sha256: str
     bytes: int
 
 
-class Metric(Record):
+class Metric(Frozen):
     """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
 
     value: float
@@ -35,7 +31,7 @@ class Metric(Record):
         return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
-class Step(Record):
+class Step(Frozen):
     """The result of one stage.
 
     `bytes` is the size of the weights or of the graph. `p50_ms` is the median time in milliseconds for one input of
@@ -59,7 +55,7 @@ class Step(Record):
         return self.waited_share > BUSY_SHARE
 
 
-class RecordOptions(Record):
+class RecordOptions(Frozen):
     """Which texts a service records for inspection."""
 
     share: float = Field(default=0.01, gt=0, le=1)
@@ -68,10 +64,8 @@ class RecordOptions(Record):
     """Maximum size of all files together."""
 
 
-class ServeOptions(Record):
+class ServeOptions(Options):
     """How a package is served; the service reads it from the manifest."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Maximum number of tokens in a padded batch."""
@@ -114,7 +108,7 @@ class ServeOptions(Record):
         return self
 
 
-class Manifest(Record):
+class Manifest(Frozen):
     """The record inside an artifact.
 
     `pair` says whether an input is two texts. `execution` is how the model is run. `weights_precision` is the number

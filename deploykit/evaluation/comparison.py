@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, diags_array, hstack
 
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
+from deploykit.methods import Frozen
 from deploykit.tasks import Example, Float32, Task
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
@@ -35,7 +36,7 @@ class Figure(NamedTuple):
     members: tuple[str, ...] = ("",)
 
 
-class Comparison(Record):
+class Comparison(Frozen):
     """A model compared with a reference on one split; positive values are worse.
 
     `drop` is the loss of the task's first metric, `flips` the share of rows with a prediction change, `calibration` the

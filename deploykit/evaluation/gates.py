@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.evaluation.comparison import Comparison
+from deploykit.methods import Frozen
 from deploykit.recipe import GateSection
 
 Outcome = Literal["passed", "inconclusive", "failed"]
@@ -24,7 +25,7 @@ TAIL_PROBABILITY = 0.025  # beyond each end of a 95 % interval
 FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}
 
 
-class Verdict(Record):
+class Verdict(Frozen):
     """One gate: its limit, the measured value, and the outcome.
 
     `member` names the worst label or bucket of lengths, and `rows` counts the compared rows. `rows_needed` estimates

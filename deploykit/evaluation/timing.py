@@ -19,12 +19,13 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from deploykit import hardware
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.artifact.cost import Cost
 from deploykit.engines import Engine
 from deploykit.evaluation import bootstrap
 from deploykit.evaluation.workload import Workload
 from deploykit.inference.predictor import Predictor, padded
+from deploykit.methods import Frozen
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch
 
@@ -39,7 +40,7 @@ P95_WARMUP_TEXTS = 10  # untimed texts before them, which fill the caches
 Float64 = npt.NDArray[np.float64]
 
 
-class Latency(Record):
+class Latency(Frozen):
     """Milliseconds of a call: median with its 95 % interval, and the 95 % quantile."""
 
     p50: float
