@@ -17,7 +17,6 @@ from deploykit.artifact.files import (
     LIBRARY,
     MANIFEST,
     MODEL_CARD,
-    OLDEST_FORMAT,
     PREDICTIONS,
     PYCACHE,
     REQUIREMENTS,
@@ -34,7 +33,6 @@ from deploykit.artifact.files import (
 )
 from deploykit.artifact.manifest import (
     BUSY_SHARE,
-    FileEntry,
     Kind,
     Manifest,
     Metric,
@@ -58,7 +56,6 @@ __all__ = [
     "LIBRARY",
     "MANIFEST",
     "MODEL_CARD",
-    "OLDEST_FORMAT",
     "PREDICTIONS",
     "PYCACHE",
     "REQUIREMENTS",
@@ -71,7 +68,6 @@ __all__ = [
     "VOCABULARY",
     "WEIGHTS",
     "Artifact",
-    "FileEntry",
     "Kind",
     "Manifest",
     "Metric",

@@ -57,7 +57,7 @@ def _fail(message: str, code: int, kind: str = "error") -> None:
 
 @app.callback(invoke_without_command=True)
 def _options(
-    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:

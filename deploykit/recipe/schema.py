@@ -43,7 +43,7 @@ class Recipe(Options):
     output: str | None = None
     """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
-    """Method of fine-tuning and its options; null takes the model as it is."""
+    """Method of fine-tuning and its options; null uses the model without training."""
     prune: dict[str, Any] | list[dict[str, Any]] | None = None
     """Method of pruning and its options, a list of them in order, or null."""
     export: ExportSection | None = ExportSection()
@@ -53,7 +53,7 @@ class Recipe(Options):
     gates: GateSection = GateSection()
     """What the result must keep."""
     package: PackageSection | None = PackageSection()
-    """What the package holds."""
+    """Contents of the package."""
     serve: ServeOptions = ServeOptions()
     """How the package is served."""
 
