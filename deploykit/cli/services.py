@@ -53,7 +53,7 @@ def records(
     from deploykit.data import feedback
 
     joined = feedback.join(folder)
-    print_table(("model", "records", "with feedback", "accuracy on these"), feedback.table(joined))
+    print_table(("model", "records", "with feedback", "accuracy on these"), feedback.tabulate(joined))
     if joined.lost or joined.broken:
         err.print(f"left out: {joined.lost} feedback without a record, {joined.broken} broken lines", markup=False)
     if to is not None:

@@ -50,8 +50,8 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
     named = _named_splits(section, task)
     shares = {name: float(getattr(section, f"{name}_share")) for name in NAMES[1:] if name not in named}
     parts = _with_cut_splits(named, shares, task, seed)
-    checks.refuse(list(checks.problems(parts, task, section.allow_leakage)))
-    summary = statistics.summary(parts, shares)
+    checks.refuse(list(checks.find_problems(parts, task, section.allow_leakage)))
+    summary = statistics.summarize(parts, shares)
     for warning in summary["warnings"]:
         logger.warning(warning)
     train, validation, test = (parts[name].examples for name in NAMES)
@@ -75,8 +75,8 @@ def fingerprint(section: DataSection, seed: int) -> str:
 
 
 def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describes the lengths in tokens of each split; see `statistics.token_lengths`."""
-    return {name: statistics.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
+    """Describes the lengths in tokens of each split; see `statistics.describe_token_lengths`."""
+    return {name: statistics.describe_token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 
 
 def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]:
@@ -89,7 +89,7 @@ def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]
             tables[name] = _table(section, name)
         except DataError as error:
             problems[name] = str(error)
-    read = examples.reader(tables.values(), task, section)
+    read = examples.make_reader(tables.values(), task, section)
     for name, table in tables.items():
         try:
             parts[name] = examples.parse(name, table, task, section, read)

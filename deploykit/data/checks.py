@@ -6,7 +6,7 @@ Each check yields sentences, so that several problems are reported together.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from deploykit.data.examples import Key, Split, key_of, label_counts, shortened
+from deploykit.data.examples import Key, Split, describe_some, key_of, label_counts
 from deploykit.errors import DataError
 from deploykit.tasks import Task
 
@@ -26,7 +26,7 @@ def refuse(problems: Sequence[str]) -> None:
         raise DataError(f"the data has {len(problems)} problems:\n{listing}")
 
 
-def problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) -> Iterator[str]:
+def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) -> Iterator[str]:
     """Yields the problems of these splits.
 
     Args:
@@ -64,12 +64,12 @@ def _unseen(train: Split, split: Split) -> Iterator[str]:
     for label, lines in sorted(lines_of.items()):
         yield (
             f"the label {label!r} occurs in the {split.name} split but not in training: {split.source},"
-            f" {split.unit} {', '.join(shortened(lines, str))}. Training has: {', '.join(sorted(trained))}."
+            f" {split.unit} {', '.join(describe_some(lines, str))}. Training has: {', '.join(sorted(trained))}."
             " Add rows of it to the training file, or correct it."
         )
 
 
-def shared(first: Split, second: Split) -> list[tuple[int, int]]:
+def find_shared(first: Split, second: Split) -> list[tuple[int, int]]:
     """Lists texts of the second split that are in the first, too: earliest row in the first, row in the second."""
     earliest: dict[Key, int] = {}
     for row, example in enumerate(first.examples):
@@ -79,11 +79,11 @@ def shared(first: Split, second: Split) -> list[tuple[int, int]]:
 
 
 def _leakage(first: Split, second: Split) -> Iterator[str]:
-    pairs = shared(first, second)
+    pairs = find_shared(first, second)
     if not pairs:
         return
     rows = f"{len(pairs)} rows" if len(pairs) > 1 else "1 row"
-    lines = shortened(
+    lines = describe_some(
         pairs,
         lambda pair: (
             f"{first.name} {first.unit} {first.lines[pair[0]]}, {second.name} {second.unit} {second.lines[pair[1]]}:"

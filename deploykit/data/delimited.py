@@ -16,7 +16,7 @@ Fields = list[str]
 UNBALANCED = "is a quotation mark missing or not doubled?"
 
 
-def rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
+def read_rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
     """Reads the rows of a file, the header included.
 
     Args:
@@ -26,13 +26,13 @@ def rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
     Returns:
         The first line of each row, and its fields or the reason why it cannot be used.
     """
-    delimiter = "\t" if tabs else delimiter_of(text)
+    delimiter = "\t" if tabs else choose_delimiter(text)
     parsed = list(_parsed(text, delimiter, tabs))
-    reasons = swallowed([(line, fields) for line, fields in parsed if isinstance(fields, list)], delimiter)
+    reasons = find_swallowed([(line, fields) for line, fields in parsed if isinstance(fields, list)], delimiter)
     return [(line, reasons.get(line, fields)) for line, fields in parsed]
 
 
-def delimiter_of(text: str) -> str:
+def choose_delimiter(text: str) -> str:
     """Chooses between comma and semicolon, which spreadsheets write in languages with a decimal comma."""
     header = text.partition("\n")[0]
     return ";" if ";" in header and "," not in header else ","
@@ -58,7 +58,7 @@ def _parsed(text: str, delimiter: str, tabs: bool) -> Iterator[tuple[int, Fields
         csv.field_size_limit(limit)
 
 
-def swallowed(rows: Sequence[tuple[int, Fields]], delimiter: str) -> dict[int, str]:
+def find_swallowed(rows: Sequence[tuple[int, Fields]], delimiter: str) -> dict[int, str]:
     """Finds rows with a field that seems to contain the following rows, by their first line.
 
     Each line of such a field has as many columns as the file, and one of these has a value that occurs elsewhere in the

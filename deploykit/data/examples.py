@@ -37,7 +37,7 @@ class Split:
         return replace(self, name=name, examples=examples, lines=lines)
 
 
-def reader(tables: Iterable[Table], task: Task, section: DataSection) -> Read:
+def make_reader(tables: Iterable[Table], task: Task, section: DataSection) -> Read:
     """Returns a function that reads a row.
 
     Args:
@@ -58,12 +58,12 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
         table: the rows.
         task: reads the rows.
         section: names the columns.
-        read: reads a row, if the table is only a part of a data set; see `reader`.
+        read: reads a row, if the table is only a part of a data set; see `make_reader`.
 
     Raises:
         DataError: a column is missing, or rows are broken.
     """
-    columns, read = _columns(section), read or reader([table], task, section)
+    columns, read = _columns(section), read or make_reader([table], task, section)
     missing = _missing_columns(table, task, columns)
     if missing:
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
@@ -128,11 +128,11 @@ def _no_column(table: Table, column: str, columns: Mapping[str, str | None]) -> 
 
 def _broken_rows(table: Table, broken: Sequence[Broken]) -> str:
     count = f"{len(broken)} rows that cannot be read" if len(broken) > 1 else "a row that cannot be read"
-    lines = shortened(broken, lambda complaint: f"{table.unit} {complaint.line}: {complaint.why}")
+    lines = describe_some(broken, lambda complaint: f"{table.unit} {complaint.line}: {complaint.why}")
     return "\n    ".join([f"{table.name} has {count}. Correct or remove:", *lines])
 
 
-def shortened(items: Sequence[T], describe: Callable[[T], str]) -> Iterator[str]:
+def describe_some(items: Sequence[T], describe: Callable[[T], str]) -> Iterator[str]:
     """Yields descriptions of the first items, and the number of the others."""
     yield from map(describe, items[:LISTED_ITEMS])
     if len(items) > LISTED_ITEMS:

@@ -86,7 +86,7 @@ def write(joined: JoinedRecords, target: Path) -> None:
         atomic.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in joined.rows))
 
 
-def table(joined: JoinedRecords) -> list[tuple[str, ...]]:
+def tabulate(joined: JoinedRecords) -> list[tuple[str, ...]]:
     """Returns a row for each model version: records, those with feedback, and the accuracy on these."""
     rows: list[tuple[str, ...]] = []
     for version, count in sorted(joined.records.items()):

@@ -31,7 +31,7 @@ INSPECTED_BYTES = 65536
 MAX_NUL_SHARE = 0.01  # UTF-8 text has no NUL; UTF-16 has one per English letter, and per space in other scripts
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Returns the bytes of a file, decompressed according to its suffix.
 
     Raises:
@@ -47,13 +47,13 @@ def content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read as {suffix}: {error}. Compress it again.") from error
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Returns the text of a file.
 
     Raises:
         DataError: the file is damaged, or it is not UTF-8 and has no byte order mark of UTF-16 or UTF-32.
     """
-    data = content(path)
+    data = read_bytes(path)
     mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
     if mark and (encoding := BYTE_ORDER_MARKS[mark]) != "UTF-8":
         try:
@@ -77,7 +77,7 @@ def text(path: Path) -> str:
 
 def _refuse_wide(path: Path, data: bytes) -> None:
     """Refuses UTF-16 and UTF-32 without a byte order mark, recognized by NUL bytes."""
-    encoding = wide_encoding(data[:INSPECTED_BYTES])
+    encoding = recognize_encoding(data[:INSPECTED_BYTES])
     if encoding:
         raise DataError(
             f"{path} is not UTF-8 but, by its NUL bytes, {encoding} without a byte order mark. Convert it with:"
@@ -85,7 +85,7 @@ def _refuse_wide(path: Path, data: bytes) -> None:
         )
 
 
-def wide_encoding(data: bytes) -> str | None:
+def recognize_encoding(data: bytes) -> str | None:
     """Recognizes UTF-16 and UTF-32 by the positions of the NUL bytes of ASCII characters, such as line breaks."""
     quads = np.frombuffer(data[: len(data) // 4 * 4], dtype=np.uint8).reshape(-1, 4)
     if len(quads) and (quads[:, 3] == 0).all() and (quads[:, 2] <= 0x10).all():

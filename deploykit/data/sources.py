@@ -73,7 +73,7 @@ def texts(source: str) -> list[str]:
         DataError: the file is missing, is not UTF-8, or has rows that cannot be read.
     """
     if not is_file(source):
-        return files.text(require(source)).split("\n")
+        return files.read_text(require(source)).split("\n")
     table = read(source)
     for broken in table.broken:
         raise DataError(f"{source}, {table.unit} {broken.line}: {broken.why}.")
@@ -108,7 +108,7 @@ def _read_file(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    lines = delimited.rows(files.text(path), tabs=file_format(path.name) == "tsv")
+    lines = delimited.read_rows(files.read_text(path), tabs=file_format(path.name) == "tsv")
     if not lines:
         return Table(str(path), "line", (), ())
     (first, header), *body = lines
@@ -130,7 +130,7 @@ def _read_csv(path: Path) -> Table:
 
 
 def _read_json_lines(path: Path) -> Table:
-    text = files.text(path)
+    text = files.read_text(path)
     if file_format(path.name) == "json" and text.lstrip().startswith("["):
         raise DataError(f"{path} is one JSON list, expected one object per line. Convert it with: jq -c '.[]'")
     rows, broken = [], []
@@ -153,7 +153,7 @@ def _read_json_lines(path: Path) -> Table:
 def _read_parquet(path: Path) -> Table:
     try:
         packed = path.suffix.lower() in files.DECOMPRESS
-        table = pyarrow.parquet.read_table(pa.BufferReader(files.content(path)) if packed else path)
+        table = pyarrow.parquet.read_table(pa.BufferReader(files.read_bytes(path)) if packed else path)
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
     return _table(str(path), tuple(table.column_names), table.to_pylist())

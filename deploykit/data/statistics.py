@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.data.checks import shared
+from deploykit.data.checks import find_shared
 from deploykit.data.examples import Split, key_of, label_counts, short_name
 from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ BATCH_TEXTS = 1024  # tokenized at once, to bound the memory
 WARNING_IMBALANCE = 10.0  # most frequent label to least
 
 
-def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
+def summarize(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
     """Describes checked splits.
 
     Args:
@@ -45,10 +45,10 @@ def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, 
             name: len(split.examples) - len(set(map(key_of, split.examples))) for name, split in splits.items()
         },
         "conflicts": {name: _conflicts(split.examples) for name, split in splits.items()},
-        "leakage": {f"{a.name}/{b.name}": len(shared(a, b)) for a, b in combinations(splits.values(), 2)},
+        "leakage": {f"{a.name}/{b.name}": len(find_shared(a, b)) for a, b in combinations(splits.values(), 2)},
         "imbalance": round(max(labels["train"].values()) / min(labels["train"].values()), 3),
         "characters": {
-            name: distribution([len(row.text) + len(row.pair or "") for row in split.examples])
+            name: describe_distribution([len(row.text) + len(row.pair or "") for row in split.examples])
             for name, split in splits.items()
         },
         "without_spans": {name: _without_spans(split.examples) for name, split in splits.items()} if spans else {},
@@ -56,12 +56,13 @@ def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, 
     return {**figures, "warnings": list(_warnings(figures))}
 
 
-def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
     """Describes the lengths in tokens, with special tokens and before truncation.
 
     Returns:
-        The values of `distribution`; `max_tokens`; `truncated`, the number of texts that are longer; `unknown_share` of
-        all tokens that are not special; and `mostly_unknown`, the number of texts of which more than half is unknown.
+        The values of `describe_distribution`; `max_tokens`; `truncated`, the number of texts that are longer;
+        `unknown_share` of all tokens that are not special; and `mostly_unknown`, the number of texts of which more than
+        half is unknown.
     """
     lengths: list[int] = []
     ordinary: list[int] = []  # tokens that are not special
@@ -74,7 +75,7 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
             unknown.append(0 if tokenizer.unknown_id is None else encoding.ids.count(tokenizer.unknown_id))
             ordinary.append(encoding.special_tokens_mask.count(0))
     return {
-        **distribution(lengths),
+        **describe_distribution(lengths),
         "max_tokens": tokenizer.max_tokens,
         "truncated": sum(length > tokenizer.max_tokens for length in lengths),
         "unknown_share": round(sum(unknown) / max(1, sum(ordinary)), 6),
@@ -82,7 +83,7 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
     }
 
 
-def distribution(values: Sequence[int]) -> dict[str, Any]:
+def describe_distribution(values: Sequence[int]) -> dict[str, Any]:
     """Returns `mean`, `p50` to `p99`, `max`, and a histogram of equal bins: `edges`, one more than `counts`."""
     counts, edges = np.histogram(values, bins=min(BINS, max(values)), range=(0, max(values)))
     percentiles = np.percentile(values, PERCENTILES).round(1).tolist()

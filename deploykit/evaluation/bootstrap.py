@@ -13,7 +13,7 @@ QUANTILES = (0.025, 0.975)
 CHUNK = 50  # resamples drawn at once: the draws of a million rows take 400 MB
 
 
-def chunks(table: Any, seed: int) -> Iterator[Floats]:
+def draw_sums(table: Any, seed: int) -> Iterator[Floats]:
     """Draws rows with replacement and yields the sums of their counts, `(CHUNK, columns)`, `RESAMPLES` sums in all.
 
     Args:
@@ -27,7 +27,7 @@ def chunks(table: Any, seed: int) -> Iterator[Floats]:
         yield random.multinomial(rows, chances, size=CHUNK) @ table
 
 
-def of_values(values: Floats, statistic: Callable[[Floats], Floats], random: np.random.Generator) -> Floats:
+def resample(values: Floats, statistic: Callable[[Floats], Floats], random: np.random.Generator) -> Floats:
     """Returns a statistic of resampled values, `(RESAMPLES,)`.
 
     Args:
@@ -39,7 +39,7 @@ def of_values(values: Floats, statistic: Callable[[Floats], Floats], random: np.
 
 
 def median(samples: Floats) -> Floats:
-    """Returns the median of each sample, as a statistic for `of_values`."""
+    """Returns the median of each sample, as a statistic for `resample`."""
     return np.asarray(np.median(samples, axis=1))
 
 

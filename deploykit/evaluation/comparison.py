@@ -78,17 +78,17 @@ def compare(
     name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
     before, after = metrics.predictions(reference), metrics.predictions(scores)
     changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
-    counts = hstack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], format="csr")
-    confidences = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
-    (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
-    loss = partial(_loss, partial(metrics.ratio, name))
+    counts = hstack([metrics.count_rows(name, gold, rows, labels) for rows in (before, after)], format="csr")
+    confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    (members, first), (_, second) = (metrics.count_recalls(name, gold, rows, labels) for rows in (before, after))
+    loss = partial(_loss, partial(metrics.compute_ratio, name))
     figures = [
         Figure("drop", counts, loss),
         Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-        Figure("calibration", csr_array(confidences), lambda summed: -_loss(metrics.calibration_error, summed)),
-        Figure("by_label", hstack([first, second], format="csr"), partial(_loss, metrics.recall), members),
+        Figure("calibration", csr_array(confidences), lambda summed: -_loss(metrics.compute_calibration_error, summed)),
+        Figure("by_label", hstack([first, second], format="csr"), partial(_loss, metrics.compute_recall), members),
     ]
-    for bucket, inside in buckets(lengths or ()).items():
+    for bucket, inside in group_by_length(lengths or ()).items():
         figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,)))
     values = _bootstrap(figures, seed)
     return Comparison(
@@ -124,7 +124,7 @@ def flips(
     return changes
 
 
-def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
+def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     """Groups rows by the quartiles of their lengths in tokens.
 
     Returns:
@@ -154,7 +154,7 @@ def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Metr
     table = hstack([figure.table for figure in figures], format="csr")
     ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
     samples: list[list[Counts]] = [[] for _ in figures]
-    for summed in chain([table.sum(axis=0)[None]], bootstrap.chunks(table, seed)):  # the sum of the rows comes first
+    for summed in chain([table.sum(axis=0)[None]], bootstrap.draw_sums(table, seed)):  # the sum of the rows comes first
         for figure, part, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
             results.append(figure.function(part).reshape(len(part), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
     values: dict[str, dict[str, Metric]] = defaultdict(dict)

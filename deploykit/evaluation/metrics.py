@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score as flat_f1_score
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap
 from deploykit.tasks import Float32, Int64, softmax
-from deploykit.tasks._tags import OUTSIDE, entities
+from deploykit.tasks._tags import OUTSIDE, decode_entities
 
 Rows = Sequence[Int64]
 Table = Any  # a sparse array of counts, one row per row of the data
@@ -43,9 +43,7 @@ def entity_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
 
 
 METRICS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "entity_f1": entity_f1,
+    metric.__name__: metric for metric in (accuracy, macro_f1, entity_f1)
 }
 
 
@@ -67,13 +65,14 @@ def with_intervals(
     """Computes the named metrics, each with its 95 % bootstrap interval over rows; see `compute`."""
     intervals = {}
     for name, value in compute(names, gold, predicted, labels).items():
-        table = counts(name, gold, predicted, labels)
-        low, high = bootstrap.interval(np.concatenate([ratio(name, sums) for sums in bootstrap.chunks(table, seed)]))
+        table = count_rows(name, gold, predicted, labels)
+        samples = [compute_ratio(name, sums) for sums in bootstrap.draw_sums(table, seed)]
+        low, high = bootstrap.interval(np.concatenate(samples))
         intervals[name] = Metric(value=value, low=low, high=high)
     return intervals
 
 
-def label_counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
+def count_labels(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
     """Counts for each row and label how often the label is right, true and predicted.
 
     Returns:
@@ -100,23 +99,23 @@ def label_counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) 
     return names, coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(gold), 3 * len(names))).tocsr()
 
 
-def counts(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> Table:
-    """Returns the counts of each row from which `ratio` computes a metric, sparse `(rows, columns)`.
+def count_rows(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> Table:
+    """Returns the counts of each row from which `compute_ratio` computes a metric, sparse `(rows, columns)`.
 
-    The columns are those of `label_counts`, summed over the labels unless the metric is an average over labels.
+    The columns are those of `count_labels`, summed over the labels unless the metric is an average over labels.
     """
-    names, table = label_counts(name, gold, predicted, labels)
+    names, table = count_labels(name, gold, predicted, labels)
     if name == "macro_f1":
         return table
     return table @ csr_array(np.repeat(np.eye(3), len(names), axis=0))
 
 
-def ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def compute_ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Computes a metric from summed counts: accuracy is right / true, F1 is 2 right / (true + predicted).
 
     Args:
         name: a key of `METRICS`.
-        summed: sums of `counts` over rows, `(..., columns)`.
+        summed: sums of `count_rows` over rows, `(..., columns)`.
     """
     right, true, guess = np.split(summed, 3, axis=-1)
     numerator, denominator = (right, true) if name == "accuracy" else (2 * right, true + guess)
@@ -129,7 +128,7 @@ def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: 
     If the metrics of the task include `entity_f1`, the labels are those of the entities that occur.
     """
     of_entities = "entity_f1" in task_metrics
-    names, table = label_counts("entity_f1" if of_entities else "accuracy", gold, predicted, labels)
+    names, table = count_labels("entity_f1" if of_entities else "accuracy", gold, predicted, labels)
     sums = np.split(table.sum(axis=0), 3)
     matrix = confusion_matrix(np.concatenate(gold), np.concatenate(predicted), labels=range(len(labels)))
     return {
@@ -147,22 +146,22 @@ def per_label(task_metrics: Sequence[str], gold: Rows, predicted: Rows, labels: 
     }
 
 
-def recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
+def count_recalls(name: str, gold: Rows, predicted: Rows, labels: Sequence[str]) -> tuple[tuple[str, ...], Table]:
     """Returns the labels that are true somewhere, and their counts of right and true, sparse `(rows, 2 * labels)`."""
-    names, table = label_counts(name, gold, predicted, labels)
+    names, table = count_labels(name, gold, predicted, labels)
     occurring = np.flatnonzero(np.split(table.sum(axis=0), 3)[1])
     columns = np.concatenate([occurring, len(names) + occurring])
     return tuple(names[index] for index in occurring), table[:, columns]
 
 
-def recall(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Computes the recall of each label from summed counts of `recalls`, `(..., 2 * labels)`."""
+def compute_recall(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Computes the recall of each label from summed counts of `count_recalls`, `(..., 2 * labels)`."""
     right, true = np.split(summed, 2, axis=-1)
     return right / np.maximum(true, 1)
 
 
-def calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:
-    """Returns for each row the counts from which `calibration_error` follows, `(rows, BINS + 1)`.
+def count_calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:
+    """Returns for each row the counts from which `compute_calibration_error` follows, `(rows, BINS + 1)`.
 
     The last column counts the units. Each other column belongs to a bin, and sums hits minus probability over the units
     whose highest probability lies in that bin.
@@ -182,13 +181,13 @@ def calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64
     return table
 
 
-def calibration_error(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def compute_calibration_error(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Computes the expected calibration error of the top label (Guo et al., 2017, section 2) from summed counts.
 
     It is the mean over units of the distance between accuracy and mean probability in the unit's bin.
 
     Args:
-        summed: sums of `calibration` over rows, `(..., BINS + 1)`.
+        summed: sums of `count_calibration` over rows, `(..., BINS + 1)`.
     """
     distances = np.abs(summed[..., :BINS]).sum(axis=-1)
     return cast("npt.NDArray[np.float64]", distances / np.maximum(summed[..., BINS], 1))
@@ -201,4 +200,4 @@ def predictions(scores: Sequence[Float32]) -> list[Int64]:
 
 def _spans(rows: Rows, labels: Sequence[str]) -> list[set[tuple[str, int, int]]]:
     """Returns label, first and last unit of each entity, one set per row."""
-    return [set(entities([labels[index] for index in row])) for row in rows]
+    return [set(decode_entities([labels[index] for index in row])) for row in rows]

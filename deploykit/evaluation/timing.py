@@ -62,7 +62,7 @@ def p95(predictor: Predictor, examples: Sequence[Example], seed: int) -> Metric:
     for example in chosen[:P95_WARMUP_TEXTS]:
         _predict_ms(predictor, example)
     times = np.array([_predict_ms(predictor, example) for example in chosen])
-    samples = bootstrap.of_values(times, lambda drawn: np.quantile(drawn, 0.95, axis=1), random)
+    samples = bootstrap.resample(times, lambda drawn: np.quantile(drawn, 0.95, axis=1), random)
     low, high = bootstrap.interval(samples)
     return Metric(value=float(np.quantile(times, 0.95)), low=low, high=high)
 
@@ -220,5 +220,5 @@ def _run_all(engine: Engine, grouped: Sequence[Batch], pool: ThreadPoolExecutor)
 
 
 def _latency(samples: Float64) -> Latency:
-    low, high = bootstrap.interval(bootstrap.of_values(samples, bootstrap.median, np.random.default_rng(0)))
+    low, high = bootstrap.interval(bootstrap.resample(samples, bootstrap.median, np.random.default_rng(0)))
     return Latency(p50=float(np.median(samples)), low=low, high=high, p95=float(np.quantile(samples, 0.95)))

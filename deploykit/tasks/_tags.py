@@ -15,7 +15,7 @@ CANONICAL = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S
 BEGINNINGS = set("BISU")  # every scheme uses one of these; in IOB1 it may be I only
 
 
-def scheme(tags: Iterable[str]) -> Callable[[str], str]:
+def recognize_scheme(tags: Iterable[str]) -> Callable[[str], str]:
     """Recognizes the scheme of a data set from all of its tags.
 
     Returns:
@@ -35,13 +35,13 @@ def scheme(tags: Iterable[str]) -> Callable[[str], str]:
     return partial(_plain, prefix="I" if OUTSIDE in names else "B")
 
 
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+def decode_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """Returns label, first and last index of each entity, in order.
 
     An I- or E- continues an entity of its label directly before it, and otherwise begins one.
 
     Args:
-        tags: converted by `scheme`, or labels of a model.
+        tags: converted by `recognize_scheme`, or labels of a model.
     """
     entities: list[tuple[str, int, int]] = []
     is_open = False

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Span, softmax
-from deploykit.tasks._tags import OUTSIDE, entities, scheme
+from deploykit.tasks._tags import OUTSIDE, decode_entities, recognize_scheme
 from deploykit.tasks._units import UNIT, join, units
 from deploykit.tokenizer import Encoding, Window
 
@@ -61,7 +61,7 @@ def reader(
         return lambda row: _from_spans(row[str(columns["text"])], row[str(columns["spans"])])
     lists = [row.get(str(columns["tags"])) for row in rows]
     tags = {tag for row_tags in lists if isinstance(row_tags, list) for tag in row_tags if isinstance(tag, str)}
-    canonical = scheme(tags)
+    canonical = recognize_scheme(tags)
     return lambda row: _from_tags(row[str(columns["tokens"])], row[str(columns["tags"])], canonical)
 
 
@@ -94,9 +94,8 @@ def _from_tags(tokens: Any, tags: Any, canonical: Callable[[str], str]) -> Examp
     text, offsets = join(tokens)
     if not text.strip():
         raise ValueError("all tokens are white space")
-    spans = [
-        Span(offsets[first][0], offsets[last][1], label) for label, first, last in entities([*map(canonical, tags)])
-    ]
+    named = decode_entities([*map(canonical, tags)])
+    spans = [Span(offsets[first][0], offsets[last][1], label) for label, first, last in named]
     return _example(
         text, [span for span in spans if UNIT.search(text, span.start, span.end)]
     )  # not of white space only
@@ -197,8 +196,8 @@ def inexpressible(example: Example, encoding: Encoding, labels: Sequence[str]) -
     """Lists the spans that begin or end inside a token, so that no model with this tokenizer can predict them."""
     perfect = np.eye(len(labels), dtype=np.float32)[np.maximum(loss_targets(example, encoding, labels), 0)]
     best = scores(perfect * CUT_OFF_LOGIT, example.text, encoding).argmax(axis=-1)
-    possible = set(entities([labels[index] for index in best]))
-    true = entities([labels[index] for index in targets(example, labels)])
+    possible = set(decode_entities([labels[index] for index in best]))
+    true = decode_entities([labels[index] for index in targets(example, labels)])
     was_read = first_tokens(example.text, encoding) >= 0
     pairs = zip(example.spans, true, strict=True)
     return [span for span, entity in pairs if entity not in possible and was_read[[*entity[1:]]].all()]
@@ -244,7 +243,7 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
             end=int(spans[last, 1]),
             score=float(probabilities[first : last + 1].max(axis=-1).min()),
         )
-        for label, first, last in entities([labels[index] for index in probabilities.argmax(axis=-1)])
+        for label, first, last in decode_entities([labels[index] for index in probabilities.argmax(axis=-1)])
     ]
     return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 

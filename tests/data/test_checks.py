@@ -18,7 +18,7 @@ def split(name, rows, unit="line"):
 
 def found(train=GOOD, validation=(("c", "x"),), test=(("d", "y"),), allow_leakage=False):
     rows = {"train": train, "validation": validation, "test": test}
-    return list(checks.problems({name: split(name, part) for name, part in rows.items()}, TEXT, allow_leakage))
+    return list(checks.find_problems({name: split(name, part) for name, part in rows.items()}, TEXT, allow_leakage))
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
@@ -36,7 +36,7 @@ def test_token_classification_without_any_span_has_one_class():
     parts = {
         name: Split(name, f"{name}.csv", "line", (Example(name),), (2,)) for name in ("train", "validation", "test")
     }
-    assert list(checks.problems(parts, TOKEN, allow_leakage=False)) == [
+    assert list(checks.find_problems(parts, TOKEN, allow_leakage=False)) == [
         "train.csv has only one label, O (rows: 1), expected at least two. Add rows of another label."
     ]
 
@@ -56,7 +56,7 @@ def test_a_label_of_spans_that_training_never_saw():
         return Split(name, f"{name}.csv", "row", (Example(name, spans=(Span(0, 1, label), Span(2, 3, label))),), (5,))
 
     parts = {name: part(name, label) for name, label in (("train", "A"), ("validation", "B"), ("test", "A"))}
-    (problem,) = checks.problems(parts, TOKEN, allow_leakage=False)
+    (problem,) = checks.find_problems(parts, TOKEN, allow_leakage=False)
     assert problem.startswith(
         "the label 'B' occurs in the validation split but not in training: validation.csv, row 5."
     )

@@ -362,7 +362,7 @@ COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.c
 def test_any_text_comes_back_from_every_encoding_and_compression(tmp_path_factory, text, encoding, suffix):
     path = tmp_path_factory.getbasetemp() / f"a.txt{suffix}"
     path.write_bytes(COMPRESS[suffix]((MARKS[encoding] + text).encode(encoding)))
-    assert files.text(path) == (text.removeprefix("\ufeff") if encoding == "utf-8" else text)
+    assert files.read_text(path) == (text.removeprefix("\ufeff") if encoding == "utf-8" else text)
 
 
 COLUMN = st.lists(CELLS | st.none(), min_size=3, max_size=3) | st.lists(st.integers(-9, 9), min_size=3, max_size=3)

@@ -126,7 +126,7 @@ def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Ba
         times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
         ratios.append(times["pruned"] / times["whole"])
     random = np.random.default_rng(0)
-    medians = [bootstrap.of_values(ratio, bootstrap.median, random) for ratio in ratios]
+    medians = [bootstrap.resample(ratio, bootstrap.median, random) for ratio in ratios]
     low, high = bootstrap.interval(np.mean(medians, axis=0))
     return Metric(value=float(np.mean([np.median(ratio) for ratio in ratios])), low=low, high=high)
 
