@@ -1,7 +1,7 @@
 """deploykit: from labelled text to a verified, running transformer service.
 
-The public verbs are imported on first use, so that importing the package stays cheap and a serving
-process never loads what it does not need.
+The public functions are imported on first use, so importing the package is quick, and a service loads only what it
+needs.
 
 Example:
     >>> import deploykit
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import no_telemetry
 
 __version__ = "0.1.0"
-no_telemetry.switch_off()  # before a library that sends any is imported
+no_telemetry.switch_off()  # before other libraries are imported
 
 if TYPE_CHECKING:
     from deploykit.artifact import Artifact
@@ -32,22 +32,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Artifact": "artifact",
-    "AsyncClient": "client",
-    "Client": "client",
+    **dict.fromkeys(("AsyncClient", "Client"), "client"),
     "Predictor": "inference.predictor",
     "Recipe": "recipe",
     "available": "methods",
     "explain_quantization": "stages.explanation",
-    "export": "pipeline",
     "load_recipe": "recipe:load",
-    "package": "pipeline",
-    "prune": "pipeline",
-    "quantize": "pipeline",
+    **dict.fromkeys(("export", "package", "prune", "quantize", "run", "train"), "pipeline"),
     "retune": "stages.retuning",
-    "run": "pipeline",
     "serve": "serving.launch",
     "sign": "artifact.signing",
-    "train": "pipeline",
     "verify": "inference.golden",
 }
 

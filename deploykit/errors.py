@@ -1,19 +1,19 @@
-"""Every error that deploykit raises on purpose, and the exit code each one stands for.
+"""The errors that deploykit raises on purpose, with their exit codes.
 
     DeploykitError              3   something inside went wrong
     ├── GateError               1   a gate failed or was inconclusive
-    ├── EngineError             3   an engine's answer cannot be right
-    ├── GraphError              3   a graph cannot be written in the form that was asked for
+    ├── EngineError             3   an engine returned an impossible result
+    ├── GraphError              3   a graph cannot be written in the requested form
     ├── ServiceError            3   a running service refused a request, or did not answer
-    └── InputError              2   what was given is wrong; the message says what to do
+    └── InputError              2   the user's input is wrong; the message says what to do
         ├── RecipeError             the recipe, with every mistake in it
         ├── DataError               the labelled data, with line numbers
         ├── ModelError              the base model
-        ├── ArtifactError           a damaged, foreign or newer artifact
-        ├── MethodError             a method that is not in its folder
+        ├── ArtifactError           an artifact that is damaged, foreign or newer
+        ├── MethodError             a method that does not exist
         ├── MissingExtraError       an extra that is not installed
-        ├── LibraryError            a library in a version that does not fit
-        ├── BusyError               a directory or a port that is taken
+        ├── LibraryError            an incompatible version of a library
+        ├── BusyError               a directory or a port that is in use
         └── StorageError            no space or no permission
 
 A message says what was expected, what was found and what to do next.
@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
-FULL_NUMBERS = (ENOSPC, EDQUOT)
-SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # that a recipe can put into a package's requirements
+FULL_DISK_ERRNOS = (ENOSPC, EDQUOT)
+SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # that `serve: {extras: ...}` in a recipe can name
 
 
 class DeploykitError(Exception):
-    """Root of the tree; `exit_code` is what the command line returns."""
+    """Base of all; `exit_code` is that of the command line."""
 
     exit_code = 3
 
@@ -42,15 +42,15 @@ class GateError(DeploykitError):
 
 
 class EngineError(DeploykitError):
-    """An engine's answer cannot be right, whatever the values in it: it has not a row for each row of the batch."""
+    """An engine returned an impossible result: not one row per row of the batch."""
 
 
 class GraphError(DeploykitError):
-    """A graph cannot be written in the form that was asked for."""
+    """A graph cannot be written in the requested form."""
 
 
 class ServiceError(DeploykitError):
-    """A running service refused a request or did not answer; `status` is None where there was no answer at all."""
+    """A running service refused a request or did not answer; `status` is None if there was no answer."""
 
     def __init__(self, message: str, status: int | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -58,29 +58,29 @@ class ServiceError(DeploykitError):
 
 
 class InputError(DeploykitError):
-    """What the user gave cannot be used as it is."""
+    """The user's input cannot be used."""
 
     exit_code = 2
 
 
 class RecipeError(InputError):
-    """The recipe holds one or more mistakes; all of them are listed."""
+    """The recipe has mistakes, all of which are listed."""
 
 
 class DataError(InputError):
-    """The labelled data cannot be trained on as it is."""
+    """The labelled data cannot be used for training."""
 
 
 class ModelError(InputError):
-    """The base model cannot be loaded or is of a kind that is not supported."""
+    """The base model cannot be loaded or is not supported."""
 
 
 class ArtifactError(InputError):
-    """A directory is no artifact, is damaged, or is newer than this version."""
+    """A directory is not an artifact, or one that is damaged or newer than this version."""
 
 
 class MethodError(InputError):
-    """A method's name is not in its folder."""
+    """No method has this name."""
 
 
 class MissingExtraError(InputError):
@@ -88,9 +88,9 @@ class MissingExtraError(InputError):
 
 
 def extra_missing(wanted_by: str, package: str | None, extra: str) -> MissingExtraError:
-    """Says which extra brings a package that is not installed, and how to add it.
+    """Returns an error that says how to install the extra of a missing package.
 
-    By no name of a registry: what is called deploykit there need not be this.
+    The command installs from the source, because a package called deploykit in a registry need not be this one.
     """
     pinned = f", or in the recipe with `serve: {{extras: [{extra}]}}`, for the package and its image"
     return MissingExtraError(
@@ -100,26 +100,26 @@ def extra_missing(wanted_by: str, package: str | None, extra: str) -> MissingExt
 
 
 class LibraryError(InputError):
-    """A library is installed in a version that does not work with this one of deploykit."""
+    """The installed version of a library does not work with this version of deploykit."""
 
 
 class BusyError(InputError):
-    """Somebody else is using the directory or the port."""
+    """Another process uses the directory or the port."""
 
 
 class StorageError(InputError):
-    """The disk is full or refuses to be written."""
+    """The disk is full or cannot be written."""
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Says whether an error, or what caused it, is that of a full disk or of a quota that is used up.
+    """Tells whether an error, or its cause, means a full disk or an exhausted quota.
 
-    Libraries in other languages raise errors of their own, without a number: there the system's text tells.
+    Errors of libraries in other languages have no error number, but contain the system's message.
     """
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in FULL_NUMBERS or any(os.strerror(full) in str(cause) for full in FULL_NUMBERS):
+        if number in FULL_DISK_ERRNOS or any(os.strerror(full) in str(cause) for full in FULL_DISK_ERRNOS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
@@ -127,11 +127,11 @@ def disk_is_full(error: BaseException) -> bool:
 
 @contextmanager
 def storage_errors(path: Path, choice: str = "`output:` in the recipe") -> Iterator[None]:
-    """Turns a full disk and a refused access below `path` into a `StorageError`.
+    """Turns a full disk and missing permissions into a `StorageError`.
 
     Args:
-        path: of what is written.
-        choice: what names another place, for the message.
+        path: what is written, if the error does not name a file.
+        choice: the option that names another place, for the message.
 
     Raises:
         StorageError: on ENOSPC, EDQUOT, EACCES, EPERM or EROFS.

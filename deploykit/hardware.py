@@ -1,7 +1,7 @@
-"""What this process may use: CPU features, cores and memory allowed by the cgroup, GPUs.
+"""What this process may use: CPU features, cores and memory within the limits of the cgroup, GPUs.
 
-Thread counts come from here and never from the host's core count, so that what was measured and what
-serves run under the same budget. Reads only files of the kernel: importing it costs nothing.
+All thread counts come from here, not from the host's number of cores, so that measurements and services run under the
+same limits. Only files of the kernel are read.
 """
 
 import math
@@ -15,32 +15,32 @@ RELIED_ON = {
     "int8": ("avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     "bfloat16": ("avx512_bf16", "amx_bf16"),
 }
-EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # instructions that add up products of bytes in 32 bits
+EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")  # features that sum the products of bytes in 32 bits
 X86 = ("x86_64", "AMD64")
 CGROUP, SELF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Lists those of `CPU_FEATURES` that the kernel reports."""
+    """Lists the `CPU_FEATURES` that the kernel reports."""
     flags = _cpuinfo("flags").split()
     return tuple(name for name in CPU_FEATURES if name in flags)
 
 
 def relied_on(precision: str) -> tuple[str, ...]:
-    """Lists the features of this CPU that a precision owes its speed to, and int8 without saturation its answers.
+    """Lists the features of this CPU on which the speed of a precision depends, and the exactness of int8.
 
-    AMX counts as it stands in /proc/cpuinfo. A sandbox that forbids `arch_prctl` keeps a process from using it
-    all the same: the engines then take the next best instructions, with the same answers, and say nothing.
+    AMX is listed if /proc/cpuinfo has it, although a sandbox that forbids `arch_prctl` prevents its use. The engines
+    then use other instructions, with the same results.
 
     Args:
-        precision: for example `"int8"`; one that any CPU computes, such as `"float32"`, relies on nothing.
+        precision: for example `"int8"`; one that every CPU computes, such as `"float32"`, depends on no feature.
     """
-    here = cpu_features()
-    return tuple(name for name in RELIED_ON.get(precision, ()) if name in here)
+    features = cpu_features()
+    return tuple(name for name in RELIED_ON.get(precision, ()) if name in features)
 
 
 def saturates_int8() -> bool:
-    """Says whether this CPU adds up products of unsigned and signed bytes in pairs of 16 bits, which overflow.
+    """Tells whether int8 products may overflow on this CPU, because pairs of them are summed in 16 bits.
 
     Engines use such an instruction (`pmaddubsw`) on x86 without VNNI. Weights of 7 bits are safe there: two products of
     255 and 64 are less than 2**15.
@@ -49,16 +49,12 @@ def saturates_int8() -> bool:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name as the kernel gives it."""
+    """Returns the processor's name as reported by the kernel."""
     return _cpuinfo("model name") or platform.processor() or "unknown"
 
 
 def cpu_limit(cgroup: Path = CGROUP) -> int:
-    """Returns how many cores this process may use: affinity and cgroup quota, at least one.
-
-    Args:
-        cgroup: where the cgroup is mounted; version 2 (`cpu.max`) and version 1 are read.
-    """
+    """Returns the number of cores that CPU affinity and cgroup quota (version 1 or 2) allow, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [math.ceil(quota) for group in _groups(cgroup) if (quota := _quota(group))]
     return max(1, min([cores, *quotas]))
@@ -68,30 +64,30 @@ def memory_limit(cgroup: Path = CGROUP) -> int:
     """Returns the bytes of memory that this process may use."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     names = ("memory.max", "memory/memory.limit_in_bytes")
-    found = [_read(group / name) for group in _groups(cgroup) for name in names]
-    return min([host, *(int(text) for text in found if text.isdigit())])
+    limits = [_read(group / name) for group in _groups(cgroup) for name in names]
+    return min([host, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def waited() -> float:
-    """Returns the seconds in which this thread was ready while others held the cores; 0 where the kernel tells none."""
+    """Returns the seconds that this thread has waited for a core; 0 if the kernel does not report them."""
     fields = _read(Path("/proc/thread-self/schedstat")).split()
     return int(fields[1]) / 1e9 if len(fields) == 3 else 0.0
 
 
 def gpus() -> tuple[str, ...]:
-    """Names the NVIDIA GPUs that the driver shows; empty without one."""
-    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = [line.partition(":")[2].strip() for file in found for line in _read(file).splitlines() if "Model" in line]
-    return tuple(names)
+    """Names the NVIDIA GPUs that the driver reports."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for file in files for line in _read(file).splitlines() if "Model" in line]
+    return tuple(line.partition(":")[2].strip() for line in lines)
 
 
 def has_bf16() -> bool:
-    """Says whether the CPU multiplies bfloat16 in hardware."""
+    """Tells whether the CPU multiplies bfloat16 in hardware."""
     return bool(relied_on("bfloat16"))
 
 
 def describe() -> dict[str, str | int | list[str]]:
-    """Returns the facts that a manifest records about the machine."""
+    """Describes the machine for a manifest."""
     return {
         "cpu": cpu_name(),
         "cores": cpu_limit(),
@@ -112,7 +108,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Yields the root of the cgroups and those below it down to this process's own: each may set a limit."""
+    """Yields the cgroups from the root to this process's own, each of which may set a limit."""
     yield root
     lines = _read(SELF).splitlines()
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")

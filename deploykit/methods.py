@@ -1,8 +1,7 @@
-"""A folder is a registry: each file of a plural folder is one method.
+"""Lists and imports methods: each file in one of the folders is a method.
 
-Only names that are listed in the folder can be loaded, so a recipe can never import an arbitrary path.
-Files are imported on demand; that is the only laziness in the package, and it is here that a missing
-package becomes the pip command that adds it.
+Only files in these folders can be loaded, so a recipe cannot import arbitrary code. They are imported on demand, so a
+package is needed only by the methods that use it; if it is missing, the error names the pip command.
 """
 
 from difflib import get_close_matches
@@ -21,17 +20,17 @@ FOLDERS = {
     "quantizer": "quantizers",
     "engine": "engines",
 }
-EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # every other package of the path comes with `train`
+EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # all other packages belong to `train`
 
 
 class Frozen(BaseModel):
-    """Base of what is read and written: immutable, unknown keys are refused, a text below a field describes it."""
+    """Base of data that is read and written: immutable, without unknown keys; a string below a field describes it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Options(Frozen):
-    """Base of the options of methods; infinite numbers are refused."""
+    """Base of options, whose numbers must be finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -60,7 +59,7 @@ def load(kind: str, name: str) -> ModuleType:
 
     Raises:
         MethodError: the folder has no such file.
-        MissingExtraError: the method needs a package that is not installed, or is broken.
+        MissingExtraError: the method needs a package that is missing or broken.
     """
     names = available(kind)
     if name not in names:
@@ -70,7 +69,7 @@ def load(kind: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise missing_extra(error, f"the {kind} {name!r}") from error
     except ImportError as error:
-        if (error.name or "").partition(".")[0] == "deploykit":  # a defect of ours
+        if (error.name or "").partition(".")[0] == "deploykit":  # a bug
             raise
         raise MissingExtraError(
             f"the {kind} {name!r} cannot be imported: {error}. A package that it needs is installed, but broken or of a"
@@ -79,10 +78,7 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
-    """Says which extra brings the package that could not be imported.
-
-    A missing module of deploykit itself is a defect, and is returned as it is.
-    """
+    """Returns an error that names the extra of a missing package, or the same error for a module of deploykit."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "deploykit"):
         return error
@@ -90,6 +86,6 @@ def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
 
 
 def did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:
-    """Returns `" (did you mean 'x'?)"` for the nearest known name, or nothing."""
+    """Returns `" (did you mean 'x'?)"` with the most similar name; empty if none is similar."""
     nearest = get_close_matches(name, names, n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""

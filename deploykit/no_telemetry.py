@@ -1,7 +1,6 @@
-"""Switches off what libraries of ours send to their makers, before any of them is imported.
+"""Switches off the telemetry of the libraries that deploykit uses, before any of them is imported.
 
-Nothing that this package starts opens a connection that its user did not ask for. Environment variables reach child
-processes as well; one that is set already keeps its value. No file is written.
+Environment variables are inherited by child processes; those that are set keep their values. No file is written.
 """
 
 import os
@@ -11,21 +10,17 @@ from pathlib import Path
 
 VARIABLES = {
     "BENTOML_DO_NOT_TRACK": "True",
-    "DISABLE_SAFETENSORS_CONVERSION": "true",  # transformers asks a public service to convert a hub's old checkpoints
+    "DISABLE_SAFETENSORS_CONVERSION": "true",  # transformers would ask a public service to convert old checkpoints
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.29 and later, which also leaves an id in the home directory
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.29 and later would also write an id to the home directory
 }
-OPENVINO = "openvino_telemetry"  # sends on `import openvino`; no environment variable stops it
+OPENVINO = "openvino_telemetry"  # sends when openvino is imported; no environment variable prevents it
 
 
 def switch_off(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Sets the variables that are not set, and hides OpenVINO's telemetry package from OpenVINO.
+    """Sets the variables that are not set, and hides OpenVINO's telemetry package, without which OpenVINO works.
 
-    OpenVINO goes on without that package. A user who has answered its question for consent keeps that answer: it lies
-    in `~/intel/openvino_telemetry`.
-
-    Args:
-        environ: the environment to change.
+    The package is not hidden if the user has answered its question for consent.
     """
     for name, value in VARIABLES.items():
         environ.setdefault(name, value)
@@ -34,8 +29,8 @@ def switch_off(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _has_answered() -> bool:
-    """Says whether the user has answered OpenVINO's question for consent."""
+    """Tells whether the user has answered OpenVINO's question for consent."""
     try:
         return Path("~/intel", OPENVINO).expanduser().exists()
-    except (OSError, RuntimeError):  # a home directory of somebody else, or none
+    except (OSError, RuntimeError):  # no home directory, or no access to it
         return False

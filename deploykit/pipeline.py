@@ -1,8 +1,8 @@
-"""The loop over the stages: what is done is skipped, what is missing is made, in order.
+"""Runs the stages of a recipe in order, and skips those whose artifact exists.
 
-A run owns one directory. Each stage's artifact lies there under its name and the beginning of its content
-key, so that a changed recipe makes new artifacts and loses none; a link with the plain name of the stage
-points to the newest that kept its gates. Two runs cannot work in one directory at the same time.
+A run has a directory of its own, which is locked. The directory of each artifact is named after the stage and the
+beginning of its content key, so a changed recipe adds artifacts and deletes none. A link with the name of the stage
+points to the newest artifact that passed its gates.
 """
 
 import logging
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of a run: where its artifact goes, and whether it is there already."""
+    """One stage of a run, and the directory of its artifact."""
 
     stage: str
     method: str
@@ -52,13 +52,13 @@ class Planned:
 
     @property
     def finished(self) -> bool:
-        """Whether the artifact is there already and is not to be made again."""
+        """Whether the artifact exists and is not to be replaced."""
         return self.would == "be skipped"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stage that was run or skipped; `seconds` are those that this run spent on it."""
+    """A stage that was run or skipped, and the time that this run spent on it."""
 
     artifact: Artifact
     status: Literal["ran", "skipped"]
@@ -66,73 +66,72 @@ class Outcome:
 
 
 def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) -> list[Planned]:
-    """Says which stages a run has, and which are finished, without running any.
+    """Lists the stages of a run without running them, and tells which are finished.
 
     Args:
-        recipe: the whole statement of the run.
-        first: this stage and all after it are made again.
+        recipe: of the run.
+        first: this stage and all later ones run again.
         until: the last stage.
 
     Raises:
-        InputError: the base model or the data is not there or cannot be used, or the recipe has no such stage.
+        InputError: the base model or the data is missing or cannot be used, or the recipe has no such stage.
     """
+    stages = [stage for stage in STAGES if stage == "train" or getattr(recipe, stage) is not None]
     for name in (first, until):
-        if name is not None and name not in _stages(recipe):
-            raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
+        if name is not None and name not in stages:
+            raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(stages)}.")
+    last = stages.index(until) + 1 if until else None
+    parent = key_of(parent=_base_fingerprint(recipe), stage="base", method=recipe.task, options={}, data="", seed=0)
+    fingerprint, run_again = data.fingerprint(recipe.data, recipe.seed), False
+    planned = []
+    for stage in stages[:last]:
+        run_again = run_again or stage == first
+        method, options = recipe.method(stage), _key_options(recipe, stage)
+        key = key_of(parent=parent, stage=stage, method=method, options=options, data=fingerprint, seed=recipe.seed)
+        target = output(recipe) / f"{stage}-{key[:10]}"
+        would: Literal["run", "be skipped"] = "be skipped" if is_finished(target) and not run_again else "run"
+        planned.append(Planned(stage, method, target, key, parent, would))
+        parent = key
+    return planned
+
+
+def _base_fingerprint(recipe: Recipe) -> str:
+    """Checks that the base model can be used, and returns its fingerprint."""
     base = checkpoint.find(recipe.model, recipe.revision)
     if recipe.prune is not None:
         checkpoint.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
     preflight.check(base, tasks.load(recipe.task).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
-    parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)
-    fingerprint = data.fingerprint(recipe.data, recipe.seed)
-    found = []
-    again = False
-    for stage in _stages(recipe):
-        again = again or stage == first
-        key = key_of(
-            parent=parent,
-            stage=stage,
-            method=recipe.method(stage),
-            options=_content(recipe, stage),
-            data=fingerprint,
-            seed=recipe.seed,
-        )
-        target = output(recipe) / f"{stage}-{key[:10]}"
-        would: Literal["run", "be skipped"] = "be skipped" if is_finished(target) and not again else "run"
-        found.append(Planned(stage, recipe.method(stage), target, key, parent, would))
-        if stage == until:
-            break
-        parent = key
-    return found
+    return base.fingerprint
 
 
-def _content(recipe: Recipe, stage: str) -> dict[str, object]:
-    """Returns everything of the recipe that changes what a stage makes."""
+def _key_options(recipe: Recipe, stage: str) -> dict[str, object]:
+    """Returns everything in the recipe that changes the artifact of a stage."""
     sections: list[BaseModel] = [recipe.options(stage)]
     if stage == "quantize":
         sections.append(recipe.gates)
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
-    content: dict[str, object] = {type(found).__name__: found.model_dump(mode="json") for found in sections}
     hashes = {str(path): f"{path.suffix} {sha256_of(sources.require(str(path)))}" for path in recipe.files(stage)}
-    content = _replaced(content, hashes)
+    options = {type(section).__name__: _with_hashes(section.model_dump(mode="json"), hashes) for section in sections}
     if stage == "train" and recipe.labels:
-        content["labels"] = recipe.labels
-    return {**content, **({"name": recipe.name, "library": bundle.library_hash()} if stage == "package" else {})}
+        options["labels"] = recipe.labels
+    if stage == "package":
+        options |= {"name": recipe.name, "library": bundle.library_hash()}
+    return options
 
 
-def _replaced(content: Any, hashes: Mapping[str, str]) -> Any:
-    """Puts the hashes of files in place of their paths, so that a project may be moved."""
+def _with_hashes(content: Any, hashes: Mapping[str, str]) -> Any:
+    """Replaces the paths of files by their hashes, so that the key does not change if a project is moved."""
     if isinstance(content, dict):
-        return {name: _replaced(value, hashes) for name, value in content.items()}
+        return {name: _with_hashes(value, hashes) for name, value in content.items()}
     if isinstance(content, list):
-        return [_replaced(value, hashes) for value in content]
+        return [_with_hashes(value, hashes) for value in content]
     return hashes.get(content, content) if isinstance(content, str) else content
 
 
 def output(recipe: Recipe) -> Path:
-    """Returns the run's directory."""
+    """Returns the directory of the run."""
     return Path(recipe.output or f"runs/{recipe.name}")
 
 
@@ -147,17 +146,17 @@ def run(
     """Runs a recipe; stages whose artifact is finished and undamaged are skipped.
 
     Args:
-        recipe: the whole statement of the run.
-        first: this stage and all after it are made again.
+        recipe: of the run.
+        first: this stage and all later ones run again.
         until: the last stage to run.
-        only: run this stage alone; those before it must be finished.
-        notify: called with each stage before it starts (outcome None) and after it ended.
+        only: the only stage to run; the earlier ones must be finished.
+        notify: called with each stage before it starts (outcome None) and after it has ended.
 
     Returns:
-        One outcome a stage, in order.
+        The outcomes of the stages, in order.
 
     Raises:
-        GateError: a promise of the recipe was broken; what was made is kept.
+        GateError: a gate of the recipe stops the run; the artifact is kept.
         BusyError: another run is working in the same directory.
         InputError: the recipe, the data or the model cannot be used.
 
@@ -165,44 +164,40 @@ def run(
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
     with locked(output(recipe)), _own_settings():
-        for left in output(recipe).glob(".*.draft"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for draft in output(recipe).glob(".*.draft"):  # of a run that was killed
+            shutil.rmtree(draft, ignore_errors=True)
         outcomes: list[Outcome] = []
         dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task), recipe.seed))
-        for found in plan(recipe, first=first, until=until or only):
-            if only is not None and found.stage != only and not found.finished:
-                raise InputError(f"{only} starts from {found.stage}, which is not finished. Run deploykit run first.")
+        for planned in plan(recipe, first=first, until=until or only):
+            if only is not None and planned.stage != only and not planned.finished:
+                raise InputError(f"{only} starts from {planned.stage}, which is not finished. Run deploykit run first.")
             if notify:
-                notify(found, None)
-            outcomes.append(_stage(recipe, found, outcomes, dataset))
+                notify(planned, None)
+            outcomes.append(_run_stage(recipe, planned, outcomes, dataset))
             if notify:
-                notify(found, outcomes[-1])
+                notify(planned, outcomes[-1])
             report.write(output(recipe), [outcome.artifact for outcome in outcomes], recipe.gates)
             _check_gates(recipe, outcomes[-1].artifact)
-            _link(output(recipe) / found.stage, found.target)
+            _link(output(recipe) / planned.stage, planned.target)
         return outcomes
 
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Gives every stage the same threads, and takes back what the stages' libraries do to the process."""
-    budget = process_state.threads(hardware.cpu_limit())
-    with budget, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
+    """Sets torch's threads for all stages, and restores the process settings that libraries change."""
+    threads = process_state.threads(hardware.cpu_limit())
+    with threads, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
         yield
 
 
-def _stages(recipe: Recipe) -> list[str]:
-    return [stage for stage in STAGES if stage == "train" or getattr(recipe, stage) is not None]
-
-
-def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset]) -> Outcome:
+def _run_stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset]) -> Outcome:
     started = time.monotonic()
     parent = outcomes[-1].artifact if outcomes else None
     artifact = _finished(planned, parent)
     status: Literal["ran", "skipped"] = "skipped"
     if artifact is None:
         work = output(recipe) / WORK / planned.target.name
-        if is_finished(planned.target):  # made again, from the beginning
+        if is_finished(planned.target):  # run again, from the beginning
             shutil.rmtree(work, ignore_errors=True)
         earlier = tuple(outcome.artifact for outcome in outcomes)
         job = Job(
@@ -217,7 +212,7 @@ def _stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: C
 
 
 def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
-    """Returns the artifact that is there already, if it is undamaged and was made from this parent."""
+    """Returns the existing artifact if it was made from this parent; raises ArtifactError if it is damaged."""
     if not planned.finished:
         return None
     artifact = Artifact.load(planned.target)
@@ -226,17 +221,17 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds what a stage found against the gates; a quantized graph that is stopped by one was not kept."""
+    """Raises GateError if a gate stops the run after this artifact."""
     failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own))
     if failed:
         raise GateError(
             f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"
-            f"What was made is kept in {artifact.path}."
+            f"The artifact is kept in {artifact.path}."
         )
 
 
 def _link(link: Path, target: Path) -> None:
-    """Points a link at the newest artifact of a stage, in one step."""
+    """Makes or replaces a symbolic link atomically."""
     temporary = link.with_name(f".{link.name}.link")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
@@ -244,29 +239,29 @@ def _link(link: Path, target: Path) -> None:
 
 
 def train(recipe: Recipe) -> Artifact:
-    """Runs the stage `train` alone and returns its checkpoint."""
-    return _alone(recipe, "train")
+    """Runs only the stage `train`."""
+    return _run_only(recipe, "train")
 
 
 def prune(recipe: Recipe) -> Artifact:
-    """Runs the stage `prune` alone; the stages before it must be finished."""
-    return _alone(recipe, "prune")
+    """Runs only the stage `prune`; the earlier stages must be finished."""
+    return _run_only(recipe, "prune")
 
 
 def export(recipe: Recipe) -> Artifact:
-    """Runs the stage `export` alone; the stages before it must be finished."""
-    return _alone(recipe, "export")
+    """Runs only the stage `export`; the earlier stages must be finished."""
+    return _run_only(recipe, "export")
 
 
 def quantize(recipe: Recipe) -> Artifact:
-    """Runs the stage `quantize` alone; the stages before it must be finished."""
-    return _alone(recipe, "quantize")
+    """Runs only the stage `quantize`; the earlier stages must be finished."""
+    return _run_only(recipe, "quantize")
 
 
 def package(recipe: Recipe) -> Artifact:
-    """Runs the stage `package` alone; the stages before it must be finished."""
-    return _alone(recipe, "package")
+    """Runs only the stage `package`; the earlier stages must be finished."""
+    return _run_only(recipe, "package")
 
 
-def _alone(recipe: Recipe, stage: str) -> Artifact:
+def _run_only(recipe: Recipe, stage: str) -> Artifact:
     return run(recipe, only=stage)[-1].artifact

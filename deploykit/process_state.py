@@ -1,7 +1,7 @@
-"""Settings of the whole process for as long as a block lasts: afterwards they are what the caller had chosen.
+"""Context managers that change settings of the whole process and restore those of the caller.
 
-Libraries know many settings only for the process: levels of loggers, the environment, torch's threads, random numbers.
-Whoever calls deploykit from Python has chosen them for other work, too.
+Log levels, the environment, torch's threads and random numbers exist only once per process, and a program that calls
+deploykit uses them for other work, too.
 """
 
 import logging
@@ -16,7 +16,7 @@ import torch
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Lets loggers of these names say errors only."""
+    """Limits loggers to errors."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -29,9 +29,9 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Lets torch compute on so many threads."""
+    """Sets the number of torch's threads."""
     before = torch.get_num_threads()
-    if count == before:  # as in most calls of an engine
+    if count == before:  # the usual case
         yield
         return
     torch.set_num_threads(count)
@@ -43,7 +43,7 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def environment() -> Iterator[None]:
-    """Takes back what is done to the environment, as transformers' Trainer does."""
+    """Restores the environment, which transformers' Trainer changes."""
     before = dict(os.environ)
     try:
         yield
@@ -55,24 +55,24 @@ def environment() -> Iterator[None]:
 
 @contextmanager
 def draws() -> Iterator[None]:
-    """Takes back seeds: what is drawn afterwards is what would have been drawn without the block."""
-    own, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Restores the states of the random number generators."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        random.setstate(own)
-        np.random.set_state(numpys)
-        torch.set_rng_state(torchs)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Puts a module and all of its parts into evaluation mode."""
-    learning = [module for module in model.modules() if module.training] if model.training else []
-    for module in learning:
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
         module.training = False
     try:
         yield
     finally:
-        for module in learning:
+        for module in training:
             module.training = True

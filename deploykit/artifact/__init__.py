@@ -1,6 +1,6 @@
-"""Artifacts: immutable directories that the stages hand to each other, and their manifests.
+"""Artifacts, the immutable directories that the stages hand to each other, and their manifests.
 
-The layout stays that of Hugging Face, so that transformers and Optimum open what they are able to open.
+The layout is that of Hugging Face, so transformers and Optimum can open checkpoints and graphs.
 """
 
 from deploykit.artifact.directory import Artifact, draft, key_of, seal
@@ -17,7 +17,6 @@ from deploykit.artifact.files import (
     LIBRARY,
     MANIFEST,
     MODEL_CARD,
-    OLDEST_FORMAT,
     PREDICTIONS,
     PYCACHE,
     REQUIREMENTS,
@@ -34,11 +33,9 @@ from deploykit.artifact.files import (
 )
 from deploykit.artifact.manifest import (
     BUSY_SHARE,
-    FileEntry,
     Kind,
     Manifest,
     Metric,
-    Record,
     RecordOptions,
     ServeOptions,
     Step,
@@ -59,7 +56,6 @@ __all__ = [
     "LIBRARY",
     "MANIFEST",
     "MODEL_CARD",
-    "OLDEST_FORMAT",
     "PREDICTIONS",
     "PYCACHE",
     "REQUIREMENTS",
@@ -72,11 +68,9 @@ __all__ = [
     "VOCABULARY",
     "WEIGHTS",
     "Artifact",
-    "FileEntry",
     "Kind",
     "Manifest",
     "Metric",
-    "Record",
     "RecordOptions",
     "ServeOptions",
     "Step",

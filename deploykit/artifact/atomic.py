@@ -1,6 +1,6 @@
-"""Files and directories that appear whole: a reader, a kill and a power cut see the old one or the new one.
+"""Writes files and directories atomically: even after a kill or a power cut, the old or the new version is complete.
 
-What is written lies under another name beside its place and on the disk itself (`fsync`), before it is renamed.
+The content is written under another name beside its place, synchronized to the disk (`fsync`) and then renamed.
 """
 
 import errno
@@ -9,14 +9,10 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, in place of an older one.
-
-    Args:
-        path: of the file; its directory exists.
-        text: all of it.
+    """Writes or replaces a file in UTF-8; its directory must exist.
 
     Raises:
-        OSError: it cannot be written; an older file is as it was.
+        OSError: the file cannot be written; an older one is unchanged.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -27,14 +23,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def move(draft: Path, target: Path) -> None:
-    """Moves a finished file or directory to its place on the same file system.
-
-    Args:
-        draft: what was written.
-        target: its name from now on. A file there is replaced; there must be no directory.
+    """Moves a finished file or directory to `target` on the same file system, and replaces a file there.
 
     Raises:
-        OSError: it cannot be moved, or the disk is full.
+        OSError: the move failed, the disk is full, or there is a directory at `target`.
     """
     for path in (draft, *draft.rglob("*")) if draft.is_dir() else (draft,):
         if not path.is_symlink():
@@ -44,12 +36,12 @@ def move(draft: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on the disk."""
+    """Waits until the content of a file, or of a directory listing, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that syncs no directories
+        if error.errno != errno.EINVAL:  # the file system does not support it for directories
             raise
     finally:
         os.close(descriptor)

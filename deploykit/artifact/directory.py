@@ -1,7 +1,7 @@
-"""An artifact on disk: opened and verified, or drafted and sealed.
+"""Opens, verifies and writes artifacts.
 
-A directory is written under a temporary name beside its place, its manifest last, and then renamed: a manifest that is
-present means that the stage finished.
+A directory is written under a temporary name beside its place, its manifest last, and then renamed. So a manifest means
+that the stage has finished.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ class Artifact:
 
     @classmethod
     def load(cls, path: Path | str) -> "Artifact":
-        """Opens a directory that a stage has finished; file contents are not checked, see `verify`.
+        """Opens an artifact; `verify` checks its files.
 
         Raises:
-            ArtifactError: no manifest, one that cannot be read, or one of a newer format.
+            ArtifactError: the manifest is missing, damaged, or of a format that cannot be read.
         """
         path = Path(path)
         try:
@@ -68,33 +68,33 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """A hash of the contents: of every file's hash."""
+        """A hash over the hashes of all files."""
         content = {name: entry.sha256 for name, entry in self.manifest.files.items()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def tag(self) -> str:
-        """Its name in BentoML's model store, where it is stored."""
+        """The name in BentoML's model store."""
         return f"{self.manifest.name}:{self.digest[:12]}"
 
     def file(self, name: str) -> Path:
-        """Returns the path of one of the names at the top of this module."""
+        """Returns the path of a file, whose name is usually a constant of `artifact.files`."""
         return self.path / name
 
     def verify(self) -> None:
-        """Compares every file with the manifest.
+        """Compares all files with the manifest.
 
         Raises:
-            ArtifactError: names the first file that is missing, added or changed.
+            ArtifactError: a file is missing, added or changed.
         """
         for name, entry in self.manifest.files.items():
             file = self.path / name
             if not file.is_file():
                 raise ArtifactError(f"{self.path} lacks the file {name}. Restore it, or build the artifact again.")
-            found = sha256_of(file)
-            if found != entry.sha256:
+            sha256 = sha256_of(file)
+            if sha256 != entry.sha256:
                 raise ArtifactError(
-                    f"{file} was changed after it was made: sha256 {found[:12]}…, expected {entry.sha256[:12]}…."
+                    f"{file} was changed after it was made: sha256 {sha256[:12]}…, expected {entry.sha256[:12]}…."
                     " Restore it, or delete the directory and run the recipe again."
                 )
         added = sorted(set(_contents(self.path)) - set(self.manifest.files))
@@ -104,10 +104,10 @@ class Artifact:
 
 @contextmanager
 def draft(target: Path) -> Iterator[Path]:
-    """Yields a temporary directory beside `target`; removes it unless `seal` has renamed it.
+    """Yields a temporary directory beside `target`, and removes it unless `seal` has renamed it.
 
     Raises:
-        StorageError: the disk is full or refuses to be written.
+        StorageError: the disk is full or cannot be written.
     """
     folder = target.parent / f".{target.name}.draft"
     try:
@@ -120,12 +120,12 @@ def draft(target: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
-    """Hashes the files of a draft, writes the manifest last and moves the draft to its place.
+    """Hashes the files of a draft, writes the manifest and moves the draft to its place.
 
     Args:
-        folder: what `draft` gave.
-        target: the artifact's final directory; an older one there is replaced.
-        facts: the manifest's fields, without `format_version` and `files`.
+        folder: from `draft`.
+        target: the artifact's final directory; an older artifact there is replaced.
+        facts: fields of the manifest except `format_version` and `files`.
     """
     files = {
         name: FileEntry(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)
@@ -133,7 +133,7 @@ def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
     }
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if target.exists():  # set aside whole, so that a kill leaves the old one or the new one, or none
+    if target.exists():  # renamed, not deleted, so that after a kill no half of an artifact is at `target`
         target.rename(folder.with_name(f"{folder.name}.old.draft"))
     atomic.move(folder, target)
     shutil.rmtree(folder.with_name(f"{folder.name}.old.draft"), ignore_errors=True)
@@ -141,13 +141,13 @@ def seal(folder: Path, target: Path, **facts: Any) -> Artifact:
 
 
 def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], data: str, seed: int) -> str:
-    """Returns the content key that answers "already done?".
+    """Returns the content key of a stage's artifact: a hash of everything that decides its content.
 
     Args:
         parent: key of the artifact that the stage starts from, or the base model's fingerprint.
         stage: name of the stage.
         method: name of its method.
-        options: everything of the recipe that changes what the stage makes.
+        options: everything in the recipe that changes the result.
         data: fingerprint of the labelled data.
         seed: of the run.
     """
@@ -158,6 +158,6 @@ def key_of(*, parent: str, stage: str, method: str, options: Mapping[str, Any], 
 def _contents(folder: Path) -> Iterator[str]:
     for file in folder.rglob("*"):
         name = file.relative_to(folder)
-        made = str(name) in (MANIFEST, SIGNATURE) or str(name) == STORED or PYCACHE in name.parts
-        if (file.is_file() or file.is_symlink()) and not made:
+        excluded = str(name) in (MANIFEST, SIGNATURE, STORED) or PYCACHE in name.parts
+        if (file.is_file() or file.is_symlink()) and not excluded:
             yield name.as_posix()

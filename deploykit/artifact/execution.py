@@ -1,4 +1,4 @@
-"""How a graph is run: a value that the selection measures, the manifest keeps and the service obeys."""
+"""How a graph is run: chosen by the selection, kept in the manifest, used by the service."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ Device = Literal["cpu", "cuda"]
 class Execution(Frozen):
     """An engine and its settings.
 
-    `precision` is that of the arithmetic that a graph leaves in float, `threads` are those of one call,
-    `streams` calls run at the same time, `batch_tokens` padded tokens make the batch that runs best (larger
-    ones leave the cache), and `features` are those of the CPU that the choice relied on.
+    `precision` is that of the operators that a graph leaves in float. `streams` calls run at the same time, each on
+    `threads` threads. `batch_tokens` is the number of padded tokens in the most efficient batch; larger ones exceed the
+    cache. `features` are the CPU features that the choice relied on.
     """
 
     engine: str = "onnxruntime"
@@ -28,13 +28,13 @@ class Execution(Frozen):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What decides the answers: all but the threads."""
+        """The settings that change answers: all but threads and batches."""
         return self.engine, self.precision, self.device
 
     def on(self, cores: int) -> "Execution":
-        """Returns the same with all of `cores`: to one call, or one to each of several calls, as it is here."""
-        shared = self.streams == 1
-        return self.model_copy(update={"threads": cores if shared else 1, "streams": 1 if shared else cores})
+        """Returns a copy that uses `cores`: all for one call if there is one stream, otherwise one stream per core."""
+        threads, streams = (cores, 1) if self.streams == 1 else (1, cores)
+        return self.model_copy(update={"threads": threads, "streams": streams})
 
     def __str__(self) -> str:
         where = self.engine + (f" {self.precision}" if self.precision != "float32" else "")

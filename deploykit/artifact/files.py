@@ -1,15 +1,15 @@
-"""Names on disk of what an artifact holds, and hashes of files."""
+"""Names of the files in an artifact, and their hashes."""
 
 import hashlib
 from pathlib import Path
 
-FORMAT_VERSION, OLDEST_FORMAT = 3, 2  # written, and still read
+FORMAT_VERSION, OLDEST_FORMAT = 3, 2  # of manifests: written, and the oldest that is read
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
-FLOAT_GRAPH = "model_float32.onnx"  # beside a chosen graph that is another one
+FLOAT_GRAPH = "model_float32.onnx"  # beside the chosen graph, if that is a different one
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY = "vocab.txt"
@@ -23,13 +23,13 @@ BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
 LIBRARY = "deploykit"
 SIGNATURE = "model.sig"
-STORED = "model.yaml"  # BentoML's model store leaves it beside a package's files
+STORED = "model.yaml"  # written by BentoML's model store beside a package's files
 PYCACHE = "__pycache__"
 GENERATED = (PYCACHE, STORED)
 
 
 def is_finished(path: Path) -> bool:
-    """Says whether a stage has finished this directory."""
+    """Tells whether a stage has finished this directory."""
     return (path / MANIFEST).is_file()
 
 

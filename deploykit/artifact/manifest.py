@@ -1,29 +1,25 @@
-"""The manifest: everything that later stages, the service and the report need to know of an artifact."""
+"""The manifest of an artifact: everything that later stages, the service and the report need to know."""
 
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
-from deploykit.methods import Frozen
+from deploykit.methods import Frozen, Options
 
-BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
+BUSY_SHARE = 0.05  # of a measurement spent waiting for cores, above which its times are shown with a warning
 Kind = Literal["checkpoint", "onnx", "package"]
 
 
-class Record(Frozen):
-    """Base of what a manifest holds."""
-
-
-class FileEntry(Record):
-    """One file of an artifact: its sha256 in hexadecimal and its size in bytes."""
+class FileEntry(Frozen):
+    """A file of an artifact: sha256 in hexadecimal, and size in bytes."""
 
     sha256: str
     bytes: int
 
 
-class Metric(Record):
+class Metric(Frozen):
     """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
 
     value: float
@@ -35,12 +31,12 @@ class Metric(Record):
         return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
-class Step(Record):
-    """What one stage of the chain did.
+class Step(Frozen):
+    """The result of one stage.
 
-    `bytes` are those of the weights or of the graph; `p50_ms` is the median time in milliseconds of one input
-    of median length on the step's engine, timed in turn with those of all steps in the same manifest, so that they can
-    be compared; `waited_share` is the part of that time in which other processes held the cores.
+    `bytes` is the size of the weights or of the graph. `p50_ms` is the median time in milliseconds for one input of
+    median length on the step's engine; all steps of a manifest are timed in turn, so that they can be compared.
+    `waited_share` is the part of that time in which other processes held the cores.
     """
 
     stage: str
@@ -59,53 +55,51 @@ class Step(Record):
         return self.waited_share > BUSY_SHARE
 
 
-class RecordOptions(Record):
-    """Which texts a service keeps to be looked at."""
+class RecordOptions(Frozen):
+    """Which texts a service records for inspection."""
 
     share: float = Field(default=0.01, gt=0, le=1)
-    """Share of the texts that are kept."""
+    """Share of the texts that are recorded."""
     megabytes: int = Field(default=64, ge=1)
-    """Most megabytes of all files together."""
+    """Maximum size of all files together."""
 
 
-class ServeOptions(Record):
-    """How a package is served; carried to the service by the manifest."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
+class ServeOptions(Options):
+    """How a package is served; the service reads it from the manifest."""
 
     max_batch_tokens: int = Field(default=4096, ge=1)
-    """Most tokens of one padded batch."""
+    """Maximum number of tokens in a padded batch."""
     max_batch_items: int = Field(default=64, ge=1)
-    """Most texts of one batch."""
+    """Maximum number of texts in a batch."""
     max_queue_tokens: int = Field(default=65536, ge=1)
-    """Most tokens that wait."""
+    """Maximum number of tokens in the queue."""
     max_wait_s: float = Field(default=0.5, gt=0)
-    """Seconds that a text may wait for others; where it would wait longer, the answer is 503."""
+    """Longest wait in the queue in seconds; a text that would wait longer is refused with 503."""
     timeout_s: float = Field(default=10.0, gt=0)
     """Deadline of a request in seconds."""
     stuck_s: float = Field(default=60.0, ge=1)
-    """Seconds after which a process whose engine or event loop hangs ends, to be started again."""
+    """Seconds after which a process whose engine or event loop hangs is restarted."""
     max_texts: int = Field(default=256, ge=1)
-    """Most texts of one request."""
+    """Maximum number of texts in a request."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
-    """Most bytes of one request."""
+    """Maximum size of a request in bytes."""
     max_windows: int = Field(default=16, ge=1)
-    """Most overlapping windows in which a text is read that is longer than the model reads; 1: it is cut."""
+    """Maximum number of overlapping windows in which a long text is read; 1 cuts it instead."""
     redact: bool = False
     """Masks personal data before the model reads a text."""
     batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
     """How texts share batches: `cost` by the latency model; for comparison `fifo` (in order of arrival), `none`
     (each alone) and `bentoml` (BentoML's adaptive batching)."""
     redact_names: str | None = Field(default=None, min_length=1)
-    """The spaCy model that finds names of people for that; null: names stay."""
+    """The spaCy model that finds names of people to mask; null leaves names as they are."""
     records: RecordOptions | None = None
-    """What may be kept of texts and answers; null: nothing."""
+    """Which texts and answers are recorded; null records nothing."""
     extras: tuple[Literal["jwt", "otel", "presidio", "redis", "sign"], ...] = ()
     """Extras of deploykit that the service uses; their packages are pinned with the others."""
     ui: bool = True
-    """Offers the page at /ui to try the model on."""
+    """Serves a page at /ui on which the model can be tried."""
     threads: int | None = Field(default=None, ge=1)
-    """Cores for the engine; null: all that the cgroup allows."""
+    """Cores for the engine; null uses all that the cgroup allows."""
 
     @model_validator(mode="after")
     def _masks_somewhere(self) -> Self:
@@ -114,14 +108,13 @@ class ServeOptions(Record):
         return self
 
 
-class Manifest(Record):
-    """Everything that later stages, the service and the report need to know.
+class Manifest(Frozen):
+    """The record inside an artifact.
 
-    `pair` says whether an input is two texts, `execution` how the model is run, `weights_precision` what the weights of
-    its layers are stored in (`float32`, `float16`, `int8`, `int4`), `cost` what its batches take where it was measured
-    (null: it was not), `history` lists the stages so far, this
-    one last, and `details` maps each of them to what is particular to it (data summary, learning curve, parity,
-    candidates, flips), so that the last artifact tells the whole story.
+    `pair` says whether an input is two texts. `execution` is how the model is run. `weights_precision` is the number
+    format of the weights in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of its
+    batches, if it was measured. `history` lists the stages so far, this one last. `details` has the other results of
+    each stage, such as data summary, learning curve, parity, candidates and prediction changes.
     """
 
     format_version: int
@@ -153,7 +146,7 @@ class Manifest(Record):
 
     @property
     def version(self) -> str:
-        """What clients are given as the model's version: the beginning of the key."""
+        """The version of the model that clients see: the beginning of the key."""
         return self.key[:12]
 
     @property
@@ -168,7 +161,7 @@ class Manifest(Record):
 
 
 def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Adds what format 3 states: the precision of the weights, which was that of the candidate that was kept."""
+    """Adds the precision of the weights, which format 3 requires; it is that of the candidate that was kept."""
     details = content["details"]
     candidates = details.get("retune", details.get("quantize", {})).get("candidates", ())
     kept = [candidate["precision"] for candidate in candidates if candidate["kept"]]

@@ -1,4 +1,4 @@
-"""Scores of the validation and test rows, which every artifact carries."""
+"""The scores of the validation and test rows in an artifact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ from deploykit.artifact.files import PREDICTIONS
 
 
 def save_predictions(folder: Path, rows: Mapping[str, list[npt.NDArray[np.float32]]]) -> None:
-    """Stores the scores of each split: `name` concatenated, `name.lengths` to cut it into rows.
+    """Stores the scores of each split, concatenated as `name`, and the units of each row as `name.lengths`.
 
     Args:
-        folder: the draft.
-        rows: split to one array `(units, labels)` a row.
+        folder: of the draft.
+        rows: by split, one array `(units, labels)` per row.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, scores in rows.items():
@@ -26,7 +26,7 @@ def save_predictions(folder: Path, rows: Mapping[str, list[npt.NDArray[np.float3
 
 
 def load_predictions(artifact: Artifact) -> dict[str, list[npt.NDArray[np.float32]]]:
-    """Reads what `save_predictions` wrote."""
+    """Reads scores that `save_predictions` wrote."""
     with np.load(artifact.file(PREDICTIONS), allow_pickle=False) as arrays:
         names = [name for name in arrays.files if not name.endswith(".lengths")]
         return {name: np.split(arrays[name], np.cumsum(arrays[f"{name}.lengths"])[:-1]) for name in names}

@@ -1,11 +1,11 @@
-"""Who made it: signatures over whole artifacts, in the format of the OpenSSF's model signing.
+"""Signs whole artifacts and checks signatures, in the format of the OpenSSF's model signing.
 
-A signature lies beside the files and names each of them with its hash; it is made and checked with elliptic curve
-keys, so neither needs a network. The tool `model_signing` checks it as well. Code that Python has compiled belongs to
-no artifact, and where signatures count it may not lie there: it would run in place of the source that was signed.
+A signature is a file that lists all files with their hashes. It is made and checked with elliptic curve keys, without a
+network; the tool `model_signing` can check it, too. Compiled Python code is refused, because it is not signed and would
+run in place of the signed source.
 
-A service that checks itself finds files that were exchanged. Code that was changed so as not to check is found by
-what looks before it runs: `deploykit verify --key`, and `deploykit serve`.
+A service that checks itself finds files that were replaced. Only a check from outside, by `deploykit verify --key` or
+`deploykit serve`, finds code that was changed so that it does not check.
 """
 
 import shutil
@@ -13,24 +13,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deploykit.artifact import SIGNATURE, STORED, Artifact
+from deploykit.artifact import PYCACHE, SIGNATURE, STORED, Artifact
 from deploykit.errors import ArtifactError, InputError, extra_missing, storage_errors
-
-COMPILED = "__pycache__"
 
 
 def sign(path: Path | str, key: Path, password: str | None = None) -> Artifact:
-    """Signs an artifact, once its files are found to be as they were made; an older signature is replaced.
+    """Verifies and signs an artifact; an older signature is replaced.
 
-    Where BentoML's model store holds this very package, the signature goes there, too.
+    If BentoML's model store holds the same package, the signature is copied there.
 
     Args:
-        path: its directory.
-        key: a file in PEM with the private key, on the curve P-256, P-384 or P-521.
-        password: of the file, where it is encrypted.
+        path: the directory of the artifact.
+        key: a PEM file with the private key, on the curve P-256, P-384 or P-521.
+        password: of the file, if it is encrypted.
 
     Raises:
-        ArtifactError: a file is not what the manifest says, or is a link.
+        ArtifactError: a file is a link, or differs from the manifest.
         InputError: the key cannot be read.
         MissingExtraError: the library is not installed.
 
@@ -43,7 +41,7 @@ def sign(path: Path | str, key: Path, password: str | None = None) -> Artifact:
     try:
         secret = password.encode() if password else None
         signer = library.signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
-    except Exception as error:  # of any kind: the file, its encryption, another kind of key
+    except Exception as error:  # of many types: for the file, its encryption, another kind of key
         raise _unusable("private", key, error) from error
     try:
         with storage_errors(artifact.path):
@@ -55,14 +53,14 @@ def sign(path: Path | str, key: Path, password: str | None = None) -> Artifact:
 
 
 def check(artifact: Artifact, key: Path) -> None:
-    """Makes sure that every file of an artifact was signed by a key; the manifest is compared by `Artifact.verify`.
+    """Checks that the files of an artifact were signed with a key; `Artifact.verify` compares them with the manifest.
 
     Args:
-        artifact: what must be signed.
-        key: a file in PEM with the public key.
+        artifact: the signed artifact.
+        key: a PEM file with the public key.
 
     Raises:
-        ArtifactError: there is no signature, it is of another key, or of other files.
+        ArtifactError: there is no signature, or it is by another key or of other files.
         InputError: the key cannot be read.
         MissingExtraError: the library is not installed.
     """
@@ -74,16 +72,16 @@ def check(artifact: Artifact, key: Path) -> None:
     _require_no_compiled(artifact)
     try:
         verifier.set_hashing_config(_hashing(artifact)).verify(artifact.path.resolve(), artifact.file(SIGNATURE))
-    except Exception as error:  # a damaged signature fails in many ways, and each of them is a refusal
+    except Exception as error:  # a damaged signature raises errors of many types
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise ArtifactError(
-            f"{artifact.path} is not as the owner of {key} signed it: {reason}. Restore what was signed,"
+            f"{artifact.path} is not as the owner of {key} signed it: {reason}. Restore the signed files,"
             " or sign it again if the change is yours."
         ) from error
 
 
 def require_key(key: Path) -> None:
-    """Makes sure that signatures can be checked at all, before a service starts.
+    """Checks that signatures can be checked with a key, before a service starts.
 
     Raises:
         InputError: the key cannot be read.
@@ -109,16 +107,16 @@ def _library() -> Any:
 
 
 def _hashing(artifact: Artifact) -> Any:
-    """Returns what is signed: every file but the signature itself, and the one that BentoML's model store adds."""
+    """Selects all files but the signature itself and the one that BentoML's model store adds."""
     ignored = [SIGNATURE, *([STORED] if artifact.file(STORED).is_file() else [])]
     return _library().hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
 def _require_no_compiled(artifact: Artifact) -> None:
-    found = next(artifact.path.rglob(COMPILED), None)
-    if found is not None:
+    folder = next(artifact.path.rglob(PYCACHE), None)
+    if folder is not None:
         raise ArtifactError(
-            f"{found} holds compiled code, which nobody signs and which would run in place of its source. Delete it;"
+            f"{folder} holds compiled code, which is not signed and would run in place of its source. Delete it;"
             " with PYTHONDONTWRITEBYTECODE=1 Python does not write it again."
         )
 
@@ -132,7 +130,7 @@ def _unusable(kind: str, key: Path, error: Exception) -> InputError:
 
 
 def _sign_stored(artifact: Artifact) -> None:
-    import bentoml  # slow to import, and only who signs needs the store
+    import bentoml  # slow to import
 
-    with suppress(bentoml.exceptions.BentoMLException):  # it is not stored, which is nobody's fault
+    with suppress(bentoml.exceptions.BentoMLException):  # it is not in the store
         shutil.copy(artifact.file(SIGNATURE), bentoml.models.get(artifact.tag).path)

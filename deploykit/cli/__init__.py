@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. No logic of its own.
+"""The command line, which only parses, calls and prints.
 
-Exit codes: 0 done, 1 a gate stopped it, 2 the input is wrong, 3 an internal error. A traceback appears only
-with `--debug`.
+Exit codes: 0 done, 1 stopped by a gate, 2 wrong input, 3 internal error, 130 interrupted. Only `--debug` shows
+tracebacks.
 """
 
 import logging
@@ -26,7 +26,7 @@ for subject in (runs, services, artifacts):
     app.add_typer(subject.app)
 app.add_typer(keys.app, name="keys")
 
-INTERRUPTED = 130  # what typer returns for Ctrl-C, and a shell expects
+INTERRUPTED = 130  # exit code of typer and shells for Ctrl-C
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
             error = methods.missing_extra(error, "this command")
         if isinstance(error, DeploykitError):
             _fail(str(error), error.exit_code, "gate" if isinstance(error, GateError) else "error")
-        if hasattr(error, "format_message"):  # a mistake on the command line itself
+        if hasattr(error, "format_message"):  # a usage error of click
             _fail(f"{error.format_message()} See --help.", 2)
         _fail(f"internal: {type(error).__name__}: {error}. Run again with --debug for the traceback.", 3)
 
@@ -57,7 +57,7 @@ def _fail(message: str, code: int, kind: str = "error") -> None:
 
 @app.callback(invoke_without_command=True)
 def _options(
-    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:

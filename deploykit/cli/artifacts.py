@@ -1,4 +1,4 @@
-"""The commands on artifacts and on this machine: parse, call, print."""
+"""The commands for artifacts and for this machine."""
 
 import sys
 from pathlib import Path
@@ -31,37 +31,37 @@ def show(
 @app.command()
 def verify(
     artifact: ArtifactDir,
-    key: Annotated[Path | None, typer.Option(help="A public key in PEM that must have signed it.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file with the public key of the signer.")] = None,
 ) -> None:
     """Check the files of an artifact.
 
-    A package is also asked its golden set again.
+    For a package, also check the answers to its golden set.
     """
     import deploykit
     from deploykit.artifact import GOLDEN
 
-    found = deploykit.verify(artifact, key)
+    files = deploykit.verify(artifact, key).manifest.files
     signed = f" and signed by the owner of {key}" if key else ""
-    asked = ", and its golden answers hold" if GOLDEN in found.manifest.files else ""
-    out.print(f"{artifact} is as it was made{signed}: {len(found.manifest.files)} files checked{asked}.", markup=False)
+    golden = ", and its golden answers hold" if GOLDEN in files else ""
+    out.print(f"{artifact} is as it was made{signed}: {len(files)} files checked{golden}.", markup=False)
 
 
 @app.command()
 def sign(
     artifact: ArtifactDir,
-    key: Annotated[Path, typer.Option(help="A private key in PEM, on the curve P-256, P-384 or P-521.")],
+    key: Annotated[Path, typer.Option(help="PEM file with a private key on P-256, P-384 or P-521.")],
     password: Annotated[
-        str | None, typer.Option(envvar="DEPLOYKIT_KEY_PASSWORD", help="Of the key; better given by the environment.")
+        str | None, typer.Option(envvar="DEPLOYKIT_KEY_PASSWORD", help="Of the key; better set in the environment.")
     ] = None,
 ) -> None:
     """Sign an artifact with a private key.
 
-    The signature has the format of the OpenSSF's model signing; only the artifact's files and the key are needed.
+    The signature has the format of the OpenSSF's model signing. It needs no network.
     """
     import deploykit
 
-    found = deploykit.sign(artifact, key, password)
-    out.print(f"{artifact} is signed: {len(found.manifest.files)} files.", markup=False)
+    signed = deploykit.sign(artifact, key, password)
+    out.print(f"{artifact} is signed: {len(signed.manifest.files)} files.", markup=False)
 
 
 @app.command()
@@ -72,39 +72,38 @@ def retune(
     minutes: Annotated[float, typer.Option(help="How long the search may take.")] = 5.0,
     lengths: Annotated[Path | None, typer.Option(help="A saved page of a running service's metrics.")] = None,
 ) -> None:
-    """Choose the fastest graph again, on this machine.
+    """Choose the fastest graph for this machine.
 
-    Nothing is trained; another package is written.
+    Writes a new package, without training.
     """
     import deploykit
     from deploykit.stages.retuning import options
 
-    wanted = options(objective=objective, minutes=minutes, lengths=lengths)
-    found = deploykit.retune(package, output, wanted)
-    out.print(f"package: {short(found.path)}, on {found.manifest.execution}", markup=False)
+    retuned = deploykit.retune(package, output, options(objective=objective, minutes=minutes, lengths=lengths))
+    out.print(f"package: {short(retuned.path)}, on {retuned.manifest.execution}", markup=False)
 
 
 @app.command(name="explain-quantization")
 def explain_quantization(
     package: ArtifactDir,
-    quantizer: Annotated[str | None, typer.Option(help="Explain another one than the chosen.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="Explain this one instead of the chosen one.")] = None,
 ) -> None:
     """Show which MatMuls lose most when quantized.
 
-    Ranks them by damage, and measures what keeping the worst of them in float would cost.
+    Ranks them by damage, and measures the cost of keeping the worst in float.
     """
     import deploykit
     from deploykit.stages.explanation import damage_rows, price_rows
 
-    found = deploykit.explain_quantization(package, quantizer)
-    out.print(f"{found.name}, on {found.texts} golden texts", markup=False)
-    print_table(("MatMul", "damage", "signal to noise"), damage_rows(found))
-    print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(found))
+    explanation = deploykit.explain_quantization(package, quantizer)
+    out.print(f"{explanation.name}, on {explanation.texts} golden texts", markup=False)
+    print_table(("MatMul", "damage", "signal to noise"), damage_rows(explanation))
+    print_table(("in float", "bytes", "answers that change", "p50 of a median text"), price_rows(explanation))
 
 
 @app.command(name="doctor")
 def show_doctor() -> None:
-    """Show what this machine offers and what is missing."""
+    """Show what this machine offers and what it lacks."""
     from deploykit.cli import doctor
 
     print_table(("what", "found", "advice"), doctor.rows())

@@ -1,4 +1,4 @@
-"""What this machine offers, what is installed, and what to install for what is missing."""
+"""The table of `deploykit doctor`: what this machine offers, what is installed, and what to install."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -10,67 +10,69 @@ from packaging.requirements import Requirement
 from deploykit import hardware, methods
 
 GIB = 2**30
-SPACE = 5 * GIB  # an installation with torch, and a run
+NEEDED_BYTES = 5 * GIB  # for an installation with torch, and a run
 EXTRAS = {
     "cpu": "serves on the CPU",
-    "gpu": "is the ONNX Runtime that knows GPUs",
-    "openvino": "runs graphs in bfloat16 where the CPU has it",
+    "gpu": "is the ONNX Runtime for GPUs",
+    "openvino": "runs graphs in bfloat16 on CPUs that have it",
     "train": "trains, prunes, exports and quantizes",
-    "optimum": "quantizes by Optimum, and opens packages with it, on transformers 4.57",
-    "jwt": "lets a service take tokens of an identity provider",
+    "optimum": "quantizes with Optimum, and lets it open packages, on transformers 4.57",
+    "jwt": "lets a service accept tokens of an identity provider",
     "otel": "sends traces to a collector",
-    "presidio": "finds names of people, to mask them",
-    "redis": "counts limits of several replicas together",
+    "presidio": "masks names of people",
+    "redis": "shares rate limits between replicas",
     "sign": "signs packages, and checks signatures",
 }
-NEEDED = ("cpu", "train")  # the others are for whoever wants them, and a GPU's for whoever has one
+NEEDED_EXTRAS = ("cpu", "train")  # the others are optional; `gpu` is advised if there is a GPU
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Returns what was looked at, what was found, and an advice, empty where all is well."""
+    """Returns rows of what was examined, what was found, and advice, which is empty if all is well."""
     return [*_machine(), *_engines(), *_extras()]
 
 
 def _machine() -> list[tuple[str, str, str]]:
-    features, cores, free = hardware.cpu_features(), hardware.cpu_limit(), disk_usage(Path.cwd()).free
+    features, free = hardware.cpu_features(), disk_usage(Path.cwd()).free
     fast = {"avx512_vnni", "amx_int8"} & set(features)
+    int8 = "" if fast else "without VNNI or AMX, int8 may be no faster: the run measures it"
     return [
         ("cpu", hardware.cpu_name(), ""),
-        (
-            "cpu features",
-            ", ".join(features) or "none",
-            "" if fast else "without VNNI or AMX, int8 may be no faster: the run measures it",
-        ),
-        ("cores allowed", str(cores), ""),
+        ("cpu features", ", ".join(features) or "none", int8),
+        ("cores allowed", str(hardware.cpu_limit()), ""),
         ("memory allowed", f"{hardware.memory_limit() / GIB:.1f} GiB", ""),
-        ("free disk", f"{free / GIB:.1f} GiB", "" if free > SPACE else "a run with torch needs about 5 GiB"),
+        (
+            "free disk",
+            f"{free / GIB:.1f} GiB",
+            "" if free > NEEDED_BYTES else "a run with torch needs about 5 GiB",
+        ),
         ("gpus", ", ".join(hardware.gpus()) or "none", ""),
     ]
 
 
 def _engines() -> list[tuple[str, str, str]]:
-    found = []
+    rows = []
     for name in methods.available("engine"):
         try:
-            state, advice = ", ".join(f"{k} {v}" for k, v in methods.load("engine", name).versions().items()), ""
-        except Exception as error:  # a broken installation is a finding
+            versions = methods.load("engine", name).versions()
+            state, advice = ", ".join(f"{package} {version}" for package, version in versions.items()), ""
+        except Exception as error:  # a broken installation is worth a row
             state, advice = "not usable", str(error)
-        found.append((f"engine {name}", state, advice))
+        rows.append((f"engine {name}", state, advice))
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         advice = "they are one module: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
-        found.append(("engine onnxruntime", "installed twice", advice))
-    return found
+        rows.append(("engine onnxruntime", "installed twice", advice))
+    return rows
 
 
 def _extras() -> list[tuple[str, str, str]]:
-    found = []
+    rows = []
     for extra, purpose in EXTRAS.items():
         missing = [name for name in _members(extra) if not _installed(name)]
-        wanted = extra in NEEDED or (extra == "gpu" and hardware.gpus() and not _installed("onnxruntime"))
+        useful = extra in NEEDED_EXTRAS or (extra == "gpu" and hardware.gpus() and not _installed("onnxruntime"))
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
-        advice = f"{purpose}: pip install '.[{extra}]' where its source is" if missing and wanted else ""
-        found.append((f"extra {extra}", state, advice))
-    return found
+        advice = f"{purpose}: pip install '.[{extra}]' where its source is" if missing and useful else ""
+        rows.append((f"extra {extra}", state, advice))
+    return rows
 
 
 def _members(extra: str) -> list[str]:

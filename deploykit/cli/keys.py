@@ -1,6 +1,7 @@
-"""The commands `deploykit keys …`: parse, call, print."""
+"""The commands `deploykit keys …`."""
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +13,12 @@ from deploykit.cli.output import err, out, print_table
 if TYPE_CHECKING:
     from deploykit.serving.access.keys import Key
 
-app = typer.Typer(help="Keys that clients of a service present.", no_args_is_help=True)
-MOST_DAYS = 36_500
+app = typer.Typer(help="Keys of the clients of a service.", no_args_is_help=True)
+MAX_DAYS = 36_500
 KeyFile = Annotated[
     Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
 ]
-
-
-IdOrClient = Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client: all its keys.")]
+IdOrClient = Annotated[str, typer.Argument(metavar="ID|CLIENT", help="A key's id, or a client for all its keys.")]
 
 
 @app.command("add")
@@ -32,16 +31,16 @@ def add_key(
             "--scope", help="predict, explain, metrics, docs, admin; may be repeated. Default: predict and metrics."
         ),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, max=MOST_DAYS, help="Days until it expires.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=MAX_DAYS, help="Days until it expires.")] = None,
     starts: Annotated[datetime | None, typer.Option("--from", help="When it begins to be valid, in UTC.")] = None,
     per_minute: Annotated[int | None, typer.Option(help="Requests allowed in a minute.")] = None,
     per_day: Annotated[int | None, typer.Option(help="Requests allowed in a day.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens allowed in a minute.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests allowed at the same time, in each replica.")] = None,
 ) -> None:
-    """Make a key and print it.
+    """Create a key and print it.
 
-    Only its hash is stored: it cannot be shown again.
+    Only its hash is stored, so it cannot be shown again.
     """
     from deploykit.serving.access import keys as store
 
@@ -64,45 +63,36 @@ def add_key(
 
 @app.command("list")
 def list_keys(keys: KeyFile = None) -> None:
-    """List who has keys, and what they allow."""
+    """List the keys, their clients and what they allow."""
     from deploykit.serving.access import keys as store
 
-    found = store.listing(keys or store.default_key_file())
-    shown = [
-        (
-            key.id,
-            key.client,
-            ", ".join(key.scopes),
-            f"{key.created:%Y-%m-%d}",
-            f"{key.expires:%Y-%m-%d}" if key.expires else "never",
-            _limits(key),
-        )
-        for key in found
-    ]
-    print_table(("id", "client", "scopes", "created", "expires", "limits"), shown)
+    rows = []
+    for key in store.listing(keys or store.default_key_file()):
+        expires = f"{key.expires:%Y-%m-%d}" if key.expires else "never"
+        rows.append((key.id, key.client, ", ".join(key.scopes), f"{key.created:%Y-%m-%d}", expires, _limits(key)))
+    print_table(("id", "client", "scopes", "created", "expires", "limits"), rows)
 
 
 def _limits(key: "Key") -> str:
-    named = {
+    limits = {
         "a minute": key.requests_per_minute,
         "a day": key.requests_per_day,
         "tokens a minute": key.tokens_per_minute,
         "at once": key.concurrency,
     }
-    found = [f"{limit:,} {what}" for what, limit in named.items() if limit]
     state = ["disabled"] if key.disabled else [f"from {key.not_before:%Y-%m-%d %H:%M}"] if key.not_before else []
-    return ", ".join(state + found) or "none"
+    return ", ".join([*state, *(f"{limit:,} {unit}" for unit, limit in limits.items() if limit)]) or "none"
 
 
 @app.command("rotate")
 def rotate_key(
     key: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
     keys: KeyFile = None,
-    hours: Annotated[float, typer.Option(min=0, max=24 * MOST_DAYS, help="How long the old key stays valid.")] = 24.0,
+    hours: Annotated[float, typer.Option(min=0, max=24 * MAX_DAYS, help="How long the old key stays valid.")] = 24.0,
 ) -> None:
-    """Replace a key by a new one that allows the same.
+    """Replace a key by a new one with the same rights.
 
-    The new key is printed; the old one expires.
+    Prints the new key; the old one expires.
     """
     from deploykit.serving.access import keys as store
 
@@ -112,10 +102,7 @@ def rotate_key(
 
 
 @app.command("disable")
-def disable_key(
-    key: IdOrClient,
-    keys: KeyFile = None,
-) -> None:
+def disable_key(key: IdOrClient, keys: KeyFile = None) -> None:
     """Disable keys until they are enabled again.
 
     A running service notices within a second.
@@ -124,10 +111,7 @@ def disable_key(
 
 
 @app.command("enable")
-def enable_key(
-    key: IdOrClient,
-    keys: KeyFile = None,
-) -> None:
+def enable_key(key: IdOrClient, keys: KeyFile = None) -> None:
     """Enable keys that were disabled."""
     _switch(key, keys, disabled=False)
 
@@ -135,21 +119,20 @@ def enable_key(
 def _switch(key: str, path: Path | None, *, disabled: bool) -> None:
     from deploykit.serving.access import keys as store
 
-    found = store.switch(path or store.default_key_file(), key, disabled=disabled)
-    word = "disabled" if disabled else "enabled"
-    out.print(f"{word}: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
+    switched = store.switch(path or store.default_key_file(), key, disabled=disabled)
+    _print_keys("disabled" if disabled else "enabled", switched)
 
 
 @app.command("revoke")
-def revoke_key(
-    key: IdOrClient,
-    keys: KeyFile = None,
-) -> None:
+def revoke_key(key: IdOrClient, keys: KeyFile = None) -> None:
     """Revoke keys for good.
 
     A running service notices within a second.
     """
     from deploykit.serving.access import keys as store
 
-    gone = store.revoke(keys or store.default_key_file(), key)
-    out.print(f"revoked: {', '.join(f'{found.id} ({found.client})' for found in gone)}", markup=False)
+    _print_keys("revoked", store.revoke(keys or store.default_key_file(), key))
+
+
+def _print_keys(state: str, keys: "Sequence[Key]") -> None:
+    out.print(f"{state}: {', '.join(f'{key.id} ({key.client})' for key in keys)}", markup=False)

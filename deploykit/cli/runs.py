@@ -1,4 +1,4 @@
-"""The commands that run recipes: parse, call, print."""
+"""The commands that run recipes."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     first: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Make this and later stages again.")
+        str | None, typer.Option("--from", metavar="STAGE", help="Run this and later stages again.")
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and what would run.")] = False,
@@ -38,34 +38,20 @@ def run(
         _run(_recipe(recipe, overrides), first=first, until=until)
 
 
-@app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Fine-tune the base model, to a checkpoint."""
-    _run(_recipe(recipe, overrides), only="train")
+def _add_stage(stage: str, summary: str) -> None:
+    """Adds the command that runs only one stage."""
+
+    def command(recipe: RecipeFile, overrides: Overrides = None) -> None:
+        _run(_recipe(recipe, overrides), only=stage)
+
+    app.command(name=stage, help=summary)(command)
 
 
-@app.command()
-def prune(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Prune the checkpoint, to a smaller one."""
-    _run(_recipe(recipe, overrides), only="prune")
-
-
-@app.command()
-def export(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Export the checkpoint to ONNX, and compare the two."""
-    _run(_recipe(recipe, overrides), only="export")
-
-
-@app.command()
-def quantize(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Choose the fastest graph that passes the gates."""
-    _run(_recipe(recipe, overrides), only="quantize")
-
-
-@app.command()
-def package(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Make a directory that serves by itself."""
-    _run(_recipe(recipe, overrides), only="package")
+_add_stage("train", "Fine-tune the base model to a checkpoint.")
+_add_stage("prune", "Prune the checkpoint to a smaller one.")
+_add_stage("export", "Export the checkpoint to ONNX, and compare the two.")
+_add_stage("quantize", "Choose the fastest graph that passes the gates.")
+_add_stage("package", "Write a directory that can be served by itself.")
 
 
 @app.command()
@@ -79,7 +65,7 @@ def init(
 ) -> None:
     """Write a first recipe, with comments.
 
-    Asks for what no option says, and writes the JSON Schema for editors beside it.
+    Asks for what the options leave out, and writes the JSON Schema for editors beside it.
     """
     from deploykit.recipe import template
 
@@ -106,7 +92,7 @@ def schema() -> None:
 
 
 @app.command(name="demo")
-def run_demo(folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("demo")) -> None:
+def run_demo(folder: Annotated[Path, typer.Argument(help="Directory of the run.")] = Path("demo")) -> None:
     """Run the whole path on movie reviews, and serve."""
     from deploykit.cli import demo as movie_reviews
 
@@ -148,7 +134,7 @@ def _summarize(outcomes: "list[Outcome]") -> None:
     from deploykit.report.tables import header, rows
 
     last = outcomes[-1].artifact
-    skipped = {found.artifact.manifest.stage: "skipped" for found in outcomes if found.status == "skipped"}
+    skipped = {outcome.artifact.manifest.stage: "skipped" for outcome in outcomes if outcome.status == "skipped"}
     print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
     out.print(f"{last.manifest.kind}: {short(last.path)}", markup=False)
     out.print(f"report:  {short(last.path.parent / 'report.html')}", markup=False)
@@ -163,6 +149,5 @@ def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
 
     out.print(yaml.safe_dump(recipe.resolved(), sort_keys=False), markup=False)
     planned = pipeline.plan(recipe, first=first, until=until)
-    print_table(
-        ("stage", "method", "would", "artifact"), [(p.stage, p.method, p.would, short(p.target)) for p in planned]
-    )
+    rows = [(stage.stage, stage.method, stage.would, short(stage.target)) for stage in planned]
+    print_table(("stage", "method", "would", "artifact"), rows)

@@ -1,4 +1,4 @@
-"""The commands around a service: parse, call, print."""
+"""The commands for services."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
     keys: KeyFile = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody in.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve without access control.")] = False,
 ) -> None:
     """Serve a package until it is stopped."""
     from deploykit.serving import launch
@@ -29,33 +29,33 @@ def serve(
 @app.command()
 def drain(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the service listens on.")] = 3000,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait until the load balancer has noticed.")] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the load balancer.")] = 0.0,
 ) -> None:
-    """Take a service out of its load balancer.
+    """Drain a service, so that it can be stopped.
 
-    Its readiness probe fails from now on; it answers requests until it is stopped.
+    Its readiness probe fails, so that the load balancer sends new requests elsewhere. It still answers requests.
     """
     from deploykit.serving import launch
 
     launch.drain(port, wait)
-    out.print(f"the service on port {port} is not ready any more; it can be stopped", markup=False)
+    out.print(f"the service on port {port} is no longer ready; it can be stopped", markup=False)
 
 
 @app.command()
 def records(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What DEPLOYKIT_RECORDS names.")],
-    to: Annotated[Path | None, typer.Option(help="A file for rows of text and label, as a recipe reads them.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of DEPLOYKIT_RECORDS.")],
+    to: Annotated[Path | None, typer.Option(help="File to write the labelled rows to, for a recipe.")] = None,
 ) -> None:
     """Turn records and feedback into labelled rows.
 
-    Joins the records that services kept with the feedback on them, and says how often answers were right.
+    Joins the records of services with the feedback on them, and reports the accuracy.
     """
     from deploykit.data import feedback
 
-    found = feedback.join(folder)
-    print_table(("model", "records", "with feedback", "accuracy on these"), feedback.table(found))
-    if found.lost or found.broken:
-        err.print(f"{found.lost} feedback without a record, {found.broken} broken lines: left out", markup=False)
+    joined = feedback.join(folder)
+    print_table(("model", "records", "with feedback", "accuracy on these"), feedback.tabulate(joined))
+    if joined.lost or joined.broken:
+        err.print(f"left out: {joined.lost} feedback without a record, {joined.broken} broken lines", markup=False)
     if to is not None:
-        feedback.write(found, to)
-        out.print(f"{to} holds {len(found.rows)} labelled rows.", markup=False)
+        feedback.write(joined, to)
+        out.print(f"{to} holds {len(joined.rows)} labelled rows.", markup=False)

@@ -1,7 +1,6 @@
-"""Labelled data: read, split, checked and described before anything is trained on it.
+"""Labelled data, which `load` reads, splits, checks and describes before training.
 
-`load` is the only way in. It refuses what cannot be trained on with all the problems it sees at once, and
-what it returns carries a summary for the manifest. Training examples are never changed here.
+All problems of the data are reported together. Examples are never changed here.
 """
 
 import hashlib
@@ -17,8 +16,6 @@ from deploykit.errors import DataError
 from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
-
-__all__ = ["Dataset", "fingerprint", "lengths", "load"]
 
 NAMES = ("train", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -36,25 +33,25 @@ class Dataset:
 
 
 def load(section: DataSection, task: Task, seed: int) -> Dataset:
-    """Reads, parses, splits and checks.
+    """Reads, splits and checks the labelled data.
 
     Args:
         section: the recipe's `data`.
-        task: gives rows their meaning.
-        seed: decides which rows a split that is not given takes from `train`.
+        task: reads the rows.
+        seed: of the splits that are cut from `train`.
 
     Raises:
-        DataError: lists everything that is wrong.
+        DataError: lists all problems.
 
     Example:
         >>> load(DataSection(train="reviews.csv"), tasks.load("text-classification"), seed=0).labels  # doctest: +SKIP
         ('negative', 'positive')
     """
-    given = _given(section, task)
-    cut = {name: float(getattr(section, f"{name}_share")) for name in NAMES[1:] if name not in given}
-    parts = _complete(given, cut, task, seed)
-    checks.refuse(list(checks.problems(parts, task, section.allow_leakage)))
-    summary = statistics.summary(parts, cut)
+    named = _named_splits(section, task)
+    shares = {name: float(getattr(section, f"{name}_share")) for name in NAMES[1:] if name not in named}
+    parts = _with_cut_splits(named, shares, task, seed)
+    checks.refuse(list(checks.find_problems(parts, task, section.allow_leakage)))
+    summary = statistics.summarize(parts, shares)
     for warning in summary["warnings"]:
         logger.warning(warning)
     train, validation, test = (parts[name].examples for name in NAMES)
@@ -62,13 +59,9 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
 
 
 def fingerprint(section: DataSection, seed: int) -> str:
-    """Returns a sha256 over the bytes of the files and the section's fields; where the files lie is left out.
+    """Returns a sha256 of the section's fields and the contents of its files, whose paths do not count.
 
-    Of a data set of the hub only its id (with `@revision`, if it has one) and the splits' names are known.
-
-    Args:
-        section: the recipe's `data`.
-        seed: of the splits.
+    Of a data set of the hub, its id (with `@revision`, if it has one) and the names of its splits count.
 
     Raises:
         DataError: a file is missing.
@@ -82,20 +75,12 @@ def fingerprint(section: DataSection, seed: int) -> str:
 
 
 def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describes each split's lengths in tokens, and counts the texts that will be truncated.
-
-    Args:
-        dataset: what `load` gave.
-        tokenizer: the model's; its `max_tokens` is the limit.
-
-    Returns:
-        For each split what `figures.token_lengths` returns.
-    """
-    return {name: statistics.token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
+    """Describes the lengths in tokens of each split; see `statistics.describe_token_lengths`."""
+    return {name: statistics.describe_token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 
 
-def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:
-    """Reads the splits that the section names; the problems of all of them come together."""
+def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]:
+    """Reads the splits that the section names, and reports the problems of all of them together."""
     tables: dict[str, sources.Table] = {}
     parts: dict[str, examples.Split] = {}
     problems: dict[str, str] = {}
@@ -104,7 +89,7 @@ def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:
             tables[name] = _table(section, name)
         except DataError as error:
             problems[name] = str(error)
-    read = examples.reader(tables.values(), task, section)
+    read = examples.make_reader(tables.values(), task, section)
     for name, table in tables.items():
         try:
             parts[name] = examples.parse(name, table, task, section, read)
@@ -115,7 +100,7 @@ def _given(section: DataSection, task: Task) -> dict[str, examples.Split]:
 
 
 def _table(section: DataSection, name: str) -> sources.Table:
-    """Reads a split: a file of its own, or a split of the data set that `train` names."""
+    """Reads a split, which is a file or a split of the data set that `train` names."""
     source: str = getattr(section, name)
     if name == "train" or is_file(source):
         return sources.read(source)
@@ -124,14 +109,14 @@ def _table(section: DataSection, name: str) -> sources.Table:
     return sources.read(section.train, source)
 
 
-def _complete(
-    given: dict[str, examples.Split], cut: dict[str, float], task: Task, seed: int
+def _with_cut_splits(
+    named: dict[str, examples.Split], shares: dict[str, float], task: Task, seed: int
 ) -> dict[str, examples.Split]:
-    """Cuts what was not given from `train`, the test split first."""
-    parts = dict(given)
-    whole = 1.0
+    """Adds the splits that are cut from `train`, the test split first."""
+    parts = dict(named)
+    rest = 1.0
     for name in reversed(NAMES):
-        if name in cut:
-            parts["train"], parts[name] = splits.cut(parts["train"], name, cut[name] / whole, task, seed)
-            whole -= cut[name]
+        if name in shares:
+            parts["train"], parts[name] = splits.cut(parts["train"], name, shares[name] / rest, task, seed)
+            rest -= shares[name]
     return {name: parts[name] for name in NAMES}

@@ -1,16 +1,16 @@
-"""What must hold before any training: rows, more than one label, none unseen, no text in two splits.
+"""Problems that forbid training: empty splits, a single label, labels that training lacks, texts in two splits.
 
-Each check returns sentences, so that several problems are reported together; nothing is repaired here.
+Each check yields sentences, so that several problems are reported together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from deploykit.data.examples import Key, Split, key_of, label_counts, shortened
+from deploykit.data.examples import Key, Split, describe_some, key_of, label_counts
 from deploykit.errors import DataError
 from deploykit.tasks import Task
 
-SHOWN = 60  # characters of a text in a message
+SHOWN_CHARACTERS = 60  # of a text in a message
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -26,13 +26,13 @@ def refuse(problems: Sequence[str]) -> None:
         raise DataError(f"the data has {len(problems)} problems:\n{listing}")
 
 
-def problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) -> Iterator[str]:
-    """Yields what forbids training on these splits.
+def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) -> Iterator[str]:
+    """Yields the problems of these splits.
 
     Args:
         splits: `train`, `validation` and `test`.
-        task: of the recipe.
-        allow_leakage: whether a text may stand in two splits.
+        task: names the labels.
+        allow_leakage: whether a text may occur in two splits.
     """
     for split in splits.values():
         if not split.examples:
@@ -42,8 +42,8 @@ def problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) -> It
         for name in ("validation", "test"):
             yield from _unseen(splits["train"], splits[name])
     if not allow_leakage:
-        for one, other in combinations(splits.values(), 2):
-            yield from _leakage(one, other)
+        for first, second in combinations(splits.values(), 2):
+            yield from _leakage(first, second)
 
 
 def _one_class(train: Split, task: Task) -> Iterator[str]:
@@ -56,45 +56,42 @@ def _one_class(train: Split, task: Task) -> Iterator[str]:
 
 
 def _unseen(train: Split, split: Split) -> Iterator[str]:
-    known = {label for example in train.examples for label in label_counts(example)}
-    found: dict[str, list[int]] = {}
+    trained = {label for example in train.examples for label in label_counts(example)}
+    lines_of: dict[str, list[int]] = {}
     for example, line in zip(split.examples, split.lines, strict=True):
-        for label in dict.fromkeys(label_counts(example)):
-            if label not in known:
-                found.setdefault(label, []).append(line)
-    for label, lines in sorted(found.items()):
-        where = ", ".join(shortened(lines, str))
+        for label in set(label_counts(example)) - trained:
+            lines_of.setdefault(label, []).append(line)
+    for label, lines in sorted(lines_of.items()):
         yield (
-            f"the label {label!r} stands in the {split.name} split and never in training: {split.source},"
-            f" {split.unit} {where}. Training has: {', '.join(sorted(known))}. Add rows of it to the training"
-            " file, or correct it."
+            f"the label {label!r} occurs in the {split.name} split but not in training: {split.source},"
+            f" {split.unit} {', '.join(describe_some(lines, str))}. Training has: {', '.join(sorted(trained))}."
+            " Add rows of it to the training file, or correct it."
         )
 
 
-def shared(one: Split, other: Split) -> list[tuple[int, int]]:
-    """Lists the rows of `other` whose text stands in `one` too: first row there, row here."""
-    first: dict[Key, int] = {}
-    for row, example in enumerate(one.examples):
-        first.setdefault(key_of(example), row)
-    keys = map(key_of, other.examples)
-    return [(first[key], row) for row, key in enumerate(keys) if key in first]
+def find_shared(first: Split, second: Split) -> list[tuple[int, int]]:
+    """Lists texts of the second split that are in the first, too: earliest row in the first, row in the second."""
+    earliest: dict[Key, int] = {}
+    for row, example in enumerate(first.examples):
+        earliest.setdefault(key_of(example), row)
+    keys = map(key_of, second.examples)
+    return [(earliest[key], row) for row, key in enumerate(keys) if key in earliest]
 
 
-def _leakage(one: Split, other: Split) -> Iterator[str]:
-    found = shared(one, other)
-    if not found:
+def _leakage(first: Split, second: Split) -> Iterator[str]:
+    pairs = find_shared(first, second)
+    if not pairs:
         return
-    rows = "rows of the" if len(found) > 1 else "row of the"
-    verb = "stand" if len(found) > 1 else "stands"
-    lines = shortened(
-        found,
+    rows = f"{len(pairs)} rows" if len(pairs) > 1 else "1 row"
+    lines = describe_some(
+        pairs,
         lambda pair: (
-            f"{one.name} {one.unit} {one.lines[pair[0]]}, {other.name} {other.unit} {other.lines[pair[1]]}:"
-            f" {other.examples[pair[1]].text[:SHOWN]!r}"
+            f"{first.name} {first.unit} {first.lines[pair[0]]}, {second.name} {second.unit} {second.lines[pair[1]]}:"
+            f" {second.examples[pair[1]].text[:SHOWN_CHARACTERS]!r}"
         ),
     )
-    head = (
-        f"{len(found)} {rows} {other.name} split {verb} in the {one.name} split too, so a score would flatter the"
-        " model. Remove them from one split, or set data.allow_leakage: true:"
+    title = (
+        f"{rows} of the {second.name} split {'occur' if len(pairs) > 1 else 'occurs'} in the {first.name} split, too,"
+        " so a score would flatter the model. Remove them from one split, or set data.allow_leakage: true:"
     )
-    yield "\n    ".join([head, *lines])
+    yield "\n    ".join([title, *lines])

@@ -1,8 +1,8 @@
-"""The rows of csv and tsv files, each with the line that it starts on.
+"""The rows of csv and tsv files, each with the line on which it starts.
 
-In a csv, quotation marks hold together what contains the delimiter or a line break; in a tsv they are characters
-like any other, as in GLUE's files. A quotation mark too many makes one field of several rows without an error, so
-fields of several lines are looked at.
+In a csv file, a quoted field may contain the delimiter and line breaks; in a tsv file, quotation marks are ordinary
+characters, as in GLUE's files. A surplus quotation mark may join several rows into one field without an error, so
+fields of several lines are checked for that.
 """
 
 import csv
@@ -11,36 +11,36 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-LARGEST_FIELD = 2**31 - 1  # the csv module stops at 131,072 characters otherwise
+LARGEST_FIELD_CHARACTERS = 2**31 - 1  # the default of the csv module, 131,072, is too few for long documents
 Fields = list[str]
 UNBALANCED = "is a quotation mark missing or not doubled?"
 
 
-def rows(text: str, tabs: bool) -> tuple[list[tuple[int, Fields | str]], dict[int, str]]:
-    """Reads the rows of a file, the names of the columns first.
+def read_rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
+    """Reads the rows of a file, the header included.
 
     Args:
-        text: all of the file.
-        tabs: whether tabs part the columns, and quotation marks are characters; otherwise commas or semicolons.
+        text: the content of the file.
+        tabs: whether the file is a tsv; otherwise commas or semicolons separate the columns.
 
     Returns:
-        The first line of each row with its fields, or with what is wrong in it; and, by their first lines, what is
-        suspicious of rows that can be read.
+        The first line of each row, and its fields or the reason why it cannot be used.
     """
-    delimiter = "\t" if tabs else delimiter_of(text)
-    lines = list(_parsed(text, delimiter, tabs))
-    return lines, swallowed([(line, fields) for line, fields in lines if isinstance(fields, list)], delimiter)
+    delimiter = "\t" if tabs else choose_delimiter(text)
+    parsed = list(_parsed(text, delimiter, tabs))
+    reasons = find_swallowed([(line, fields) for line, fields in parsed if isinstance(fields, list)], delimiter)
+    return [(line, reasons.get(line, fields)) for line, fields in parsed]
 
 
-def delimiter_of(text: str) -> str:
-    """Returns what parts the columns: spreadsheets write semicolons where the comma is that of decimals."""
+def choose_delimiter(text: str) -> str:
+    """Chooses between comma and semicolon, which spreadsheets write in languages with a decimal comma."""
     header = text.partition("\n")[0]
     return ";" if ";" in header and "," not in header else ","
 
 
 def _parsed(text: str, delimiter: str, tabs: bool) -> Iterator[tuple[int, Fields | str]]:
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    limit = csv.field_size_limit(LARGEST_FIELD)
+    limit = csv.field_size_limit(LARGEST_FIELD_CHARACTERS)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
         while True:
@@ -58,11 +58,11 @@ def _parsed(text: str, delimiter: str, tabs: bool) -> Iterator[tuple[int, Fields
         csv.field_size_limit(limit)
 
 
-def swallowed(rows: Sequence[tuple[int, Fields]], delimiter: str) -> dict[int, str]:
-    """Finds rows with a field that seems to have swallowed the rows after it, by their first line.
+def find_swallowed(rows: Sequence[tuple[int, Fields]], delimiter: str) -> dict[int, str]:
+    """Finds rows with a field that seems to contain the following rows, by their first line.
 
-    Each line of such a field has as many columns as the file, and one of these holds a value that the same column
-    has elsewhere, as labels do; the text of a letter or a poem has not.
+    Each line of such a field has as many columns as the file, and one of these has a value that occurs elsewhere in the
+    same column, as labels do; lines of a letter or a poem have not.
     """
     width = len(rows[0][1]) if rows else 0
     values: list[set[str]] = [set() for _ in range(width)]
@@ -84,11 +84,10 @@ def swallowed(rows: Sequence[tuple[int, Fields]], delimiter: str) -> dict[int, s
 
 
 def _inner_rows(pieces: Sequence[str], column: int, width: int, delimiter: str) -> list[Mapping[int, str]]:
-    """Returns the lines of a field as rows, its own column left out; none where one has too few or many columns."""
+    """Returns the lines of a field as rows without the field's own column; empty if a number of columns is wrong."""
     first, *between, last = (piece.split(delimiter) for piece in pieces)
     between = [fields for fields in between if fields != [""]]
-    shapes = column + len(first) == width, len(last) == column + 1, all(len(fields) == width for fields in between)
-    if not all(shapes):
+    if column + len(first) != width or len(last) != column + 1 or any(len(fields) != width for fields in between):
         return []
     numbered = [enumerate(first, start=column), *map(enumerate, between), enumerate(last)]
-    return [{place: value for place, value in fields if place != column} for fields in numbered]
+    return [{number: value for number, value in fields if number != column} for fields in numbered]

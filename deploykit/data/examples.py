@@ -1,11 +1,10 @@
-"""From the rows of a table to the examples of a task, each with the line that it came from.
+"""Turns the rows of a table into examples of a task, and keeps the line of each.
 
-A table that lacks a column is refused with the columns it has; rows that the task cannot read are listed
-with their lines. Nothing is repaired and nothing is left out.
+A missing column and rows that the task cannot read are errors; no row is repaired or left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from deploykit.errors import DataError
 from deploykit.recipe import DataSection
 from deploykit.tasks import Example, Task
 
-LISTED = 10  # how many lines a message shows
+LISTED_ITEMS = 10  # shown in a message
 ROLES = ("text", "text_pair", "label", "tokens", "tags", "spans")
 Key = tuple[str, str | None]
 T = TypeVar("T")
@@ -24,7 +23,7 @@ Read = Callable[[Mapping[str, Any]], Example]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples with their lines; `source` and `unit` say what the lines count."""
+    """Examples and their lines; `source` is the file, `unit` says whether lines or rows are counted."""
 
     name: str
     source: str
@@ -33,22 +32,22 @@ class Split:
     lines: tuple[int, ...]
 
     def take(self, name: str, rows: Sequence[int]) -> "Split":
-        """Returns some of the rows as a split of its own."""
+        """Returns some of the rows as a new split."""
         examples, lines = tuple(self.examples[row] for row in rows), tuple(self.lines[row] for row in rows)
-        return Split(name, self.source, self.unit, examples, lines)
+        return replace(self, name=name, examples=examples, lines=lines)
 
 
-def reader(tables: Iterable[Table], task: Task, section: DataSection) -> Read:
-    """Returns what reads a row.
+def make_reader(tables: Iterable[Table], task: Task, section: DataSection) -> Read:
+    """Returns a function that reads a row.
 
     Args:
-        tables: all of the data set: what a row means may depend on others, as the scheme of tags does.
-        task: gives rows their meaning; one whose rows depend on others has a function `reader(rows, columns)`.
+        tables: all of the data set. A row may depend on others: the scheme of tags is that of all rows.
+        task: reads the rows; with its function `reader(rows, columns)`, if it has one.
         section: names the columns.
     """
     columns, rows = _columns(section), (row.values for table in tables for row in table.rows)
-    whole: Callable[..., Read] | None = getattr(task, "reader", None)
-    return whole(rows, columns) if whole else lambda row: task.read(row, columns)
+    task_reader: Callable[..., Read] | None = getattr(task, "reader", None)
+    return task_reader(rows, columns) if task_reader else lambda row: task.read(row, columns)
 
 
 def parse(name: str, table: Table, task: Task, section: DataSection, read: Read | None = None) -> Split:
@@ -56,25 +55,25 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
 
     Args:
         name: of the split: `train`, `validation` or `test`.
-        table: what the source holds.
-        task: gives rows their meaning.
+        table: the rows.
+        task: reads the rows.
         section: names the columns.
-        read: what reads a row, where the table is a part of a data set; see `reader`.
+        read: reads a row, if the table is only a part of a data set; see `make_reader`.
 
     Raises:
-        DataError: a column is missing, or rows are broken; lists ten of them and counts the rest.
+        DataError: a column is missing, or rows are broken.
     """
-    columns, read = _columns(section), read or reader([table], task, section)
+    columns, read = _columns(section), read or make_reader([table], task, section)
     missing = _missing_columns(table, task, columns)
     if missing:
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
     examples, lines, broken = [], [], list(table.broken)
     for row in table.rows:
-        found = _example(row, read)
-        if isinstance(found, Broken):
-            broken.append(found)
+        example = _example(row, read)
+        if isinstance(example, Broken):
+            broken.append(example)
         else:
-            examples.append(found)
+            examples.append(example)
             lines.append(row.line)
     if broken:
         raise DataError(_broken_rows(table, sorted(broken, key=lambda complaint: complaint.line)))
@@ -95,23 +94,23 @@ def _example(row: Row, read: Read) -> Example | Broken:
     try:
         f"{example.text}{example.pair}{example.label}".encode()
     except UnicodeEncodeError:
-        return Broken(row.line, "half of a surrogate pair, which is no character")
+        return Broken(row.line, "half of a surrogate pair, which is not a character")
     return example
 
 
 def _missing_columns(table: Table, task: Task, columns: Mapping[str, str | None]) -> list[str]:
-    """Lists the columns that the task asks the first row for and that no row has."""
+    """Lists the columns that the task reads from the first row and that the table lacks."""
     missing: dict[str, str] = {}
     while table.rows:
         try:
             task.read({**table.rows[0].values, **missing}, columns)
         except KeyError as error:
-            if error.args[0] in missing:  # never: it was filled in
+            if error.args[0] in missing:  # an error of the task: it was filled in
                 raise
             missing[error.args[0]] = "1"
             continue
         except ValueError:
-            pass  # the row itself is broken, and reported with the others
+            pass  # the row is broken, and reported with the others
         break
     return [column for column in missing if column not in table.columns]
 
@@ -129,27 +128,27 @@ def _no_column(table: Table, column: str, columns: Mapping[str, str | None]) -> 
 
 def _broken_rows(table: Table, broken: Sequence[Broken]) -> str:
     count = f"{len(broken)} rows that cannot be read" if len(broken) > 1 else "a row that cannot be read"
-    lines = shortened(broken, lambda complaint: f"{table.unit} {complaint.line}: {complaint.why}")
+    lines = describe_some(broken, lambda complaint: f"{table.unit} {complaint.line}: {complaint.why}")
     return "\n    ".join([f"{table.name} has {count}. Correct or remove:", *lines])
 
 
-def shortened(found: Sequence[T], shown: Callable[[T], str]) -> Iterator[str]:
-    """Yields the first ten and the count of the rest."""
-    yield from map(shown, found[:LISTED])
-    if len(found) > LISTED:
-        yield f"and {len(found) - LISTED} more"
+def describe_some(items: Sequence[T], describe: Callable[[T], str]) -> Iterator[str]:
+    """Yields descriptions of the first items, and the number of the others."""
+    yield from map(describe, items[:LISTED_ITEMS])
+    if len(items) > LISTED_ITEMS:
+        yield f"and {len(items) - LISTED_ITEMS} more"
 
 
 def key_of(example: Example) -> Key:
-    """Returns what makes two inputs the same: their texts, whatever the white space between words."""
+    """Returns the texts with single spaces; inputs with the same key count as copies."""
     return " ".join(example.text.split()), example.pair and " ".join(example.pair.split())
 
 
 def label_counts(example: Example) -> tuple[str, ...]:
-    """Lists every label of an example as often as it stands there."""
+    """Lists the labels of an example, each as often as it occurs."""
     return (example.label,) if example.label else tuple(span.label for span in example.spans)
 
 
 def short_name(source: str) -> str:
-    """Returns a file's name without its directories; the id of a data set stays as it is."""
+    """Returns a file's name without its directories, or the id of a data set as it is."""
     return Path(source).name if Path(source).is_absolute() else source

@@ -1,15 +1,16 @@
-"""From what a service kept to labelled data: records joined with the feedback on them.
+"""Turns what a service has recorded into labelled data: records joined with the feedback on them.
 
-Feedback is no random sample: people write when something is wrong. The accuracy on it tells one model from another
-that was asked by the same people, and not how good a model is.
+Feedback is not a random sample, because people write when something is wrong. The accuracy on it can compare models
+that the same people used, but does not say how good a model is.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import binomtest
 
 from deploykit.artifact import atomic
 from deploykit.artifact.record_format import FEEDBACK, PATTERN, PREDICTION
@@ -19,98 +20,97 @@ COMMON = ("time", "client", "id", "index")
 NEEDED = {PREDICTION: (*COMMON, "model", "version", "text"), FEEDBACK: (*COMMON, "label")}
 
 
-@dataclass
-class Found:
-    """What was found: rows to train on, how many records each model version left, and how many it had right.
+@dataclass(frozen=True)
+class JoinedRecords:
+    """Rows to train on, and by model version the number of records, those with feedback, and those that were right.
 
-    `lost` counts feedback that has no record (any more), `broken` lines that are none.
+    `lost` counts feedback without a record, `broken` lines that are neither record nor feedback.
     """
 
-    rows: list[dict[str, str]] = field(default_factory=list)
-    records: Counter[str] = field(default_factory=Counter)
-    corrected: Counter[str] = field(default_factory=Counter)
-    right: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    broken: int = 0
+    rows: list[dict[str, str]]
+    records: Counter[str]
+    corrected: Counter[str]
+    right: Counter[str]
+    lost: int
+    broken: int
 
 
-def join(folder: Path) -> Found:
-    """Joins the records in a folder, and in folders below it, with their feedback; the last word counts.
+def join(folder: Path) -> JoinedRecords:
+    """Joins the records in a folder, and in folders below it, with the last feedback on each.
 
-    A client's feedback is of its own requests; that of another on the same id is not taken.
+    A client can give feedback only on its own requests.
 
     Raises:
         DataError: there are no records.
     """
-    found, events = Found(), list[dict[str, Any]]()
     files = sorted(folder.rglob(PATTERN))
     if not files:
         raise DataError(f"{folder} holds no records ({PATTERN}). Name the directory of DEPLOYKIT_RECORDS.")
-    for file in files:
-        events += _events(file, found)
-    said: dict[int, str] = {}
-    last: dict[tuple[str, str, int], int] = {}
+    contents = b"\n".join(file.read_bytes() for file in files)
+    lines = list(filter(None, contents.split(b"\n")))  # not splitlines: texts may contain other line ends
+    events = [event for event in map(_event, lines) if event is not None]
     records: list[dict[str, Any]] = []
+    newest: dict[tuple[str, str, int], int] = {}
+    labels: dict[int, str] = {}
+    lost = 0
     for event in sorted(events, key=lambda event: event["time"]):
-        place = (event["client"], event["id"], event["index"])
+        request = (event["client"], event["id"], event["index"])
         if event["kind"] == PREDICTION:
-            last[place] = len(records)
+            newest[request] = len(records)
             records.append(event)
-        elif place in last:
-            said[last[place]] = event["label"]
+        elif request in newest:
+            labels[newest[request]] = event["label"]
         else:
-            found.lost += 1
-    found.records.update(_version(record) for record in records)
-    for index, label in said.items():
-        record = records[index]
-        second = {"text_pair": record["text_pair"]} if "text_pair" in record else {}
-        found.rows.append({"text": record["text"], **second, "label": label})
-        found.corrected[_version(record)] += 1
-        found.right[_version(record)] += record.get("label") == label
-    return found
+            lost += 1
+    answered = [(records[index], label) for index, label in labels.items()]
+    return JoinedRecords(
+        rows=[
+            {**{name: record[name] for name in ("text", "text_pair") if name in record}, "label": label}
+            for record, label in answered
+        ],
+        records=Counter(map(_version, records)),
+        corrected=Counter(_version(record) for record, _ in answered),
+        right=Counter(_version(record) for record, label in answered if record.get("label") == label),
+        lost=lost,
+        broken=len(lines) - len(events),
+    )
 
 
-def write(found: Found, target: Path) -> None:
-    """Writes rows as a recipe's `data` reads them, one JSON object a line.
+def write(joined: JoinedRecords, target: Path) -> None:
+    """Writes the rows as JSON lines, which a recipe's `data` reads.
 
     Raises:
-        StorageError: the disk is full or refuses to be written.
+        StorageError: the disk is full or the file cannot be written.
     """
     with storage_errors(target, "`--to`"):
-        atomic.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+        atomic.write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in joined.rows))
 
 
-def table(found: Found) -> list[tuple[str, ...]]:
-    """Renders a row for each model version: records, those with feedback, and the share of these that were right."""
-    return [
-        (version, f"{count:,}", f"{found.corrected[version]:,}", _share(found.right[version], found.corrected[version]))
-        for version, count in sorted(found.records.items())
-    ]
+def tabulate(joined: JoinedRecords) -> list[tuple[str, ...]]:
+    """Returns a row for each model version: records, those with feedback, and the accuracy on these."""
+    rows: list[tuple[str, ...]] = []
+    for version, count in sorted(joined.records.items()):
+        corrected = joined.corrected[version]
+        rows.append((version, f"{count:,}", f"{corrected:,}", _share(joined.right[version], corrected)))
+    return rows
 
 
-def _share(right: int, of: int) -> str:
-    """Renders an accuracy with its 95 % interval (Wilson, 1927)."""
-    if not of:
+def _share(right: int, total: int) -> str:
+    """Formats an accuracy with its 95 % interval (Wilson, 1927)."""
+    if not total:
         return "none given"
-    z, share = 1.96, right / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
-    return f"{share:.4f} ({max(middle - half, 0.0):.4f} to {min(middle + half, 1.0):.4f})"
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    return f"{right / total:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 def _version(record: dict[str, Any]) -> str:
     return f"{record['model']} {record['version']}"
 
 
-def _events(file: Path, found: Found) -> Iterator[dict[str, Any]]:
-    """Reads a file that a service may be writing to, and whose last line a crash may have cut."""
-    for line in filter(None, file.read_bytes().split(b"\n")):  # texts may hold what else ends a line
-        try:
-            event = json.loads(line)
-            complete = event["kind"] in (PREDICTION, FEEDBACK) and all(name in event for name in NEEDED[event["kind"]])
-        except (ValueError, KeyError, TypeError):
-            complete = False
-        if complete:
-            yield event
-        else:
-            found.broken += 1
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Parses a line; None if it is broken, as the last line of a file may be after a crash or during a write."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        return event if all(name in event for name in NEEDED[event["kind"]]) else None
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,7 +1,6 @@
-"""The text of a file: decompressed by its suffix, decoded by its byte order mark, otherwise UTF-8.
+"""Reads the text of a file: decompressed by its suffix, decoded by its byte order mark, and otherwise as UTF-8.
 
-Nothing is guessed that could be wrong unseen: what looks like another encoding is refused with the command that
-converts it.
+Other encodings are never guessed: the error names the command that converts the file.
 """
 
 import bz2
@@ -21,22 +20,22 @@ DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
 }
-MARKS = {  # the longer ones first: that of UTF-32LE begins with that of UTF-16LE
+BYTE_ORDER_MARKS = {  # that of UTF-32LE begins with that of UTF-16LE, so the longer ones come first
     codecs.BOM_UTF32_LE: "UTF-32LE",
     codecs.BOM_UTF32_BE: "UTF-32BE",
     codecs.BOM_UTF16_LE: "UTF-16LE",
     codecs.BOM_UTF16_BE: "UTF-16BE",
     codecs.BOM_UTF8: "UTF-8",
 }
-LOOKED_AT_BYTES = 65536
-TEXT_NUL_SHARE = 0.01  # UTF-8 text has no NUL; UTF-16 has one in each letter of English, in each space of Russian
+INSPECTED_BYTES = 65536
+MAX_NUL_SHARE = 0.01  # UTF-8 text has no NUL; UTF-16 has one per English letter, and per space in other scripts
 
 
-def content(path: Path) -> bytes:
-    """Returns what a file holds, decompressed where its suffix says that it is compressed.
+def read_bytes(path: Path) -> bytes:
+    """Returns the bytes of a file, decompressed according to its suffix.
 
     Raises:
-        DataError: it is not compressed in the way that its suffix says, or it is damaged.
+        DataError: the file is damaged, or not compressed as its suffix says.
     """
     decompress, suffix = DECOMPRESS.get(path.suffix.lower()), path.suffix.lower().lstrip(".")
     data = path.read_bytes()
@@ -45,23 +44,23 @@ def content(path: Path) -> bytes:
     try:
         return decompress(data)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is no {suffix} file that can be read: {error}. Compress it again.") from error
+        raise DataError(f"{path} cannot be read as {suffix}: {error}. Compress it again.") from error
 
 
-def text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Returns the text of a file.
 
     Raises:
-        DataError: it is neither UTF-8 nor begins with the byte order mark of UTF-16 or UTF-32, or it is damaged.
+        DataError: the file is damaged, or it is not UTF-8 and has no byte order mark of UTF-16 or UTF-32.
     """
-    data = content(path)
-    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
-    if mark and (encoding := MARKS[mark]) != "UTF-8":
+    data = read_bytes(path)
+    mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
+    if mark and (encoding := BYTE_ORDER_MARKS[mark]) != "UTF-8":
         try:
             return data[len(mark) :].decode(encoding)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} begins with the byte order mark of {encoding} and is damaged: {error}.") from None
-    if data[:LOOKED_AT_BYTES].count(0) > TEXT_NUL_SHARE * len(data[:LOOKED_AT_BYTES]):
+    if data[:INSPECTED_BYTES].count(0) > MAX_NUL_SHARE * len(data[:INSPECTED_BYTES]):
         _refuse_wide(path, data)
     try:
         return data[len(mark) :].decode()
@@ -77,8 +76,8 @@ def text(path: Path) -> str:
 
 
 def _refuse_wide(path: Path, data: bytes) -> None:
-    """Refuses what its NUL bytes show to be UTF-16 or UTF-32."""
-    encoding = wide_encoding(data[:LOOKED_AT_BYTES])
+    """Refuses UTF-16 and UTF-32 without a byte order mark, recognized by NUL bytes."""
+    encoding = recognize_encoding(data[:INSPECTED_BYTES])
     if encoding:
         raise DataError(
             f"{path} is not UTF-8 but, by its NUL bytes, {encoding} without a byte order mark. Convert it with:"
@@ -86,8 +85,8 @@ def _refuse_wide(path: Path, data: bytes) -> None:
         )
 
 
-def wide_encoding(data: bytes) -> str | None:
-    """Tells UTF-16 and UTF-32 by where their ASCII characters, such as commas and line breaks, have NUL bytes."""
+def recognize_encoding(data: bytes) -> str | None:
+    """Recognizes UTF-16 and UTF-32 by the positions of the NUL bytes of ASCII characters, such as line breaks."""
     quads = np.frombuffer(data[: len(data) // 4 * 4], dtype=np.uint8).reshape(-1, 4)
     if len(quads) and (quads[:, 3] == 0).all() and (quads[:, 2] <= 0x10).all():
         return "UTF-32LE"

@@ -1,13 +1,12 @@
-"""Where rows come from: csv, tsv, JSON lines and parquet files, and data sets of the hub.
+"""Reads rows from csv, tsv, JSON lines and parquet files, and from data sets of the hub.
 
-Text formats are read with the standard library, so that every row knows the line on which it starts. A
-row that cannot be read is kept as a complaint and never dropped; what the columns mean is left to
-`examples.py`, bytes to `files.py`, delimiters to `delimited.py`. Nothing here runs code that a data set brings along.
+Text formats are read with the standard library, which tells the line of each row. A row that cannot be read is kept as
+`Broken`, never dropped. No code that comes with a data set is run.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +19,12 @@ from deploykit.errors import DataError
 from deploykit.methods import did_you_mean
 from deploykit.recipe import expanded, file_format, is_file
 
-FORMATS = "csv, tsv, jsonl, json (one object a line) or parquet, all of them also compressed: .gz, .bz2, .xz"
+FORMATS = "csv, tsv, jsonl, json (one object per line) or parquet, all of them also compressed: .gz, .bz2, .xz"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its line (or, without lines, its number from 1) and its values by column."""
+    """A row: its line, or its number from 1 in formats without lines, and its values by column."""
 
     line: int
     values: Mapping[str, Any]
@@ -33,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Broken:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and the reason."""
 
     line: int
     why: str
@@ -41,7 +40,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Table:
-    """What a source holds; `unit` says what `line` counts in it."""
+    """The content of a source; `unit` says what `line` counts."""
 
     name: str
     unit: Literal["line", "row"]
@@ -54,11 +53,11 @@ def read(source: str, split: str = "train") -> Table:
     """Reads a file, or one split of a data set of the hub.
 
     Args:
-        source: a path that ends in one of the known formats, or `owner/name`, or `owner/name@revision`.
-        split: which split of a data set of the hub; a file holds only one.
+        source: a path that ends in one of `FORMATS`, or `owner/name`, or `owner/name@revision`.
+        split: of a data set of the hub; a file has only one.
 
     Raises:
-        DataError: the source is missing, is not UTF-8, is damaged, or is in a format that is not read.
+        DataError: the source is missing, is not UTF-8, is damaged, or has another format.
     """
     if is_file(source):
         return _read_file(Path(source))
@@ -68,13 +67,13 @@ def read(source: str, split: str = "train") -> Table:
 
 
 def texts(source: str) -> list[str]:
-    """Reads a corpus: every string of a file with columns, every line of any other file.
+    """Reads a corpus: all strings of a file with columns, or all lines of any other file.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or has rows that cannot be read.
     """
     if not is_file(source):
-        return files.text(require(source)).split("\n")
+        return files.read_text(require(source)).split("\n")
     table = read(source)
     for broken in table.broken:
         raise DataError(f"{source}, {table.unit} {broken.line}: {broken.why}.")
@@ -87,16 +86,17 @@ def require(source: str) -> Path:
     """Returns the path of a file that exists.
 
     Raises:
-        DataError: there is none; names the nearest file beside it.
+        DataError: the file does not exist; names the most similar file beside it.
     """
     path = expanded(source)
     if path.is_file():
         return path
     if path.is_dir():
         raise DataError(f"{path} is a directory, expected a file ({FORMATS}).")
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, beside)
-    raise DataError(f"there is no file {path}{hint}. Paths in a recipe start from the recipe's directory.")
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(
+        f"there is no file {path}{did_you_mean(path.name, names)}. Paths in a recipe start from the recipe's directory."
+    )
 
 
 def _read_file(path: Path) -> Table:
@@ -108,32 +108,31 @@ def _read_file(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    lines, suspicious = delimited.rows(files.text(path), tabs=file_format(path.name) == "tsv")
+    lines = delimited.read_rows(files.read_text(path), tabs=file_format(path.name) == "tsv")
     if not lines:
         return Table(str(path), "line", (), ())
     (first, header), *body = lines
     if isinstance(header, str):
         raise DataError(f"{path}, line {first}: the names of the columns cannot be read: {header}.")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line {first}: the column {twice[0]!r} stands there twice. Give each its own name.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line {first}: the column {repeated[0]!r} occurs twice. Give each its own name.")
     rows, broken = [], []
     for line, fields in body:
-        if isinstance(fields, str) or line in suspicious:
-            broken.append(Broken(line, fields if isinstance(fields, str) else suspicious[line]))
+        if isinstance(fields, str):
+            broken.append(Broken(line, fields))
         elif len(fields) != len(header):
-            broken.append(
-                Broken(line, f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})")
-            )
+            reason = f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})"
+            broken.append(Broken(line, reason))
         else:
             rows.append(Row(line, dict(zip(header, fields, strict=True))))
     return Table(str(path), "line", tuple(header), tuple(rows), tuple(broken))
 
 
 def _read_json_lines(path: Path) -> Table:
-    text = files.text(path)
+    text = files.read_text(path)
     if file_format(path.name) == "json" and text.lstrip().startswith("["):
-        raise DataError(f"{path} is one JSON list, expected one object a line. Convert it with: jq -c '.[]'")
+        raise DataError(f"{path} is one JSON list, expected one object per line. Convert it with: jq -c '.[]'")
     rows, broken = [], []
     for line, content in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 as well
         if not content.strip():
@@ -141,7 +140,7 @@ def _read_json_lines(path: Path) -> Table:
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            broken.append(Broken(line, f"no JSON ({error})"))
+            broken.append(Broken(line, f"not JSON ({error})"))
             continue
         if isinstance(values, dict):
             rows.append(Row(line, values))
@@ -154,35 +153,31 @@ def _read_json_lines(path: Path) -> Table:
 def _read_parquet(path: Path) -> Table:
     try:
         packed = path.suffix.lower() in files.DECOMPRESS
-        table = pyarrow.parquet.read_table(pa.BufferReader(files.content(path)) if packed else path)
+        table = pyarrow.parquet.read_table(pa.BufferReader(files.read_bytes(path)) if packed else path)
     except pa.ArrowException as error:
-        raise DataError(f"{path} is no parquet file that can be read: {error}") from error
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
     return _table(str(path), tuple(table.column_names), table.to_pylist())
 
 
 def _read_hub(source: str, split: str) -> Table:
     name, _, revision = source.partition("@")
     try:
-        found = datasets.load_dataset(name, split=split, revision=revision or None)
-    except Exception as error:  # the library raises many kinds, of its own and of its HTTP clients
+        dataset = datasets.load_dataset(name, split=split, revision=revision or None)
+    except Exception as error:  # the library and its HTTP clients raise many types
         raise DataError(
             f"the split {split!r} of the data set {source!r} could not be loaded: {error}."
             f" Expected a file ({FORMATS}) or the id of a data set of the hub, and then a network."
         ) from error
-    table = _table(f"{source}[{split}]", tuple(found.column_names), [dict(row) for row in found])
-    return replace(table, rows=tuple(_named(row, found.features) for row in table.rows))
+    rows = [{name: _name(value, dataset.features[name]) for name, value in row.items()} for row in dataset]
+    return _table(f"{source}[{split}]", tuple(dataset.column_names), rows)
 
 
 def _table(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     return Table(name, "row", columns, tuple(Row(number, values) for number, values in enumerate(rows, start=1)))
 
 
-def _named(row: Row, features: Mapping[str, Any]) -> Row:
-    """Puts names where a data set of the hub stores the numbers of classes."""
-    return Row(row.line, {name: _name(value, features[name]) for name, value in row.values.items()})
-
-
 def _name(value: Any, feature: Any) -> Any:
+    """Replaces class numbers of a data set of the hub by their names."""
     if isinstance(feature, datasets.ClassLabel):
         return feature.names[value] if isinstance(value, int) and value >= 0 else None  # -1 stands for unlabelled
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel) and value is not None:

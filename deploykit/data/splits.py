@@ -1,8 +1,8 @@
-"""Cuts a split from the training rows: stratified, seeded, copies of a text kept together.
+"""Cuts a split from the training rows: stratified and seeded, with copies of a text kept together.
 
-An example with several labels is stratified by its rarest one, as in iterative stratification (Sechidis
-et al. 2011, section 3). scikit-learn's splitters either keep groups together or cut an exact share of
-small classes, and refuse classes of one row; a largest remainder over the strata does all three.
+An example with several labels belongs to the stratum of its rarest label, as in iterative stratification (Sechidis et
+al. 2011, section 3). scikit-learn's splitters either keep groups together or cut an exact share of small classes, and
+refuse classes of one row; the largest remainder over the strata does all of this.
 """
 
 from collections import Counter, defaultdict
@@ -15,28 +15,28 @@ from deploykit.tasks import Example, Task
 
 
 def cut(split: Split, name: str, share: float, task: Task, seed: int) -> tuple[Split, Split]:
-    """Cuts a share of the rows off; the order of the rows is kept in both parts.
+    """Cuts off a share of the rows, and keeps the order of the rows in both parts.
 
     Args:
-        split: what is cut; every label keeps at least one text in it.
+        split: the rows; every label keeps at least one text in what remains.
         name: of the new split.
-        share: of the different texts, above 0 and below 1.
+        share: of the distinct texts, above 0 and below 1.
         task: lists the labels of an example.
         seed: the same seed cuts the same rows.
 
     Returns:
-        What is left, and the new split.
+        The rest of the split, and the new split.
     """
     keys = [key_of(example) for example in split.examples]
     chosen = _choose(_strata(split.examples, task), share, seed)
     chosen -= _needed(split.examples, keys, chosen, task)
-    inside = [row for row, key in enumerate(keys) if key in chosen]
-    outside = [row for row, key in enumerate(keys) if key not in chosen]
-    return split.take(split.name, outside), split.take(name, inside)
+    cut_rows = [row for row, key in enumerate(keys) if key in chosen]
+    other_rows = [row for row, key in enumerate(keys) if key not in chosen]
+    return split.take(split.name, other_rows), split.take(name, cut_rows)
 
 
 def _strata(examples: Sequence[Example], task: Task) -> dict[str, list[Key]]:
-    """Lists the different texts of each stratum, in the order of the rows."""
+    """Lists the distinct texts of each stratum, in the order of the rows."""
     counts = Counter(label for example in examples for label in task.classes(example))
     stratum_of: dict[Key, str] = {}
     for example in examples:
@@ -58,30 +58,30 @@ def _choose(strata: dict[str, list[Key]], share: float, seed: int) -> set[Key]:
 
 
 def _needed(examples: Sequence[Example], keys: Sequence[Key], chosen: set[Key], task: Task) -> set[Key]:
-    """Finds the chosen texts that have to stay, so that each of their labels is left at least once."""
+    """Returns the chosen texts that must stay, so that each of their labels remains at least once."""
     rows = list(zip(examples, keys, strict=True))
-    left = {label for example, key in rows if key not in chosen for label in task.classes(example)}
+    remaining = {label for example, key in rows if key not in chosen for label in task.classes(example)}
     needed: set[Key] = set()
     for example, key in rows:
-        if key in needed or not left.issuperset(task.classes(example)):
+        if key in needed or not remaining.issuperset(task.classes(example)):
             needed.add(key)
-            left.update(task.classes(example))
+            remaining.update(task.classes(example))
     return needed
 
 
 def largest_remainder(sizes: np.ndarray, share: float) -> list[int]:
-    """Divides a share of all among strata, each in proportion to its size and never the whole of it.
+    """Distributes a share of all texts over the strata, in proportion to their sizes; no stratum is taken whole.
 
     Args:
         sizes: texts in each stratum, `(strata,)`.
         share: of their sum, rounded to a whole number.
 
     Returns:
-        How many to take from each.
+        The number of texts to take from each stratum.
     """
-    wanted = sizes * share
-    counts = np.floor(wanted).astype(int)
-    room = np.flatnonzero(counts < sizes - 1)
-    by_remainder = room[np.argsort(-(wanted - counts)[room], kind="stable")]
+    exact = sizes * share
+    counts = np.floor(exact).astype(int)
+    extensible = np.flatnonzero(counts < sizes - 1)
+    by_remainder = extensible[np.argsort(-(exact - counts)[extensible], kind="stable")]
     counts[by_remainder[: max(0, round(sizes.sum() * share) - counts.sum())]] += 1
     return [int(count) for count in counts]

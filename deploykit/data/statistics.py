@@ -1,7 +1,4 @@
-"""The figures of a data set that the manifest keeps and the report shows.
-
-Everything returned here can be written as JSON. What is odd but no error becomes a sentence in `warnings`.
-"""
+"""The figures of a data set that the manifest keeps and the report shows, as values for JSON."""
 
 import re
 import unicodedata
@@ -12,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.data.checks import shared
+from deploykit.data.checks import find_shared
 from deploykit.data.examples import Split, key_of, label_counts, short_name
 from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer
@@ -20,21 +17,21 @@ from deploykit.tokenizer import Tokenizer
 PERCENTILES = (50, 90, 95, 99)
 BINS = 20
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-BATCH = 1024  # texts tokenized at a time
-SKEWED = 10.0  # imbalance from which a warning is given
+BATCH_TEXTS = 1024  # tokenized at once, to bound the memory
+WARNING_IMBALANCE = 10.0  # most frequent label to least
 
 
-def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
+def summarize(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
     """Describes checked splits.
 
     Args:
         splits: `train`, `validation` and `test`.
-        cut: the share of each split that was cut from `train`.
+        cut: the shares of the splits that were cut from `train`.
 
     Returns:
-        `rows`, `sources`, `labels`, `duplicates`, `conflicts` (copies of a text with another label),
-        `leakage`, `imbalance` (most frequent label of `train` to least), `characters`, `without_spans`
-        (share of texts; empty where nothing has spans) and `warnings`.
+        `rows`, `sources`, `labels`, `duplicates`, `conflicts` (copies of a text with another label), `leakage`,
+        `imbalance` (most frequent label of `train` to least), `characters`, `without_spans` (share of texts; empty if
+        no text has spans) and `warnings`, which are sentences.
     """
     labels = {
         name: Counter(label for row in split.examples for label in label_counts(row)) for name, split in splits.items()
@@ -44,12 +41,14 @@ def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, 
         "rows": {name: len(split.examples) for name, split in splits.items()},
         "sources": {name: _origin(split, cut) for name, split in splits.items()},
         "labels": {name: dict(sorted(counts.items())) for name, counts in labels.items()},
-        "duplicates": {name: _duplicates(split.examples) for name, split in splits.items()},
+        "duplicates": {
+            name: len(split.examples) - len(set(map(key_of, split.examples))) for name, split in splits.items()
+        },
         "conflicts": {name: _conflicts(split.examples) for name, split in splits.items()},
-        "leakage": {f"{a.name}/{b.name}": len(shared(a, b)) for a, b in combinations(splits.values(), 2)},
+        "leakage": {f"{a.name}/{b.name}": len(find_shared(a, b)) for a, b in combinations(splits.values(), 2)},
         "imbalance": round(max(labels["train"].values()) / min(labels["train"].values()), 3),
         "characters": {
-            name: distribution([len(row.text) + len(row.pair or "") for row in split.examples])
+            name: describe_distribution([len(row.text) + len(row.pair or "") for row in split.examples])
             for name, split in splits.items()
         },
         "without_spans": {name: _without_spans(split.examples) for name, split in splits.items()} if spans else {},
@@ -57,30 +56,26 @@ def summary(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, 
     return {**figures, "warnings": list(_warnings(figures))}
 
 
-def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describes the lengths in tokens, special tokens included, before anything is cut off.
-
-    Args:
-        examples: of one split.
-        tokenizer: stays as it is.
+def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Describes the lengths in tokens, with special tokens and before truncation.
 
     Returns:
-        What `distribution` gives, and `max_tokens`, `truncated` (how many texts are longer than that),
-        `unknown_share` (of all tokens that are not special) and `mostly_unknown` (how many texts are unknown by more
-        than half).
+        The values of `describe_distribution`; `max_tokens`; `truncated`, the number of texts that are longer;
+        `unknown_share` of all tokens that are not special; and `mostly_unknown`, the number of texts of which more than
+        half is unknown.
     """
     lengths: list[int] = []
     ordinary: list[int] = []  # tokens that are not special
     unknown: list[int] = []
-    for start in range(0, len(examples), BATCH):
-        batch = examples[start : start + BATCH]
+    for start in range(0, len(examples), BATCH_TEXTS):
+        batch = examples[start : start + BATCH_TEXTS]
         texts = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
         for encoding in tokenizer.backend.encode_batch(texts):
             lengths.append(len(encoding.ids))
             unknown.append(0 if tokenizer.unknown_id is None else encoding.ids.count(tokenizer.unknown_id))
             ordinary.append(encoding.special_tokens_mask.count(0))
     return {
-        **distribution(lengths),
+        **describe_distribution(lengths),
         "max_tokens": tokenizer.max_tokens,
         "truncated": sum(length > tokenizer.max_tokens for length in lengths),
         "unknown_share": round(sum(unknown) / max(1, sum(ordinary)), 6),
@@ -88,14 +83,15 @@ def token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str
     }
 
 
-def distribution(values: Sequence[int]) -> dict[str, Any]:
+def describe_distribution(values: Sequence[int]) -> dict[str, Any]:
     """Returns `mean`, `p50` to `p99`, `max`, and a histogram of equal bins: `edges`, one more than `counts`."""
     counts, edges = np.histogram(values, bins=min(BINS, max(values)), range=(0, max(values)))
+    percentiles = np.percentile(values, PERCENTILES).round(1).tolist()
     return {
         "mean": round(float(np.mean(values)), 2),
-        **{f"p{part}": round(float(np.percentile(values, part)), 1) for part in PERCENTILES},
+        **{f"p{percent}": value for percent, value in zip(PERCENTILES, percentiles, strict=True)},
         "max": max(values),
-        "histogram": {"edges": [round(float(edge), 2) for edge in edges], "counts": [int(count) for count in counts]},
+        "histogram": {"edges": edges.round(2).tolist(), "counts": counts.tolist()},
     }
 
 
@@ -104,15 +100,11 @@ def _origin(split: Split, cut: Mapping[str, float]) -> str:
     return f"{name}, share {cut[split.name]:g}" if split.name in cut else name
 
 
-def _duplicates(examples: Sequence[Example]) -> int:
-    return len(examples) - len({key_of(example) for example in examples})
-
-
 def _conflicts(examples: Sequence[Example]) -> int:
-    """Counts the rows whose text stood further up with other labels."""
+    """Counts the rows whose text occurred earlier with other labels."""
     first: dict[object, Example] = {}
     earlier = [first.setdefault(key_of(example), example) for example in examples]
-    return sum(_meaning(one) != _meaning(other) for one, other in zip(earlier, examples, strict=True))
+    return sum(_meaning(before) != _meaning(after) for before, after in zip(earlier, examples, strict=True))
 
 
 def _meaning(example: Example) -> tuple[object, ...]:
@@ -129,7 +121,7 @@ def _without_spans(examples: Sequence[Example]) -> float:
 
 
 def _alike(labels: Iterable[str]) -> list[list[str]]:
-    """Groups labels that mean the same to a reader: by their letters without case, or by their value."""
+    """Groups labels that look the same to a reader: by their letters without case, or by their value as numbers."""
     groups: dict[object, list[str]] = {}
     for label in sorted(labels):
         letters = "".join(unicodedata.normalize("NFKC", label).casefold().split())
@@ -153,13 +145,13 @@ def _warnings(figures: Mapping[str, Any]) -> Iterator[str]:
         )
     for names, count in figures["leakage"].items():
         if count:
-            one, other = names.split("/")
-            yield f"{count} rows of the {other} split stand in the {one} split too; scores flatter the model."
+            first, second = names.split("/")
+            yield f"{count} rows of the {second} split occur in the {first} split, too; scores flatter the model."
     for name, counts in figures["labels"].items():
         absent = sorted(set(figures["labels"]["train"]) - set(counts))
         if absent:
             yield f"the {name} split has no row of: {', '.join(absent)}."
-    if figures["imbalance"] >= SKEWED:
+    if figures["imbalance"] >= WARNING_IMBALANCE:
         yield (
             f"the most frequent label of the training split is {figures['imbalance']:g} times as frequent as the"
             " least; consider class weights, and look at macro-F1."

@@ -1,21 +1,22 @@
 """Compares two models on the same rows: metric, prediction changes, calibration, and losses per label and per length.
 
-Every figure is a function of counts summed over rows, so one paired bootstrap serves them all: rows are drawn with
-replacement, the same rows for both models. Intervals are the 2.5 and 97.5 % quantiles. `gates` decides from these
-intervals.
+Every figure is a function of counts summed over rows, so one paired bootstrap gives all intervals: rows are drawn with
+replacement, the same rows for both models. `gates` decides from these intervals.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, diags_array, hstack
 
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
+from deploykit.methods import Frozen
 from deploykit.tasks import Example, Float32, Task
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
@@ -25,8 +26,8 @@ Counts = npt.NDArray[np.float64]
 class Figure(NamedTuple):
     """A function of counts that are summed over rows.
 
-    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side; `function` takes
-    sums `(samples, columns)` and gives a value for each of `members`.
+    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side. `function` maps
+    sums `(samples, columns)` to a value for each of `members`.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Figure(NamedTuple):
     members: tuple[str, ...] = ("",)
 
 
-class Comparison(Record):
+class Comparison(Frozen):
     """A model compared with a reference on one split; positive values are worse.
 
     `drop` is the loss of the task's first metric, `flips` the share of rows with a prediction change, `calibration` the
@@ -77,28 +78,24 @@ def compare(
     name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
     before, after = metrics.predictions(reference), metrics.predictions(scores)
     changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
-    counts = hstack([metrics.counts(name, gold, rows, labels) for rows in (before, after)], format="csr")
-    confidences = np.concatenate([metrics.calibration(gold, rows) for rows in (reference, scores)], axis=1)
-    (members, first), (_, second) = (metrics.recalls(name, gold, rows, labels) for rows in (before, after))
-    loss = partial(_loss, name=name)
-    values = _bootstrap(
-        [
-            Figure("drop", counts, loss),
-            Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-            Figure("calibration", csr_array(confidences), _calibration_growth),
-            Figure("by_label", hstack([first, second], format="csr"), _recall_loss, members),
-            *(
-                Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,))
-                for bucket, inside in buckets(lengths or ()).items()
-            ),
-        ],
-        seed,
-    )
+    counts = hstack([metrics.count_rows(name, gold, rows, labels) for rows in (before, after)], format="csr")
+    confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    (members, first), (_, second) = (metrics.count_recalls(name, gold, rows, labels) for rows in (before, after))
+    loss = partial(_loss, partial(metrics.compute_ratio, name))
+    figures = [
+        Figure("drop", counts, loss),
+        Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
+        Figure("calibration", csr_array(confidences), lambda summed: -_loss(metrics.compute_calibration_error, summed)),
+        Figure("by_label", hstack([first, second], format="csr"), partial(_loss, metrics.compute_recall), members),
+    ]
+    for bucket, inside in group_by_length(lengths or ()).items():
+        figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,)))
+    values = _bootstrap(figures, seed)
     return Comparison(
         metric=name,
-        **{figure: values[figure, ""] for figure in ("drop", "flips", "calibration")},
-        by_label={member: value for (figure, member), value in values.items() if figure == "by_label"},
-        by_length={member: value for (figure, member), value in values.items() if figure == "by_length"},
+        **{figure: values[figure][""] for figure in ("drop", "flips", "calibration")},
+        by_label=values["by_label"],
+        by_length=values.get("by_length", {}),
         rows=len(gold),
         flipped=tuple(np.flatnonzero(changed)[:MAX_FLIPPED_ROWS].tolist()),
     )
@@ -112,15 +109,9 @@ def flips(
     scores: Sequence[Float32],
     rows: Sequence[int],
 ) -> list[dict[str, str]]:
-    """Lists the units whose prediction changed: their text, true label, and the labels before and after.
+    """Lists the units whose prediction changed in some rows: text, true label, and the labels before and after.
 
-    Args:
-        task: divides a text into units.
-        examples: the labelled rows.
-        labels: names of the label indices.
-        reference: scores of the reference.
-        scores: scores of the model.
-        rows: indices of the rows to list; see `Comparison.flipped`.
+    The arguments are those of `compare`, and the indices of the rows, see `Comparison.flipped`.
     """
     changes = []
     for row in rows:
@@ -128,16 +119,13 @@ def flips(
         before, after = reference[row].argmax(axis=-1), scores[row].argmax(axis=-1)
         for unit in np.flatnonzero(before != after):
             start, end = task.units(text)[unit]
-            indices = {"true": true[unit], "before": before[unit], "after": after[unit]}
-            changes.append({"text": text[start:end], **{name: labels[index] for name, index in indices.items()}})
+            names = {"true": labels[true[unit]], "before": labels[before[unit]], "after": labels[after[unit]]}
+            changes.append({"text": text[start:end], **names})
     return changes
 
 
-def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Groups rows by the quartiles of their lengths.
-
-    Args:
-        lengths: tokens of each row.
+def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Groups rows by the quartiles of their lengths in tokens.
 
     Returns:
         For each group, named like `"up to 19 tokens"` or `"20 to 27 tokens"`, whether each row is in it, `(rows,)`.
@@ -151,31 +139,13 @@ def buckets(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     return {f"{starts[group]} {edge} tokens": groups == group for group, edge in enumerate(edges)}
 
 
-def _loss(summed: Counts, name: str) -> Counts:
-    """Returns the loss of a metric for each draw, from the counts of reference and model, `(draws, columns)`."""
-    return -_change(metrics.ratio(name, _models(summed)))
+def _loss(value: Callable[[Counts], Counts], summed: Counts) -> Counts:
+    """Returns how much greater a value is for the reference than for the model, whose counts stand side by side."""
+    reference, model = np.split(summed, 2, axis=-1)
+    return value(reference) - value(model)
 
 
-def _calibration_growth(summed: Counts) -> Counts:
-    return _change(metrics.calibration_error(_models(summed)))
-
-
-def _recall_loss(summed: Counts) -> Counts:
-    right, true = np.split(_models(summed), 2, axis=-1)
-    return -_change(right / np.maximum(true, 1))
-
-
-def _models(summed: Counts) -> Counts:
-    """Parts the sums of the two models, which stand side by side: `(2, samples, columns)`."""
-    return np.stack(np.split(summed, 2, axis=-1))
-
-
-def _change(models: Counts) -> Counts:
-    """Returns the difference of `(2, ...)`, the values of the reference and of the model."""
-    return cast(Counts, models[1] - models[0])
-
-
-def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Metric]:
+def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Metric]]:
     """Returns every figure with its interval, by name and member; all figures use the same draws of rows.
 
     Intervals are widened to include their value: the calibration error of a draw tends to be larger than that of the
@@ -184,12 +154,12 @@ def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[tuple[str, str], Me
     table = hstack([figure.table for figure in figures], format="csr")
     ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
     samples: list[list[Counts]] = [[] for _ in figures]
-    for summed in chain([table.sum(axis=0)[None]], bootstrap.chunks(table, seed)):  # the sum of the rows comes first
-        for figure, piece, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
-            results.append(figure.function(piece).reshape(len(piece), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
-    values = {}
+    for summed in chain([table.sum(axis=0)[None]], bootstrap.draw_sums(table, seed)):  # the sum of the rows comes first
+        for figure, part, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
+            results.append(figure.function(part).reshape(len(part), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
+    values: dict[str, dict[str, Metric]] = defaultdict(dict)
     for figure, results in zip(figures, samples, strict=True):
         for member, (value, *resampled) in zip(figure.members, np.concatenate(results).T.tolist(), strict=True):
             low, high = bootstrap.interval(np.array(resampled))
-            values[figure.name, member] = Metric(value=value, low=min(low, value), high=max(high, value))
+            values[figure.name][member] = Metric(value=value, low=min(low, value), high=max(high, value))
     return values

@@ -1,35 +1,35 @@
 """The gates of a recipe, compared with what was measured: passed, failed or inconclusive.
 
-One rule, on the 95 % interval that is also shown: a gate has passed when the whole interval lies within the limit,
-has failed when the whole interval lies beyond, and is inconclusive otherwise: the rows are too few. Each side errs in
-2.5 % of cases, the usual level for tests of non-inferiority (ICH E9, 1998, 5.5). The recipe says whether an
-inconclusive gate stops the run: `gates.inconclusive`.
+A gate has passed when the whole 95 % interval lies within the limit, has failed when the whole interval lies beyond,
+and is inconclusive otherwise. Each side errs in 2.5 % of cases, the usual level for tests of non-inferiority (ICH E9,
+1998, 5.5). `gates.inconclusive` in the recipe decides whether an inconclusive gate stops the run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.evaluation.comparison import Comparison
+from deploykit.methods import Frozen
 from deploykit.recipe import GateSection
 
 Outcome = Literal["passed", "inconclusive", "failed"]
 OUTCOMES = get_args(Outcome)  # from the best to the worst
 EARLIER_OUTCOMES = {"holds": "passed", "cannot tell": "inconclusive", "broken": "failed"}  # in older manifests
-ROUNDING = 1e-6  # rounding error of probabilities computed in float32
-TAIL = 0.025  # probability beyond each end of a 95 % interval
+ROUNDING_ERROR = 1e-6  # of probabilities computed in float32
+TAIL_PROBABILITY = 0.025  # beyond each end of a 95 % interval
 FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}
 
 
-class Verdict(Record):
+class Verdict(Frozen):
     """One gate: its limit, the measured value, and the outcome.
 
-    `member` names the worst label or bucket of lengths, `rows` counts the rows that were compared, and `rows_needed`
-    estimates how many would be conclusive if the value stayed the same (None: it is conclusive, or none would be).
+    `member` names the worst label or bucket of lengths, and `rows` counts the compared rows. `rows_needed` estimates
+    how many would be conclusive if the value stayed the same; None if the outcome is conclusive or no number is enough.
     """
 
     gate: str
@@ -82,7 +82,7 @@ def verdicts(
     Args:
         gates: of the recipe.
         comparison: with the model whose quality must be kept.
-        p95_ms: the 95 % quantile of the latency, in milliseconds.
+        p95_ms: the 95 % quantile of the latency in milliseconds.
         size_bytes: of the graph.
     """
     judged = []
@@ -104,11 +104,11 @@ def verdicts(
 
 
 def recorded(gates: GateSection, details: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Returns the verdicts on a stage from what its manifest keeps: its own, or those on its comparison.
+    """Returns the verdicts that a stage recorded, or judges the comparison that it recorded.
 
     Args:
-        gates: of the recipe as it is now; a stage whose making they do not change is judged again.
-        details: of the stage.
+        gates: of the recipe as it is now, for stages that gates do not make run again.
+        details: of the stage, from its manifest.
     """
     if "verdicts" in details:
         return tuple(Verdict.model_validate(content) for content in details["verdicts"])
@@ -122,45 +122,38 @@ def stopping(gates: GateSection, judged: Sequence[Verdict]) -> tuple[Verdict, ..
 
 
 def failing(gates: GateSection, judged: Sequence[Verdict]) -> str:
-    """Returns a line for each gate that stops the run, then what can be done; empty where none does.
-
-    Args:
-        gates: of the recipe.
-        judged: what `verdicts` returned.
-    """
-    return "\n".join(_lines(gates, stopping(gates, judged)))
-
-
-def _lines(gates: GateSection, stops: Sequence[Verdict]) -> Iterator[str]:
-    yield from (f"  {verdict}" for verdict in stops)
+    """Lists the gates that stop the run, one per line, and what can be done about them; empty if none does."""
+    stops = stopping(gates, judged)
+    lines = [f"  {verdict}" for verdict in stops]
     unsure = [verdict for verdict in stops if verdict.outcome == "inconclusive" and gates.inconclusive == "stop"]
     if len(unsure) < len(stops):
-        yield "Failed gates: make the stage gentler, or raise the limit."
+        lines.append("Failed gates: make the stage gentler, or raise the limit.")
     if unsure:
         ways = {True: "add validation rows", False: "measure on a quieter machine"}
         advice = ", ".join(dict.fromkeys(ways[verdict.rows is not None] for verdict in unsure))
-        yield (
+        lines.append(
             f"Inconclusive gates: {advice}, raise the limit, or set gates.inconclusive: accept to let the measured"
             " value decide."
         )
+    return "\n".join(lines)
 
 
 def _passes(gates: GateSection, verdict: Verdict) -> bool:
     if verdict.outcome == "inconclusive" and gates.inconclusive == "accept":
-        return verdict.measured.value <= verdict.limit + ROUNDING
+        return verdict.measured.value <= verdict.limit + ROUNDING_ERROR
     return verdict.outcome == "passed"
 
 
 def _judge(gate: str, limit: float | None, members: Mapping[str, Metric], rows: int | None = None) -> Verdict | None:
-    """Judges every member and returns the verdict on the worst; None where the recipe sets no limit.
+    """Judges every member and returns the worst verdict; None if the recipe sets no limit.
 
-    The gate passes when every member passes, which needs no correction (Berger, 1982). It fails when one of many fails,
-    and the worst of many looks bad by chance: the lower ends are widened as Bonferroni's correction asks.
+    The gate passes if every member passes, which needs no correction (Berger, 1982). It fails if one of many fails, and
+    the worst of many may look bad by chance, so Bonferroni's correction widens the lower ends.
     """
     if limit is None or not members:
         return None
     normal = NormalDist()
-    reach = normal.inv_cdf(TAIL / len(members)) / normal.inv_cdf(TAIL)
+    reach = normal.inv_cdf(TAIL_PROBABILITY / len(members)) / normal.inv_cdf(TAIL_PROBABILITY)
     judged = []
     for member, metric in members.items():
         measured = metric.model_copy(update={"low": metric.value - reach * (metric.value - metric.low)})
@@ -172,15 +165,18 @@ def _judge(gate: str, limit: float | None, members: Mapping[str, Metric], rows: 
 
 
 def _outcome(measured: Metric, limit: float) -> Outcome:
-    if measured.high <= limit + ROUNDING:
+    if measured.high <= limit + ROUNDING_ERROR:
         return "passed"
-    return "inconclusive" if measured.low <= limit + ROUNDING else "failed"  # NaN fails, too
+    return "inconclusive" if measured.low <= limit + ROUNDING_ERROR else "failed"  # NaN fails, too
 
 
 def _rows_needed(measured: Metric, limit: float, rows: int) -> int | None:
-    """Estimates the rows with which the interval ends at the limit: it shrinks with their square root; two digits."""
+    """Estimates the rows with which the interval would end at the limit, rounded up to two digits.
+
+    The width of the interval shrinks with the square root of the rows.
+    """
     gap = limit - measured.value
-    if abs(gap) <= ROUNDING:
+    if abs(gap) <= ROUNDING_ERROR:
         return None
     needed = rows * ((measured.high - measured.value if gap > 0 else measured.value - measured.low) / gap) ** 2
     unit: int = 10 ** max(0, floor(log10(needed)) - 1)

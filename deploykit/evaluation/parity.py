@@ -20,7 +20,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
     Args:
         reference: the model in torch.
         engine: the exported graph.
-        examples: real texts; see `probes`.
+        examples: real texts; see `make_batches`.
 
     Returns:
         For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite if a logit is NaN.
@@ -31,7 +31,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
     """
     exported = replace(reference, engine=engine)
     differences: dict[str, float] = {}
-    for name, rows in probes(examples, reference.tokenizer):
+    for name, rows in make_batches(examples, reference.tokenizer):
         texts = [example.text for example in rows]
         encodings = reference.tokenizer.encode(texts, [example.pair for example in rows])
         for side in SIDES if len(rows) > 1 else SIDES[:1]:
@@ -56,7 +56,7 @@ def _largest(differences: Float32) -> float:
     return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
-def probes(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[Example]]]:
+def make_batches(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[Example]]]:
     """Yields named batches: five single texts from the shortest to the longest, then 3 and 8 texts of mixed lengths.
 
     The last batch has the longest input that the model allows: it fails if the exporter stored the length of its sample

@@ -1,4 +1,4 @@
-"""A predictor on the splits that judge it: scores, and metrics with intervals."""
+"""Scores of a predictor on the validation and the test split, and the metrics that follow."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ Scores = Mapping[str, list[Float32]]
 
 
 def score(predictor: Predictor, examples: Sequence[Example], name: str) -> list[Float32]:
-    """Predicts a split under a progress bar; one array `(units, labels)` a row."""
+    """Predicts a split under a progress bar; one array `(units, labels)` per row."""
     track = partial(tqdm, desc=name, unit="batch", disable=None)
     return predictor.predict([row.text for row in examples], [row.pair for row in examples], track=track)
 
@@ -29,15 +29,15 @@ def score_all(predictor: Predictor, dataset: Dataset) -> dict[str, list[Float32]
 
 def lengths(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
     """Counts the tokens of each row."""
-    return [len(found) for found in tokenizer.encode([row.text for row in examples], [row.pair for row in examples])]
+    return [len(row) for row in tokenizer.encode([row.text for row in examples], [row.pair for row in examples])]
 
 
 def judge(
     task: Task, dataset: Dataset, labels: Sequence[str], scores: Scores, seed: int
 ) -> dict[str, dict[str, Metric]]:
     """Computes the task's metrics on each split that has scores."""
-    found = {}
+    by_split = {}
     for name, rows in scores.items():
         gold = [task.targets(example, labels) for example in getattr(dataset, name)]
-        found[name] = metrics.with_intervals(task.METRICS, gold, metrics.predictions(rows), labels, seed)
-    return found
+        by_split[name] = metrics.with_intervals(task.METRICS, gold, metrics.predictions(rows), labels, seed)
+    return by_split

@@ -1,17 +1,17 @@
 """How long engines take, measured so that a shared and noisy machine treats all of them alike.
 
-Calls are timed in turn, round by round, each round in an order drawn at random: in any fixed one a call has always
-the same neighbours, and takes a few percent more or less for what those leave in the caches and the threads that they
-leave awake. A turn is a short burst whose first call is not counted: it finds the caches full of somebody else's
-weights, which a service never does. Nor is what the caller waits for a core that other processes hold: it would
-favour short calls, which more often end before they are interrupted.
+Calls are timed in rounds, each in a random order: in a fixed order, every call would always have the same neighbours,
+whose caches and awake threads change its time by a few percent. Each turn is a short burst whose first call is not
+counted, because it finds the caches full of another model's weights, which never happens in a service. The time that
+the calling thread waits for a core held by other processes is subtracted: it would favour short calls, which are
+interrupted less often.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,28 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from deploykit import hardware
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.artifact.cost import Cost
 from deploykit.engines import Engine
 from deploykit.evaluation import bootstrap
-from deploykit.evaluation.workload import Lengths
-from deploykit.inference.predictor import Predictor, batches, padded
-from deploykit.tokenizer import Batch, Encoding, Tokenizer
+from deploykit.evaluation.workload import Workload
+from deploykit.inference.predictor import Predictor, padded
+from deploykit.methods import Frozen
+from deploykit.tasks import Example
+from deploykit.tokenizer import Batch
 
-QUANTILES = (0.5, 0.1, 0.95)  # the median first: lengths that are equal share one entry, and it stays the first
-MIXED = 128  # texts of the mixed workload
 BURST = 3  # calls of one turn, of which the first is not counted
-ROUNDS = (7, 40)  # at least and at most
-FEW = 3  # rounds, at least, where a first look is enough
-PAUSE_S = 0.001  # lets the threads of the engine before go to sleep
-TYPICAL_S, COST_S = 2.0, 5.0  # seconds for one text on every model of a run, and for what batches cost
+LEAST_ROUNDS, MOST_ROUNDS = 7, 40
+FIRST_LOOK_ROUNDS = 3  # at least, to see whether a candidate is worth a longer measurement
+PAUSE_S = 0.001  # lets the threads of the previous engine go to sleep
+TYPICAL_S, COST_S = 2.0, 5.0  # duration of `typical` and of `cost`
+P95_TEXTS = 300  # texts timed for the 95 % quantile
+P95_WARMUP_TEXTS = 10  # untimed texts before them, which fill the caches
 
 Float64 = npt.NDArray[np.float64]
 
 
-class Latency(Record):
+class Latency(Frozen):
     """Milliseconds of a call: median with its 95 % interval, and the 95 % quantile."""
 
     p50: float
@@ -47,65 +49,28 @@ class Latency(Record):
     p95: float
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is timed.
-
-    `singles` maps a name such as `"batch 1, 27 tokens"` to one text, that of median length first; `mixed` are texts
-    as they come, to be sorted and batched. Every engine gets them padded as it does in use.
-    """
-
-    tokenizer: Tokenizer
-    singles: Mapping[str, Encoding]
-    mixed: tuple[Encoding, ...]
-
-    @property
-    def key(self) -> list[int]:
-        """What two workloads share that take as long."""
-        return [*map(len, self.singles.values()), *map(len, self.mixed)]
-
-    def batch(self, items: int, width: int, engine: Engine) -> Batch:
-        """Returns a batch of `items` texts of `width` tokens each."""
-        pool = np.concatenate([found.ids for found in self.mixed])
-        return padded([_text(pool, width, start) for start in range(items)], self.tokenizer, engine)
-
-    def part(self, share: float) -> "Workload":
-        """Returns the same with a share of the mixed texts, of all lengths, at least one."""
-        count = max(1, round(share * len(self.mixed)))
-        places = ((np.arange(count) + 0.5) / count * len(self.mixed)).astype(int)
-        ranked = sorted(self.mixed, key=len)
-        return replace(self, mixed=tuple(ranked[place] for place in places))
-
-    def grouped(self, batch_tokens: int, engine: Engine) -> list[Batch]:
-        """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, short ones first."""
-        rows = batches([len(found) for found in self.mixed], batch_tokens, engine.shape)
-        return [padded([self.mixed[index] for index in found], self.tokenizer, engine) for found in rows]
-
-
-def workload(lengths: Lengths, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Workload:
-    """Builds the texts to time, of real tokens and of the lengths that are met in use.
+def p95(predictor: Predictor, examples: Sequence[Example], seed: int) -> Metric:
+    """Times single texts, tokenization included, and returns the 95 % quantile in milliseconds with its interval.
 
     Args:
-        lengths: of the training split, or those that a service has recorded.
-        tokenizer: of the model; longer texts are cut to its limit.
-        texts: where the tokens come from.
-        seed: of the draw of the mixed lengths.
+        predictor: what is served.
+        examples: usually the validation split; at most `P95_TEXTS` drawn from it are timed.
+        seed: of the draw and of the bootstrap.
     """
-    pool = np.concatenate([found.ids for found in tokenizer.encode(list(texts))])
-    singles = dict.fromkeys(min(lengths.quantile(share), tokenizer.max_tokens) for share in QUANTILES)
-    drawn = [min(length, tokenizer.max_tokens) for length in lengths.draw(MIXED, seed)]
-    return Workload(
-        tokenizer,
-        {f"batch 1, {length} tokens": _text(pool, length, 0) for length in singles},
-        tuple(_text(pool, length, start) for start, length in enumerate(drawn)),
-    )
+    random = np.random.default_rng(seed)
+    chosen = [examples[index] for index in random.permutation(len(examples))[:P95_TEXTS]]
+    for example in chosen[:P95_WARMUP_TEXTS]:
+        _predict_ms(predictor, example)
+    times = np.array([_predict_ms(predictor, example) for example in chosen])
+    samples = bootstrap.resample(times, lambda drawn: np.quantile(drawn, 0.95, axis=1), random)
+    low, high = bootstrap.interval(samples)
+    return Metric(value=float(np.quantile(times, 0.95)), low=low, high=high)
 
 
-def _text(pool: npt.NDArray[np.int64], length: int, start: int) -> Encoding:
-    """Cuts a text out of a pool of tokens, going round at its end."""
-    ids = np.take(pool, np.arange(start * length, (start + 1) * length), mode="wrap")
-    zeros = np.zeros(length, dtype=np.int64)
-    return Encoding(ids, zeros, np.zeros((length, 2), dtype=np.int64), unknown=0, truncated=False)
+def _predict_ms(predictor: Predictor, example: Example) -> float:
+    start = time.perf_counter()
+    predictor.predict([example.text], [example.pair])
+    return (time.perf_counter() - start) * 1000
 
 
 def typical(
@@ -114,126 +79,124 @@ def typical(
     """Times one input of median length on several models in turn, without tokenization.
 
     Args:
-        predictors: by name; the tokenizer of the first says which input it is.
+        predictors: by name; the tokenizer of the first decides which input has median length.
         texts: the first text of each input.
-        pairs: the second texts, where the models take pairs.
+        pairs: the second text of each input, or None.
 
     Returns:
-        Name to median milliseconds, and the share of the whole time in which other processes held the core.
+        The median milliseconds by name, and the share of the whole time in which other processes held the core.
     """
     first = next(iter(predictors.values())).tokenizer
     lengths = [len(encoding) for encoding in first.encode(texts, pairs)]
-    place = sorted(range(len(texts)), key=lengths.__getitem__)[(len(texts) - 1) // 2]
+    median = sorted(range(len(texts)), key=lengths.__getitem__)[(len(texts) - 1) // 2]
     calls = {}
     for name, predictor in predictors.items():
-        encodings = predictor.tokenizer.encode([texts[place]], [pairs[place]])
-        calls[name] = _call(predictor.engine.run, padded(encodings, predictor.tokenizer, predictor.engine))
+        encodings = predictor.tokenizer.encode([texts[median]], [pairs[median]])
+        calls[name] = partial(predictor.engine.run, padded(encodings, predictor.tokenizer, predictor.engine))
     waited, start = hardware.waited(), time.perf_counter()
     samples = in_turn(calls, TYPICAL_S)
     share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)
-    return {name: float(np.median(taken)) for name, taken in samples.items()}, share
+    return {name: float(np.median(times)) for name, times in samples.items()}, share
 
 
 def latencies(
-    engines: Mapping[str, Engine], work: Workload, seconds: float, least: int = ROUNDS[0]
+    engines: Mapping[str, Engine], work: Workload, seconds: float, least: int = LEAST_ROUNDS
 ) -> dict[str, dict[str, Latency]]:
-    """Times every engine on every single text, in turn.
+    """Times every engine on every single text, in turn; `seconds` and `least` are as in `in_turn`.
 
     Args:
-        engines: by name; all with as many cores.
-        work: see `Workload`.
-        seconds: about how long all of it may take.
-        least: rounds that are done whatever they take.
+        engines: by name; all with the same number of cores.
+        work: its `singles` are timed.
+        seconds: for all texts together.
+        least: rounds for each text.
 
     Returns:
-        Engine to text to latency.
+        Latencies by engine and name of the text.
     """
-    found: dict[str, dict[str, Latency]] = {name: {} for name in engines}
-    for probe, text in work.singles.items():
-        calls = {name: _call(engine.run, padded([text], work.tokenizer, engine)) for name, engine in engines.items()}
+    by_engine: dict[str, dict[str, Latency]] = {name: {} for name in engines}
+    for single, text in work.singles.items():
+        calls = {name: partial(engine.run, padded([text], work.tokenizer, engine)) for name, engine in engines.items()}
         for name, samples in in_turn(calls, seconds / len(work.singles), least=least).items():
-            found[name][probe] = _latency(samples)
-    return found
+            by_engine[name][single] = _latency(samples)
+    return by_engine
 
 
 def rates(
-    engines: Mapping[str, Engine], work: Workload, budgets: Sequence[int], seconds: float, least: int = ROUNDS[0]
+    engines: Mapping[str, Engine], work: Workload, budgets: Sequence[int], seconds: float, least: int = LEAST_ROUNDS
 ) -> dict[str, dict[int, Metric]]:
-    """Times every engine on the mixed texts, batched in each of several ways.
+    """Times every engine on the mixed texts in batches of each size; `seconds` and `least` are as in `in_turn`.
 
     Args:
-        engines: by name; all with as many cores.
-        work: see `Workload`.
+        engines: by name; all with the same number of cores.
+        work: its `mixed` texts are timed.
         budgets: padded tokens of a batch.
-        seconds: about how long all of it may take.
-        least: rounds that are done whatever they take.
+        seconds: for all engines and budgets together.
+        least: rounds.
 
     Returns:
-        Engine to budget to texts a second, with the 95 % interval.
+        Texts per second with the 95 % interval, by engine and budget.
     """
-    rate: dict[str, dict[int, Metric]] = {name: {} for name in engines}
+    by_engine: dict[str, dict[int, Metric]] = {name: {} for name in engines}
     with ExitStack() as stack:
         calls = {}
         for name, engine in engines.items():
-            pool = stack.enter_context(ThreadPoolExecutor(engine.execution.streams))  # no start of threads is timed
+            pool = stack.enter_context(ThreadPoolExecutor(engine.execution.streams))  # starting threads is not timed
             for budget in budgets:
-                calls[name, budget] = _call(_run_all, engine, work.grouped(budget, engine), pool)
+                calls[name, budget] = partial(_run_all, engine, work.grouped(budget, engine), pool)
         times = in_turn(calls, seconds, burst=1, least=least)
     for (name, budget), samples in times.items():
-        middle = _latency(samples)
-        count = 1000 * len(work.mixed)
-        rate[name][budget] = Metric(value=count / middle.p50, low=count / middle.high, high=count / middle.low)
-    return rate
+        latency, texts = _latency(samples), 1000 * len(work.mixed)
+        rate = Metric(value=texts / latency.p50, low=texts / latency.high, high=texts / latency.low)
+        by_engine[name][budget] = rate
+    return by_engine
 
 
 def cost(engine: Engine, work: Workload) -> Cost:
-    """Fits what batches cost, within those that this engine runs best, by non-negative least squares.
+    """Fits the latency model of the engine that will serve to batches of up to its `batch_tokens`.
 
-    Relative errors are squared, so that short batches count as much as long ones.
-
-    Args:
-        engine: the one that will serve.
-        work: see `Workload`.
+    Non-negative least squares on relative errors, so that short batches count as much as long ones.
     """
-    widths = sorted({len(found) for found in work.mixed})
+    widths = sorted({len(text) for text in work.mixed})
     widths = [widths[round(share * (len(widths) - 1))] for share in (0, 0.33, 0.67, 1)]
     budget = engine.execution.batch_tokens
     points = dict.fromkeys((items, width) for width in widths for items in (1, 2, 4, 16) if items * width <= budget)
     points.update(dict.fromkeys((1, width) for width in widths))
-    shaped = {found["input_ids"].shape: found for found in (work.batch(*point, engine) for point in points)}
-    calls = {shape: _call(engine.run, batch) for shape, batch in shaped.items()}
-    taken = {shape: float(np.median(samples)) / 1000 for shape, samples in in_turn(calls, COST_S).items()}
-    rows = np.array([[1, items * width, items * width**2] for items, width in taken])
-    times = np.array(list(taken.values()))
-    found, _ = nnls(rows / times[:, None], np.ones(len(times)))
-    return Cost(fixed=found[0], per_token=found[1], per_square=found[2])
+    padded_batches = [
+        work.batch(*point, engine) for point in points
+    ]  # an engine may round shapes up, so some are equal
+    calls = {batch["input_ids"].shape: partial(engine.run, batch) for batch in padded_batches}
+    seconds = {shape: float(np.median(samples)) / 1000 for shape, samples in in_turn(calls, COST_S).items()}
+    terms = np.array([[1, items * width, items * width**2] for items, width in seconds])
+    times = np.array(list(seconds.values()))
+    fixed, per_token, per_square = nnls(terms / times[:, None], np.ones(len(times)))[0]
+    return Cost(fixed=fixed, per_token=per_token, per_square=per_square)
 
 
 def in_turn(
-    calls: Mapping[Any, Callable[[], Any]], seconds: float, burst: int = BURST, least: int = ROUNDS[0]
+    calls: Mapping[Any, Callable[[], Any]], seconds: float, burst: int = BURST, least: int = LEAST_ROUNDS
 ) -> dict[Any, Float64]:
     """Times calls in turn.
 
     Args:
         calls: by name.
-        seconds: about how long all of it may take.
-        burst: calls of one turn; the first is not counted where there are several.
-        least: rounds that are done whatever they take.
+        seconds: about how long all rounds may take together.
+        burst: calls of one turn; the first is not counted if there are several.
+        least: rounds, even if they take longer than `seconds`.
 
     Returns:
-        Milliseconds of each call, one entry a round: the mean of the burst's counted calls.
+        Milliseconds of each call, one entry per round: the mean of the burst's counted calls.
     """
     for call in calls.values():  # a first call builds caches
         call()
     start = time.perf_counter()
     samples = {name: [_turn(call, burst)] for name, call in calls.items()}
     round_s = max(time.perf_counter() - start, 1e-6)
-    rounds = int(np.clip(seconds / round_s, least, ROUNDS[1]))
+    rounds = int(np.clip(seconds / round_s, least, MOST_ROUNDS))
     random, names = np.random.default_rng(0), list(calls)
     for _ in range(1, rounds):
-        for place in random.permutation(len(names)):
-            samples[names[place]].append(_turn(calls[names[place]], burst))
-    return {name: np.array(found) for name, found in samples.items()}
+        for index in random.permutation(len(names)):
+            samples[names[index]].append(_turn(calls[names[index]], burst))
+    return {name: np.array(milliseconds) for name, milliseconds in samples.items()}
 
 
 def _turn(call: Callable[[], Any], burst: int) -> float:
@@ -241,25 +204,21 @@ def _turn(call: Callable[[], Any], burst: int) -> float:
     if burst > 1:
         call()
     waited, start = hardware.waited(), time.perf_counter()
-    for _ in range(max(1, burst - 1)):
+    counted = max(1, burst - 1)
+    for _ in range(counted):
         call()
-    taken = time.perf_counter() - start
-    return max(taken - (hardware.waited() - waited), 1e-9) * 1000 / max(1, burst - 1)
-
-
-def _call(run: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: run(*arguments)
+    elapsed = time.perf_counter() - start
+    return max(elapsed - (hardware.waited() - waited), 1e-9) * 1000 / counted
 
 
 def _run_all(engine: Engine, grouped: Sequence[Batch], pool: ThreadPoolExecutor) -> None:
-    if engine.execution.streams == 1:
-        for batch in grouped:
-            engine.run(batch)
+    if engine.execution.streams > 1:
+        list(pool.map(engine.run, reversed(grouped)))  # the longest first, so that all streams end together
         return
-    list(pool.map(engine.run, reversed(grouped)))  # the longest first, so that all streams end together
+    for batch in grouped:
+        engine.run(batch)
 
 
 def _latency(samples: Float64) -> Latency:
-    """Summarizes samples; the interval of the median is a bootstrap's."""
-    low, high = bootstrap.interval(bootstrap.of_values(samples, bootstrap.median, np.random.default_rng(0)))
+    low, high = bootstrap.interval(bootstrap.resample(samples, bootstrap.median, np.random.default_rng(0)))
     return Latency(p50=float(np.median(samples)), low=low, high=high, p95=float(np.quantile(samples, 0.95)))

@@ -1,11 +1,11 @@
-"""How long texts are, in tokens: what a selection measures at, from labelled data or from a running service.
+"""The texts that engines are timed on, with the lengths of labelled data or of the traffic of a running service.
 
-A service counts the tokens of every text that it answers in the histogram `deploykit_input_tokens`; a page of its
-metrics, saved to a file, is all that a selection needs of it. Tokenizing is left to others.
+A service counts the tokens of every text that it answers in the histogram `deploykit_input_tokens`, so a saved page of
+its metrics tells the lengths.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from pathlib import Path
 
@@ -13,8 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 
+from deploykit.engines import Engine
 from deploykit.errors import InputError
+from deploykit.inference.predictor import batches, padded
+from deploykit.tokenizer import Batch, Encoding, Tokenizer
 
+QUANTILES = (0.5, 0.1, 0.95)  # of the lengths; the median first, so that it stays first if lengths are equal
+MIXED_TEXTS = 128  # texts of mixed lengths, enough for several batches of each budget
 HISTOGRAM = "deploykit_input_tokens"
 ADVICE = "Save the page /metrics of a service after some traffic, with a key that has the scope metrics."
 
@@ -28,10 +33,7 @@ class Lengths:
 
     @classmethod
     def from_counts(cls, counts: Mapping[int, float] | Mapping[str, float]) -> "Lengths":
-        """Takes how many texts have each length.
-
-        Args:
-            counts: length in tokens to a count, or any other weight.
+        """Normalizes how many texts, or what share of them, have each length in tokens.
 
         Raises:
             InputError: nothing was counted.
@@ -48,18 +50,15 @@ class Lengths:
 
     @classmethod
     def from_metrics(cls, page: str) -> "Lengths":
-        """Reads the lengths that a running service has seen.
-
-        Args:
-            page: what its /metrics answered. Several replicas' histograms, told apart by labels, are added.
+        """Reads the lengths from the text of a service's /metrics; histograms of several replicas are added.
 
         Raises:
-            InputError: it is no such page, lacks the histogram, or was taken before the first answer.
+            InputError: the text is not a page of metrics, lacks the histogram, or was saved before the first answer.
         """
         try:
             samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         except ValueError as error:
-            raise InputError(f"this is no page of metrics ({error}). {ADVICE}") from error
+            raise InputError(f"this is not a page of metrics ({error}). {ADVICE}") from error
         cumulative: dict[float, float] = {}
         for sample in samples:
             if sample.name == f"{HISTOGRAM}_bucket":
@@ -76,7 +75,7 @@ class Lengths:
         """Reads a saved page of metrics; see `from_metrics`.
 
         Raises:
-            InputError: there is no such file, or it is no such page.
+            InputError: the file cannot be read, or `from_metrics` refuses it.
         """
         try:
             page = Path(file).read_text(encoding="utf-8")
@@ -85,7 +84,7 @@ class Lengths:
         return cls.from_metrics(page)
 
     def counts(self) -> dict[str, float]:
-        """Returns what `from_counts` takes, with keys that JSON can hold."""
+        """Returns the shares by length, with keys that JSON can hold; the inverse of `from_counts`."""
         return {str(tokens): share for tokens, share in zip(self.tokens, self.shares, strict=True)}
 
     def quantile(self, share: float) -> int:
@@ -93,26 +92,84 @@ class Lengths:
         return int(self._at(np.array([share]))[0])
 
     def draw(self, count: int, seed: int) -> list[int]:
-        """Draws lengths, one from each of `count` equal parts of the distribution, in random order.
+        """Draws `count` lengths, one from each of as many equal parts of the distribution, in random order.
 
-        Stratified, so that few texts stand for all: a plain draw has too many long ones, or too few.
-
-        Args:
-            count: how many.
-            seed: of the draw.
+        Such a stratified draw represents the distribution with few texts; a plain one has too many long texts or too
+        few.
         """
         random = np.random.default_rng(seed)
-        found = self._at((np.arange(count) + random.random(count)) / count)
-        return [int(tokens) for tokens in random.permutation(found)]
+        lengths = self._at((np.arange(count) + random.random(count)) / count)
+        return [int(tokens) for tokens in random.permutation(lengths)]
 
     def _at(self, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Looks up the lengths at these shares of the distribution."""
-        ends = np.cumsum(self.shares) + 1e-9  # a sum of shares may be a hair too small
+        ends = np.cumsum(self.shares) + 1e-9  # rounding may leave the last sum below 1
         return np.array(self.tokens)[np.searchsorted(ends, shares)]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """The texts to time.
+
+    `singles` maps a name such as `"batch 1, 27 tokens"` to one text, the one of median length first. `mixed` are texts
+    in random order, to be batched. They are padded for each engine as in use.
+    """
+
+    tokenizer: Tokenizer
+    singles: Mapping[str, Encoding]
+    mixed: tuple[Encoding, ...]
+
+    @property
+    def key(self) -> list[int]:
+        """The lengths, which decide how long the workload takes."""
+        return [*map(len, self.singles.values()), *map(len, self.mixed)]
+
+    def batch(self, items: int, width: int, engine: Engine) -> Batch:
+        """Returns a batch of `items` texts of `width` tokens each."""
+        pool = np.concatenate([text.ids for text in self.mixed])
+        return padded([_text(pool, width, start) for start in range(items)], self.tokenizer, engine)
+
+    def part(self, share: float) -> "Workload":
+        """Keeps a share of the mixed texts, at least one, spread evenly over their lengths."""
+        count = max(1, round(share * len(self.mixed)))
+        indices = ((np.arange(count) + 0.5) / count * len(self.mixed)).astype(int)
+        ranked = sorted(self.mixed, key=len)
+        return replace(self, mixed=tuple(ranked[index] for index in indices))
+
+    def grouped(self, batch_tokens: int, engine: Engine) -> list[Batch]:
+        """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, the short ones first."""
+        groups = batches([len(text) for text in self.mixed], batch_tokens, engine.shape)
+        return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
+
+
+def build(lengths: Lengths, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Workload:
+    """Builds texts from real tokens.
+
+    Args:
+        lengths: of the training split, or of the traffic of a service.
+        tokenizer: of the model; lengths are limited to what it reads.
+        texts: the source of the tokens.
+        seed: of the draw of the mixed lengths.
+    """
+    pool = np.concatenate([text.ids for text in tokenizer.encode(list(texts))])
+    singles = dict.fromkeys(min(lengths.quantile(share), tokenizer.max_tokens) for share in QUANTILES)
+    drawn = [min(length, tokenizer.max_tokens) for length in lengths.draw(MIXED_TEXTS, seed)]
+    return Workload(
+        tokenizer,
+        {f"batch 1, {length} tokens": _text(pool, length, 0) for length in singles},
+        tuple(_text(pool, length, start) for start, length in enumerate(drawn)),
+    )
+
+
+def _text(pool: npt.NDArray[np.int64], length: int, start: int) -> Encoding:
+    """Cuts the `start`-th text of `length` tokens out of a pool, which is repeated as often as needed."""
+    ids = np.take(pool, np.arange(start * length, (start + 1) * length), mode="wrap")
+    zeros = np.zeros(length, dtype=np.int64)
+    return Encoding(ids, zeros, np.zeros((length, 2), dtype=np.int64), unknown=0, truncated=False)
+
+
 def _spread(cumulative: Mapping[float, float]) -> dict[int, float]:
-    """Puts the texts of each bucket at the geometric middle of the lengths that it holds; the last one has no end."""
+    """Takes all texts of a bucket to have the geometric mean of its bounds, and those of the endless last its start."""
     counts: dict[int, float] = {}
     edge, before = 0.0, 0.0
     for end, count in sorted(cumulative.items()):

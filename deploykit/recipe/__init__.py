@@ -1,7 +1,7 @@
-"""The recipe: a frozen, validated statement of one whole run. It holds no behaviour.
+"""Reads a recipe, the frozen and validated description of a whole run, from YAML and `key=value` overrides.
 
-One YAML file, read by the safe loader; `key=value` overrides come on top. All mistakes are reported at
-once, unknown keys with the nearest known one. Each method's options live in the method's own file.
+All mistakes are reported at once, unknown keys with the most similar known one. The options of each method are defined
+in the method's own file.
 """
 
 import re
@@ -20,7 +20,6 @@ from deploykit.recipe.schema import (
     NO_METHOD,
     STAGES,
     Recipe,
-    Steps,
     as_list,
     named_paths,
     without_method,
@@ -36,7 +35,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file. Paths inside it are relative to its directory.
-        overrides: `key=value` each, with dots for nested keys: `train.epochs=1`. Values are YAML.
+        overrides: `key=value` with dots for nested keys, such as `train.epochs=1`; values are YAML.
 
     Raises:
         RecipeError: lists every mistake.
@@ -60,12 +59,12 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the recipe") -> Recipe:
-    """Validates a recipe that is already in memory.
+    """Validates the content of a recipe.
 
     Args:
-        content: what the YAML file would hold.
-        folder: what its relative paths start from.
-        source: named in the message.
+        content: of the YAML file.
+        folder: the start of relative paths.
+        source: name of the recipe in messages.
 
     Raises:
         RecipeError: lists every mistake.
@@ -80,7 +79,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if recipe is not None and recipe.labels and recipe.train is not None:
-        mistakes.append("labels: renames the labels of a model that is taken as it is, got no train: null")
+        mistakes.append("labels: renames the labels of a model that is not trained, so it needs train: null")
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")
@@ -91,7 +90,7 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
     for place, kind, step in [("task", "task", {"method": content.get("task")}), *_steps(content)]:
         name = step.get("method")
         if not isinstance(name, str):
-            if "[" in place:  # otherwise the model above has said so
+            if "[" in place:  # in a list of steps; elsewhere the validation of `Recipe` reports it
                 yield f"{place}: {NO_METHOD}, got {step!r}"
             continue
         try:
@@ -105,53 +104,53 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yields place, kind and content of every section that names a method, and of every step of one that is a list."""
+    """Yields place, kind and content of every section, or step of a section, that names a method."""
     for stage, kind in KIND_OF_STAGE.items():
         section = content.get(stage)
-        several = isinstance(section, list)
         for index, step in enumerate(as_list(section)):
             if isinstance(step, dict):
-                yield f"{stage}[{index}]" if several else stage, kind, step
+                yield f"{stage}[{index}]" if isinstance(section, list) else stage, kind, step
 
 
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """Makes paths absolute where they name something beside the recipe, so that any stage can open them."""
+    """Makes relative paths absolute, so that any stage can open them."""
+
+    def absolute(path: str | Path) -> Path:
+        return (folder / expanded(path)).resolve()
+
+    def with_paths(stage: str) -> Any:
+        section = getattr(recipe, stage)
+        if section is None:
+            return None
+        steps = [
+            {**step, **{name: str(absolute(path)) for name, path in named_paths(options)}}
+            for step, (_, options) in zip(as_list(section), recipe.steps(stage), strict=True)
+        ]
+        return steps if isinstance(section, list) else steps[0]
+
     data = recipe.data.model_dump()
     for name in ("train", "validation", "test"):
-        if data[name] and (is_file(data[name]) or (folder / expanded(data[name])).exists()):
-            data[name] = str((folder / expanded(data[name])).resolve())
-    beside = (folder / expanded(recipe.model)).resolve()
-    sections = {stage: _with_paths(recipe, stage, folder) for stage in KIND_OF_STAGE}
+        if data[name] and (is_file(data[name]) or absolute(data[name]).exists()):
+            data[name] = str(absolute(data[name]))
+    model = absolute(recipe.model)
     return recipe.model_copy(
         update={
-            **sections,
+            **{stage: with_paths(stage) for stage in KIND_OF_STAGE},
             "data": DataSection(**data),
-            "model": str(beside) if "://" not in recipe.model and beside.exists() else recipe.model,
-            "output": str((folder / expanded(recipe.output or f"runs/{recipe.name}")).resolve()),
+            "model": str(model) if "://" not in recipe.model and model.exists() else recipe.model,
+            "output": str(absolute(recipe.output or f"runs/{recipe.name}")),
         }
     )
 
 
-def _with_paths(recipe: Recipe, stage: str, folder: Path) -> Any:
-    """Returns the section of a stage with absolute paths in its methods' options."""
-    section = getattr(recipe, stage)
-    if section is None:
-        return None
-    found = [
-        {**step, **{name: str((folder / expanded(path)).resolve()) for name, path in named_paths(options)}}
-        for step, (_, options) in zip(as_list(section), recipe.steps(stage), strict=True)
-    ]
-    return found if isinstance(section, list) else found[0]
-
-
 def file_format(source: str) -> str | None:
-    """Returns `csv`, `tsv`, `jsonl`, `json` or `parquet` by a file's suffix, compressed or not; otherwise None."""
+    """Returns the format that a file's suffix names, compressed or not; None for other suffixes."""
     match = DATA_FILE.search(source)
     return match and match[1].lower()
 
 
 def is_file(source: str) -> bool:
-    """Says whether a data source is meant as a file rather than as a data set of the hub."""
+    """Tells whether a data source is a file rather than a data set of the hub."""
     return file_format(source) is not None
 
 
@@ -159,21 +158,18 @@ def expanded(path: str | Path) -> Path:
     """Returns a path with its leading `~` replaced by the home directory."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # there is no such user
+    except RuntimeError:  # unknown user
         return Path(path)
 
 
 __all__ = [
-    "DATA_FILE",
     "KIND_OF_STAGE",
-    "NO_METHOD",
     "STAGES",
     "DataSection",
     "ExportSection",
     "GateSection",
     "PackageSection",
     "Recipe",
-    "Steps",
     "expanded",
     "file_format",
     "is_file",

@@ -1,9 +1,10 @@
 """The JSON Schema of a recipe, for editors: the sections, and the options of every method.
 
-It is made of the same models that validate a recipe, so the two cannot differ. Cross-field checks, such as "one of
-`keep` and `speedup`", are not in it.
+It is generated from the models that validate a recipe. It lacks checks across fields, such as "one of `keep` and
+`speedup`".
 """
 
+from itertools import chain
 from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
@@ -17,13 +18,13 @@ NULL = {"type": "null"}
 
 
 def schema() -> dict[str, Any]:
-    """Returns the schema; methods are imported for their options, so it needs the extra `train`.
+    """Returns the schema; needs the extra `train`, because it imports all methods.
 
     Raises:
         MissingExtraError: a method needs a package that is not installed.
     """
     models = {kind: [_method(kind, name) for name in methods.available(kind)] for kind in KIND_OF_STAGE.values()}
-    every = [(model, "validation") for model in (Recipe, *(model for found in models.values() for model in found))]
+    every = [(model, "validation") for model in (Recipe, *chain(*models.values()))]
     references, content = models_json_schema(every, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
     definitions = content["$defs"]
     recipe = definitions.pop(references[Recipe, "validation"]["$ref"].rpartition("/")[2])
@@ -37,8 +38,8 @@ def schema() -> dict[str, Any]:
 
 
 def _method(kind: str, name: str) -> type[BaseModel]:
-    """Returns the options of a method with the key `method`, which names it."""
+    """Returns the model of a method's options with the key `method`, whose value is the method's name."""
     options = methods.load(kind, name).Options
     method: Any = (Literal[name], ...)
-    made: type[BaseModel] = create_model(f"{kind} {name}", __base__=options, __doc__=options.__doc__, method=method)
-    return made
+    model: type[BaseModel] = create_model(f"{kind} {name}", __base__=options, __doc__=options.__doc__, method=method)
+    return model

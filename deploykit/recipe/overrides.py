@@ -1,4 +1,4 @@
-"""What `--set key=value` puts on top of a recipe before it is validated."""
+"""Applies `--set key=value` to a recipe before it is validated."""
 
 import re
 from typing import Any
@@ -11,35 +11,34 @@ DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that 
 
 
 def apply(content: dict[str, Any], override: str) -> None:
-    """Sets one value, in place; sections on the way that are not there are made.
+    """Sets one value in place, and adds the sections that it needs.
 
     Args:
-        content: what the YAML file holds.
-        override: `key=value`, with dots for nested keys and a number in brackets for one of several steps:
+        content: of the YAML file.
+        override: `key=value`, with dots for nested keys and a number in brackets for a step of a list, such as
             `prune[0].keep=4`. The value is YAML.
 
     Raises:
-        RecipeError: it is of another form, or there is no such step.
+        RecipeError: the override has another form, or there is no such step.
     """
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*)*", key):
         raise RecipeError(f"--set takes key=value with dots for nested keys, as in train.epochs=1; got {override!r}.")
-    place: Any = content
+    section: Any = content
     *parents, last = [int(name) if name.isdigit() else name for name in re.findall(r"\w+", key)]
     for name in parents:
-        _check_step(place, name, override)
-        if isinstance(place, dict) and not isinstance(place.get(name), (dict, list)):
-            place[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
-        place = place[name]
-    _check_step(place, last, override)
+        _check_step(section, name, override)
+        if isinstance(section, dict) and not isinstance(section.get(name), (dict, list)):
+            section[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
+        section = section[name]
+    _check_step(section, last, override)
     try:
-        place[last] = yaml.safe_load(text)
+        section[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"the value of --set {override!r} is not YAML: {error}") from error
 
 
-def _check_step(place: Any, name: int | str, override: str) -> None:
-    if isinstance(place, list) and name not in range(len(place)):
-        raise RecipeError(
-            f"--set {override!r} is about a list of {len(place)} steps: name one by its number, as in prune[0].keep=1."
-        )
+def _check_step(section: Any, name: int | str, override: str) -> None:
+    if isinstance(section, list) and name not in range(len(section)):
+        steps = f"a list of {len(section)} steps"
+        raise RecipeError(f"--set {override!r} is about {steps}: name one by its number, as in prune[0].keep=1.")

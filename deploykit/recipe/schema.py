@@ -18,7 +18,7 @@ STAGES = ("train", "prune", "export", "quantize", "package")
 
 
 class Steps(Options):
-    """The options of a stage of several steps, each with its `method`."""
+    """The options of a stage with several steps, each with its `method`."""
 
     steps: tuple[dict[str, Any], ...]
 
@@ -29,7 +29,7 @@ class Recipe(Options):
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
     """Name of the run: lower-case letters, digits, dots, dashes and underscores."""
     task: str
-    """One of `deploykit methods`, for example `text-classification`."""
+    """A task that `deploykit methods` lists, for example `text-classification`."""
     model: str
     """The base model: a directory, `package://MODULE/PATH` inside an installed package, or an id of the model hub."""
     revision: str | None = None
@@ -37,13 +37,13 @@ class Recipe(Options):
     data: DataSection
     """The labelled data."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """With `train: null`: what labels of the model are called in the data, where the two differ."""
+    """With `train: null`: maps labels of the model to those of the data, if they differ."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of splits, training and every search."""
     output: str | None = None
     """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
     train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
-    """Method of fine-tuning and its options; null takes the model as it is."""
+    """Method of fine-tuning and its options; null uses the model without training."""
     prune: dict[str, Any] | list[dict[str, Any]] | None = None
     """Method of pruning and its options, a list of them in order, or null."""
     export: ExportSection | None = ExportSection()
@@ -53,14 +53,14 @@ class Recipe(Options):
     gates: GateSection = GateSection()
     """What the result must keep."""
     package: PackageSection | None = PackageSection()
-    """What the package holds."""
+    """Contents of the package."""
     serve: ServeOptions = ServeOptions()
     """How the package is served."""
 
     @field_validator("labels", mode="before")
     @classmethod
     def _are_words(cls, labels: Any) -> Any:
-        """Takes numbers for words, as the data does."""
+        """Converts whole numbers to strings, as labels of the data are."""
         if not isinstance(labels, dict):
             return labels
         return {_word(label): _word(name) for label, name in labels.items()}
@@ -81,7 +81,7 @@ class Recipe(Options):
         return section
 
     def method(self, stage: str) -> str:
-        """Returns the name of a stage's method; fixed stages have one of their own name, `train: null` is `none`."""
+        """Returns the method of a stage: `none` for `train: null`, and the stage's name if it has only one method."""
         section = getattr(self, stage)
         if stage == "train" and section is None:
             return "none"
@@ -89,16 +89,12 @@ class Recipe(Options):
 
     def steps(self, stage: str) -> list[tuple[str, Options]]:
         """Returns the methods of a stage in order, each with its validated options."""
-        return [
-            (
-                step["method"],
-                methods.load(KIND_OF_STAGE[stage], step["method"]).Options.model_validate(without_method(step)),
-            )
-            for step in as_list(getattr(self, stage))
-        ]
+        named = [(step["method"], without_method(step)) for step in as_list(getattr(self, stage))]
+        kind = KIND_OF_STAGE[stage]
+        return [(name, methods.load(kind, name).Options.model_validate(options)) for name, options in named]
 
     def files(self, stage: str) -> list[Path]:
-        """Returns the files that the options of a stage's methods name."""
+        """Returns the files that the options of a stage name."""
         steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
         return [path for _, options in steps for _, path in named_paths(options)]
 
@@ -126,12 +122,12 @@ def _word(value: Any) -> Any:
 
 
 def as_list(section: Any) -> list[dict[str, Any]]:
-    """Returns the steps of a stage: its one section, or its list of them."""
+    """Returns the steps of a stage as a list, also if its section is a single step."""
     return section if isinstance(section, list) else [section]
 
 
 def without_method(step: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a step, without the key that names its method."""
+    """Returns the options of a step without the key `method`."""
     return {key: value for key, value in step.items() if key != "method"}
 
 
@@ -140,5 +136,5 @@ def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
 
 
 def named_paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
-    """Returns the options that are paths, by their names."""
+    """Returns the options that are paths, with their names."""
     return ((name, value) for name, value in options if isinstance(value, Path))

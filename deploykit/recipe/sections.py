@@ -16,13 +16,13 @@ class DataSection(Options):
     train: str
     """A file (csv, tsv, jsonl, parquet; also compressed), or the id of a data set on the hub."""
     validation: str | None = None
-    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
+    """A file, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     test: str | None = None
-    """A file, or a split of the data set. Left out: cut from `train`, stratified and seeded."""
+    """A file, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the training rows that becomes the validation split where none is named."""
+    """Share of the training rows that becomes the validation split if none is named."""
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the training rows that becomes the test split where none is named."""
+    """Share of the training rows that becomes the test split if none is named."""
     text: str = "text"
     """Column of the text."""
     text_pair: str | None = None
@@ -32,14 +32,14 @@ class DataSection(Options):
     tokens: str = "tokens"
     """Column of the list of words (token classification)."""
     tags: str = "tags"
-    """Column of the list of tags, one for each word (token classification)."""
+    """Column of the list of tags, one per word (token classification)."""
     spans: str | None = None
-    """Column of the spans, a list of `start`, `end`, `label` over `text`. Named: read instead of `tokens` and
+    """Column of the spans, a list of `start`, `end`, `label` over `text`. If named, it is read instead of `tokens` and
     `tags`."""
     max_tokens: int | None = Field(default=None, ge=8)
-    """Longest input in tokens; null: the most that the model reads."""
+    """Longest input in tokens; null is the limit of the model."""
     allow_leakage: bool = False
-    """Goes on where a text stands in two splits; otherwise that stops the run."""
+    """Allows a text to occur in two splits, which otherwise stops the run."""
 
 
 class ExportSection(Options):
@@ -48,11 +48,11 @@ class ExportSection(Options):
     opset: int = Field(default=18, ge=14, le=20)
     """Version of the ONNX operator set."""
     tolerance: float = Field(default=1e-3, gt=0)
-    """Largest difference of a logit from torch in float32."""
+    """Largest difference between a logit of the graph and of torch, both in float32."""
 
 
 class GateSection(Options):
-    """What the result must keep, measured on the validation split; null sets no limit.
+    """Limits for the result, measured on the validation split; null sets no limit.
 
     Each stage is compared with the model before it, and packaging with the trained model. A gate has passed when the
     95 % interval lies within the limit, has failed when it lies beyond, and is inconclusive in between.
@@ -88,8 +88,8 @@ class PackageSection(Options):
     """What goes into the package besides the chosen graph."""
 
     store: bool = True
-    """Adds the package to BentoML's model store as well."""
+    """Adds the package to BentoML's model store, too."""
     float_graph: bool = True
-    """Carries the float graph too, for machines on which the chosen graph cannot run."""
+    """Adds the float graph, for machines on which the chosen graph cannot run."""
     golden: int = Field(default=64, ge=1, le=1024)
     """Number of validation texts in the golden set."""

@@ -1,4 +1,4 @@
-"""Writes a first recipe, with a comment on each line that a user may want to change."""
+"""The commented first recipe that `deploykit init` writes."""
 
 import json
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ task: {task}
 # A directory, package://MODULE/PATH inside an installed package, or an id of the model hub.
 model: {model}
 
-# csv, tsv, jsonl or parquet, also compressed; paths are relative to this file. Add `validation:` and `test:` where
-# you have them, otherwise a tenth of the rows each is cut from `train`, stratified and seeded.
+# csv, tsv, jsonl or parquet, also compressed; paths are relative to this file. Add `validation:` and `test:` if you
+# have them; otherwise a tenth of the rows each is cut from `train`, stratified and seeded.
 data: {{train: {data}, {columns}}}
 seed: 0
 
@@ -42,8 +42,8 @@ export: {{opset: 18}}
 quantize: {{method: dynamic}}
 
 # The run stops if the first metric falls by more than this on the validation split. A few thousand rows cannot
-# prove a loss this small: `accept` lets the measured value decide all the same, `stop` ends the run there and
-# says how many rows would tell.
+# prove such a small loss: with `accept` the measured value decides then, with `stop` the run ends and says how
+# many rows would be enough.
 gates: {{max_drop: 0.01, inconclusive: accept}}
 
 serve: {{max_batch_tokens: 4096, timeout_s: 10}}
@@ -52,7 +52,7 @@ serve: {{max_batch_tokens: 4096, timeout_s: 10}}
 
 @dataclass(frozen=True)
 class Question:
-    """What `deploykit init` asks when an answer is not given."""
+    """A question that `deploykit init` asks if no option answers it."""
 
     key: str
     text: str
@@ -68,33 +68,28 @@ QUESTIONS = (
 
 
 def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
-    """Writes a recipe, checks that it is one, and writes the JSON Schema that its first line names for editors.
+    """Validates and writes a recipe, and the JSON Schema that its first line names for editors.
 
     Args:
         path: the file.
-        answers: one for each key of `QUESTIONS`.
-        force: overwrite a file that is there.
+        answers: by key of `QUESTIONS`.
+        force: overwrites an existing file.
 
     Raises:
-        InputError: the file exists, or an answer makes no valid recipe.
+        InputError: the file exists, or the recipe is not valid.
     """
     if path.exists() and not force:
         raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
     methods.load("task", answers["task"])
     values = {key: _quoted(answer) for key, answer in answers.items()}
     text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
+    recipe.parse(yaml.safe_load(text), path.parent, str(path))
     with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.draft")
-        temporary.write_text(text, encoding="utf-8")
-        try:
-            recipe.load(temporary)
-            atomic.move(temporary, path)
-            atomic.write_text(path.with_name(SCHEMA), json.dumps(json_schema.schema(), indent=1) + "\n")
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.write_text(path, text)
+        atomic.write_text(path.with_name(SCHEMA), json.dumps(json_schema.schema(), indent=1) + "\n")
 
 
 def _quoted(text: str) -> str:
-    """Returns a text as YAML reads it back, quoted where it must be, also inside braces."""
+    """Quotes a text for YAML if necessary, also inside braces."""
     return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, as lines that name the place and the nearest key that is known."""
+"""Explains the validation errors of a recipe."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,31 +8,30 @@ from deploykit.methods import did_you_mean
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
-    """Yields one line a mistake: its place, what is wrong there, and what was found.
+    """Yields a line for each mistake: its place, the problem and the value, or the key that was probably meant.
 
     Args:
         error: of pydantic.
-        model: what was to be made.
-        prefix: names that the places begin with.
+        model: whose validation failed.
+        prefix: where the model is in the recipe.
     """
     for mistake in error.errors():
-        place = (*prefix, *map(str, mistake["loc"]))
+        *section, key = mistake["loc"] or ("",)
+        place = ".".join([*prefix, *map(str, mistake["loc"])])
         if mistake["type"] == "extra_forbidden":
-            inside = mistake["loc"][:-1]
-            known = [*(["method"] if prefix and not inside else []), *_fields(model, inside)]
-            hint = did_you_mean(place[-1], known)
-            yield f"{'.'.join(place)}: unknown key{hint}. Known: {', '.join(known)}."
+            keys = [*(["method"] if prefix and not section else []), *_fields(model, section)]
+            yield f"{place}: unknown key{did_you_mean(str(key), keys)}. Known: {', '.join(keys)}."
         elif mistake["type"] == "missing":
-            yield f"{'.'.join(place)}: is missing"
+            yield f"{place}: is missing"
         else:
             message = mistake["msg"].removeprefix("Value error, ")
-            found = "" if ", got " in message else f", got {mistake['input']!r}"
-            yield f"{'.'.join(place)}: {message}{found}"
+            value = "" if ", got " in message else f", got {mistake['input']!r}"
+            yield f"{place}: {message}{value}"
 
 
-def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    for name in place:
+def _fields(model: type[BaseModel], section: Sequence[int | str]) -> list[str]:
+    for name in section:
         annotation = model.model_fields[str(name)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(found for found in candidates if isinstance(found, type) and issubclass(found, BaseModel))
+        model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))
     return list(model.model_fields)

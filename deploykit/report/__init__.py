@@ -1,7 +1,6 @@
-"""The report of a run: `report.html`, one self-contained file, and `report.md`.
+"""The report of a run, `report.html` and `report.md`, from the facts in the manifests.
 
-Jinja renders both from the same facts, and matplotlib draws the figures as SVG. The facts come from manifests; the
-report itself measures nothing.
+Jinja renders both, and matplotlib draws the figures as SVG inside the HTML file.
 """
 
 import io
@@ -38,18 +37,18 @@ STYLE = {
 }
 
 
-def write(folder: Path, artifacts: Sequence[Artifact], promised: GateSection) -> Path:
-    """Writes both forms of the report.
+def write(folder: Path, artifacts: Sequence[Artifact], limits: GateSection) -> Path:
+    """Writes both files of the report.
 
     Args:
         folder: of the run.
-        artifacts: one per finished stage, in order; at least one.
-        promised: the gates of the recipe.
+        artifacts: of the finished stages in order, at least one.
+        limits: the gates of the recipe.
 
     Returns:
         The path of `report.html`.
     """
-    content = facts(artifacts, promised)
+    content = facts(artifacts, limits)
     with storage_errors(folder):
         for name in FILES:
             text = _environment(html=name.endswith(".html")).get_template(name).render(content)
@@ -57,12 +56,12 @@ def write(folder: Path, artifacts: Sequence[Artifact], promised: GateSection) ->
     return folder / FILES[0]
 
 
-def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any]:
+def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
     """Collects the values that the templates show."""
     run = artifacts[-1].manifest
     details, metric = run.details, next(iter(run.step.metrics["test"]))
     judged = "package" if "package" in details else "train"
-    candidates = _ranked(details.get("quantize", {}).get("candidates", []), promised)
+    candidates = _ranked(details.get("quantize", {}).get("candidates", []), limits)
     compared = list(_comparisons(details, candidates))
     pruning = details.get("prune", {}).get("steps", ())
     return {
@@ -86,21 +85,19 @@ def facts(artifacts: Sequence[Artifact], promised: GateSection) -> dict[str, Any
         "parity": details.get("export", {}),
         "compared": compared,
         "drops": list(_drops(compared, metric)),
-        "verdicts": list(_verdicts(details, candidates, promised)),
+        "verdicts": list(_verdicts(details, candidates, limits)),
         "flips": next((detail["flips"] for detail in reversed(details.values()) if "flips" in detail), []),
         "figures": _figures(details["train"], candidates, metric),
     }
 
 
 def _timed(step: Step) -> str:
-    """Says how the times of the stages were measured, and how far they can be trusted."""
-    how = f"The times of one text were measured in turn, at the stage {step.stage}"
-    if not step.busy:
-        return f"{how}."
-    return (
-        f"{how}, while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
-        " machine before you rely on them."
+    """Describes how the times of the stages were measured, and whether they can be trusted."""
+    busy = (
+        f", while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
+        " machine before you rely on them"
     )
+    return f"The times of one text were measured in turn, at the stage {step.stage}{busy if step.busy else ''}."
 
 
 def _pruning_result(step: Mapping[str, Any]) -> str:
@@ -124,7 +121,7 @@ def _pruning_result(step: Mapping[str, Any]) -> str:
 def _comparisons(
     details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yields, in the order of the stages: the changed model, the reference, and their comparison."""
+    """Yields the names of the changed model and of the reference, and their comparison, in the order of the stages."""
     for stage, detail in details.items():
         if "comparison" in detail:
             yield stage, "the trained model", detail["comparison"]
@@ -136,7 +133,7 @@ def _comparisons(
 def _drops(
     compared: Sequence[tuple[str, str, Mapping[str, Any]]], metric: str
 ) -> Iterator[tuple[str, str, str, list[tuple[str, Any]]]]:
-    """Yields the last comparison by label and by length: stage, grouping, metric, and losses; the worst label first."""
+    """Yields stage, grouping, metric and losses of the last comparison, by label (worst first) and by length."""
     for stage, _, comparison in compared[-1:]:
         labels = sorted(comparison["by_label"].items(), key=lambda member: -member[1]["value"])
         yield stage, "label", "recall", labels
@@ -144,35 +141,34 @@ def _drops(
             yield stage, "length", metric, list(comparison["by_length"].items())
 
 
-def _ranked(candidates: Sequence[Mapping[str, Any]], promised: GateSection) -> list[dict[str, Any]]:
-    """Returns the candidates from the fastest to the slowest, each with a number and the gates that stop it."""
+def _ranked(candidates: Sequence[Mapping[str, Any]], limits: GateSection) -> list[dict[str, Any]]:
+    """Sorts the candidates from the fastest to the slowest, and adds their numbers and the gates that stop them."""
     optional = {"throughput": None, "comparison": None, "metric": None, "verdicts": ()}
     ranked = [{**optional, **candidate.get("execution", {}), **candidate} for candidate in candidates]
     ranked.sort(key=_p50)
     for number, candidate in enumerate(ranked, start=1):
         verdicts = [Verdict.model_validate(verdict) for verdict in candidate["verdicts"]]
         precision = candidate.get("execution", {}).get("precision", "float32")  # of the operators left in float
-        where = f"{candidate['precision']} on {candidate['engine']}" + (
-            "" if precision == "float32" else f" {precision}"
-        )
-        stops = gates.stopping(promised, verdicts)
+        suffix = "" if precision == "float32" else f" {precision}"
+        where = f"{candidate['precision']} on {candidate['engine']}{suffix}"
+        stops = gates.stopping(limits, verdicts)
         candidate |= {"number": number, "verdicts": verdicts, "stops": stops, "where": where}
     return ranked
 
 
 def _p50(candidate: Mapping[str, Any]) -> float:
-    """Returns the median milliseconds for one text of median length, which is the first kind of batch timed."""
+    """Returns the median milliseconds for one text of median length, which is the first in `latency`."""
     return float(next((latency["p50"] for latency in candidate["latency"].values()), np.inf))
 
 
 def _verdicts(
-    details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], promised: GateSection
+    details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], limits: GateSection
 ) -> Iterator[tuple[str, Verdict, bool]]:
-    """Yields stage, verdict, and whether it stops the run; of candidates not kept, only verdicts that stop them."""
+    """Yields stage, verdict, and whether it stops the run; for rejected candidates only the verdicts that stop them."""
     for stage, detail in details.items():
         measured = candidates if stage == "quantize" else ()
-        for verdict in () if measured else gates.recorded(promised, detail):
-            yield stage, verdict, bool(gates.stopping(promised, [verdict]))
+        for verdict in () if measured else gates.recorded(limits, detail):
+            yield stage, verdict, bool(gates.stopping(limits, [verdict]))
         for candidate in measured:
             for verdict in candidate["verdicts"] if candidate["kept"] else candidate["stops"]:
                 yield f"quantize: {candidate['name']}", verdict, verdict in candidate["stops"]
@@ -223,14 +219,13 @@ def _lengths(axes: Axes, lengths: Mapping[str, Any]) -> None:
 
 
 def _curve(axes: Axes, curve: Sequence[Mapping[str, Any]], metric: str) -> None:
-    training = [point for point in curve if point["split"] == "train"]
-    validation = [point for point in curve if point["split"] == "validation"]
-    axes.plot([point["epoch"] for point in training], [point["loss"] for point in training], color=BLUE)
+    training = [(point["epoch"], point["loss"]) for point in curve if point["split"] == "train"]
+    validation = [(point["epoch"], point[metric]) for point in curve if point["split"] == "validation"]
+    axes.plot(*zip(*training, strict=True), color=BLUE)
     axes.set(xlabel="epoch")
     axes.set_ylabel("training loss", color=BLUE)
-    epochs, values = [point["epoch"] for point in validation], [point[metric] for point in validation]
     right = axes.twinx()
-    right.plot(epochs, values, color=ORANGE, marker="o")
+    right.plot(*zip(*validation, strict=True), color=ORANGE, marker="o")
     right.set_ylabel(f"validation {metric.replace('_', ' ')}", color=ORANGE)
     right.grid(visible=False)
 

@@ -1,4 +1,4 @@
-"""The summary table of the stages of a run, as the command line, the report and the demo print it."""
+"""The summary table of the stages of a run, for the command line, the report and the demo."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +11,11 @@ def header(steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> list[tuple[str, ...]]:
-    """Returns one table row per stage; the time of a stage says so where the machine was busy.
+    """Returns one table row per stage; times that were measured on a busy machine say so.
 
     Args:
         steps: the history of a manifest.
-        seconds: maps a stage to a text shown instead of its seconds, for stages that were skipped.
+        seconds: by stage, a text that is shown instead of its seconds.
     """
     table: list[tuple[str, ...]] = []
     for step in steps:

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from deploykit.artifact import Metric, Record
+from deploykit.artifact import Metric
 from deploykit.artifact.execution import Execution
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.timing import Latency
+from deploykit.methods import Frozen
 from deploykit.quantizers.auto import Graph, Objective
 
 NOISE_RATIO = 1.02  # medians whose ratio is smaller count as equal: repeated measurements differ by as much
 
 
-class Candidate(Record):
+class Candidate(Frozen):
     """One way to run the model, its measurements, and the reason why it was kept or not.
 
     `graph` is a variant of the exported graph, `quantizer` and its `options` quantized that variant, `precision` is

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import engines, hardware, quantizers
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, Record, atomic, sha256_of
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Metric, atomic, sha256_of
 from deploykit.artifact.execution import Execution
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict, verdicts
-from deploykit.evaluation.timing import Workload
+from deploykit.evaluation.workload import Workload
 from deploykit.graphs import variants
 from deploykit.inference.predictor import Predictor
+from deploykit.methods import Frozen
 from deploykit.quantizers import Batch
 from deploykit.quantizers.auto import Graph
 from deploykit.recipe import GateSection
@@ -28,7 +29,7 @@ TASTE_S = 0.2
 TIMING = "padded as in use, weights of 7 bits without VNNI"  # what was measured in another way is forgotten
 
 
-class Judged(Record):
+class Judged(Frozen):
     """How a candidate's predictions compare with the float graph's; `p95_ms` where a gate asks for it."""
 
     metric: Metric

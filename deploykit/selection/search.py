@@ -106,10 +106,10 @@ def _glance(spec: Spec, bench: Bench, objective: Objective) -> dict[str, float]:
     size = bench.file(spec).stat().st_size
     pair = {"base": bench.base.engine, "it": bench.open(spec).engine}
     if objective == "throughput":
-        rates = timing.rates(pair, bench.taste, BUDGETS[1:3], LOOK_S, timing.FEW)
+        rates = timing.rates(pair, bench.taste, BUDGETS[1:3], LOOK_S, timing.FIRST_LOOK_ROUNDS)
         ratio = _best(rates["base"])[1].value / _best(rates["it"])[1].value
     elif objective == "latency":
-        found = timing.latencies(pair, bench.work, LOOK_S, timing.FEW)
+        found = timing.latencies(pair, bench.work, LOOK_S, timing.FIRST_LOOK_ROUNDS)
         ratios = [found["it"][text].p50 / found["base"][text].p50 for text in found["it"]]
         ratio = float(np.exp(np.mean(np.log(ratios))))
     else:

@@ -16,16 +16,16 @@ import onnx
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from deploykit.artifact import Record
 from deploykit.graphs import matmuls
 from deploykit.graphs.matmuls import Array
+from deploykit.methods import Frozen
 from deploykit.quantizers import Batch, Quantizer
 
 MIN_ERROR = 1e-12  # relative squared error that counts as none: 120 dB, below the rounding of float32 logits
 MATMULS_PER_RUN = 8  # their inputs are read in one run; more would hold more activations in memory at once
 
 
-class Damage(Record):
+class Damage(Frozen):
     """Damage from quantizing one MatMul: the logits' mean squared `error` over their variance, also in decibels."""
 
     node: str

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploykit import quantizers
-from deploykit.artifact import Record
 from deploykit.errors import InputError
 from deploykit.evaluation import timing
 from deploykit.evaluation.timing import Latency
 from deploykit.inference import golden
+from deploykit.methods import Frozen
 from deploykit.quantizers import auto
 from deploykit.selection import candidates, sensitivity
 from deploykit.selection.candidates import Spec
@@ -21,7 +21,7 @@ from deploykit.stages.retuning import Carried
 TIMING_S = 10.0  # for all graphs together
 
 
-class Price(Record):
+class Price(Frozen):
     """The cost of a graph whose `kept` worst MatMuls are in float.
 
     `changed` counts the golden texts whose prediction differs from the float graph's, and `latency` is of one text of

@@ -10,7 +10,7 @@ from deploykit import hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft, load_predictions
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError
-from deploykit.evaluation import gates, latency, metrics, scoring
+from deploykit.evaluation import gates, metrics, scoring, timing
 from deploykit.evaluation.comparison import Comparison, compare, flips
 from deploykit.inference import drift, golden
 from deploykit.inference.predictor import Predictor
@@ -66,7 +66,7 @@ def _judge(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[gate
         GateError: one of them stops it.
     """
     promised = job.recipe.gates
-    p95_ms = latency.p95(predictor, job.dataset().validation, job.recipe.seed) if promised.max_p95_ms else None
+    p95_ms = timing.p95(predictor, job.dataset().validation, job.recipe.seed) if promised.max_p95_ms else None
     found = gates.verdicts(promised, comparison, p95_ms=p95_ms, size_bytes=job.source.manifest.step.bytes)
     failed = gates.failing(promised, found)
     if failed:

@@ -16,7 +16,7 @@ from deploykit import hardware
 from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
 from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
-from deploykit.evaluation import latency, scoring, timing
+from deploykit.evaluation import scoring, timing, workload
 from deploykit.evaluation.comparison import compare, flips
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor
@@ -97,7 +97,7 @@ def _bench(job: Job, base: Predictor, found: Lengths) -> Bench:
         judged = scoring.judge(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
         compared = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
         wanted = job.recipe.gates.max_p95_ms is not None
-        p95 = latency.p95(predictor, dataset.validation, seed) if wanted else None
+        p95 = timing.p95(predictor, dataset.validation, seed) if wanted else None
         return Judged(metric=judged[job.task.METRICS[0]], comparison=compared, p95_ms=p95)
 
     texts = [row.text for row in dataset.train[:CALIBRATION]]
@@ -105,7 +105,7 @@ def _bench(job: Job, base: Predictor, found: Lengths) -> Bench:
         graph=job.source.file(GRAPH),
         base=base,
         folder=job.work / "graphs",
-        work=timing.workload(found, base.tokenizer, texts, seed),
+        work=workload.build(found, base.tokenizer, texts, seed),
         calibration=calibration(dataset, base.tokenizer, seed),
         judge=judge,
         gates=job.recipe.gates,

@@ -21,7 +21,7 @@ from deploykit import hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, LIBRARY, SIGNATURE, Artifact, Manifest, draft, key_of, seal
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, GateError, InputError
-from deploykit.evaluation import gates, timing
+from deploykit.evaluation import gates, timing, workload
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.workload import Lengths
@@ -194,7 +194,7 @@ def bench_of(package: Carried, folder: Path, options: auto.Options, known: Mappi
         graph=package.graph,
         base=package.base,
         folder=folder,
-        work=timing.workload(lengths, tokenizer, asked.texts, package.artifact.manifest.seed),
+        work=workload.build(lengths, tokenizer, asked.texts, package.artifact.manifest.seed),
         calibration=[tokenizer.collate(encodings[start : start + 8]) for start in range(0, len(encodings), 8)],
         judge=judge,
         gates=GateSection.model_validate(package.then["gates"]).model_copy(update={"max_p95_ms": None}),

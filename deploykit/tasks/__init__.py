@@ -1,8 +1,7 @@
-"""What inputs and predictions mean. One file a task, numpy and pydantic only.
+"""What inputs and predictions mean. Each task is one file that needs only numpy and pydantic.
 
-Training, evaluation and serving share these functions and so cannot drift apart; the metrics that a task
-names are computed in `evaluation`. The word used throughout is *unit*: the thing that gets one label. A
-text has one unit, a sequence of words has one unit a word. Scores have shape `(units, labels)`.
+Training, evaluation and serving share these functions. A *unit* is what gets one label: the whole text in text
+classification, a word in token classification. Scores have shape `(units, labels)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from deploykit.tokenizer import Encoding, Window
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-IGNORED = -100  # the target that torch's cross-entropy leaves out
+IGNORED = -100  # target that torch's cross-entropy ignores
 
 
 @dataclass(frozen=True)
 class Span:
-    """A labelled piece of text: character offsets, end exclusive."""
+    """A labelled part of a text; character offsets, the end exclusive."""
 
     start: int
     end: int
@@ -32,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled input, whatever the task."""
+    """One labelled input of any task."""
 
     text: str
     pair: str | None = None
@@ -41,12 +40,12 @@ class Example:
 
 
 class Task(Protocol):
-    """What a file of this folder provides, as module-level names.
+    """The module-level names that a file of this folder provides.
 
-    `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model,
-    `OPTIMUM_TASK` is the exporter's name for it, `METRICS` are computed in `evaluation`, the first of
-    them decides, and `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether
-    Hugging Face's inference API wraps the answer to a single input into a list.
+    `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
+    is the exporter's name for the task. `METRICS` are computed in `evaluation`; gates and searches use the first.
+    `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether Hugging Face's inference API
+    wraps the answer to a single input into a list.
     """
 
     AUTO_CLASS: str
@@ -57,16 +56,16 @@ class Task(Protocol):
     PIPELINE_NESTED: bool
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-        """Turns a row of a file into an example; raises ValueError with what is wrong in it."""
+        """Turns a row of a file into an example; raises ValueError if it cannot."""
 
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """Lists the labels of a model trained on these examples, in the order of its outputs."""
 
     def label_order(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Returns labels in the order that outputs must have, which is the given one as far as it may be."""
+        """Returns labels in the order that the outputs must have, keeping the given order where possible."""
 
     def classes(self, example: Example) -> tuple[str, ...]:
-        """Lists the labels, as the data names them, that stand in an example."""
+        """Lists the labels of an example, as the data names them."""
 
     def units(self, text: str) -> Int64:
         """Returns the character offsets of the units of a text, `(units, 2)`."""
@@ -75,7 +74,7 @@ class Task(Protocol):
         """Returns the true label of each unit, shape `(units,)`."""
 
     def loss_targets(self, example: Example, encoding: Encoding, labels: Sequence[str]) -> Int64:
-        """Returns what the training loss compares: shape `()` or `(tokens,)`, `IGNORED` where nothing."""
+        """Returns the targets of the training loss, `()` or `(tokens,)`, some of which may be `IGNORED`."""
 
     def scores(self, logits: Float32, text: str, encoding: Encoding) -> Float32:
         """Turns the logits of one input, padding removed, into scores of its units, `(units, labels)`."""
@@ -84,10 +83,10 @@ class Task(Protocol):
         """Turns the scores of overlapping windows of a text into scores of the text's units."""
 
     def answer(self, scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> BaseModel:
-        """Turns scores into what a client gets."""
+        """Turns scores into the answer for a client."""
 
     def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
-        """Turns an answer into what transformers' pipeline for this task returns."""
+        """Turns an answer into the format of transformers' pipeline for this task."""
 
 
 def load(name: str) -> Task:

@@ -1,7 +1,7 @@
-"""Tags of tokens: the scheme that a data set is written in, and the entities that a row of tags stands for.
+"""Schemes of token tags, and the entities that a sequence of tags means.
 
-BIO, IOB1, BIOES, BILOU and BMES differ in letters only. All become B- (begins), I- (goes on), E- (ends) and
-S- (single), and one function decodes them, which decodes the predictions of models as well.
+BIO, IOB1, BIOES, BILOU and BMES differ only in their letters. All are converted to B- (begin), I- (inside), E- (end)
+and S- (single), which one function decodes, for data and for the predictions of models.
 """
 
 import re
@@ -12,19 +12,17 @@ OUTSIDE = "O"
 PREFIXED = re.compile(r"(?P<prefix>[BIESLUM])[-_:](?P<label>.*)", re.IGNORECASE)
 SUFFIXED = re.compile(r"(?P<label>.*)[-_:](?P<prefix>[BIESLUM])", re.IGNORECASE)
 CANONICAL = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
-BEGINS = set("BISU")  # of IOB1, where I- begins an entity as well; a scheme has one of these
+BEGINNINGS = set("BISU")  # every scheme uses one of these; in IOB1 it may be I only
 
 
-def scheme(tags: Iterable[str]) -> Callable[[str], str]:
-    """Finds out how a data set writes its tags.
-
-    Args:
-        tags: all that stand in it.
+def recognize_scheme(tags: Iterable[str]) -> Callable[[str], str]:
+    """Recognizes the scheme of a data set from all of its tags.
 
     Returns:
-        What turns a tag into `O`, or into a prefix and its label: `B-PER`. It raises ValueError for a tag that is
-        not of the scheme or names no label. Plain labels become I- where there is an `O` to part entities, so that
-        neighbours of one label are one entity; otherwise B-, so that each token stands alone, as in parts of speech.
+        A function that converts a tag to `O` or to a prefix and a label, such as `B-PER`. It raises ValueError for a
+        tag that does not fit the scheme or names no label. Plain labels get I- if the data set has an `O` between
+        entities, so that neighbours of one label are one entity; otherwise B-, so that each token is an entity of its
+        own, as in parts of speech.
     """
     names = {_stripped(tag) for tag in tags}
     labels = names - {OUTSIDE}
@@ -37,22 +35,22 @@ def scheme(tags: Iterable[str]) -> Callable[[str], str]:
     return partial(_plain, prefix="I" if OUTSIDE in names else "B")
 
 
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns label, first and last place of each entity, in their order.
+def decode_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Returns label, first and last index of each entity, in order.
 
-    An I- or E- goes on with an entity of its label that stands directly before it, and begins one otherwise.
+    An I- or E- continues an entity of its label directly before it, and otherwise begins one.
 
     Args:
-        tags: as `scheme` gives them, or the labels of a model.
+        tags: converted by `recognize_scheme`, or labels of a model.
     """
     entities: list[tuple[str, int, int]] = []
     is_open = False
-    for place, tag in enumerate(tags):
+    for index, tag in enumerate(tags):
         prefix, _, label = tag.partition("-")
         if is_open and prefix in ("I", "E") and label == entities[-1][0]:
-            entities[-1] = (label, entities[-1][1], place)
+            entities[-1] = (label, entities[-1][1], index)
         elif tag != OUTSIDE:
-            entities.append((label, place, place))
+            entities.append((label, index, index))
         is_open = tag != OUTSIDE and prefix in ("B", "I")
     return entities
 
@@ -63,9 +61,9 @@ def _stripped(tag: str) -> str:
 
 
 def _are(labels: Iterable[str], pattern: re.Pattern[str]) -> bool:
-    """Says whether all labels have the affix, and one of them an affix that begins an entity."""
+    """Tells whether all labels have a prefix or suffix of the pattern, and at least one of them begins an entity."""
     matches = [pattern.fullmatch(label) for label in labels]
-    return all(matches) and any(match["prefix"].upper() in BEGINS for match in matches if match)
+    return all(matches) and any(match["prefix"].upper() in BEGINNINGS for match in matches if match)
 
 
 def _affixed(tag: str, pattern: re.Pattern[str]) -> str:

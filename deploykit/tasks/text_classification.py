@@ -1,11 +1,12 @@
-"""One text, or a pair of texts, gets one label of two or many."""
+"""Predicts one label of two or more for a text or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from deploykit.methods import Frozen
 from deploykit.tasks import Example, Float32, Int64, softmax
 from deploykit.tokenizer import Encoding, Window
 
@@ -16,10 +17,8 @@ METRICS = ("accuracy", "macro_f1")
 PIPELINE_NESTED = True
 
 
-class Answer(BaseModel):
+class Answer(Frozen):
     """The prediction for one text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str = Field(description="the most probable label")
     score: float = Field(description="its probability, 0 to 1")
@@ -30,16 +29,12 @@ class Answer(BaseModel):
 
 
 def read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-    """Takes the columns `text`, `text_pair` (when named) and `label`."""
+    """Reads the columns `text`, `text_pair` (if named) and `label`."""
     pair = columns.get("text_pair")
     label = row[str(columns["label"])]
     if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
         raise ValueError(f"the label is {label!r}, expected a word or a whole number")
-    return Example(
-        text=_text(row, str(columns["text"])),
-        pair=_text(row, pair) if pair else None,
-        label=str(label).strip(),
-    )
+    return Example(_text(row, str(columns["text"])), _text(row, pair) if pair else None, str(label).strip())
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -53,12 +48,12 @@ def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Sorts the labels; numbers by value."""
     names = {example.label for example in examples}
     if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "01" and "1" always in one order
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # the name orders "01" and "1"
     return tuple(sorted(names))
 
 
 def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns the labels as they come."""
+    """Returns the labels in the given order."""
     return tuple(labels)
 
 
@@ -83,12 +78,12 @@ def loss_targets(example: Example, encoding: Encoding, labels: Sequence[str]) ->
 
 
 def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
-    """Makes the logits `(labels,)` a row, `(1, labels)`."""
+    """Reshapes the logits `(labels,)` to the one unit, `(1, labels)`."""
     return logits.reshape(1, -1)
 
 
 def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
-    """Averages the probabilities of the windows, each by its tokens; returns their logarithms, `(1, labels)`."""
+    """Averages the probabilities of the windows, weighted by tokens; returns their logarithms, `(1, labels)`."""
     weights = np.array([len(window.encoding) for window in windows], dtype=np.float32)
     mean = weights @ softmax(np.concatenate(scores)) / weights.sum()
     merged: Float32 = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).reshape(1, -1)
@@ -111,5 +106,5 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
 
 def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
     """Lists labels with their probabilities, the most probable first."""
-    ranked = sorted(answer.scores.items(), key=lambda found: -found[1])
+    ranked = sorted(answer.scores.items(), key=lambda item: -item[1])
     return [{"label": label, "score": score} for label, score in ranked[:top_k]]

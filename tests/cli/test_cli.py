@@ -129,7 +129,7 @@ def test_rows_that_stand_in_two_splits(call, tmp_path, tiny_recipe, review_files
     files = {name: str(review_files / "train.jsonl") for name in ("train", "test")}
     code, _, message = call("run", tiny_recipe(tmp_path, data=files))
     assert code == 2
-    assert re.search(r"\d+ rows of the test split stand in the train split too", message), message
+    assert re.search(r"\d+ rows of the test split occur in the train split, too", message), message
 
 
 def test_broken_rows_are_listed_ten_at_most(call, tmp_path, tiny_recipe):
@@ -420,7 +420,7 @@ def test_records_become_labelled_rows(call, tmp_path):
     assert code == 0
     assert re.search(r"m 1 +1 +1 +0\.0000 \(0\.0000 to 0\.7935\)", out)
     assert "rows.jsonl holds 1 labelled rows" in out.replace("\n", "")
-    assert "1 feedback without a record, 0 broken lines" in message
+    assert "left out: 1 feedback without a record, 0 broken lines" in message
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a film", "label": "y"}
 
 

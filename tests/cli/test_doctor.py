@@ -85,7 +85,7 @@ def test_a_graphics_card_asks_for_its_extra(look, without, monkeypatch):
     assert look()["extra gpu"][1] == ""
     monkeypatch.setattr(hardware, "gpus", lambda: ("a card",))
     assert look()["gpus"] == ("a card", "")
-    assert look()["extra gpu"][1] == "is the ONNX Runtime that knows GPUs: pip install '.[gpu]' where its source is"
+    assert look()["extra gpu"][1] == "is the ONNX Runtime for GPUs: pip install '.[gpu]' where its source is"
 
 
 def test_what_may_be_used_is_what_the_cgroup_allows(look, monkeypatch):

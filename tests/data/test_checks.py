@@ -18,7 +18,7 @@ def split(name, rows, unit="line"):
 
 def found(train=GOOD, validation=(("c", "x"),), test=(("d", "y"),), allow_leakage=False):
     rows = {"train": train, "validation": validation, "test": test}
-    return list(checks.problems({name: split(name, part) for name, part in rows.items()}, TEXT, allow_leakage))
+    return list(checks.find_problems({name: split(name, part) for name, part in rows.items()}, TEXT, allow_leakage))
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
@@ -36,7 +36,7 @@ def test_token_classification_without_any_span_has_one_class():
     parts = {
         name: Split(name, f"{name}.csv", "line", (Example(name),), (2,)) for name in ("train", "validation", "test")
     }
-    assert list(checks.problems(parts, TOKEN, allow_leakage=False)) == [
+    assert list(checks.find_problems(parts, TOKEN, allow_leakage=False)) == [
         "train.csv has only one label, O (rows: 1), expected at least two. Add rows of another label."
     ]
 
@@ -44,9 +44,9 @@ def test_token_classification_without_any_span_has_one_class():
 def test_labels_that_training_never_saw_are_listed_with_their_lines():
     test = [(f"t{number}", "z" if number % 2 else "y") for number in range(24)]
     assert found(test=[*test, ("last", "A")]) == [
-        "the label 'A' stands in the test split and never in training: test.csv, line 26. Training has: x, y. Add"
+        "the label 'A' occurs in the test split but not in training: test.csv, line 26. Training has: x, y. Add"
         " rows of it to the training file, or correct it.",
-        "the label 'z' stands in the test split and never in training: test.csv, line 3, 5, 7, 9, 11, 13, 15, 17, 19,"
+        "the label 'z' occurs in the test split but not in training: test.csv, line 3, 5, 7, 9, 11, 13, 15, 17, 19,"
         " 21, and 2 more. Training has: x, y. Add rows of it to the training file, or correct it.",
     ]
 
@@ -56,9 +56,9 @@ def test_a_label_of_spans_that_training_never_saw():
         return Split(name, f"{name}.csv", "row", (Example(name, spans=(Span(0, 1, label), Span(2, 3, label))),), (5,))
 
     parts = {name: part(name, label) for name, label in (("train", "A"), ("validation", "B"), ("test", "A"))}
-    (problem,) = checks.problems(parts, TOKEN, allow_leakage=False)
+    (problem,) = checks.find_problems(parts, TOKEN, allow_leakage=False)
     assert problem.startswith(
-        "the label 'B' stands in the validation split and never in training: validation.csv, row 5."
+        "the label 'B' occurs in the validation split but not in training: validation.csv, row 5."
     )
 
 
@@ -67,7 +67,7 @@ def test_leakage_lists_ten_rows_of_both_splits_and_counts_the_rest():
     (problem,) = found(train=train, test=[(f"text  {number}", "x") for number in range(12)])
     head, *lines = problem.split("\n    ")
     assert head == (
-        "12 rows of the test split stand in the train split too, so a score would flatter the model. Remove them from"
+        "12 rows of the test split occur in the train split, too, so a score would flatter the model. Remove them from"
         " one split, or set data.allow_leakage: true:"
     )
     assert lines[:10] == [f"train line {n + 4}, test line {n + 2}: 'text  {n}'" for n in range(10)]
@@ -76,7 +76,7 @@ def test_leakage_lists_ten_rows_of_both_splits_and_counts_the_rest():
 
 def test_leakage_is_found_between_validation_and_test_too():
     (problem,) = found(validation=[("c", "x")], test=[("c", "y")])
-    assert problem.startswith("1 row of the test split stands in the validation split too")
+    assert problem.startswith("1 row of the test split occurs in the validation split, too")
 
 
 def test_leakage_may_be_allowed_and_duplicates_within_a_split_are_no_error():
@@ -91,8 +91,8 @@ def test_several_problems_are_refused_together():
     assert head == "the data has 3 problems:"
     assert [line.split(",")[0] for line in lines] == [
         "train.csv has only one label",
-        "the label 'z' stands in the test split and never in training: test.csv",
-        "1 row of the test split stands in the train split too",
+        "the label 'z' occurs in the test split but not in training: test.csv",
+        "1 row of the test split occurs in the train split",
     ]
 
 

@@ -77,7 +77,7 @@ def test_leakage_is_counted_where_it_is_allowed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="deploykit.data"):
         found = data.load(DataSection(**three(tmp_path), allow_leakage=True), TEXT, 0)
     assert found.summary["leakage"] == {"train/validation": 2, "train/test": 2, "validation/test": 2}
-    assert "2 rows of the test split stand in the train split too; scores flatter the model." in caplog.messages
+    assert "2 rows of the test split occur in the train split, too; scores flatter the model." in caplog.messages
 
 
 def test_given_splits_are_taken_as_they_are(review_files, sentences):

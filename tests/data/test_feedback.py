@@ -5,7 +5,7 @@ import json
 import pytest
 
 from deploykit.data import sources
-from deploykit.data.feedback import join, table, write
+from deploykit.data.feedback import join, tabulate, write
 from deploykit.errors import DataError
 
 
@@ -82,7 +82,7 @@ def test_accuracy_by_version_with_its_interval(joined):
     events = [record(1, request=f"r{number}") for number in range(10)]
     events += [feedback(2, "a" if number else "b", request=f"r{number}") for number in range(10)]
     found = joined([*events, record(1, request="x", version="2")])
-    assert table(found) == [
+    assert tabulate(found) == [
         ("m 1", "10", "10", "0.9000 (0.5958 to 0.9821)"),
         ("m 2", "1", "0", "none given"),
     ]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit import data
-from deploykit.data import sources
+from deploykit.data import files, sources
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection
 
@@ -71,7 +71,7 @@ def test_bytes_that_are_not_utf8_are_located(tmp_path, name):
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"a\.csv, line 1: the column 'text' stands there twice"):
+    with pytest.raises(DataError, match=r"a\.csv, line 1: the column 'text' occurs twice"):
         sources.read(write(tmp_path / "a.csv", "text,label,text\na,b,c\n"))
 
 
@@ -81,12 +81,12 @@ def test_a_header_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_a_json_list_is_refused_with_the_way_to_convert_it(tmp_path):
-    with pytest.raises(DataError, match=r"is one JSON list, expected one object a line\. Convert it with: jq -c"):
+    with pytest.raises(DataError, match=r"is one JSON list, expected one object per line\. Convert it with: jq -c"):
         sources.read(write(tmp_path / "a.json", '[{"text": "a"}]'))
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"a\.parquet is no parquet file that can be read: "):
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet: "):
         sources.read(write(tmp_path / "a.parquet", b"PAR1 and then nothing"))
 
 
@@ -190,7 +190,7 @@ def test_json_lines_that_are_no_objects_are_kept_as_complaints(tmp_path):
     table = sources.read(write(tmp_path / "a.jsonl", content))
     assert values(table) == [(1, {"text": "a"}), (6, {"text": "b"})]
     assert [line for line, _ in broken(table)] == [2, 4, 5]
-    assert broken(table)[0][1].startswith("no JSON (Expecting value")
+    assert broken(table)[0][1].startswith("not JSON (Expecting value")
     assert broken(table)[1][1] == "JSON of type list, expected an object with the columns"
 
 
@@ -277,10 +277,10 @@ def test_compressed_files_are_read(tmp_path, kind, suffix, compress):
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
 def test_a_damaged_compressed_file_is_refused(tmp_path, suffix):
-    with pytest.raises(DataError, match=rf"a\.csv\.{suffix} is no {suffix} file that can be read: "):
+    with pytest.raises(DataError, match=rf"a\.csv\.{suffix} cannot be read as {suffix}: "):
         sources.read(write(tmp_path / f"a.csv.{suffix}", b"text,label\n"))
     content = {"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(CSV.encode() * 9)[:-9]
-    with pytest.raises(DataError, match=rf"a\.csv\.{suffix} is no {suffix} file that can be read: "):
+    with pytest.raises(DataError, match=rf"a\.csv\.{suffix} cannot be read as {suffix}: "):
         sources.read(write(tmp_path / f"a.csv.{suffix}", content))
 
 
@@ -352,3 +352,26 @@ def test_what_is_written_as_json_lines_comes_back(tmp_path_factory, rows, readab
     content = "".join(json.dumps(row, ensure_ascii=not readable) + "\n" for row in rows)
     found = table_of(tmp_path_factory.getbasetemp(), "a.jsonl", content)
     assert ([row.values for row in found.rows], found.broken) == (rows, ())
+
+
+MARKS = {"utf-8": "", "utf-8-sig": ""} | dict.fromkeys(("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"), "\ufeff")
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@given(text=CELLS, encoding=st.sampled_from(sorted(MARKS)), suffix=st.sampled_from(sorted(COMPRESS)))
+def test_any_text_comes_back_from_every_encoding_and_compression(tmp_path_factory, text, encoding, suffix):
+    path = tmp_path_factory.getbasetemp() / f"a.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix]((MARKS[encoding] + text).encode(encoding)))
+    assert files.read_text(path) == (text.removeprefix("\ufeff") if encoding == "utf-8" else text)
+
+
+COLUMN = st.lists(CELLS | st.none(), min_size=3, max_size=3) | st.lists(st.integers(-9, 9), min_size=3, max_size=3)
+
+
+@given(columns=st.dictionaries(CELLS, COLUMN, min_size=1, max_size=3))
+def test_what_is_written_as_parquet_comes_back(tmp_path_factory, columns):
+    path = tmp_path_factory.getbasetemp() / "a.parquet"
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    table = sources.read(str(path))
+    expected = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert (table.columns, values(table)) == (tuple(columns), list(enumerate(expected, start=1)))

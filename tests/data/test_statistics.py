@@ -16,7 +16,7 @@ def split(name, *examples):
 def summary(train, validation=None, test=None, cut=()):
     parts = [train, validation or [Example("v", label="a")], test or [Example("t", label="b")]]
     names = ("train", "validation", "test")
-    return statistics.summary({name: split(name, *rows) for name, rows in zip(names, parts, strict=True)}, dict(cut))
+    return statistics.summarize({name: split(name, *rows) for name, rows in zip(names, parts, strict=True)}, dict(cut))
 
 
 def test_counts_of_rows_labels_and_copies():
@@ -44,7 +44,7 @@ def test_leakage_is_counted_in_the_later_split():
     rows = [Example("x", label="a"), Example("y", label="b")]
     found = summary(rows, test=[rows[0], rows[0], rows[1], Example("z", label="a")])
     assert found["leakage"] == {"train/validation": 0, "train/test": 3, "validation/test": 0}
-    assert "3 rows of the test split stand in the train split too; scores flatter the model." in found["warnings"]
+    assert "3 rows of the test split occur in the train split, too; scores flatter the model." in found["warnings"]
 
 
 def test_a_skewed_split_is_warned_about():
@@ -104,7 +104,7 @@ def test_copies_with_other_white_space_are_compared_by_their_words(other):
 
 def test_the_distribution_is_that_of_numpy_and_every_value_is_in_one_bin():
     values = [int(value) for value in np.random.default_rng(0).integers(1, 200, size=500)]
-    found = statistics.distribution(values)
+    found = statistics.describe_distribution(values)
     assert found["p95"] == pytest.approx(np.percentile(values, 95), abs=0.05)
     assert found["mean"] == pytest.approx(np.mean(values), abs=0.005)
     assert (found["max"], sum(found["histogram"]["counts"])) == (max(values), 500)
@@ -112,13 +112,13 @@ def test_the_distribution_is_that_of_numpy_and_every_value_is_in_one_bin():
 
 
 def test_few_different_lengths_make_few_bins():
-    assert statistics.distribution([2, 2, 1])["histogram"] == {"edges": [0.0, 1.0, 2.0], "counts": [0, 3]}
+    assert statistics.describe_distribution([2, 2, 1])["histogram"] == {"edges": [0.0, 1.0, 2.0], "counts": [0, 3]}
 
 
 def test_token_lengths_are_those_before_truncation(tokenizer_folder):
     tokenizer = Tokenizer.load(tokenizer_folder, max_tokens=8)
     rows = [Example("the film is great"), Example("the film " * 10), Example("the film", "is great ."), Example("日")]
-    found = statistics.token_lengths(rows, tokenizer)
+    found = statistics.describe_token_lengths(rows, tokenizer)
     assert (found["max"], found["mean"]) == (22, (6 + 22 + 8 + 3) / 4)
     assert (found["max_tokens"], found["truncated"]) == (8, 1)
     assert found["unknown_share"] == pytest.approx(1 / (39 - 2 * 3 - 3), abs=1e-6)  # of three texts and a pair
@@ -130,6 +130,6 @@ def test_token_lengths_agree_with_what_the_tokenizer_truncates(tokenizer_folder,
     tokenizer = Tokenizer.load(tokenizer_folder, max_tokens=9)
     texts = [text for text, _ in sentences]
     truncated = sum(found.truncated for found in tokenizer.encode(texts))
-    found = statistics.token_lengths([Example(text) for text in texts], tokenizer)
+    found = statistics.describe_token_lengths([Example(text) for text in texts], tokenizer)
     assert found["truncated"] == truncated
     assert 0 < truncated < len(texts)

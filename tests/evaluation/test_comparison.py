@@ -129,7 +129,7 @@ def test_labels_of_entities_are_those_of_whole_entities():
     found = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
     assert {name: metric.value for name, metric in found.by_label.items()} == {"NAME": 0, "PLACE": 1}
     gold = [task.targets(row, labels) for row in rows]
-    names, counts = metrics.recalls("entity_f1", gold, [after.argmax(-1)] * 30, labels)
+    names, counts = metrics.count_recalls("entity_f1", gold, [after.argmax(-1)] * 30, labels)
     assert names == ("NAME", "PLACE")
     assert counts.sum(axis=0).tolist() == [30, 0, 30, 30]  # found, and true
 
@@ -186,7 +186,7 @@ def test_buckets_of_length_are_quarters_with_their_own_drop():
     ids=["equal", "most-equal", "one", "two", "none"],
 )
 def test_buckets_hold_every_row_once_however_few_lengths_there_are(lengths, names):
-    buckets = comparison.buckets(lengths)
+    buckets = comparison.group_by_length(lengths)
     assert list(buckets) == names
     assert np.sum(list(buckets.values()), axis=0).tolist() == ([1] * len(lengths) if lengths else 0)
     assert all(inside.any() for inside in buckets.values())
@@ -228,7 +228,7 @@ def test_the_calibration_error_is_that_of_its_definition():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - top[inside].mean())
     assert error > 0.1
-    assert float(metrics.calibration_error(metrics.calibration(gold, rows).sum(axis=0))) == pytest.approx(
+    assert float(metrics.compute_calibration_error(metrics.count_calibration(gold, rows).sum(axis=0))) == pytest.approx(
         error, abs=1e-5
     )
 

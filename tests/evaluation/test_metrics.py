@@ -43,7 +43,7 @@ def test_an_unknown_metric_is_refused():
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_as_many_predictions_as_rows(name):
     with pytest.raises(ValueError, match="shorter"):
-        metrics.counts(name, [np.array([0])] * 2, [np.array([0])], LABELS[name])
+        metrics.count_rows(name, [np.array([0])] * 2, [np.array([0])], LABELS[name])
 
 
 def test_every_metric_that_a_task_names_is_known():
@@ -58,7 +58,7 @@ def test_counts_give_the_librarys_value(name, seed):
     gold, predicted = random_rows(seed, name)
     expected = library(name, gold, predicted)
     assert 0.1 < expected < 0.9
-    counted = metrics.ratio(name, metrics.counts(name, gold, predicted, LABELS[name]).sum(axis=0))
+    counted = metrics.compute_ratio(name, metrics.count_rows(name, gold, predicted, LABELS[name]).sum(axis=0))
     assert float(counted) == pytest.approx(expected, abs=1e-12)
     assert metrics.compute((name,), gold, predicted, LABELS[name]) == {name: pytest.approx(expected, abs=1e-12)}
 
@@ -66,9 +66,9 @@ def test_counts_give_the_librarys_value(name, seed):
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_each_resample_has_the_value_that_the_library_gives_for_its_rows(name):
     gold, predicted = random_rows(9, name)
-    counts = metrics.counts(name, gold, predicted, LABELS[name])
+    counts = metrics.count_rows(name, gold, predicted, LABELS[name])
     draws = np.random.default_rng(3).multinomial(len(gold), np.full(len(gold), 1 / len(gold)), size=4)
-    for sampled, draw in zip(metrics.ratio(name, bootstrap.sums(counts, 3, 4)), draws, strict=True):
+    for sampled, draw in zip(metrics.compute_ratio(name, next(bootstrap.draw_sums(counts, 3))[:4]), draws, strict=True):
         rows = np.repeat(np.arange(len(gold)), draw)
         expected = library(name, [gold[row] for row in rows], [predicted[row] for row in rows])
         assert float(sampled) == pytest.approx(expected, abs=1e-12)
@@ -105,9 +105,9 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 @pytest.mark.parametrize("name", metrics.METRICS)
 def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
     gold, predicted = random_rows(0, name)
-    counts = metrics.counts(name, gold, predicted, LABELS[name])
-    sums = bootstrap.sums(hstack([counts, counts], format="csr"), 0)
-    samples = np.stack([metrics.ratio(name, part) for part in np.split(sums, 2, axis=1)], axis=1)
+    counts = metrics.count_rows(name, gold, predicted, LABELS[name])
+    sums = np.concatenate(list(bootstrap.draw_sums(hstack([counts, counts], format="csr"), 0)))
+    samples = np.stack([metrics.compute_ratio(name, part) for part in np.split(sums, 2, axis=1)], axis=1)
     assert samples.shape == (bootstrap.RESAMPLES, 2)
     assert samples[:, 0].std() > 0
     np.testing.assert_array_equal(samples[:, 0], samples[:, 1])
@@ -127,7 +127,7 @@ def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
 )
 def test_entities_are_right_only_as_a_whole(gold, predicted, right, f1):
     rows = [[np.array([BIO.index(tag) for tag in tags.split()])] for tags in (gold, predicted)]
-    assert metrics.counts("entity_f1", *rows, BIO)[0, 0] == right
+    assert metrics.count_rows("entity_f1", *rows, BIO)[0, 0] == right
     assert metrics.compute(("entity_f1",), *rows, BIO)["entity_f1"] == pytest.approx(f1)
 
 
@@ -163,7 +163,7 @@ def test_the_table_of_entities_names_them_without_their_prefix():
     assert sorted(table["labels"]) == ["NAME", "PLACE"]
     assert np.array(table["confusion"]).shape == (5, 5)
     right = sum(row["recall"] * row["support"] for row in table["labels"].values())
-    counted = metrics.counts("entity_f1", gold, predicted, BIO).sum(axis=0)
+    counted = metrics.count_rows("entity_f1", gold, predicted, BIO).sum(axis=0)
     assert right == pytest.approx(counted[0])
 
 

@@ -102,7 +102,7 @@ def test_a_graph_equals_itself(reference, rows):
 
 
 def test_probes_range_from_the_shortest_text_to_the_longest_input(reference, rows):
-    names, batches = zip(*parity.probes(rows, reference.tokenizer), strict=True)
+    names, batches = zip(*parity.make_batches(rows, reference.tokenizer), strict=True)
     lengths = sorted(len(row.text) for row in rows)
     assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8, 1]
     assert (len(batches[0][0].text), len(batches[4][0].text)) == (lengths[0], lengths[-1])
@@ -112,7 +112,7 @@ def test_probes_range_from_the_shortest_text_to_the_longest_input(reference, row
 
 
 def test_pairs_are_probed_at_length_as_pairs(reference):
-    *_, (_, (example,)) = parity.probes([Example("a film", "the end")], reference.tokenizer)
+    *_, (_, (example,)) = parity.make_batches([Example("a film", "the end")], reference.tokenizer)
     (longest,) = reference.tokenizer.encode([example.text], [example.pair])
     assert (len(longest), set(longest.type_ids)) == (64, {0, 1})
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from deploykit.artifact.execution import Execution
-from deploykit.evaluation import timing
+from deploykit.evaluation import timing, workload
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor
+from deploykit.tasks import Example
 
 LENGTHS = Lengths.from_counts({5: 15, 9: 75, 40: 9, 500: 1})
 
@@ -47,7 +48,7 @@ class Clocked:
 
 @pytest.fixture
 def work(tokenizer, sentences):
-    return timing.workload(LENGTHS, tokenizer, [text for text, _ in sentences], seed=0)
+    return workload.build(LENGTHS, tokenizer, [text for text, _ in sentences], seed=0)
 
 
 def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the_model_reads(work, tokenizer):
@@ -55,13 +56,13 @@ def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the
     assert [len(text) for text in work.singles.values()] == [9, 5, 40]
     counts = Counter(map(len, work.mixed))
     assert set(counts) <= {5, 9, 40, tokenizer.max_tokens}
-    assert 0.7 < counts[9] / timing.MIXED < 0.8
+    assert 0.7 < counts[9] / workload.MIXED_TEXTS < 0.8
     assert {int(token) for text in work.mixed for token in text.ids} > {2, 3}  # real ones, of many texts
 
 
 def test_mixed_texts_are_grouped_within_the_budget(work, clock):
     grouped = work.grouped(100, Clocked(clock))
-    assert sum(len(batch["input_ids"]) for batch in grouped) == timing.MIXED
+    assert sum(len(batch["input_ids"]) for batch in grouped) == workload.MIXED_TEXTS
     assert max(batch["input_ids"].size for batch in grouped) <= 100
     assert len(work.grouped(1000, Clocked(clock))) < len(grouped)
 
@@ -78,9 +79,9 @@ def test_calls_are_timed_in_turn_after_a_call_that_is_not_counted(clock):
 
     found = timing.in_turn({"a": call("a", 1), "b": call("b", 2), "c": call("c", 3)}, seconds=0)
     assert {name: set(np.round(samples, 6)) for name, samples in found.items()} == {"a": {1}, "b": {2}, "c": {3}}
-    assert {len(samples) for samples in found.values()} == {timing.ROUNDS[0]}
+    assert {len(samples) for samples in found.values()} == {timing.LEAST_ROUNDS}
     turns = seen[3:]
-    assert len(turns) == 3 * timing.BURST * timing.ROUNDS[0]
+    assert len(turns) == 3 * timing.BURST * timing.LEAST_ROUNDS
     rounds = [turns[start : start + 3 * timing.BURST] for start in range(0, len(turns), 3 * timing.BURST)]
     assert all(Counter(one) == dict.fromkeys("abc", timing.BURST) for one in rounds)
     assert all(len(set(one[start : start + timing.BURST])) == 1 for one in rounds for start in range(0, 9, 3))
@@ -92,9 +93,9 @@ def test_no_call_has_always_the_same_neighbour(clock):
     timing.in_turn(calls, seconds=100)  # as many rounds as there may be
     turns = seen[len(calls) :: timing.BURST]
     before = Counter(pairwise(turns))
-    shares = [before[one, other] / timing.ROUNDS[1] for one in calls for other in calls if one != other]
+    shares = [before[one, other] / timing.MOST_ROUNDS for one in calls for other in calls if one != other]
     assert min(shares) > 0.1  # a third each, less where a round ends and the next begins with the same
-    itself = [before[name, name] / timing.ROUNDS[1] for name in calls]
+    itself = [before[name, name] / timing.MOST_ROUNDS for name in calls]
     assert max(itself) < 0.25  # half of the first and the last where orders alternate
 
 
@@ -108,10 +109,13 @@ def test_more_seconds_bring_more_rounds_up_to_a_limit(clock):
     def rounds(seconds):
         return len(timing.in_turn({"it": lambda: clock(10)}, seconds)["it"])
 
-    assert rounds(0) == timing.ROUNDS[0]
+    assert rounds(0) == timing.LEAST_ROUNDS
     assert rounds(0.6) == 20  # a burst takes 30 ms
-    assert rounds(100) == timing.ROUNDS[1]
-    assert len(timing.in_turn({"it": lambda: clock(10)}, 0, least=timing.FEW)["it"]) == timing.FEW
+    assert rounds(100) == timing.MOST_ROUNDS
+    assert (
+        len(timing.in_turn({"it": lambda: clock(10)}, 0, least=timing.FIRST_LOOK_ROUNDS)["it"])
+        == timing.FIRST_LOOK_ROUNDS
+    )
 
 
 def test_latency_is_the_median_with_an_interval_that_holds_it(clock, work):
@@ -130,7 +134,7 @@ def test_a_rate_counts_every_text_and_larger_batches_show_what_they_cost(clock, 
     rates = timing.rates({"it": engine}, work, (64, 256, 2048), seconds=1)["it"]
     assert max(rates, key=lambda budget: rates[budget].value) == 256
     tokens = sum(batch["input_ids"].size for batch in work.grouped(256, engine))
-    expected = 1000 * timing.MIXED / (len(work.grouped(256, engine)) + 0.01 * tokens)
+    expected = 1000 * workload.MIXED_TEXTS / (len(work.grouped(256, engine)) + 0.01 * tokens)
     assert rates[256].value == pytest.approx(expected)
     assert rates[256].low <= rates[256].value <= rates[256].high
 
@@ -150,25 +154,25 @@ def test_engines_are_timed_on_batches_padded_as_in_use(clock, work, monkeypatch)
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
 def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
     part = work.part(share)
-    assert len(part.mixed) == max(1, round(share * timing.MIXED))
+    assert len(part.mixed) == max(1, round(share * workload.MIXED_TEXTS))
     assert part.singles == work.singles
     whole = sorted(map(len, work.mixed))
     assert {len(text) for text in part.mixed} <= set(whole)
     middle = np.median([len(text) for text in part.mixed])
-    assert whole[int(0.35 * timing.MIXED)] <= middle <= whole[int(0.65 * timing.MIXED)]
+    assert whole[int(0.35 * workload.MIXED_TEXTS)] <= middle <= whole[int(0.65 * workload.MIXED_TEXTS)]
 
 
 def test_a_first_look_at_rates_is_short(clock, work):
     engine = Clocked(clock, fixed=1.0)
     part = work.part(0.1)
-    timing.rates({"it": engine}, part, (2048,), seconds=0, least=timing.FEW)
-    assert len(engine.shapes) == len(part.grouped(2048, engine)) * (1 + timing.FEW)
+    timing.rates({"it": engine}, part, (2048,), seconds=0, least=timing.FIRST_LOOK_ROUNDS)
+    assert len(engine.shapes) == len(part.grouped(2048, engine)) * (1 + timing.FIRST_LOOK_ROUNDS)
 
 
 def test_streams_get_the_batches_all_at_once(clock, work):
     engine = Clocked(clock, fixed=1.0, streams=2)
     timing.rates({"it": engine}, work, (256,), seconds=0)
-    assert Counter(engine.shapes)[work.grouped(256, engine)[0]["input_ids"].shape] % (1 + timing.ROUNDS[0]) == 0
+    assert Counter(engine.shapes)[work.grouped(256, engine)[0]["input_ids"].shape] % (1 + timing.LEAST_ROUNDS) == 0
 
 
 def test_the_cost_of_batches_is_found_again(clock, work):
@@ -215,3 +219,27 @@ def test_typical_times_are_measured_in_turn_and_say_how_busy_the_machine_was(clo
     assert waited == pytest.approx(0.25)
     rounds = [sorted(seen[start : start + 2 * timing.BURST]) for start in range(2, len(seen), 2 * timing.BURST)]
     assert all(one == [1.0] * timing.BURST + [4.0] * timing.BURST for one in rounds)
+
+
+class ClockedPredictor:
+    """A predictor that takes as many milliseconds as the text says, on a clock of its own."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.asked = 0.0, []
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def predict(self, texts, pairs):
+        self.asked += zip(texts, pairs, strict=True)
+        self.now += float(texts[0]) / 1000
+
+
+@pytest.mark.parametrize(("count", "timed"), [(40, 40), (5, 5), (1000, 300)])
+def test_texts_are_timed_one_by_one_and_the_tail_is_reported(count, timed, monkeypatch):
+    predictor = ClockedPredictor(monkeypatch)
+    rows = [Example(str(index % 100), "pair") for index in range(count)]
+    found = timing.p95(predictor, rows, seed=0)
+    times = [float(text) for text, _ in predictor.asked[-timed:]]
+    assert len(predictor.asked) == timed + min(timed, timing.P95_WARMUP_TEXTS)
+    assert {pair for _, pair in predictor.asked} == {"pair"}
+    assert found.value == pytest.approx(np.quantile(times, 0.95))
+    assert found.low < found.value <= found.high <= max(times) + 1e-6

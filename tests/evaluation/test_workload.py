@@ -17,7 +17,7 @@ PAGE = f"""# TYPE {HISTOGRAM} histogram
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        ("<!doctype html>", "this is no page of metrics"),
+        ("<!doctype html>", "this is not a page of metrics"),
         ("", f"this page has no histogram {HISTOGRAM}"),
         (PAGE.replace(HISTOGRAM, "deploykit_batch_tokens"), f"this page has no histogram {HISTOGRAM}"),
         (PAGE.replace(" 3.0", " 0.0").replace(" 4.0", " 0.0"), "has not answered a text yet"),

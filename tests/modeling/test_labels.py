@@ -70,7 +70,7 @@ def test_the_tasks_say_which_orders_they_can_use():
 
 
 def test_a_map_without_train_null_is_a_mistake(tmp_path, tiny_recipe):
-    with pytest.raises(RecipeError, match=r"labels: renames the labels of a model that is taken as it is"):
+    with pytest.raises(RecipeError, match=r"labels: renames the labels of a model that is not trained"):
         deploykit.load_recipe(tiny_recipe(tmp_path, labels={"LABEL_0": "negative"}))
 
 

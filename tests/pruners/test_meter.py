@@ -88,7 +88,7 @@ def test_mixed_rows_are_batched_as_the_whole_model_runs_fastest(problem_of, monk
     problem = problem_of(count=300)
     workload = meter.mixed_rows(problem, Engine())
     rows = [batch["attention_mask"].sum(axis=1) for batch in workload]
-    assert sum(map(len, rows)) == meter.timing.MIXED
+    assert sum(map(len, rows)) == meter.MIXED_TEXTS
     assert len(workload) > 1
     assert all(batch["input_ids"].size <= 32 for batch in workload)
     assert [batch["input_ids"].shape[1] for batch in workload] == sorted(b["input_ids"].shape[1] for b in workload)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from deploykit import methods, recipe
 from deploykit.errors import RecipeError
-from deploykit.recipe import KIND_OF_STAGE, Recipe
+from deploykit.recipe import KIND_OF_STAGE, Recipe, overrides
 
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -137,3 +137,20 @@ def test_an_unknown_key_is_refused_wherever_it_stands_with_the_nearest_known_one
     assert known in line.partition("Known: ")[2].rstrip(".").split(", ")
     if len(at) > 1 and at[-1] == "distill":
         assert "method" not in line.partition("Known: ")[2].split(", ")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | WORDS
+KEYS = st.sampled_from(["a", "b_1", "_c"])  # few, so that paths often lead to what is there
+TREES = st.dictionaries(KEYS, st.recursive(PLAIN, lambda inner: st.dictionaries(KEYS, inner, max_size=3)), max_size=3)
+
+
+@given(content=TREES, path=st.lists(KEYS, min_size=1, max_size=3), value=PLAIN | st.lists(PLAIN, max_size=2))
+def test_an_override_sets_its_key_and_nothing_else(content, path, value):
+    changed = json.loads(json.dumps(content))
+    overrides.apply(changed, f"{'.'.join(path)}={yaml.safe_dump(value)}")
+    before, after = content, changed
+    for name in path[:-1]:
+        assert {**after, name: None} == {**before, name: None}
+        before, after = before.get(name), after[name]
+        before = before if isinstance(before, dict) else {}
+    assert after == {**before, path[-1]: value}

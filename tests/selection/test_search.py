@@ -14,7 +14,7 @@ from deploykit import engines, hardware
 from deploykit.artifact import Metric
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError
-from deploykit.evaluation import timing
+from deploykit.evaluation import timing, workload
 from deploykit.evaluation.comparison import compare
 from deploykit.evaluation.workload import Lengths
 from deploykit.graphs import variants
@@ -66,7 +66,7 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
         graph=file,
         base=predictor,
         folder=tmp_path / "graphs",
-        work=timing.workload(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, [row.text for row in rows], 0),
+        work=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, [row.text for row in rows], 0),
         calibration=[predictor.tokenizer.collate(encodings[:8]), predictor.tokenizer.collate(encodings[8:])],
         judge=judge,
         gates=LIMITS,
@@ -459,11 +459,11 @@ def test_memory_forgets_what_was_not_asked_for_for_longest(tmp_path, monkeypatch
 
 
 def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):
-    assert len(bench.taste.mixed) == timing.MIXED  # a tiny model is done with all of them in no time
+    assert len(bench.taste.mixed) == workload.MIXED_TEXTS  # a tiny model is done with all of them in no time
     slow = replace(bench)
     seconds = iter((0.0, 10 * module.TASTE_S))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
-    assert len(slow.taste.mixed) == round(timing.MIXED / 10)
+    assert len(slow.taste.mixed) == round(workload.MIXED_TEXTS / 10)
 
 
 def test_arithmetic_of_the_cpu_is_looked_at_early_and_other_graphs_late(bench, monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
-from deploykit.tasks._tags import entities, scheme
+from deploykit.tasks._tags import decode_entities, recognize_scheme
 
 ROW = "O S-PER O B-LOC I-LOC E-LOC O B-LOC E-LOC S-LOC"  # BIOES
 WRITTEN = {
@@ -21,7 +21,7 @@ FORMS = ("{prefix}-{label}", "{prefix}_{label}", "{prefix}:{label}", "{label}-{p
 
 
 def read(tags):
-    return entities(list(map(scheme(tags), tags)))
+    return decode_entities(list(map(recognize_scheme(tags), tags)))
 
 
 def write(spans, length, letters, form):
@@ -95,4 +95,4 @@ def test_a_tag_that_is_none_of_the_scheme_is_refused_by_name(tags, message):
 
 @given(st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-O", "I-a-b"]), max_size=20))
 def test_predictions_are_decoded_as_seqeval_does(tags):
-    assert entities(tags) == [tuple(found) for found in get_entities(tags)]
+    assert decode_entities(tags) == [tuple(found) for found in get_entities(tags)]

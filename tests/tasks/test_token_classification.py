@@ -1,9 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploykit.tasks import IGNORED, Example, Span, softmax
 from deploykit.tasks import token_classification as task
-from deploykit.tokenizer import Tokenizer, Window, joined
+from deploykit.tokenizer import Encoding, Tokenizer, Window, joined
 
 TAGS = {"text": "text", "tokens": "tokens", "tags": "tags", "spans": None}
 SPANS = {**TAGS, "spans": "spans"}
@@ -28,12 +32,12 @@ def logits_for(targets, labels=LABELS, certainty=10.0):
         (["a"], "O", "tokens and tags must be lists"),
         ([], [], "and not empty"),
         (["a", "b"], ["O"], r"^2 tokens and 1 tags, expected as many of each$"),
-        (["a", ""], ["O", "O"], "a token is empty or no text"),
-        (["aa", " "], ["O", "O"], "a token is empty or no text"),
+        (["a", ""], ["O", "O"], "a token is empty or not a string"),
+        (["aa", " "], ["O", "O"], "a token is empty or not a string"),
         ([" ", "\t"], ["O", "O"], "all tokens are white space"),
-        (["a", 1], ["O", "O"], "a token is empty or no text"),
-        (["a", "b"], ["O", ""], "a tag is empty or no text"),
-        (["a", "b"], ["O", 1], "a tag is empty or no text"),
+        (["a", 1], ["O", "O"], "a token is empty or not a string"),
+        (["a", "b"], ["O", ""], "a tag is empty or not a string"),
+        (["a", "b"], ["O", 1], "a tag is empty or not a string"),
     ],
 )
 def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
@@ -57,7 +61,7 @@ def test_broken_tokens_and_tags_are_refused(tokens, tags, message):
         (
             "a b c",
             [{"start": 2, "end": 5, "label": "X"}, {"start": 0, "end": 3, "label": "Y"}],
-            "the spans .* overlap, expected one label a word",
+            "the spans .* overlap, expected one label per word",
         ),
         ("a b", [{"start": 0, "end": 1, "label": "X"}] * 2, "overlap"),
         ("a - \u200b", [{"start": 4, "end": 5, "label": "X"}], r"^the span 4-5 .* covers no word of the text"),
@@ -203,7 +207,7 @@ def test_units_that_were_cut_off_are_certainly_outside(tokenizer_folder):
     scores = task.scores(logits, text, encoding)
     assert scores.shape == (20, 5)
     np.testing.assert_array_equal(scores[:6], logits[1:7])
-    np.testing.assert_array_equal(scores[6:], [[task.UNSEEN_LOGIT, 0, 0, 0, 0]] * 14)
+    np.testing.assert_array_equal(scores[6:], [[task.CUT_OFF_LOGIT, 0, 0, 0, 0]] * 14)
     answer = task.answer(scores, text, encoding, LABELS)
     assert (len(answer.entities), answer.tokens, answer.truncated) == (6, 8, True)
 
@@ -255,6 +259,26 @@ def test_what_was_read_comes_back_from_perfect_scores(tokenizer, tagged_sentence
         (encoding,) = tokenizer.encode([example.text])
         answer = task.answer(logits_for(task.targets(example, LABELS)), example.text, encoding, LABELS)
         assert tuple(Span(found.start, found.end, found.label) for found in answer.entities) == example.spans
+
+
+PIECES = ["Anna", " ", "  ", "\n", "7kg", ",", "...", "e\u0301", "😀", "北京", "हिन्दी", "한국어", "don't", "\u200d"]
+
+
+@given(data=st.data(), text=st.lists(st.sampled_from(PIECES), max_size=15).map("".join) | st.text(max_size=20))
+def test_spans_come_back_from_the_targets_of_their_tokens_with_the_same_offsets(data, text):
+    units = task.units(text).tolist()
+    edges = sorted(data.draw(st.sets(st.integers(0, len(units)), max_size=6)))
+    spans = tuple(
+        Span(units[first][0], units[last - 1][1], data.draw(st.sampled_from(["NAME", "PLACE"])))
+        for first, last in list(pairwise(edges))[:: data.draw(st.integers(1, 2))]
+    )
+    example, places = Example(text, spans=spans), np.arange(len(text))
+    characters = Encoding(places, places, np.stack([places, places + 1], axis=1), 0, False)  # one token each
+    logits = logits_for(task.loss_targets(example, characters, LABELS).clip(0))
+    answer = task.answer(task.scores(logits, text, characters), text, characters, LABELS)
+    assert tuple(Span(entity.start, entity.end, entity.label) for entity in answer.entities) == spans
+    assert all(entity.text == text[entity.start : entity.end] for entity in answer.entities)
+    assert task.inexpressible(example, characters, LABELS) == []
 
 
 def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
@@ -319,7 +343,7 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     assert cut[:, 1].tolist() == [0, 1, 2]  # its longest beginning, where all cut it
     windows = [Window("alpha", 0, None), Window("eta gamma", 7, None)]
     lost = task.merge([found[0][:1], found[1]], windows, text)
-    assert lost[1].tolist() == [task.UNSEEN_LOGIT, 0, 0]  # no window has it: no entity
+    assert lost[1].tolist() == [task.CUT_OFF_LOGIT, 0, 0]  # no window has it: no entity
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
 from deploykit.evaluation import bootstrap, timing
+from deploykit.evaluation.workload import MIXED_TEXTS, QUANTILES
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
@@ -73,12 +74,12 @@ def relative_timer(
 def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at typical lengths."""
     rows = sorted((row.encoding for row in problem.train), key=len)
-    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in timing.QUANTILES]
+    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in QUANTILES]
 
 
 def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
     """Returns training rows of all lengths, in batches of the size that the whole model runs fastest."""
-    order = np.random.default_rng(problem.seed).permutation(len(problem.train))[: timing.MIXED]
+    order = np.random.default_rng(problem.seed).permutation(len(problem.train))[:MIXED_TEXTS]
     rows = [problem.train[index].encoding for index in order]
     workloads = {tokens: _batched(problem, rows, tokens, whole) for tokens in BATCH_TOKENS}
     calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
@@ -125,7 +126,7 @@ def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Ba
         times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
         ratios.append(times["pruned"] / times["whole"])
     random = np.random.default_rng(0)
-    medians = [bootstrap.of_values(ratio, bootstrap.median, random) for ratio in ratios]
+    medians = [bootstrap.resample(ratio, bootstrap.median, random) for ratio in ratios]
     low, high = bootstrap.interval(np.mean(medians, axis=0))
     return Metric(value=float(np.mean([np.median(ratio) for ratio in ratios])), low=low, high=high)
 
