@@ -22,7 +22,7 @@ from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import GateError, InputError
 from deploykit.evaluation import gates
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_model
 from deploykit.recipe import STAGES, Recipe
 from deploykit.stages import bundle, exporting, packaging, preflight, pruning, quantization, training
 from deploykit.stages.context import Job
@@ -79,9 +79,9 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
     for name in (first, until):
         if name is not None and name not in _stages(recipe):
             raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(_stages(recipe))}.")
-    base = checkpoint.find(recipe.model, recipe.revision)
+    base = base_model.find(recipe.model, recipe.revision)
     if recipe.prune is not None:
-        checkpoint.require_prunable(base)
+        base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
     preflight.check(base, tasks.load(recipe.task).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
     parent = key_of(parent=base.fingerprint, stage="base", method=recipe.task, options={}, data="", seed=0)

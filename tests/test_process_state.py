@@ -14,7 +14,7 @@ from deploykit import pipeline
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.graphs import export, variants
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's tracer and its imports
 
@@ -85,11 +85,11 @@ def test_a_run_that_fails_leaves_the_process_as_it_was(tmp_path, tiny_recipe, lo
 
 def test_opening_and_fusing_leave_levels_as_they_were(tmp_path, tiny_encoder, tiny_model, loggers):
     before = state()
-    base = checkpoint.find(str(tiny_model(tmp_path / "base")))
+    base = base_model.find(str(tiny_model(tmp_path / "base")))
     before["random"] = state()["random"]  # which the fixture has moved on
     export.write_graph(tiny_encoder(), tmp_path, "text-classification", 18)
     variants.write("fused", tmp_path / "model.onnx", tmp_path / "fused.onnx")
-    checkpoint.open_base(base, "AutoModelForSequenceClassification", ("negative", "positive"), fine_tuned=True)
+    base_model.open_base(base, "AutoModelForSequenceClassification", ("negative", "positive"), fine_tuned=True)
     after = state()
     assert after["levels"].items() >= before["levels"].items()
     assert after["environment"] == before["environment"]

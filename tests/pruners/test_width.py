@@ -56,9 +56,9 @@ def test_options_that_make_no_sense_are_refused(options):
         ({"max_drop": 0, "speedup": 2}, ": takes one target, got speedup: 2, max_drop: 0. Leave all but one out."),
         (
             {"speedup": 2, "minutes": 5},
-            ": minutes bounds the search of max_drop, got no max_drop. To bound the recovery, set distill.minutes.",
+            ": minutes limits the search of max_drop, got no max_drop. To limit the training, set distill.minutes.",
         ),
-        ({"max_drop": 0.01, "steps": 2}, ": max_drop takes steps of its own, got steps: 2. Leave steps out."),
+        ({"max_drop": 0.01, "steps": 2}, ": max_drop has steps of its own, got steps: 2. Leave steps out."),
         ({"speedup": 2, "engine": "torch"}, ": needs an engine that runs graphs in float32, got engine: torch."),
         (
             {"max_drop": 0, "precision": "bfloat16"},
