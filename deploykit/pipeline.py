@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -185,9 +185,13 @@ def run(
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Gives every stage the same threads, and takes back what the stages' libraries do to the process."""
-    budget = process_state.threads(hardware.cpu_limit())
-    with budget, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
+    """Gives every stage the same threads, silences libraries, and restores what they change in the process."""
+    with ExitStack() as settings:
+        settings.enter_context(process_state.threads(hardware.cpu_limit()))
+        settings.enter_context(process_state.environment())
+        settings.enter_context(process_state.draws())
+        settings.enter_context(process_state.quiet("transformers"))
+        settings.enter_context(process_state.no_progress_bars())
         yield
 
 
