@@ -24,7 +24,7 @@ from deploykit.selection import measurements
 from deploykit.selection.candidates import Spec, installed
 from deploykit.selection.choice import Candidate
 
-SAMPLE_S = 0.2
+SAMPLE_S = 0.2  # running time of the float graph in a first measurement
 PROTOCOL = "padded as in use, weights of 7 bits without VNNI"  # if it changes, older measurements are not used
 
 

@@ -27,14 +27,14 @@ from deploykit.selection.choice import Candidate
 from deploykit.selection.entries import Entry, choose, judge, log, passes, rule_out_on_error
 from deploykit.selection.evaluator import Bench
 
-MAX_FINALISTS = 6  # more would make each of them be timed too briefly
-MAX_RATIO = 1.3  # of a finalist's first measurement to the best one's: short measurements are this uncertain
+MAX_FINALISTS = 6  # they share the time, so more would leave too little for each
+MAX_RATIO = 1.3  # of a finalist's first measurement to the best one's, because a short measurement is inaccurate
 LOOK_SHARE = 0.5  # of the minutes, at most, for the first measurements
-LOOK_S = 1.0  # for one first measurement
+LOOK_S = 1.0  # at most, for each of them
 TIMING_SHARE = 0.15  # of the minutes, at most, for timing the finalists, alone and at mixed lengths each
 TIMING_S = 20.0  # the same in seconds
 BATCH_TOKENS = (256, 512, 1024, 2048)  # padded tokens per batch to try
-MEASURES = {"latency": "latency", "throughput": "time a text", "size": "bytes"}
+MEASURES = {"latency": "latency", "throughput": "time per text", "size": "bytes"}
 
 
 def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[Entry], list[Candidate]]:
@@ -66,7 +66,9 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
     judge(rest, bench, end)
     for entry in entries:
         if not entry.reason and not entry.latency:
-            entry.reason = f"{entry.ratio:.2f} times the float graph's {MEASURES[options.objective]} at a first look"
+            entry.reason = (
+                f"{entry.ratio:.2f} times the float graph's {MEASURES[options.objective]} in the first measurement"
+            )
     return entries, choose(entries, bench.gates, options.objective)
 
 

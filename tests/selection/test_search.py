@@ -129,7 +129,7 @@ def test_the_fastest_that_passes_is_kept_and_all_say_why(bench, clock):
         "2.00 times slower than dynamic int8, onnxruntime",
         "the best at latency that passes every gate",
         "1.10 times slower than dynamic int8, onnxruntime",
-        "2.00 times the float graph's latency at a first look",
+        "2.00 times the float graph's latency in the first measurement",
     ]
     assert all(found.comparison for found in candidates)  # there was time to judge all
     assert candidates[1].bytes == bench.file(DYNAMIC).stat().st_size < candidates[0].bytes
@@ -424,7 +424,7 @@ def test_memory_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatc
     assert line.startswith(
         f"the measurements cannot be stored ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
     )
-    assert line.endswith("set DEPLOYKIT_CACHE to a directory that can be written.")
+    assert line.endswith("set DEPLOYKIT_CACHE to a writable directory.")
 
 
 def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
