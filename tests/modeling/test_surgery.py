@@ -146,7 +146,7 @@ def test_a_shared_layer_stands_for_all_its_repetitions(tiny_encoder):
 
 
 def test_the_last_layer_of_a_stack_stays(tiny_encoder):
-    with pytest.raises(ValueError, match=r"at least one layer of decoder\.block must stay, \[2, 3\] are to go"):
+    with pytest.raises(ValueError, match=r"at least one layer of decoder\.block must stay, got \[2, 3\] to remove"):
         surgery.without(tiny_encoder("t5", "text2text-generation"), [2, 3])
 
 

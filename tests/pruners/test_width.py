@@ -220,7 +220,7 @@ def test_a_speedup_that_the_narrowest_model_does_not_have_is_refused(tiny_encode
         prune(tiny_encoder(), problem_of(count=16), width.Options(speedup=5, calibration_rows=8), tmp_path)
     assert str(caught.value) == (
         "a speedup of 5 is out of reach of the pruner width: with one head and 64 neurons in each layer, the model is"
-        " 1.61 times as fast here. Ask for less, or remove layers before."
+        " 1.61 times as fast here. Set a lower speedup, or remove layers first."
     )
 
 
