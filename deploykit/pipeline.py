@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import GateError, InputError
 from deploykit.evaluation import gates
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_model
 from deploykit.recipe import STAGES, Recipe
 from deploykit.stages import bundle, exporting, packaging, preflight, pruning, quantization, training
 from deploykit.stages.context import Job
@@ -97,9 +97,9 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
 
 def _base_fingerprint(recipe: Recipe) -> str:
     """Checks that the base model can be used, and returns its fingerprint."""
-    base = checkpoint.find(recipe.model, recipe.revision)
+    base = base_model.find(recipe.model, recipe.revision)
     if recipe.prune is not None:
-        checkpoint.require_prunable(base)
+        base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
     preflight.check(base, tasks.load(recipe.task).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
     return base.fingerprint
@@ -184,9 +184,13 @@ def run(
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """Sets torch's threads for all stages, and restores the process settings that libraries change."""
-    threads = process_state.threads(hardware.cpu_limit())
-    with threads, process_state.environment(), process_state.draws(), process_state.quiet("transformers"):
+    """Sets torch's threads for all stages, silences libraries, and restores the settings that they change."""
+    with ExitStack() as settings:
+        settings.enter_context(process_state.threads(hardware.cpu_limit()))
+        settings.enter_context(process_state.environment())
+        settings.enter_context(process_state.draws())
+        settings.enter_context(process_state.quiet("transformers"))
+        settings.enter_context(process_state.no_progress_bars())
         yield
 
 

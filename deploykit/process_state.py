@@ -7,11 +7,14 @@ deploykit uses them for other work, too.
 import logging
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
@@ -25,6 +28,22 @@ def quiet(*loggers: str) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Switches off the progress bars of transformers and huggingface_hub, which would appear between our own lines."""
+    transformers_bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    with warnings.catch_warnings(action="ignore"):  # given if HF_HUB_DISABLE_PROGRESS_BARS decides
+        transformers_logging.disable_progress_bar()  # switches both
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings(action="ignore"):
+            if transformers_bars:
+                transformers_logging.enable_progress_bar()
+            if not hub_bars:
+                disable_progress_bars()
 
 
 @contextmanager

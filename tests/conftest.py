@@ -52,7 +52,7 @@ TIERS = {  # marks of whole files; what has none is quick, and `make check` runs
             "modeling/test_distillation",
             "modeling/test_finetuning",
         ),
-        *("modeling/test_finite", "modeling/test_labels", "modeling/test_surgery", "pruners/test_layers"),
+        *("modeling/test_losses", "modeling/test_base_model", "modeling/test_surgery", "pruners/test_layers"),
         *("pruners/test_vocabulary", "pruners/test_width", "quantizers/test_every_quantizer", "selection/test_search"),
         *("stages/test_exporting", "stages/test_packaging", "stages/test_preflight", "stages/test_pruning"),
         *("stages/test_quantization", "stages/test_retuning", "test_contracts", "test_faults", "test_pipeline"),

@@ -103,7 +103,7 @@ def test_a_run_that_ends_in_a_moment_is_waited_for(tmp_path):
     file.touch()
     descriptor = os.open(file, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    threading.Timer(run_lock.GONE_S / 4, os.close, [descriptor]).start()
+    threading.Timer(run_lock.WAIT_S / 4, os.close, [descriptor]).start()
     with run_lock.locked(tmp_path):
         assert json.loads(file.read_text()) == {"pid": os.getpid()}
 

@@ -3,18 +3,21 @@
 import logging
 import os
 import random
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils.logging import is_progress_bar_enabled
 
 import deploykit
-from deploykit import pipeline
+from deploykit import pipeline, process_state
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.graphs import export, variants
-from deploykit.modeling import checkpoint
+from deploykit.modeling import base_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's tracer and its imports
 
@@ -28,6 +31,7 @@ def state():
         "handlers": list(logging.root.handlers),
         "filters": list(warnings.filters),
         "environment": dict(os.environ),
+        "bars": (is_progress_bar_enabled(), are_progress_bars_disabled()),
         "random": (random.getstate()[1], np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
     }
 
@@ -74,6 +78,25 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path, tiny_recipe, loggers, thre
     same(before, state())
 
 
+@pytest.mark.parametrize("head", [{"method": "full", "epochs": 1}, None], ids=["trained", "as it is"])
+def test_progress_bars_of_libraries_do_not_appear_in_a_run(tmp_path, tiny_recipe, capfd, head):
+    assert is_progress_bar_enabled()
+    pipeline.run(deploykit.load_recipe(tiny_recipe(tmp_path, train=head)), until="train")
+    assert "%|" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("variable", "hub_bars"), [(None, True), (None, False), (True, False), (False, True)])
+def test_progress_bars_are_switched_off_and_restored(monkeypatch, variable, hub_bars):
+    hub_tqdm = sys.modules["huggingface_hub.utils.tqdm"]  # a class has the same name in the package
+    monkeypatch.setattr(hub_tqdm, "HF_HUB_DISABLE_PROGRESS_BARS", variable)
+    monkeypatch.setattr(hub_tqdm, "progress_bar_states", {"_global": hub_bars})
+    with process_state.no_progress_bars():
+        assert not is_progress_bar_enabled()
+        assert are_progress_bars_disabled() == (variable is not False)
+    assert is_progress_bar_enabled()
+    assert are_progress_bars_disabled() != hub_bars
+
+
 def test_a_run_that_fails_leaves_the_process_as_it_was(tmp_path, tiny_recipe, loggers, threads):
     train = {"method": "full", "epochs": 2, "learning_rate": 1e30, "max_grad_norm": 1e30}
     recipe = deploykit.load_recipe(tiny_recipe(tmp_path, train=train))
@@ -85,11 +108,11 @@ def test_a_run_that_fails_leaves_the_process_as_it_was(tmp_path, tiny_recipe, lo
 
 def test_opening_and_fusing_leave_levels_as_they_were(tmp_path, tiny_encoder, tiny_model, loggers):
     before = state()
-    base = checkpoint.find(str(tiny_model(tmp_path / "base")))
+    base = base_model.find(str(tiny_model(tmp_path / "base")))
     before["random"] = state()["random"]  # which the fixture has moved on
     export.write_graph(tiny_encoder(), tmp_path, "text-classification", 18)
     variants.write("fused", tmp_path / "model.onnx", tmp_path / "fused.onnx")
-    checkpoint.open_base(base, "AutoModelForSequenceClassification", ("negative", "positive"), fine_tuned=True)
+    base_model.open_base(base, "AutoModelForSequenceClassification", ("negative", "positive"), fine_tuned=True)
     after = state()
     assert after["levels"].items() >= before["levels"].items()
     assert after["environment"] == before["environment"]

@@ -25,17 +25,17 @@ NEAR = 0.05  # a choice that is this much slower than the best still holds
 SECONDS = 30.0  # for each fresh measurement
 
 
-def repeat(package: retuning.Carried, options: auto.Options, folder: Path) -> dict[str, Any]:
+def repeat(package: retuning.Package, options: auto.Options, folder: Path) -> dict[str, Any]:
     """Searches, measures again and returns how far the choice is from the best."""
     os.environ[measurements.VARIABLE] = str(folder / "cache")
     cores = hardware.cpu_limit()
-    known = retuning.proven(package, options, cores)
+    known = retuning.passed_before(package, options, cores)
     bench = retuning.bench_of(package, folder / "graphs", options, known)
     entries, candidates = search.search(retuning.first_specs(package, known, options), bench, options)
     finalists = [entry for entry in entries if entry.latency]
     opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
     if options.objective == "throughput":
-        rates = timing.rates(opened, bench.work, search.BUDGETS, SECONDS)
+        rates = timing.rates(opened, bench.work, search.BATCH_TOKENS, SECONDS)
         fresh = {name: 1 / max(rate.value for rate in found.values()) for name, found in rates.items()}
     else:
         times = timing.latencies(opened, bench.work, SECONDS)
@@ -67,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     options = retuning.options(objective=arguments.objective, minutes=arguments.minutes, fallback=False)
-    package, found = retuning.carried(arguments.package), []
+    package, found = retuning.open_package(arguments.package), []
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
             found.append(repeat(package, options, Path(folder)))

@@ -1,7 +1,7 @@
-"""The table of architectures: where types of models keep their prunable parts, as names.
+"""The table of architectures: where each type of model keeps its prunable parts, as names.
 
-An architecture is a row here, not a class: whoever adds one writes down what its modules and its
-configuration call things. Surgery by these names is in `architectures`.
+To prune another type of model, add a row with the names that its modules and its configuration have. `surgery` changes
+models by these names.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from deploykit.errors import ModelError
 
 @dataclass(frozen=True)
 class Attention:
-    """Dotted names below a layer: the module, its four linear layers.
+    """The attention of a layer, as dotted names below the layer: its module, and its four linear layers.
 
-    `heads` is the module's attribute with its head count, `width` the one with heads times head size.
+    `heads` is the module's attribute with the number of heads, `width` the one with heads times head size.
     """
 
     module: str
@@ -29,12 +29,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Stack:
-    """Dotted names of a stack of layers, `path` below the base model and the rest below a layer.
+    """A stack of layers, as dotted names: `path` below the base model, all others below a layer.
 
-    `depth` are the configuration's attributes with the number of layers. `ups` lead into the feed-forward (of
-    these a layer has some; a gate is one of two) and `down` leads out of it. `attention` is None where heads
-    stay, `first` is what only the first layer holds, for all of them. `cached`: transformers would make a cache for as
-    many layers as the first stack has, unless the configuration also calls this one's number `decoder_layers`.
+    `depth` are the configuration's attributes with the number of layers. `ups` lead into the feed-forward; a layer has
+    some of them, two if it is gated. `down` leads out of it. `attention` is None if heads cannot be pruned. `first` is
+    a parameter that only the first layer holds, for all layers. `cached`: transformers would make a cache with as many
+    layers as the first stack has, unless the configuration has this stack's depth as `decoder_layers`, too.
     """
 
     path: str
@@ -48,10 +48,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The stacks of a type of model, those that it has of these.
+    """The stacks of a type of model; a model may lack one of them, for example the decoder.
 
-    `repeated`: the stack's one layer is run as often as the configuration's depth says. `only` are values of the
-    configuration that the row stands for.
+    `repeated`: the stack has one layer, which runs as often as the configuration's depth says. `only` are values that
+    the configuration must have.
     """
 
     stacks: tuple[Stack, ...]
@@ -97,9 +97,9 @@ ALBERT = Stack(
         projection="albert_layers.0.attention.dense",
     ),
 )
-# Heads stay: all layers add one relative position bias, which has a column a head.
+# No heads: all layers add the same relative position bias, which has a column per head.
 MPNET = Stack(path="encoder.layer", ups=("intermediate.dense",), down="output.dense")
-# Heads of the decoders stay too: caches, grouped keys and rotary positions are laid out for one head count.
+# No heads of decoders either: caches, grouped keys and rotary positions expect the same number in every layer.
 GPT2 = Stack(path="h", ups=("mlp.c_fc",), down="mlp.c_proj")
 LLAMA = Stack(path="layers", ups=("mlp.gate_proj", "mlp.up_proj"), down="mlp.down_proj")
 T5_ENCODER = Stack(
@@ -136,31 +136,31 @@ ARCHITECTURES = {
     "xlm-roberta": ROBERTA,
 }
 
-# Types of models, prunable or not, whose positions are counted from the padding token's id: they read so many fewer.
-AFTER_PADDING = {
+# Types of models, prunable or not, that count positions from the padding token's id on, and so read fewer tokens.
+POSITIONS_AFTER_PADDING = {
     *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mluke", "mpnet"),
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
 
 
 def architecture_of(config: Any) -> Architecture:
-    """Returns where models of a configuration keep their parts.
+    """Returns the row of the table for a model's configuration.
 
     Raises:
-        ModelError: the type is not in the table, or the configuration is not what its row stands for.
+        ModelError: the table has no row for the type, or the row does not cover this configuration.
     """
     if is_known(config):
         return ARCHITECTURES[config.model_type]
-    found = f"models of type {config.model_type!r} cannot be pruned: known are {', '.join(ARCHITECTURES)}."
+    reason = f"models of type {config.model_type!r} cannot be pruned: known are {', '.join(ARCHITECTURES)}."
     if config.model_type in ARCHITECTURES:
         only = ARCHITECTURES[config.model_type].only
-        needed = ", ".join(f"{name}: {value}" for name, value in only.items())
-        given = ", ".join(str(getattr(config, name)) for name in only)
-        found = f"{config.model_type} models are pruned only with {needed}; this one has {given}."
-    raise ModelError(f"{found} To keep the model as it is, set prune: null.")
+        required = ", ".join(f"{name}: {value}" for name, value in only.items())
+        actual = ", ".join(str(getattr(config, name)) for name in only)
+        reason = f"{config.model_type} models are pruned only with {required}; this one has {actual}."
+    raise ModelError(f"{reason} To keep the model as it is, set prune: null.")
 
 
 def is_known(config: Any) -> bool:
-    """Says whether the table has a row for models of a configuration."""
+    """Says whether the table has a row for a model's configuration."""
     row = ARCHITECTURES.get(config.model_type)
     return row is not None and all(getattr(config, name) == value for name, value in row.only.items())

@@ -1,9 +1,9 @@
-"""The tokenizer of a base model, taken over as it is.
+"""Saving the tokenizer of a base model without changing it.
 
-`tokenizer.json` is copied byte by byte: transformers would build it anew from the class that is named beside it, and
-transformers 5 drops what differs from that class. `tokenizer_config.json` is written anew, with a class that every
-version opens and only what is needed; templates of chats, whose names are file names, stay behind. Only a model
-without `tokenizer.json` is opened by transformers, which converts it.
+`tokenizer.json` is copied byte by byte: transformers would rebuild it as the class that `tokenizer_config.json` names,
+and transformers 5 drops what that class does not have. `tokenizer_config.json` is written anew, with a class that every
+version opens, and without chat templates, which may name files. A model without `tokenizer.json` is converted by
+transformers.
 """
 
 import json
@@ -23,24 +23,25 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from deploykit.artifact import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from deploykit.errors import ModelError
 from deploykit.modeling import configuration
-from deploykit.modeling.architectures import AFTER_PADDING
-from deploykit.modeling.checkpoint import Base
+from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
+from deploykit.modeling.base_model import Base
 from deploykit.tokenizer import Tokenizer
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SPECIAL_TOKENS = "special_tokens_map.json"
-VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", SPECIAL_TOKENS, "*.model")
-NO_LIMIT = 512  # tokens that are read where neither model nor recipe sets a limit
-UNBOUNDED = 1_000_000  # tokenizers without a limit carry a larger number than this
+ADDED_TOKENS = "added_tokens.json"
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", ADDED_TOKENS, SPECIAL_TOKENS, "*.model")
+DEFAULT_MAX_TOKENS = 512  # if neither the model nor the recipe sets a limit
+UNLIMITED_TOKENS = 1_000_000  # tokenizers without a limit have a larger number than this
 
 
 def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
-    """Writes a base model's tokenizer and opens what was written.
+    """Saves a base model's tokenizer and opens the saved files.
 
     Args:
         base: the model.
         folder: gets `tokenizer.json` and `tokenizer_config.json`.
-        max_tokens: the recipe's limit; tokenizer and positions of the model set others.
+        max_tokens: the recipe's limit; the tokenizer's and the model's hold as well.
 
     Raises:
         ModelError: there is no tokenizer that can be used.
@@ -48,40 +49,40 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     config, settings = configuration.read(base.folder, base.name), _settings(base)
     if (base.folder / TOKENIZER).is_file():
-        backend = _opened(base)
+        backend = _open(base)
         shutil.copyfile(base.folder / TOKENIZER, folder / TOKENIZER)
-        roles = _roles(base, settings, backend, config)
+        special = _special_tokens(base, settings, backend, config)
     else:
-        converted = _converted(base, settings, config.model_type)
+        converted = _convert(base, settings, config.model_type)
         backend = converted.backend_tokenizer
-        roles = {role: token for role, token in converted.special_tokens_map.items() if role in ROLES}
+        special = {role: token for role, token in converted.special_tokens_map.items() if role in ROLES}
         settings = {"padding_side": converted.padding_side, **settings}
         (folder / TOKENIZER).write_text(backend.to_str(pretty=True), encoding="utf-8")
     typed = (getattr(config, "type_vocab_size", 0) or 0) > 1
-    limit = _limit(config, settings, backend.token_to_id(roles.get("pad_token", "")))
+    limit = _max_tokens(config, settings, backend.token_to_id(special.get("pad_token", "")))
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": limit,
         "padding_side": settings.get("padding_side") or "right",
         "model_input_names": ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **roles,
+        **special,
     }
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return Tokenizer.load(folder, min(limit, max_tokens or UNBOUNDED))
+    return Tokenizer.load(folder, min(limit, max_tokens or UNLIMITED_TOKENS))
 
 
 def _settings(base: Base) -> dict[str, Any]:
-    """Returns what stands beside the vocabulary; older models name their special tokens in a file of their own."""
-    found: dict[str, Any] = {}
+    """Reads the settings of the tokenizer; older models have their special tokens in a file of their own."""
+    settings: dict[str, Any] = {}
     for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
         if (base.folder / file).is_file():
-            found |= configuration.read_json(base.folder / file, base.name)
-    configuration.refuse_code(found, base.name, TOKENIZER_CONFIG)
-    return found
+            settings |= configuration.read_json(base.folder / file, base.name)
+    configuration.refuse_code(settings, base.name, TOKENIZER_CONFIG)
+    return settings
 
 
-def _opened(base: Base) -> tokenizers.Tokenizer:
+def _open(base: Base) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(base.folder / TOKENIZER))
     except Exception as error:  # the library raises plain Exception
@@ -92,54 +93,56 @@ def _opened(base: Base) -> tokenizers.Tokenizer:
         ) from error
 
 
-def _roles(base: Base, settings: Mapping[str, Any], backend: tokenizers.Tokenizer, config: Any) -> dict[str, str]:
-    """Finds the special tokens: of the settings, of the class that these name, of the model's configuration."""
-    defaults = _defaults(settings.get("tokenizer_class"), config.model_type)
-    roles = {}
+def _special_tokens(
+    base: Base, settings: Mapping[str, Any], backend: tokenizers.Tokenizer, config: Any
+) -> dict[str, str]:
+    """Returns the special tokens by role: from the settings, the tokenizer's class or the model's configuration."""
+    defaults = _class_defaults(settings.get("tokenizer_class"), config.model_type)
+    special = {}
     for role in ROLES:
         token = settings.get(role, defaults.get(role))
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and backend.token_to_id(token) is not None:
-            roles[role] = token
-    if "pad_token" not in roles and isinstance(config.pad_token_id, int):
-        token = backend.id_to_token(config.pad_token_id) if config.pad_token_id >= 0 else None
-        roles |= {"pad_token": token} if token is not None else {}
-    if "pad_token" not in roles:
+            special[role] = token
+    if "pad_token" not in special and isinstance(config.pad_token_id, int) and config.pad_token_id >= 0:
+        token = backend.id_to_token(config.pad_token_id)
+        special |= {"pad_token": token} if token is not None else {}
+    if "pad_token" not in special:
         raise ModelError(
-            f"{base.name} names no padding token that its {TOKENIZER} knows. Add one to {TOKENIZER_CONFIG}, for"
-            ' example the end token: "pad_token": "</s>".'
+            f"{base.name} has no padding token that is in its {TOKENIZER}. Add one to {TOKENIZER_CONFIG}, for example"
+            ' the end token: "pad_token": "</s>".'
         )
-    return roles
+    return special
 
 
-def _defaults(named: object, kind: str) -> dict[str, Any]:
-    """Returns the special tokens of a class of transformers, as its constructor has them."""
-    known = TOKENIZER_MAPPING_NAMES.get(kind) or ()
-    names = [named, *(known if isinstance(known, tuple) else [known])]
+def _class_defaults(class_name: object, model_type: str) -> dict[str, Any]:
+    """Returns the special tokens that are defaults in the constructor of a tokenizer class of transformers."""
+    classes = TOKENIZER_MAPPING_NAMES.get(model_type) or ()
+    names = [class_name, *(classes if isinstance(classes, tuple) else [classes])]
     for name in [name for name in names if isinstance(name, str)]:
         for variant in (name, f"{name.removesuffix('Fast')}Fast"):
             parameters = signature(getattr(transformers, variant, object).__init__).parameters
-            found = {role: parameters[role].default for role in ROLES if role in parameters}
-            if any(isinstance(token, str) for token in found.values()):
-                return found
+            defaults = {role: parameters[role].default for role in ROLES if role in parameters}
+            if any(isinstance(token, str) for token in defaults.values()):
+                return defaults
     return {}
 
 
-def _limit(config: Any, settings: Mapping[str, Any], pad_id: int | None) -> int:
-    """Returns the most tokens that the model reads, by its tokenizer and its positions."""
+def _max_tokens(config: Any, settings: Mapping[str, Any], pad_id: int | None) -> int:
+    """Returns the maximum number of tokens that both the tokenizer and the model's positions allow."""
     limits = [settings.get("model_max_length")]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        after = pad_id if config.pad_token_id is None else config.pad_token_id
-        limits.append(positions - ((after or 0) + 1 if config.model_type in AFTER_PADDING else 0))
-    usable = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < UNBOUNDED]
-    return min(usable, default=NO_LIMIT)
+        offset = pad_id if config.pad_token_id is None else config.pad_token_id
+        limits.append(positions - ((offset or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0))
+    usable = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < UNLIMITED_TOKENS]
+    return min(usable, default=DEFAULT_MAX_TOKENS)
 
 
-def _converted(base: Base, settings: Mapping[str, Any], kind: str) -> Any:
-    """Opens a tokenizer without `tokenizer.json` with transformers, from a directory that holds nothing else."""
+def _convert(base: Base, settings: Mapping[str, Any], model_type: str) -> Any:
+    """Converts a tokenizer without `tokenizer.json`, in a directory that holds only its vocabulary and settings."""
     files = sorted(file for pattern in VOCABULARIES for file in base.folder.glob(pattern))
-    if not {file.name for file in files} - {"added_tokens.json", SPECIAL_TOKENS}:
+    if not {file.name for file in files} - {ADDED_TOKENS, SPECIAL_TOKENS}:
         raise ModelError(
             f"{base.name} has no tokenizer: expected {TOKENIZER}, or a vocabulary such as vocab.txt or spm.model."
             " Copy the files of the tokenizer beside the model's."
@@ -148,33 +151,36 @@ def _converted(base: Base, settings: Mapping[str, Any], kind: str) -> Any:
     if isinstance(safe.get("extra_special_tokens"), list):  # as transformers 5 writes it
         safe["additional_special_tokens"] = safe.pop("extra_special_tokens")
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for file in files:
-            shutil.copyfile(file, Path(name) / file.name)
-        (Path(name) / TOKENIZER_CONFIG).write_text(json.dumps(safe), encoding="utf-8")
-        (Path(name) / CONFIG).write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+            shutil.copyfile(file, folder / file.name)
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(safe), encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
         try:
-            found = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # whatever the classes run into, of a library that is missing, too
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, use_fast=True, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # of many types, also for a missing library
             raise _not_converted(base, error) from error
-    if not getattr(found, "is_fast", False):
+    if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{base.name} has no fast tokenizer ({TOKENIZER}), and transformers cannot make one.")
-    return found
+    return tokenizer
 
 
 def _not_converted(base: Base, error: Exception) -> ModelError:
     pieces = sorted(file.name for file in base.folder.glob("*.model"))
     if pieces and not all(map(_is_installed, ("sentencepiece", "google.protobuf"))):
         return ModelError(
-            f"{base.name} has its tokenizer as a model of SentencePiece only ({pieces[0]}), and reading it needs"
+            f"{base.name} has its tokenizer as a SentencePiece model only ({pieces[0]}), and reading it needs"
             " packages that are not installed: pip install sentencepiece protobuf"
         )
     if pieces:
         return ModelError(
-            f"{base.name} has no {TOKENIZER}, and its {pieces[0]} is no model of SentencePiece that can be read."
+            f"{base.name} has no {TOKENIZER}, and its {pieces[0]} cannot be read as a SentencePiece model."
             " Download the model again, or save its tokenizer in the fast form."
         )
     return ModelError(
-        f"{base.name} has no {TOKENIZER}, and transformers cannot make one of its vocabulary"
+        f"{base.name} has no {TOKENIZER}, and transformers cannot make one from its vocabulary"
         f" ({type(error).__name__}: {configuration.first_line(error)}). Save its tokenizer in the fast form."
     )
 
@@ -182,5 +188,5 @@ def _not_converted(base: Base, error: Exception) -> ModelError:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it would be in is missing
+    except ModuleNotFoundError:  # its parent package is missing
         return False

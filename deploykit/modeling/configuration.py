@@ -1,9 +1,8 @@
-"""The one way to read the configuration of a model that somebody else made.
+"""Reading `config.json` of a model from elsewhere safely.
 
-`config.json` and the list of weight files are checked before transformers opens anything: a configuration can name
-code to run, other repositories to fetch and files elsewhere on the disk, and not every version of transformers refuses
-that. It can also have been written by another version: what transformers 5 renamed is translated for 4.57, which would
-otherwise go on with defaults and say nothing.
+It is checked before transformers opens anything, like the list of weight files: a configuration can name code to run,
+repositories to download and files elsewhere on the disk, and not every version of transformers refuses that. Names that
+transformers 5 changed are translated for 4.57, which would silently use defaults instead.
 """
 
 import json
@@ -22,61 +21,48 @@ from deploykit.modeling.surgery import TRANSFORMERS_4
 
 ADAPTER = "adapter_config.json"
 HEADS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MASKED_LM", "CAUSAL_LM")
-LABELS = ("id2label", "label2id")  # of dictionaries whose keys are the user's words
-# Keys that make transformers run code, or read weights, that are not in the model's directory.
+LABELS = ("id2label", "label2id")  # dictionaries whose keys are labels, not settings
+# Settings that make transformers run code, or read weights, from outside the model's directory.
 CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
-ELSEWHERE = ("_attn_implementation_internal", "_experts_implementation_internal", "transformers_weights")
+OUTSIDE = ("_attn_implementation_internal", "_experts_implementation_internal", "transformers_weights")
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset")
-# What 4.57 calls the base of the rotary positions of one kind of layer.
-THETAS = {
+# Names in 4.57 of the base frequency of rotary positions, by the type of layer.
+ROPE_THETAS = {
     "full_attention": ("global_rope_theta", "rope_theta"),
     "sliding_attention": ("local_rope_theta", "rope_local_base_freq"),
 }
 
 
 def read(folder: Path, name: str) -> Any:
-    """Reads the configuration of a model.
-
-    Args:
-        folder: of the model.
-        name: what messages call the model.
+    """Reads the configuration of a model, which messages call `name`.
 
     Raises:
-        ModelError: the configuration cannot be read, is of a type that is not known, or asks for code or files that are
-            not a part of the model.
+        ModelError: the configuration cannot be read, its type is unknown, or it needs code or files from elsewhere.
     """
     content = read_json(folder / CONFIG, name)
     _refuse_foreign_parts(content, name)
     _refuse_foreign_files(folder, name)
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in _types():
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _text_models():
         raise ModelError(
-            f"{name} has the model type {kind!r} in {CONFIG}, which is no model of text that transformers"
-            f" {transformers.__version__} knows. Choose another model, or a version of transformers that knows it."
+            f"{name} has the model type {model_type!r} in {CONFIG}, which is not a text model of transformers"
+            f" {transformers.__version__}. Choose another model, or a version of transformers that has it."
         )
     content = {key: value for key, value in content.items() if key not in ATTENTION}
-    config_class = CONFIG_MAPPING[kind]
+    config_class = CONFIG_MAPPING[model_type]
     try:
         content = _for_4(content, signature(config_class.__init__).parameters) if TRANSFORMERS_4 else _for_5(content)
         return config_class.from_dict(content)
     except ModelError as error:
         raise ModelError(f"{name} {error}") from error
-    except Exception as error:  # each class checks its values in its own way
+    except Exception as error:  # each class raises errors of its own
         raise ModelError(
             f"{name} has a {CONFIG} that cannot be used: {first_line(error)}. Check its values."
         ) from error
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:
-    """Reads a JSON object of a model.
-
-    Args:
-        file: of the model.
-        name: what messages call the model.
-
-    Raises:
-        ModelError: it is missing or holds something else.
-    """
+    """Reads a JSON object from a model's file; raises a ModelError if it is missing or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,52 +75,49 @@ def read_json(file: Path, name: str) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the beginning of what an error says, without the dot at its end."""
+    """Returns the first line of an error's message, shortened and without a full stop."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200].removesuffix(".")
 
 
 def refuse_code(content: object, name: str, file: str) -> None:
-    """Refuses settings that name code which comes with a model.
-
-    Raises:
-        ModelError: names the setting.
-    """
+    """Raises a ModelError if settings, read from `file`, name code that comes with a model."""
     for key, value in _pairs(content):
         if key in CODE and value:
             raise ModelError(
                 f"{name} needs code of its own ({key} in {file}), and deploykit runs no code that comes with a model."
-                " Choose a model that transformers knows by itself."
+                " Choose a model that transformers supports by itself."
             )
 
 
-def _types() -> set[str]:
-    """Returns the types of models that have a head of a task; of those that only write text, too."""
+def _text_models() -> set[str]:
+    """Returns the types of models that have a head for a text task, including those that only generate text."""
     tables = [getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES") for head in HEADS]
-    return {kind for table in (*tables, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) for kind in table}
+    tables.append(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    return {model_type for table in tables for model_type in table}
 
 
 def _pairs(content: object) -> Iterator[tuple[str, object]]:
-    """Yields the keys and values of nested JSON, those of labels left out."""
-    parts = list(content.items()) if isinstance(content, dict) else []
-    yield from parts
-    inside = [value for key, value in parts if key not in LABELS] if parts else content
-    for value in inside if isinstance(inside, list) else []:
+    """Yields the keys and values of nested JSON, except those inside dictionaries of labels."""
+    pairs = list(content.items()) if isinstance(content, dict) else []
+    yield from pairs
+    inner = [value for key, value in pairs if key not in LABELS] if pairs else content
+    for value in inner if isinstance(inner, list) else []:
         yield from _pairs(value)
 
 
 def _refuse_foreign_parts(content: dict[str, Any], name: str) -> None:
     refuse_code(content, name, CONFIG)
     for key, value in _pairs(content):
-        if (key in ELSEWHERE and value) or (key in ATTENTION and "/" in str(value)):
+        if (key in OUTSIDE and value) or (key in ATTENTION and "/" in str(value)):
             raise ModelError(
-                f"{name} has {key} in {CONFIG}, which lets transformers fetch parts from elsewhere."
+                f"{name} has {key} in {CONFIG}, which lets transformers load parts from elsewhere."
                 f" If you trust the model, remove {key} from the file."
             )
         if key == "quantization_config" and value:
             raise ModelError(
-                f"{name} holds quantized weights ({key} in {CONFIG}), which are neither trained nor exported."
-                " Choose the model that it was made from, and quantize with deploykit."
+                f"{name} holds quantized weights ({key} in {CONFIG}), which can be neither trained nor exported."
+                " Choose the model that was quantized, and quantize it with deploykit."
             )
 
 
@@ -142,74 +125,76 @@ def _refuse_foreign_files(folder: Path, name: str) -> None:
     if (folder / ADAPTER).is_file():
         raise ModelError(
             f"{name} is an adapter ({ADAPTER}), which takes its weights from another model."
-            " Merge it into that model (merge_and_unload in peft) and save the whole."
+            " Merge it into that model (merge_and_unload in peft) and save the merged model."
         )
     for index in folder.glob("*.index.json"):
         files = read_json(index, name).get("weight_map", {})
         wrong = [file for file in files.values() if not isinstance(file, str) or Path(file).name != file]
         if wrong:
             raise ModelError(
-                f"{name} has {wrong[0]!r} in {index.name}, which is no name of a file in its directory."
+                f"{name} has {wrong[0]!r} in {index.name}, which is not the name of a file in its directory."
                 " Download or save the model again."
             )
 
 
-def _for_4(content: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates what transformers 5 wrote into what 4.57 reads."""
+def _for_4(content: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates what transformers 5 wrote into the parameters of a configuration class of 4.57."""
     content = dict(content)
     rope = content.pop("rope_parameters", None)
-    if rope and "rope_parameters" not in known:
-        nested = all(isinstance(value, dict) for value in rope.values())
-        content |= _thetas(rope, known) if nested else _rope(rope, known)
-    kinds = content.get("layer_types")
-    if kinds and "layer_types" not in known and set(kinds) != {"full_attention"}:
-        every = _period(kinds)
-        if "global_attn_every_n_layers" not in known or not every:
-            raise _of_transformers_5("layer_types")
+    if rope and "rope_parameters" not in parameters:
+        per_layer_type = all(isinstance(value, dict) for value in rope.values())
+        content |= _rope_thetas(rope, parameters) if per_layer_type else _rope(rope, parameters)
+    layer_types = content.get("layer_types")
+    if layer_types and "layer_types" not in parameters and set(layer_types) != {"full_attention"}:
+        every = _full_attention_period(layer_types)
+        if "global_attn_every_n_layers" not in parameters or not every:
+            raise _untranslatable("layer_types")
         content["global_attn_every_n_layers"] = every
         del content["layer_types"]
     return content
 
 
-def _rope(rope: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    rest = dict(rope)
-    found: dict[str, Any] = {name: rest.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rest}
-    if rest.get("rope_type", "default") != "default":
-        found["rope_scaling"] = rest
-    if set(found) - set(known):
-        raise _of_transformers_5("rope_parameters")
-    return found
+def _rope(rope: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = dict(rope)
+    names = ("rope_theta", "partial_rotary_factor")
+    settings: dict[str, Any] = {name: scaling.pop(name) for name in names if name in scaling}
+    if scaling.get("rope_type", "default") != "default":
+        settings["rope_scaling"] = scaling
+    if set(settings) - set(parameters):
+        raise _untranslatable("rope_parameters")
+    return settings
 
 
-def _thetas(rope: dict[str, dict[str, Any]], known: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for kind, parameters in rope.items():
-        name = next((name for name in THETAS.get(kind, ()) if name in known), None)
-        plain = set(parameters) <= {"rope_theta", "rope_type"} and parameters.get("rope_type", "default") == "default"
+def _rope_thetas(rope: dict[str, dict[str, Any]], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for layer_type, values in rope.items():
+        name = next((name for name in ROPE_THETAS.get(layer_type, ()) if name in parameters), None)
+        plain = set(values) <= {"rope_theta", "rope_type"} and values.get("rope_type", "default") == "default"
         if name is None or not plain:
-            raise _of_transformers_5("rope_parameters")
-        found[name] = parameters["rope_theta"]
-    return found
+            raise _untranslatable("rope_parameters")
+        settings[name] = values["rope_theta"]
+    return settings
 
 
-def _period(kinds: list[str]) -> int | None:
-    """Returns after how many layers one with full attention comes again, from the first on; None if it is no rule."""
-    for every in range(1, len(kinds) + 1):
-        if kinds == ["sliding_attention" if index % every else "full_attention" for index in range(len(kinds))]:
+def _full_attention_period(layer_types: list[str]) -> int | None:
+    """Returns n if every n-th layer, from the first on, has full attention and the others sliding; None if not."""
+    for every in range(1, len(layer_types) + 1):
+        pattern = ["sliding_attention" if index % every else "full_attention" for index in range(len(layer_types))]
+        if layer_types == pattern:
             return every
     return None
 
 
-def _of_transformers_5(key: str) -> ModelError:
+def _untranslatable(key: str) -> ModelError:
     return ModelError(
-        f"was saved by transformers 5, and transformers {transformers.__version__} does not know what its {key} means."
+        f"was saved by transformers 5, and its {key} means nothing to transformers {transformers.__version__}."
         " Install transformers 5, or save the model with 4.57."
     )
 
 
 def _for_5(content: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the list of a T5 decoder's layers, of older checkpoints, which 5 holds against the encoder's depth."""
+    """Replaces `layer_types` of older T5 decoders by their number: 5 would compare it with the encoder's depth."""
     content = dict(content)
-    if content["model_type"] == "t5" and (kinds := content.pop("layer_types", None)):
-        content["decoder_layers"] = len(kinds)
+    if content["model_type"] == "t5" and (layer_types := content.pop("layer_types", None)):
+        content["decoder_layers"] = len(layer_types)
     return content

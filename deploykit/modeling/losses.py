@@ -1,19 +1,28 @@
-"""Losses by name."""
+"""Losses, and the checks that weights, losses and logits are finite: the stage where NaN first appears must stop.
 
+Later steps would hide it: the argmax of NaN logits is the first label, whose share of the rows looks like an accuracy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from deploykit.modeling.finite import Loss
-from deploykit.tasks import IGNORED
+from deploykit.errors import ModelError
+from deploykit.tasks import IGNORED, Float32
+
+Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
+MAX_LOGIT = 1000.0  # no trained classifier reaches it; beyond, float32 is too coarse for the tolerance of an export
+ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."
 
 
 def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
     """Returns the loss of a classifier of texts or of tokens.
 
     Args:
-        weights: of the classes, shape `(labels,)`; default: all the same.
-        smoothing: the share of probability spread over all labels (Szegedy et al., 2016, section 7).
+        weights: of the classes, shape `(labels,)`; default: all equal.
+        smoothing: share of the probability that is spread over all labels (Szegedy et al., 2016, section 7).
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,3 +39,46 @@ def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -
         return summed / torch.as_tensor(count).clamp(min=1)  # a batch may hold no target
 
     return loss
+
+
+def checked(loss: Loss, when: Callable[[], str]) -> Loss:
+    """Returns a loss that raises a ModelError if it is not finite; `when` names the step for the message."""
+
+    def run(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        value = loss(outputs, labels, num_items_in_batch)
+        if value.requires_grad and not torch.isfinite(value):
+            raise ModelError(f"the loss is {value.item():g} {when()}: training diverged. {ADVICE}")
+        return value
+
+    return run
+
+
+def require_weights(model: torch.nn.Module, name: str) -> None:
+    """Raises a ModelError for the first parameter of a model with NaN or infinite weights."""
+    for parameter, values in model.named_parameters():
+        if count := values.numel() - int(torch.isfinite(values).sum()):
+            raise ModelError(
+                f"{name}: {count} of {values.numel()} values of the parameter {parameter!r} are NaN or infinite. The"
+                " file is damaged, or its training diverged: take another copy, or an earlier checkpoint."
+            )
+
+
+def require_logits(logits: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], name: str) -> None:
+    """Raises a ModelError if logits, `(..., labels)`, are NaN or infinite where a target, `(...)`, is not `IGNORED`."""
+    if not np.isfinite(logits[targets != IGNORED]).all():
+        raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
+
+
+def require_scores(scores: Mapping[str, Sequence[Float32]], name: str) -> None:
+    """Raises a ModelError if scores, one array `(units, labels)` per text of each split, are NaN or infinite."""
+    for split, rows in scores.items():
+        if count := sum(not np.isfinite(row).all() for row in rows):
+            raise ModelError(
+                f"{name} gives NaN or infinite logits for {count} of {len(rows)} texts of the {split} split."
+                " Its weights are too large: take another copy, or train it with a lower learning_rate."
+            )
+
+
+def largest(rows: Sequence[Float32]) -> float:
+    """Returns the largest absolute score; 0 if there is none."""
+    return max((float(np.abs(row).max(initial=0.0)) for row in rows), default=0.0)

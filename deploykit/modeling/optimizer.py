@@ -1,7 +1,7 @@
-"""Learning rates by depth: layers near the input, which hold what is general, move least.
+"""AdamW with a learning rate per depth: layers near the input, which hold general knowledge, change least.
 
-Discriminative fine-tuning after Howard and Ruder (2018, section 3.2). Where a model keeps its layers stands in the
-table of architectures; of other models it is known how transformers names layers.
+This is discriminative fine-tuning (Howard and Ruder, 2018, section 3.2). The table of architectures says where a model
+keeps its layers; models that it lacks are searched for the names that transformers gives to layers.
 """
 
 import re
@@ -10,31 +10,26 @@ import torch
 
 from deploykit.modeling.architectures import ARCHITECTURES
 
-LAYERS = (r"\w+\.layer", r"\w+\.layers", r"\w+\.h", r"\w+\.block")  # of a model that the table does not know
+LAYERS = (r"\w+\.layer", r"\w+\.layers", r"\w+\.h", r"\w+\.block")  # of a model that is not in the table
 
 
 def adamw(
     model: torch.nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
 ) -> torch.optim.Optimizer:
-    """Makes AdamW in its fused form, with one group of weights for each depth and kind.
+    """Returns fused AdamW with a group of parameters per depth and weight decay.
 
     Args:
-        model: whose weights it moves.
+        model: its parameters are optimized.
         learning_rate: of the head.
-        weight_decay: of matrices; biases and norms are not pulled to zero.
-        layer_decay: what each layer below the head multiplies the learning rate by once more.
+        weight_decay: of matrices; biases and normalizations have none.
+        layer_decay: factor on the learning rate from each layer to the one below it.
     """
     groups: dict[tuple[int, float], list[torch.nn.Parameter]] = {}
-    for (_, parameter), depth in zip(model.named_parameters(), depths(model), strict=True):
-        decay = weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((depth, decay), []).append(parameter)
+    for parameter, depth in zip(model.parameters(), depths(model), strict=True):
+        groups.setdefault((depth, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {
-                "params": parameters,
-                "lr": learning_rate * layer_decay**depth,
-                "weight_decay": decay,
-            }
+            {"params": parameters, "lr": learning_rate * layer_decay**depth, "weight_decay": decay}
             for (depth, decay), parameters in groups.items()
         ],
         fused=True,
@@ -42,11 +37,11 @@ def adamw(
 
 
 def depths(model: torch.nn.Module) -> list[int]:
-    """Returns how many layers below the head each parameter lies: 0 the head, 1 the last layer, embeddings last.
+    """Returns for each parameter how many layers it is below the head: 0 for the head, 1 for the last layer, and so on.
 
-    An encoder's layers and a decoder's are counted each from their own end. A layer that is run several times counts
-    once. Embeddings are the parameters of the base model before its first layer, and every embedding table outside of
-    layers. The head is not among them, though some classes list its parameters first.
+    Encoder and decoder are counted separately, each from its end; a layer that runs several times counts once.
+    Embeddings are the deepest: the parameters of the base model before its first layer, and all embedding tables
+    outside layers. The head is not one of them, though some classes list its parameters first.
     """
     names = [name for name, _ in model.named_parameters()]
     layers = [_layer_pattern(model).match(name) for name in names]
@@ -54,7 +49,7 @@ def depths(model: torch.nn.Module) -> list[int]:
     for layer in layers:
         if layer:
             tops[layer["stack"]] = max(tops.get(layer["stack"], 0), int(layer["index"]) + 1)
-    first, base = next(((place, layer["base"]) for place, layer in enumerate(layers) if layer), (0, ""))
+    first, base = next(((index, layer["base"]) for index, layer in enumerate(layers) if layer), (0, ""))
     before = {name for name in names[:first] if name.startswith(base)}
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     embedding = max(tops.values(), default=0) + 1
@@ -65,7 +60,7 @@ def depths(model: torch.nn.Module) -> list[int]:
 
 
 def _layer_pattern(model: torch.nn.Module) -> re.Pattern[str]:
-    """Returns what matches the name of a parameter in a layer: the stack, and the layer's number in it."""
+    """Returns a pattern for names of parameters in layers, with the groups `base`, `stack` and `index`."""
     configs = (module.config for module in model.modules() if hasattr(module, "config"))
     architecture = ARCHITECTURES.get(getattr(next(configs, None), "model_type", ""))
     paths = [re.escape(stack.path) for stack in architecture.stacks] if architecture else LAYERS

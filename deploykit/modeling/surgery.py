@@ -1,8 +1,7 @@
-"""Surgery on models of transformers: narrower layers, fewer layers, fewer tokens.
+"""Surgery on models of transformers: fewer heads and neurons, fewer layers, fewer tokens.
 
-Rows and columns of the weights are selected; masks and `prune_heads` are not used, so the result is smaller
-for every engine. What has what name stands in `layouts`. A room of its own because loading, pruning and
-exporting all need it, and it needs torch.
+Rows and columns are cut out of the weights, instead of masking them, so that every engine gains. The names of the parts
+come from `architectures`.
 """
 
 import re
@@ -21,12 +20,14 @@ from deploykit.modeling.architectures import Attention, Stack, architecture_of
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 INITIALIZATION = import_module(f"transformers.{'modeling_utils' if TRANSFORMERS_4 else 'initialization'}")
-TOKENS = re.compile(r"_token_id$|^(bad_words_ids|suppress_tokens|begin_suppress_tokens)$")  # of configurations
+# settings of a configuration that are ids of tokens
+TOKEN_SETTINGS = re.compile(r"_token_id$|^(bad_words_ids|suppress_tokens|begin_suppress_tokens)$")
+Linear: TypeAlias = nn.Linear | Conv1D
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of one layer: attention heads (0 where they are not pruned) and feed-forward neurons."""
+    """The size of one layer: attention heads (0 if they cannot be pruned) and feed-forward neurons."""
 
     heads: int
     neurons: int
@@ -34,20 +35,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of one layer: indices of heads (none where they are not pruned) and of neurons, ascending."""
+    """The heads and neurons of one layer to keep, as ascending indices; no heads if they cannot be pruned."""
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
 
 
-Linear: TypeAlias = nn.Linear | Conv1D
-
-
 @dataclass(frozen=True)
 class Layer:
-    """One layer's parts; those of the attention are None where heads are not pruned.
+    """The parts of one layer; those of the attention are None if its heads cannot be pruned.
 
-    `ups` are cut alike; `repeats` is how often the layer runs in one forward pass.
+    `ups` lead into the feed-forward and have the same neurons; `repeats` is how often the layer runs in a forward pass.
     """
 
     ups: tuple[Linear, ...]
@@ -62,40 +60,27 @@ class Layer:
 
     @property
     def shape(self) -> Shape:
-        """The layer's size now."""
+        """The current size."""
         heads = int(getattr(self.attention, self.names.heads)) if self.names else 0
         return Shape(heads, len(matrix(self.ups[0])))
 
-    @property
-    def head_size(self) -> int:
-        """Columns of one head."""
-        return len(matrix(self.query)) // self.shape.heads
-
 
 def stacks(model: nn.Module) -> Iterator[tuple[Stack, str, nn.ModuleList]]:
-    """Yields the stacks that a model has: names, dotted path in the whole model, layers.
-
-    Raises:
-        ModelError: the architecture is not in the table.
-    """
-    places = {id(module): name for name, module in model.named_modules()}
+    """Yields the stacks of a model: their names, their dotted path in the whole model, their layers."""
+    paths = {id(module): name for name, module in model.named_modules()}
     for stack in architecture_of(cast(Any, model).config).stacks:
         try:
-            found = cast(Any, model).base_model.get_submodule(stack.path)
-        except AttributeError:  # a decoder alone, or an encoder
+            modules = cast(Any, model).base_model.get_submodule(stack.path)
+        except AttributeError:  # the model has only a decoder, or only an encoder
             continue
-        yield stack, places[id(found)], found
+        yield stack, paths[id(modules)], modules
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """Finds the layers of a model of transformers, the encoder's before the decoder's.
-
-    Raises:
-        ModelError: the architecture is not in the table.
-    """
+    """Returns the layers, of the encoder before the decoder; raises a ModelError if the architecture is unknown."""
     config = cast(Any, model).config
     repeats = config.num_hidden_layers if architecture_of(config).repeated else 1
-    return [_layer(stack, module, repeats) for stack, _, found in stacks(model) for module in found]
+    return [_layer(stack, module, repeats) for stack, _, modules in stacks(model) for module in modules]
 
 
 def _layer(stack: Stack, module: nn.Module, repeats: int) -> Layer:
@@ -117,12 +102,7 @@ def shapes(model: nn.Module) -> list[Shape]:
 
 
 def shrunk(model: nn.Module, kept: Sequence[Kept]) -> nn.Module:
-    """Returns a smaller copy of the model that holds only what is kept.
-
-    Args:
-        model: stays as it was.
-        kept: one entry a layer, at least one neuron in each, and one head where there are any.
-    """
+    """Returns a smaller copy; each layer keeps at least one neuron, and one head if heads can be pruned."""
     small = deepcopy(model)
     for layer, keep in zip(layers(small), kept, strict=True):
         neurons = torch.tensor(keep.neurons)
@@ -130,7 +110,7 @@ def shrunk(model: nn.Module, kept: Sequence[Kept]) -> nn.Module:
             _select(linear, rows=neurons)
         _select(layer.down, columns=neurons)
         if layer.names:
-            size = layer.head_size
+            size = len(matrix(layer.query)) // layer.shape.heads
             columns = torch.tensor([head * size + column for head in keep.heads for column in range(size)])
             for linear in (layer.query, layer.key, layer.value):
                 _select(linear, rows=columns)
@@ -141,17 +121,17 @@ def shrunk(model: nn.Module, kept: Sequence[Kept]) -> nn.Module:
 
 
 def resized(model: nn.Module, sizes: Sequence[Shape]) -> nn.Module:
-    """Returns a copy with layers of the given sizes, for weights that are loaded next."""
+    """Returns a copy with layers of these sizes, for weights that are loaded afterwards."""
     return shrunk(model, [Kept(tuple(range(size.heads)), tuple(range(size.neurons))) for size in sizes])
 
 
 def matrix(linear: Linear) -> torch.Tensor:
-    """Returns the weights of a linear layer, `(outputs, inputs)`; Conv1D stores them the other way round."""
+    """Returns the weights of a linear layer, `(outputs, inputs)`; Conv1D stores them transposed."""
     return linear.weight.data.T if isinstance(linear, Conv1D) else linear.weight.data
 
 
 def set_matrix(linear: Linear, weight: torch.Tensor) -> None:
-    """Gives a linear layer other weights, `(outputs, inputs)`, of any size."""
+    """Replaces the weights of a linear layer by `(outputs, inputs)` of any size, in place."""
     if isinstance(linear, Conv1D):
         linear.nf, linear.nx = weight.shape
         linear.weight = nn.Parameter(weight.T.contiguous())
@@ -173,115 +153,110 @@ def _select(linear: Linear, rows: torch.Tensor | None = None, columns: torch.Ten
 
 
 def depths(model: nn.Module) -> list[int]:
-    """Returns how many layers each stack runs, repetitions of a shared layer included."""
+    """Returns the number of layers that each stack runs, counting repetitions of a shared layer."""
     config = cast(Any, model).config
     return [getattr(config, stack.depth[0]) for stack, _, _ in stacks(model)]
 
 
-def without(model: nn.Module, gone: Collection[int]) -> nn.Module:
-    """Returns a copy that lacks some layers.
+def without(model: nn.Module, removed: Collection[int]) -> nn.Module:
+    """Returns a copy without some layers.
 
-    It is built from the changed configuration, so all that counts layers (caches, positions in them) counts
-    anew, and gets the weights that stay.
+    It is built from the changed configuration, so that caches and positions in them fit, and gets the kept weights.
 
     Args:
-        model: stays as it was.
-        gone: indices over all stacks, as `depths` counts them; at least one layer of each stack stays. Which
-            repetition of a shared layer goes makes no difference.
+        model: is not changed.
+        removed: indices over all stacks, as `depths` counts them; each stack keeps at least one layer. Of a shared
+            layer, any repetition may be removed.
     """
     config, state, sizes, start = deepcopy(cast(Any, model).config), model.state_dict(), shapes(model), 0
     repeated = architecture_of(config).repeated
-    for (stack, place, _), depth in zip(stacks(model), depths(model), strict=True):
-        stay = [index for index in range(depth) if start + index not in gone]
-        if not stay:
-            raise ValueError(f"at least one layer of {place} must stay, {sorted(gone)} are to go")
-        for name in stack.depth:
-            setattr(config, name, len(stay))
-        if stack.cached:
-            config.decoder_layers = len(stay)
+    for (stack, path, _), depth in zip(stacks(model), depths(model), strict=True):
+        kept = [index for index in range(depth) if start + index not in removed]
+        if not kept:
+            raise ValueError(f"at least one layer of {path} must stay, got {sorted(removed)} to remove")
+        for name in (*stack.depth, *(["decoder_layers"] if stack.cached else [])):
+            setattr(config, name, len(kept))
         if not repeated:
-            state = _renumbered(state, place, stay, stack.first)
+            state = _renumber_layers(state, path, kept, stack.first)
         start += depth
     if not repeated:
-        sizes = [size for index, size in enumerate(sizes) if index not in gone]
+        sizes = [size for index, size in enumerate(sizes) if index not in removed]
     small = _empty(model, config, sizes)
     small.load_state_dict(state)
     return small
 
 
-def _renumbered(state: Mapping[str, torch.Tensor], place: str, stay: list[int], first: str) -> dict[str, torch.Tensor]:
-    """Moves the weights of layers that stay to their new places, and what the first holds to the new first."""
-    found = {}
+def _renumber_layers(
+    state: Mapping[str, torch.Tensor], path: str, kept: list[int], first: str
+) -> dict[str, torch.Tensor]:
+    """Returns the weights under the new numbers of their layers; the parameter `first` goes to the new first layer."""
+    renumbered = {}
     for name, tensor in state.items():
-        index, _, rest = name.removeprefix(f"{place}.").partition(".")
-        if not name.startswith(f"{place}."):
-            found[name] = tensor
+        index, _, rest = name.removeprefix(f"{path}.").partition(".")
+        if not name.startswith(f"{path}."):
+            renumbered[name] = tensor
         elif rest == first:
-            found[f"{place}.0.{rest}"] = tensor
-        elif int(index) in stay:
-            found[f"{place}.{stay.index(int(index))}.{rest}"] = tensor
-    return found
+            renumbered[f"{path}.0.{rest}"] = tensor
+        elif int(index) in kept:
+            renumbered[f"{path}.{kept.index(int(index))}.{rest}"] = tensor
+    return renumbered
 
 
 def with_tokens(model: nn.Module, ids: Sequence[int]) -> nn.Module:
-    """Returns a copy that knows only some tokens, renumbered in the order given.
+    """Returns a copy with only the tokens `ids`, ascending, which are renumbered in this order.
 
-    What differs in size between models of the two vocabularies is indexed by token, wherever it stands: in
-    embeddings, in an output layer, in its bias.
-
-    Args:
-        model: stays as it was.
-        ids: of the tokens that stay, ascending.
+    Weights whose size differs between models of the two vocabularies are indexed by token: embeddings, and an output
+    layer with its bias.
     """
-    config, places = deepcopy(cast(Any, model).config), {old: new for new, old in enumerate(ids)}
+    config, new_ids = deepcopy(cast(Any, model).config), {old: new for new, old in enumerate(ids)}
     for name in ("vocab_size", "decoder_vocab_size"):
         if hasattr(config, name):
             setattr(config, name, len(ids))
-    _renumber_tokens(config, places)
+    _renumber_tokens(config, new_ids)
     small, state = _empty(model, config, shapes(model)), {}
-    wanted = small.state_dict()
+    expected = small.state_dict()
     for name, tensor in model.state_dict().items():
-        axes = [axis for axis, size in enumerate(tensor.shape) if size != wanted[name].shape[axis]]
+        axes = [axis for axis, size in enumerate(tensor.shape) if size != expected[name].shape[axis]]
         state[name] = tensor.index_select(axes[0], torch.tensor(ids)) if axes else tensor
     small.load_state_dict(state)
     if getattr(small, "generation_config", None):
-        _renumber_tokens(cast(Any, small).generation_config, places)
+        _renumber_tokens(cast(Any, small).generation_config, new_ids)
     return small
 
 
 def token_ids(model: nn.Module) -> set[int]:
-    """Returns the tokens that a model's configurations name: of padding, of the end, those not to be generated."""
-    found = [getattr(model, name, None) for name in ("config", "generation_config")]
-    fields = [field for config in found if config is not None for field in vars(config).items()]
-    return {token for name, value in fields if TOKENS.search(name) for token in _flat(value)}
+    """Returns the tokens that a model's configurations name, for example for padding or the end of a text."""
+    configs = [getattr(model, name, None) for name in ("config", "generation_config")]
+    settings = [setting for config in configs if config is not None for setting in vars(config).items()]
+    return {token for name, value in settings if TOKEN_SETTINGS.search(name) for token in _flat(value)}
 
 
 def _flat(value: Any) -> Iterator[int]:
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, list):
-            yield from _flat(part)
-        elif part is not None:
-            yield part
-
-
-def _renumber_tokens(config: Any, places: Mapping[int, int]) -> None:
-    for name, value in list(vars(config).items()):
-        if TOKENS.search(name):
-            setattr(config, name, _renumber(value, places))
-
-
-def _renumber(value: Any, places: Mapping[int, int]) -> Any:
     if isinstance(value, list):
-        return [_renumber(part, places) for part in value]
-    return places.get(value)  # a token that the vocabulary never had is none
+        for part in value:
+            yield from _flat(part)
+    elif value is not None:
+        yield value
+
+
+def _renumber_tokens(config: Any, new_ids: Mapping[int, int]) -> None:
+    for name, value in list(vars(config).items()):
+        if TOKEN_SETTINGS.search(name):
+            setattr(config, name, _renumber(value, new_ids))
+
+
+def _renumber(value: Any, new_ids: Mapping[int, int]) -> Any:
+    if isinstance(value, list):
+        return [_renumber(part, new_ids) for part in value]
+    return new_ids.get(value)  # None for an id that the vocabulary does not have
 
 
 def _empty(model: nn.Module, config: Any, sizes: Sequence[Shape]) -> nn.Module:
-    """Returns a model of the same class for another configuration, for weights that are loaded next."""
+    """Returns a model of the same class for another configuration, for weights that are loaded afterwards."""
     whole = cast(Any, model)
-    with INITIALIZATION.no_init_weights():  # drawing them would take longer than all else
+    with INITIALIZATION.no_init_weights():  # drawing them would take most of the time
         small = type(whole)._from_config(config, dtype=whole.dtype)
-    small.tie_weights()  # which is left out with them
+    small.tie_weights()  # `no_init_weights` skips it
     if shapes(small) != list(sizes):
         small = resized(small, sizes)
     if whole.can_generate():

@@ -1,7 +1,4 @@
-"""Ways to make a model smaller. One file a way: `Options` and `prune`.
-
-`prune(model, problem, options, work)` returns a smaller copy and the facts for the manifest, as one `Pruned`.
-"""
+"""Pruners: methods to remove parts of a model. One file each: `Options` and `prune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +15,10 @@ from deploykit.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruner made: the smaller model and the facts for the manifest.
+    """The smaller model and the facts for the manifest.
 
-    `tokenizer` is the new one where tokens went, and `tokens` are the old ids of those that stayed; `layers` are
-    the indices of the layers that stayed, where some went.
+    If tokens were removed, `tokenizer` is the new tokenizer and `tokens` are the old ids of the kept tokens. If layers
+    were removed, `layers` are the indices of the kept layers.
     """
 
     model: torch.nn.Module

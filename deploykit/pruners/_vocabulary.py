@@ -39,11 +39,7 @@ def necessary(backend: tokenizers.Tokenizer, used: Collection[int]) -> list[int]
 
 
 def reduced(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> tokenizers.Tokenizer:
-    """Returns a tokenizer with some of the tokens, renumbered in the given order.
-
-    Args:
-        backend: the whole tokenizer.
-        ids: of the tokens to keep; must include all `necessary` ones.
+    """Returns a tokenizer with only the tokens `ids`, renumbered in this order; they include all `necessary` ones.
 
     Raises:
         ModelError: the tokens cannot be renumbered.

@@ -23,10 +23,8 @@ from deploykit.methods import Options as Base
 from deploykit.modeling import surgery
 from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.distillation import DistillOptions, distill, divergence
-from deploykit.modeling.finite import require_logits
-from deploykit.modeling.importance import padded
-from deploykit.modeling.judging import first_metric
-from deploykit.modeling.problem import Problem, Teacher, inputs
+from deploykit.modeling.losses import require_logits
+from deploykit.modeling.problem import Problem, Teacher, first_metric, inputs, padded
 from deploykit.modeling.surgery import depths, without
 from deploykit.pruners import Pruned
 from deploykit.pruners.width import sample
@@ -105,5 +103,5 @@ def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]
 def _logits(model: torch.nn.Module, data: Sequence[Any]) -> torch.Tensor:
     """Returns the logits of all units that have a label, `(units, labels)`."""
     logits = torch.cat([model(**inputs(model, batch)).logits[batch["labels"] != IGNORED] for batch in data])
-    require_logits(logits.float().numpy(), np.zeros(len(logits)), "the model, as it is being pruned")
+    require_logits(logits.float().numpy(), np.zeros(len(logits)), "the model during pruning")
     return logits

@@ -19,7 +19,7 @@ from deploykit.data import sources
 from deploykit.errors import ModelError
 from deploykit.methods import Options as Base
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.architectures import AFTER_PADDING
+from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
 from deploykit.modeling.problem import Problem
 from deploykit.pruners import Pruned
 from deploykit.pruners._vocabulary import necessary, reduced
@@ -92,7 +92,7 @@ def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
     if size > rows:
         raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
     fixed = {token for token in surgery.token_ids(model) if whole.id_to_token(token) is not None}
-    if loaded.config.model_type in AFTER_PADDING:
+    if loaded.config.model_type in POSITIONS_AFTER_PADDING:
         fixed |= set(range(loaded.config.pad_token_id + 1))
     return fixed
 

@@ -1,6 +1,6 @@
-"""Ways to make a graph's weights smaller. One file a way: `Options`, a few constants and `quantize`.
+"""Quantizers: methods to store a graph's weights in fewer bits. One file each: `Options`, a few constants, `quantize`.
 
-`quantize(graph, options, target, calibration, keep)` writes another graph. The task's head always stays in float.
+The task's head always stays in float.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +18,8 @@ Batch = Mapping[str, npt.NDArray[Any]]  # one padded batch: arrays by the names 
 class Quantizer(Protocol):
     """What a file of this folder provides.
 
-    `PRECISION` names what the weights become by default: `float32`, `float16`, `int8` or `int4`; `ENGINES` names
-    the engines that run the result well, `OPERATORS` those whose constant weights are quantized.
+    `PRECISION` is the type of the quantized weights by default: `float32`, `float16`, `int8` or `int4`. `ENGINES` are
+    the engines that run the result well, and `OPERATORS` the operators whose constant weights are quantized.
     """
 
     Options: type[BaseModel]
@@ -33,17 +33,17 @@ class Quantizer(Protocol):
         """Writes a quantized copy of a graph.
 
         Args:
-            graph: float32; it stays as it was.
+            graph: in float32; is not changed.
             options: the method's own.
             target: the file to write.
-            calibration: padded batches of real rows, for the methods that look at activations beforehand.
-            keep: names of nodes that stay in float besides those that the method keeps anyway.
+            calibration: padded batches of training rows, for methods that measure activations beforehand.
+            keep: names of nodes that stay in float, besides those outside the layers.
 
         Returns:
-            At least how many products were quantized (`quantized`) and how many weights stayed in float (`float`).
+            At least the number of quantized MatMuls (`quantized`) and of weights that stayed in float (`float`).
 
         Raises:
-            DeploykitError: there is nothing to quantize, or another number of products was quantized.
+            DeploykitError: there is nothing to quantize, or the number of quantized MatMuls is not the expected one.
         """
 
 

@@ -1,6 +1,6 @@
-"""No quantizer of its own: measures combinations of graph, quantizer, engine and threads, and keeps the best.
+"""Measures combinations of graph, quantizer, engine and threads, and keeps the best.
 
-The stage `quantize` does the search; here is what a recipe may say about it.
+It is no quantizer itself: these are the options of the search in `selection`.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ Graph = Literal["exported", "fused", "attention", "multi-head", "merged"]
 
 
 class Options(Base):
-    """What is searched, and for how long."""
+    """The candidates of the search, and its objective and duration."""
 
     objective: Objective = "latency"
     """`latency` (one text at a time), `throughput` (mixed lengths, sorted and batched) or `size`."""
     minutes: float = Field(default=5.0, gt=0)
-    """About how long the search takes."""
+    """Approximate duration of the search."""
     lengths: Path | None = None
-    """A saved page of a running service's metrics, whose histogram of input lengths is measured at; null: the
+    """A saved page of a running service's metrics; latency is measured at its histogram of input lengths. null: at the
     lengths of the training texts."""
     engines: tuple[str, ...] | None = None
     """Engines to try; null: all that are installed."""
@@ -32,7 +32,7 @@ class Options(Base):
     quantizers: tuple[str, ...] | None = None
     """Quantizers to try; null: all."""
     fallback: bool = True
-    """Where an int8 graph would be best but fails a gate, the MatMuls that lose most return to float."""
+    """If an int8 graph would be best but fails a gate, its most damaging MatMuls return to float."""
 
     @field_validator("engines", "quantizers")
     @classmethod

@@ -1,13 +1,14 @@
-"""Int8 weights, and activations quantized as they come, through Optimum's `ORTQuantizer` where it is installed.
+"""Int8 weights, and int8 activations with ranges measured while the graph runs.
 
-Weights are signed and activations unsigned: the pair for which ONNX Runtime has VNNI and AMX kernels. Where the CPU has
-neither, weights take 7 bits, so that sums of products do not overflow. The products
-are named one by one: left to itself `ORTQuantizer` also takes those between two activations, which is slower and
-less accurate, and heads. The part of Optimum that has `ORTQuantizer`, optimum-onnx, needs transformers 4.57 (the extra
-`optimum`). Without it the function of ONNX Runtime that it calls, `quantize_dynamic`, is called with the same settings
-and writes the same bytes. Graphs with operators of ONNX Runtime's own always go through that function: shape inference
-stops at them, and `ORTQuantizer` cannot pass on the option that says what a tensor of unknown type is
-(`DefaultTensorType`); it fails with "Unable to find data type".
+Weights are signed and activations unsigned, for which ONNX Runtime has VNNI and AMX kernels. On a CPU with neither,
+weights take 7 bits, so that sums do not overflow. MatMuls are named one by one: without names, `ORTQuantizer` would
+also quantize heads and MatMuls of two activations, which is slower and less accurate.
+
+Optimum's `ORTQuantizer` is used where its package optimum-onnx is installed, which needs transformers 4.57 (the extra
+`optimum`). Otherwise `quantize_dynamic` of ONNX Runtime, which it calls, is called with the same settings and writes
+the same bytes. Graphs with ONNX Runtime's own operators are always quantized that way: shape inference stops at those
+operators, and `ORTQuantizer` cannot pass on the type of unknown tensors (`DefaultTensorType`); it fails with "Unable to
+find data type".
 """
 
 import shutil
@@ -32,20 +33,20 @@ try:
     from transformers import PretrainedConfig
 
     OPTIMUM = True
-except (ImportError, RuntimeError):  # Optimum's lazy modules raise the latter where transformers does not fit
+except (ImportError, RuntimeError):  # Optimum's lazy modules raise RuntimeError with another version of transformers
     OPTIMUM = False
 
 PRECISION = "int8"
 ENGINES = ("onnxruntime",)
 OPERATORS = ("MatMul", "Attention")
-CONTRIBUTED = "com.microsoft"  # the domain of ONNX Runtime's own operators
+ORT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
 
 class Options(Base):
     """Weights in int8, activations quantized while the graph runs."""
 
     per_channel: bool = True
-    """Gives each output column a scale of its own."""
+    """Uses a scale for each output column."""
     embeddings: bool = False
     """Also stores the largest embedding table in int8, with one scale: smaller, not faster."""
 
@@ -53,35 +54,20 @@ class Options(Base):
 def quantize(
     graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Writes a dynamically quantized copy of a graph.
-
-    Args:
-        graph: float32.
-        options: see `Options`.
-        target: the file to write.
-        calibration: not needed.
-        keep: names of nodes that stay in float besides those outside of the layers.
-
-    Returns:
-        How many products were quantized, how many weights stayed in float, and the `weight_bits`.
-
-    Raises:
-        DeploykitError: there is nothing to quantize, or something else was quantized than was to be.
-    """
+    """Writes a dynamically quantized copy, and also returns the `weight_bits`; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
-    add_pre_process_metadata(model)  # or the tools would warn that they infer shapes themselves
+    add_pre_process_metadata(model)  # without it, the tools warn
     names = matmuls.choose(model, keep, OPERATORS)
     tables = _largest_table(model) if options.embeddings else []
     reduced = hardware.saturates_int8()
-    fused = any(node.domain == CONTRIBUTED for node in model.graph.node)
+    fused = any(node.domain == ORT_DOMAIN for node in model.graph.node)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
         write = _by_optimum if OPTIMUM and not fused else _by_onnxruntime
-        written = write(source, [*names, *tables], options.per_channel, reduced)
-        shutil.move(written, target)
-    if _embedded(target) != len(tables):
-        raise DeploykitError("the table of embeddings was not quantized. Set quantize.embeddings: false.")
+        shutil.move(write(source, [*names, *tables], options.per_channel, reduced), target)
+    if _count_quantized_tables(target) != len(tables):
+        raise DeploykitError("the embedding table was not quantized. Set quantize.embeddings: false.")
     return {**matmuls.check(target, PRECISION, len(names)), "weight_bits": 7 if reduced else 8}
 
 
@@ -93,7 +79,7 @@ def _by_optimum(source: Path, names: list[str], per_channel: bool, reduced: bool
         operators_to_quantize=[*OPERATORS, "Gather"],
     )
     configuration.reduce_range = reduced
-    quantizer = ORTQuantizer(source, config=PretrainedConfig())  # it writes one beside the graph, which is not kept
+    quantizer = ORTQuantizer(source, config=PretrainedConfig())  # it saves this beside the graph
     quantizer.quantize(quantization_config=configuration, save_dir=source.parent)
     return source.with_name("model_quantized.onnx")
 
@@ -114,20 +100,18 @@ def _by_onnxruntime(source: Path, names: list[str], per_channel: bool, reduced: 
 
 
 def _largest_table(model: Any) -> list[str]:
+    """Returns the name of the node that reads the largest embedding table; empty if there is none."""
     sizes = {
-        found.name: found.dims[0] * found.dims[1]
-        for found in model.graph.initializer
-        if len(found.dims) == 2 and found.data_type == onnx.TensorProto.FLOAT
+        tensor.name: tensor.dims[0] * tensor.dims[1]
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
     }
-    tables = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in sizes]
-    return [max(tables, key=lambda node: sizes[node.input[0]]).name] if tables else []
+    nodes = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in sizes]
+    return [max(nodes, key=lambda node: sizes[node.input[0]]).name] if nodes else []
 
 
-def _embedded(graph: Path) -> int:
-    """Counts tables of bytes that are looked up."""
+def _count_quantized_tables(graph: Path) -> int:
     model = onnx.load(graph)
-    stored = {found.name for found in model.graph.initializer if found.data_type != onnx.TensorProto.FLOAT}
-    return sum(
-        node.op_type == "Gather" and node.input[0] in stored and node.input[0].endswith("_quantized")
-        for node in model.graph.node
-    )
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type != onnx.TensorProto.FLOAT}
+    tables = [node.input[0] for node in model.graph.node if node.op_type == "Gather"]
+    return sum(name in stored and name.endswith("_quantized") for name in tables)

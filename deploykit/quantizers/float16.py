@@ -1,9 +1,8 @@
 """Weights and arithmetic in float16, for GPUs; inputs and outputs stay in float32.
 
-Optimum offers float16 only together with its fusions, so ONNX Runtime's converter is used. On the CPU the graph stays
-correct, for ONNX Runtime casts where it has no float16 kernel; OpenVINO computes in bf16 there, from half the bytes.
-Constants beyond the range, such as the masks' -3.4e38, become -1e4. Activations that overflow (T5 is known for it) are
-for the gates to catch.
+Optimum offers float16 only together with its fusions, so ONNX Runtime's converter is used. The graph is also correct on
+a CPU: ONNX Runtime inserts casts where it has no float16 kernel, and OpenVINO computes in bfloat16. Constants beyond
+the range, such as the -3.4e38 of masks, become -1e4. If activations overflow, as in T5, the gates stop the graph.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,25 +26,11 @@ OPERATORS = ("MatMul", "Attention")
 def quantize(
     graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Writes a copy of a graph in float16.
-
-    Args:
-        graph: float32.
-        options: none.
-        target: the file to write.
-        calibration: not needed.
-        keep: names of nodes that stay in float besides the products outside of the layers.
-
-    Returns:
-        How many products were halved and how many weights stayed in float.
-
-    Raises:
-        DeploykitError: there is nothing to halve, or something else was halved than was to be.
-    """
+    """Writes a copy in float16; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
     names = matmuls.choose(model, keep, OPERATORS)
-    halved = OnnxModel(model)
-    halved.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *keep])
-    halved.topological_sort()  # it puts its casts last
-    onnx.save(halved.model, target)
+    converted = OnnxModel(model)
+    converted.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *keep])
+    converted.topological_sort()  # the converter appends its casts
+    onnx.save(converted.model, target)
     return matmuls.check(target, PRECISION, len(names))

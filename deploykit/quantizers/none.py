@@ -1,4 +1,4 @@
-"""Leaves the graph as it is: the candidate that every other one is held against."""
+"""Keeps the graph in float32: the candidate with which all others are compared."""
 
 import shutil
 from collections.abc import Collection, Sequence
@@ -19,14 +19,6 @@ OPERATORS: tuple[str, ...] = ()
 def quantize(
     graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Copies a graph.
-
-    Args:
-        graph: to copy.
-        options: none.
-        target: the file to write.
-        calibration: not looked at.
-        keep: not looked at: everything stays.
-    """
+    """Copies the graph."""
     shutil.copy(graph, target)
     return {"quantized": 0, "float": len(matmuls.precisions(matmuls.load(graph)))}

@@ -1,4 +1,4 @@
-"""Which candidates make sense on a machine: graphs, quantizers, engines, precisions, devices, ways to share cores."""
+"""The candidates for a machine: combinations of graphs, quantizers, engines, precisions, devices and thread layouts."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,19 +14,19 @@ from deploykit.graphs.variants import VARIANTS
 from deploykit.quantizers.auto import Graph, Objective, Options
 from deploykit.selection.choice import Candidate
 
-WRITERS = {  # what is tried unless a recipe names others
+WRITERS = {  # quantizers that are tried unless a recipe names others
     "latency": ("none", "dynamic", "static"),
     "throughput": ("none", "dynamic", "static"),
     "size": ("none", "dynamic", "static", "weight-only", "float16"),
 }
 ON_GPU = ("none", "float16")  # int8 has kernels for CPUs
 log = logging.getLogger(__name__)
-SMALLEST = {"dynamic": (("embeddings", True),)}  # options where bytes count
+SMALLEST = {"dynamic": (("embeddings", True),)}  # options of quantizers for the objective `size`
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A candidate before anything is known of it; `keep` are nodes that stay in float."""
+    """A candidate before it is measured; `keep` names nodes that stay in float."""
 
     graph: Graph = "exported"
     quantizer: str = "none"
@@ -36,17 +36,17 @@ class Spec:
 
     @property
     def file(self) -> tuple[Any, ...]:
-        """What decides the graph's content."""
+        """What the graph's content depends on."""
         return self.graph, self.quantizer, self.options, self.keep
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What decides the predictions: all but threads and streams."""
+        """What the predictions depend on: everything except threads and streams."""
         return *self.file, *self.execution.place
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         weights = "float32" if self.quantizer == "none" else f"{self.quantizer} {self.precision}"
         graph = "" if self.graph == "exported" else self.graph
         kept = f"{len(self.keep)} MatMuls in float" if self.keep else ""
@@ -59,84 +59,84 @@ class Spec:
 
 
 def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
-    """Lists the candidates that make sense on a machine: the float graph first, then plain ones, for time may run out.
+    """Lists the candidates for a machine: the float graph first, then plain graphs, because time may run out.
 
     Args:
-        options: narrow the search; the objective says how cores are shared, see `ways`.
+        options: limit the search; the objective decides the thread layout, see `thread_layouts`.
         cores: of the machine.
         features: of the CPU.
     """
     places, objective = [], options.objective
-    chosen = SMALLEST if objective == "size" else {}
+    quantizer_options = SMALLEST if objective == "size" else {}
     for engine in options.engines or installed():
         module = engines.load(engine)
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
         variants: tuple[Graph, ...] = options.graphs or (VARIANTS if module.FUSED else VARIANTS[:1])
         for precision, device, graph in product(usable, module.devices(), variants):
             execution = Execution(engine=engine, precision=precision, device=device)
-            places.append((ways(execution, cores, objective)[0], graph))
-    found = [
-        Spec(graph, way, chosen.get(way, ()), execution)
+            places.append((thread_layouts(execution, cores, objective)[0], graph))
+    candidates = [
+        Spec(graph, quantizer, quantizer_options.get(quantizer, ()), execution)
         for execution, graph in places
-        for way in writers(options, execution.device)
-        if execution.engine in quantizers.load(way).ENGINES
+        for quantizer in writers(options, execution.device)
+        if execution.engine in quantizers.load(quantizer).ENGINES
     ]
-    first = Spec(execution=Execution(threads=cores))
-    return [
-        first,
-        *sorted((spec for spec in found if spec != first), key=lambda spec: VARIANTS.index(spec.graph)),
-    ]
+    ordered = sorted(candidates, key=lambda spec: VARIANTS.index(spec.graph))
+    return list(dict.fromkeys((Spec(execution=Execution(threads=cores)), *ordered)))
 
 
 def writers(options: Options, device: Device) -> tuple[str, ...]:
-    """Returns the quantizers that are tried on a device: those that the recipe names, where it names some."""
+    """Returns the quantizers to try on a device: those that the recipe names, or the default ones."""
     if device == "cpu":
         return options.quantizers or WRITERS[options.objective]
-    return tuple(way for way in ON_GPU if way in (options.quantizers or ON_GPU))
+    return tuple(name for name in ON_GPU if name in (options.quantizers or ON_GPU))
 
 
-def ways(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
-    """Returns the ways to share cores: all to one call, or one to each of as many calls; the likelier one first.
+def thread_layouts(execution: Execution, cores: int, objective: Objective) -> list[Execution]:
+    """Returns the likelier of two thread layouts first: one call on all cores, or one call at a time per core.
 
-    A GPU does one call at a time.
+    A GPU runs one call at a time.
     """
     engine, precision, device = execution.place
-    shares = dict.fromkeys([(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)])
-    shares = {(cores, 1): None} if device == "cuda" else shares
+    layouts = [(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)]
     return [
         Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)
-        for threads, streams in shares
+        for threads, streams in dict.fromkeys([(cores, 1)] if device == "cuda" else layouts)
     ]
 
 
-def otherwise(specs: Sequence[Spec], objective: Objective) -> list[Spec]:
-    """Returns the same candidates with the cores shared in the other way, where that is not among them."""
+def other_layouts(specs: Sequence[Spec], objective: Objective) -> list[Spec]:
+    """Returns the same candidates with the other thread layout, unless they have that already."""
     cores = max(spec.execution.threads * spec.execution.streams for spec in specs)
-    both = [replace(spec, execution=way) for spec in specs for way in ways(spec.execution, cores, objective)]
+    both = [
+        replace(spec, execution=execution)
+        for spec in specs
+        for execution in thread_layouts(spec.execution, cores, objective)
+    ]
     return [spec for spec in dict.fromkeys(both) if spec not in set(specs)]
 
 
 def spec_of(candidate: Candidate, execution: Execution) -> Spec:
-    """Returns what a reported candidate was made from, run in another way."""
+    """Returns the spec of a reported candidate, with another execution."""
     options = tuple(sorted(candidate.options.items()))
     return Spec(candidate.graph, candidate.quantizer, options, execution, candidate.keep)
 
 
 def installed() -> list[str]:
-    """Lists the engines that run graphs and can be imported here."""
+    """Lists the engines that run graphs and can be imported."""
     names = []
     for name in methods.available("engine"):
         try:
             if engines.load(name).KIND == "onnx":
                 names.append(name)
         except MissingExtraError as error:
-            if not isinstance(error.__cause__, ModuleNotFoundError):  # it is installed
+            if not isinstance(error.__cause__, ModuleNotFoundError):  # installed, but broken
                 _warn(name, str(error))
-        except Exception as error:  # of a package that is installed and broken, which may raise anything
+        except Exception as error:  # a broken package may raise any type
             _warn(name, " ".join(str(error).split()))
     return names
 
 
-@cache  # once for each
+@cache  # logs each warning once
 def _warn(engine: str, reason: str) -> None:
     log.warning("the engine %s cannot be imported here and is not tried: %s", engine, reason)

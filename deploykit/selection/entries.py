@@ -1,4 +1,4 @@
-"""The candidates of a search while it runs: each with its measurements, verdicts, and why it was put out."""
+"""The candidates of a search while it runs: each with its measurements, verdicts, and why it was ruled out."""
 
 import logging
 import time
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Entry:
-    """A candidate and what the search has found of it so far; a `reason` says why it is out.
+    """A candidate and its measurements so far; a `reason` says why it was ruled out.
 
-    `ratio` is that of its time, or size, to the float graph's at a first look.
+    `ratio` is its time, or size, in the first measurement over the float graph's.
     """
 
     spec: Spec
@@ -69,17 +69,17 @@ def passes(entry: Entry, bench: Bench) -> bool:
 
 
 def choose(entries: Sequence[Entry], gates: GateSection, objective: Objective) -> list[Candidate]:
-    """Returns the entries as candidates, one of them kept; see `selection.choose`."""
+    """Returns the entries as candidates, with the best one marked; see `choice.choose`."""
     candidates = [entry.candidate(gates) for entry in entries]
-    stops = {found.name: failing(gates, found.verdicts) for found in candidates}
-    return choice.choose(candidates, objective, stops)
+    stopped = {candidate.name: failing(gates, candidate.verdicts) for candidate in candidates}
+    return choice.choose(candidates, objective, stopped)
 
 
 @contextmanager
-def put_out_on_error(entry: Entry, failure: str) -> Iterator[None]:
-    """Puts a candidate out, with the reason, where whatever makes or runs it fails: the search goes on.
+def rule_out_on_error(entry: Entry, failure: str) -> Iterator[None]:
+    """Rules a candidate out if the block raises an error, so that the search goes on with the others.
 
-    Each library raises errors of its own. A full disk is no fault of the candidate, and ends the search.
+    Libraries raise errors of any type. A full disk is not the candidate's fault, and ends the search.
     """
     try:
         yield
@@ -91,15 +91,18 @@ def put_out_on_error(entry: Entry, failure: str) -> Iterator[None]:
 
 
 def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None:
-    """Evaluates candidates as long as there is time, each kind of predictions once, or each way to run it if timed."""
+    """Evaluates candidates until a time on the monotonic clock is over, and stores the results in the entries.
+
+    Candidates that differ in threads only share an evaluation, unless a gate limits latency.
+    """
     timed = bench.gates.max_p95_ms is not None
     for entry in tqdm(entries, desc="evaluation", disable=None):
         if entry.judged is None and time.monotonic() < until:
             key = measurements.key_of(bench.key, "judge", entry.spec.kind, timed and str(entry.spec.execution))
-            with put_out_on_error(entry, "cannot be run: "):
+            with rule_out_on_error(entry, "cannot be run: "):
                 try:
                     content = measurements.remember(key, partial(_evaluate, entry.spec, bench))
-                except DeploykitError as error:  # what is wrong with its answers
+                except DeploykitError as error:  # its answers are wrong
                     entry.reason = str(error)
                 else:
                     entry.judged = Judged.model_validate(content)

@@ -1,4 +1,4 @@
-"""What candidates are tried on: the graph in float, the texts to time, the rows to calibrate and to judge with."""
+"""The bench on which candidates are made and evaluated: the float graph, timed texts, rows to calibrate and judge."""
 
 import json
 import shutil
@@ -25,29 +25,29 @@ from deploykit.selection import measurements
 from deploykit.selection.candidates import Spec, installed
 from deploykit.selection.choice import Candidate
 
-TASTE_S = 0.2
-TIMING = "padded as in use, weights of 7 bits without VNNI"  # what was measured in another way is forgotten
+SAMPLE_S = 0.2  # running time of the float graph in a first measurement
+PROTOCOL = "padded as in use, weights of 7 bits without VNNI"  # if it changes, older measurements are not used
 
 
 class Judged(Frozen):
-    """How a candidate's predictions compare with the float graph's; `p95_ms` where a gate asks for it."""
+    """A candidate's metric and its comparison with the float graph; `p95_ms` if a gate limits it."""
 
     metric: Metric
     comparison: Comparison
     p95_ms: Metric | None = None
 
     def verdicts(self, gates: GateSection, size_bytes: int) -> tuple[Verdict, ...]:
-        """Holds it against the gates."""
+        """Returns the verdict of each gate."""
         return verdicts(gates, self.comparison, p95_ms=self.p95_ms, size_bytes=size_bytes)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a search works on.
+    """Writes, opens and evaluates candidates.
 
-    `graph` is in float, as exported, and `base` its predictor on all cores; `folder` takes the graphs that are
-    written, `work` is timed, `calibration` are padded batches of training rows, `judge` evaluates a predictor,
-    and `data` is a hash of what it evaluates on.
+    `graph` is the exported float graph, and `base` its predictor on all cores. `folder` is for graphs that are written,
+    `work` are the texts to time, and `calibration` padded batches of training rows. `judge` evaluates a predictor, and
+    `data` is a hash of the rows that it evaluates.
     """
 
     graph: Path
@@ -61,26 +61,22 @@ class Bench:
 
     @cached_property
     def key(self) -> str:
-        """What every memory of a measurement begins with: the graph, the data and the machine."""
+        """The common part of the keys of measurements: the graph, the data and the machine."""
         names = ("cpu", "cores", "cpu_features", "gpus")
         machine = {name: value for name, value in hardware.describe().items() if name in names}
         versions = [engines.load(name).versions() for name in installed()]
-        return measurements.key_of(TIMING, sha256_of(self.graph), self.data, self.work.key, machine, versions)
+        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.work.key, machine, versions)
 
     @cached_property
-    def taste(self) -> Workload:
-        """As many of the mixed texts as the float graph answers in `TASTE_S` seconds: for first looks."""
+    def sample(self) -> Workload:
+        """The part of the mixed texts that the float graph runs in `SAMPLE_S` seconds, for first measurements."""
         start = time.perf_counter()
         for batch in self.work.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)
-        return self.work.part(min(1.0, TASTE_S / max(time.perf_counter() - start, 1e-9)))
+        return self.work.part(min(1.0, SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
 
     def file(self, spec: Spec) -> Path:
-        """Writes a candidate's graph, unless it is there.
-
-        Raises:
-            DeploykitError: the variant or the quantizer does not apply to this graph.
-        """
+        """Returns a candidate's graph, written on the first call; raises a DeploykitError if it cannot be made."""
         source = self.variant(spec.graph)
         if spec.quantizer == "none":
             return source
@@ -92,17 +88,13 @@ class Bench:
         )
 
     def variant(self, name: Graph) -> Path:
-        """Writes a variant of the graph, unless it is there.
-
-        Raises:
-            DeploykitError: it does not apply.
-        """
-        return (
-            self.graph if name == "exported" else self._written(name, lambda to: variants.write(name, self.graph, to))
-        )
+        """Returns a variant of the graph, which is written on the first call."""
+        if name == "exported":
+            return self.graph
+        return self._written(name, lambda target: variants.write(name, self.graph, target))
 
     def facts(self, spec: Spec) -> dict[str, Any]:
-        """Returns what was noted when a candidate's graph was written."""
+        """Returns the facts that were stored when a candidate's graph was written."""
         notes = self.file(spec).with_suffix(".json")
         return json.loads(notes.read_text(encoding="utf-8")) if self.file(spec) != self.graph else {}
 
@@ -122,11 +114,7 @@ class Bench:
         return opened(self.base, self.file(spec), spec.execution)
 
     def write(self, folder: Path, spec: Spec, kept: Candidate) -> Predictor:
-        """Writes the chosen graph into a draft and, where it is another one, the float graph.
-
-        Returns:
-            The choice, opened as it will serve.
-        """
+        """Writes the chosen graph into a draft, and the float graph if it differs; returns a predictor of the first."""
         chosen = self.file(spec)
         shutil.copy(chosen, folder / GRAPH)
         if chosen != self.graph:

@@ -1,7 +1,7 @@
-"""Measurements that were made before, by what was measured and the machine: one JSON file each.
+"""A cache of measurements on disk: one JSON file each, by a hash of what was measured and the machine.
 
-They lie below `DEPLOYKIT_CACHE`, by default `~/.cache/deploykit`; deleting that directory makes everything be
-measured again. Those that were not read for longest are deleted once there are many.
+The directory is `DEPLOYKIT_CACHE`, by default `~/.cache/deploykit`; if it is deleted, everything is measured again. The
+least recently used files are deleted once there are many.
 """
 
 import functools
@@ -17,81 +17,75 @@ from typing import Any
 from deploykit.artifact import atomic
 
 VARIABLE = "DEPLOYKIT_CACHE"
-MAX_FILES = 4096  # a search makes some fifty, of a few kilobytes each
+MAX_FILES = 4096  # a search writes about 50, of a few kilobytes each
 log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Returns where measurements are kept."""
+    """Returns the directory of the cache."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get(VARIABLE) or Path(base) / "deploykit").expanduser()
 
 
 def key_of(*parts: Any) -> str:
-    """Returns a sha256 of anything that can be written as JSON."""
+    """Returns the sha256 of values that can be written as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_of(key: str) -> Path:
-    """Returns where the measurement of a key lies, if it was made."""
+    """Returns the path of a key's measurement, which may not exist."""
     return folder() / key[:2] / f"{key}.json"
 
 
 def recall(key: str) -> Any:
-    """Returns what was measured before, or None.
-
-    Args:
-        key: of `key_of`.
-    """
+    """Returns a measurement from the cache, or None."""
     try:
         file = file_of(key)
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # none yet, half of one, or no home directory
+    except (OSError, ValueError, RuntimeError):  # absent, incomplete, or no home directory
         return None
     with suppress(OSError):
-        os.utime(file)  # read last, deleted last
+        os.utime(file)  # marks it as used
     return content
 
 
 def remember(key: str, compute: Callable[[], Any]) -> Any:
-    """Returns what was measured before, or measures and keeps it.
-
-    A measurement that cannot be kept is returned all the same, and a warning says so.
+    """Returns a measurement from the cache, or computes and stores it; logs a warning if it cannot be stored.
 
     Args:
-        key: of `key_of`.
-        compute: returns something that can be written as JSON, and is not None.
+        key: from `key_of`.
+        compute: returns a value that can be written as JSON and is not None.
     """
-    known = recall(key)
-    if known is not None:
-        return known
+    cached = recall(key)
+    if cached is not None:
+        return cached
     result = compute()
     try:
         file_of(key).parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(file_of(key), json.dumps(result))
-        _forget()
+        _delete_oldest()
     except (OSError, RuntimeError) as error:
         _warn(str(error))
     return result
 
 
-def _forget() -> None:
-    """Deletes the files that were read or written longest ago, down to nine tenths of the limit."""
+def _delete_oldest() -> None:
+    """Deletes the least recently used files, down to nine tenths of the limit."""
     files = list(folder().glob("??/*.json"))
     if len(files) > MAX_FILES:
-        ages: dict[Path, float] = {}
+        used: dict[Path, float] = {}
         for file in files:
-            with suppress(FileNotFoundError):  # another process deletes, too
-                ages[file] = file.stat().st_mtime
-        for file in sorted(ages, key=ages.__getitem__)[: len(files) - MAX_FILES * 9 // 10]:
+            with suppress(FileNotFoundError):  # another process may delete files, too
+                used[file] = file.stat().st_mtime
+        for file in sorted(used, key=used.__getitem__)[: len(files) - MAX_FILES * 9 // 10]:
             file.unlink(missing_ok=True)
 
 
-@functools.cache  # once for each reason
+@functools.cache  # logs each reason once
 def _warn(reason: str) -> None:
     log.warning(
-        "the measurements cannot be kept (%s) and will be made again next time. To keep them, set %s to a"
-        " directory that can be written.",
+        "the measurements cannot be stored (%s) and will be made again next time. To store them, set %s to a"
+        " writable directory.",
         reason,
         VARIABLE,
     )

@@ -71,11 +71,7 @@ def rank(
 
 
 def groups(ranking: Sequence[Damage]) -> Iterator[frozenset[str]]:
-    """Yields the nodes to keep in float: the worst MatMul, the worst two, four, eight and so on, but never all.
-
-    Args:
-        ranking: from `rank`.
-    """
+    """Yields the nodes to keep in float: the worst MatMul, the worst two, four, eight and so on, but never all."""
     count = 1
     while count < len(ranking):
         yield frozenset(entry.node for entry in ranking[:count])
@@ -83,12 +79,7 @@ def groups(ranking: Sequence[Damage]) -> Iterator[frozenset[str]]:
 
 
 def damage(before: Array, after: Array) -> float:
-    """Returns the mean squared difference of two arrays over the variance of the first.
-
-    Args:
-        before: logits of the float graph, of any shape.
-        after: logits of the quantized graph, of the same shape.
-    """
+    """Returns the mean squared difference of two arrays of logits over the variance of the first."""
     return float(np.mean(np.square(after - before)) / max(np.var(before), np.finfo(np.float32).tiny))
 
 

@@ -1,1 +1,1 @@
-"""The verbs from artifact to artifact: training, pruning, exporting, quantization, packaging, and retuning."""
+"""The stages, each from artifact to artifact: training, pruning, exporting, quantization, packaging; and retuning."""

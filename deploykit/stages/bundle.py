@@ -1,6 +1,6 @@
-"""What a package holds besides the model: service file, bentofile, pinned requirements, model card, library.
+"""The files of a package besides the model: service file, bentofile, pinned requirements, model card, library.
 
-The copy of deploykit is exactly that part of it which serves. Shared by packaging and by choosing again.
+The library is a copy of those files of deploykit that serving needs. Shared by packaging and retuning.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import bentoml
 from packaging.requirements import Requirement
 
 import deploykit
-from deploykit.artifact import BENTOFILE, LIBRARY, MODEL_CARD, REQUIREMENTS, SERVICE, Artifact, Manifest
+from deploykit.artifact import BENTOFILE, LIBRARY, MODEL_CARD, REQUIREMENTS, SERVICE, Artifact, Manifest, sha256_of
 from deploykit.errors import ArtifactError, extra_missing
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
@@ -25,12 +25,12 @@ SERVED = (
     *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "no_telemetry.py"),
     *("artifact/*.py", "tokenizer/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
     *("serving/*.py", "serving/*/*.py", "serving/api/ui/*"),
-)  # what a service needs, as patterns below the package: the one list that packages, bentofile.yaml and tests follow
+)  # files that a service needs, as patterns below the package; bentofile.yaml has the same list
 NOT_SERVED = ("engines/torch.py",)  # the reference engine, which needs torch
 SERVING_PACKAGES = (
     *("bentoml", "httptools", "httpx", "numpy", "onnxruntime", "onnxruntime-gpu"),
     *("prometheus-client", "pydantic", "python-stdnum", "regex", "tokenizers", "uvloop"),
-)  # ONNX Runtime whatever was chosen: the float graph falls back to it
+)  # ONNX Runtime for any engine, because a service falls back to it
 SERVICE_TEXT = '''"""Serves this directory: `bentoml serve .`"""
 
 from pathlib import Path
@@ -62,33 +62,33 @@ A model for {task}, made by deploykit {version} from `{base}`.
 | | |
 | --- | --- |
 | labels | {labels} |
-| what runs | {chosen} |
+| runs as | {chosen} |
 | parameters | {parameters:,} |
 | graph | {bytes:,} bytes |
 | longest input | {max_tokens} tokens |
 | {comparison.metric} on the test split | {value:.4f} |
-| the same, as trained | {trained:.4f} |
+| the same of the trained model | {trained:.4f} |
 | loss against the trained model (validation) | {comparison.drop:.4f} |
-| predictions that changed (validation) | {comparison.flips:.1%} |
-| growth of the calibration error (validation) | {comparison.calibration:.4f} |
+| prediction changes (validation) | {comparison.flips:.1%} |
+| increase of the calibration error (validation) | {comparison.calibration:.4f} |
 
-## What it keeps
+## Gates
 
-{promises}
+{gates}
 
-## How it was made
+## Stages
 
 {steps}
 
 ## Use
 
-In this directory: `pip install -r requirements.txt`, `python -m deploykit.serving.keys NAME` for a key (it is shown
-once), and `bentoml serve .`; where deploykit is installed, `deploykit serve .` does the same.
+In this directory, run `pip install -r requirements.txt`, then `python -m deploykit.serving.keys NAME` to create a key
+(it is shown once), and `bentoml serve .`. If deploykit is installed, `deploykit serve .` does the same.
 
 ## Limits
 
-The figures hold for texts like those of the test split. Texts longer than {max_tokens} tokens are read in parts that
-overlap; what is too long even for that is cut, and the answer says so.
+The figures hold for texts like those of the test split. Texts longer than {max_tokens} tokens are read in overlapping
+windows; what does not fit into the windows is not read, and the answer says so.
 """
 
 
@@ -101,16 +101,16 @@ def write(
     comparison: Comparison,
     verdicts: Sequence[Verdict],
 ) -> None:
-    """Writes everything besides the model into a draft.
+    """Writes the files into a draft.
 
     Args:
         folder: the draft.
         manifest: of the artifact that is packaged.
         key: of the package.
-        packages: to pin beside those of every service: the engine's, and those of extras.
-        chosen: the name of the candidate that runs.
+        packages: Python packages to pin besides those of every service: the engine's, and those of extras.
+        chosen: name of the candidate that runs.
         comparison: with the trained model.
-        verdicts: on it.
+        verdicts: of the gates.
     """
     (folder / SERVICE).write_text(SERVICE_TEXT, encoding="utf-8")
     bentofile = BENTOFILE_TEXT.format(name=manifest.name, task=manifest.task, key=key[:12])
@@ -122,7 +122,7 @@ def write(
 
 
 def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
-    """Returns the model card: what it is, what it keeps, how it was made and how to use it."""
+    """Returns the model card in Markdown."""
     metric = comparison.metric
     return CARD.format(
         name=manifest.name,
@@ -137,7 +137,7 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         value=manifest.step.metrics["test"][metric],
         trained=manifest.history[0].metrics["test"][metric].value,
         comparison=comparison,
-        promises="\n".join(f"- {verdict}" for verdict in verdicts),
+        gates="\n".join(f"- {verdict}" for verdict in verdicts),
         steps="\n".join(
             f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"
             f" test {metric} {step.metrics['test'][metric].value:.4f}"
@@ -147,21 +147,20 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
 
 
 def _cell(text: str) -> str:
-    """Returns a text as it can stand in a cell of a table in Markdown."""
+    """Escapes a text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def served_files() -> list[Path]:
     """Lists the files of deploykit that a serving process imports."""
-    left_out = {ROOT / name for name in NOT_SERVED}
-    return sorted({file for pattern in SERVED for file in ROOT.glob(pattern)} - left_out)
+    excluded = {ROOT / name for name in NOT_SERVED}
+    return sorted({file for pattern in SERVED for file in ROOT.glob(pattern)} - excluded)
 
 
 def library_hash() -> str:
-    """Returns a hash of the code that is copied into packages, so that new code makes a new package."""
-    names = [(file.relative_to(ROOT).as_posix(), file.read_bytes()) for file in served_files()]
-    digest = hashlib.sha256(repr([(name, hashlib.sha256(content).hexdigest()) for name, content in names]).encode())
-    return digest.hexdigest()
+    """Returns a hash of the copied code; it is a part of the content key, so that new code makes a new package."""
+    hashes = [(file.relative_to(ROOT).as_posix(), sha256_of(file)) for file in served_files()]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
 def copy_library(folder: Path) -> None:
@@ -173,48 +172,48 @@ def copy_library(folder: Path) -> None:
 
 
 def members(extras: Sequence[str]) -> list[str]:
-    """Lists the packages of deploykit's extras, as its own metadata name them.
+    """Lists the packages of deploykit's extras, from its own metadata.
 
     Raises:
         MissingExtraError: one of them is not installed here, so that there is no version to pin.
     """
-    found = []
+    names = []
     for extra in extras:
-        for needed in map(Requirement, requires("deploykit") or []):
-            if needed.marker and needed.marker.evaluate({"extra": extra}):
+        for member in map(Requirement, requires("deploykit") or []):
+            if member.marker and member.marker.evaluate({"extra": extra}):
                 try:
-                    version(needed.name)
+                    version(member.name)
                 except PackageNotFoundError as error:
-                    raise extra_missing(f"the recipe's `extras: [{extra}]`", needed.name, extra) from error
-                found.append(f"{needed.name}[{','.join(needed.extras)}]" if needed.extras else needed.name)
-    return found
+                    raise extra_missing(f"the recipe's `extras: [{extra}]`", member.name, extra) from error
+                names.append(f"{member.name}[{','.join(member.extras)}]" if member.extras else member.name)
+    return names
 
 
 def requirements(names: Sequence[str]) -> list[str]:
-    """Pins packages and all that they pull in to the versions installed here, `name==version` each.
+    """Pins packages and their dependencies to the versions installed here, as sorted lines `name==version`.
 
-    Args:
-        names: of the registry, as `name` or `name[extra]`. One that is not installed is left out: `onnxruntime-gpu`
-            may stand in.
+    Packages that are not installed are left out, because only one of `onnxruntime` and `onnxruntime-gpu` can be.
+
+    Raises:
+        MissingExtraError: neither of these two is installed.
     """
-    found: dict[str, str] = {}
-    queue = [(needed.name, frozenset(needed.extras)) for needed in map(Requirement, names)]
+    pins: dict[str, str] = {}
+    queue = [(package.name, frozenset(package.extras)) for package in map(Requirement, names)]
     while queue:
         name, extras = queue.pop()
         try:
             release = version(name)
         except PackageNotFoundError:
             continue
-        known = f"{_canonical(name)}[{','.join(sorted(extras))}]"
-        if known in found:
+        member = f"{_canonical(name)}[{','.join(sorted(extras))}]"
+        if member in pins:
             continue
-        found[known] = f"{_canonical(name)}=={release}"
-        for line in requires(name) or []:
-            needed = Requirement(line)
-            marker = needed.marker
+        pins[member] = f"{_canonical(name)}=={release}"
+        for dependency in map(Requirement, requires(name) or []):
+            marker = dependency.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
-                queue.append((needed.name, frozenset(needed.extras)))
-    pinned = sorted(set(found.values()))
+                queue.append((dependency.name, frozenset(dependency.extras)))
+    pinned = sorted(set(pins.values()))
     if not any(line.startswith("onnxruntime") for line in pinned):
         raise extra_missing("a package", "onnxruntime", "cpu")
     return pinned
@@ -225,15 +224,11 @@ def _canonical(name: str) -> str:
 
 
 def store(artifact: Artifact) -> str:
-    """Adds a package to BentoML's model store, unless it is there whole; returns its tag.
-
-    Args:
-        artifact: of kind `package`.
-    """
+    """Adds a package to BentoML's model store, unless it is there undamaged; returns its tag."""
     tag = artifact.tag
     try:
         Artifact.load(bentoml.models.get(tag).path).verify()
-    except (bentoml.exceptions.BentoMLException, ArtifactError):  # none, or half of one, left by a kill
+    except (bentoml.exceptions.BentoMLException, ArtifactError):  # absent, or incomplete after a kill
         with suppress(bentoml.exceptions.BentoMLException):
             bentoml.models.delete(tag)
         labels = {"task": artifact.manifest.task, "made_by": "deploykit"}

@@ -1,14 +1,17 @@
-"""What a stage is given, and how it hands over what it made. Shared by the five stages."""
+"""What a stage works on, and how it evaluates and seals the artifact that it made. Shared by the five stages."""
 
 import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from deploykit import __version__, hardware, tasks
 from deploykit.artifact import (
@@ -27,7 +30,9 @@ from deploykit.artifact import (
     seal,
 )
 from deploykit.artifact.cost import Cost
+from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
+from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import scoring, timing
 from deploykit.inference.predictor import Predictor
 from deploykit.recipe import Recipe
@@ -36,6 +41,7 @@ from deploykit.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 BUSY = "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
 REFERENCE = "reference."  # prefix of the trained model's scores, which every later artifact carries
+INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnx"),
     *("onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "bentoml"),
@@ -46,9 +52,9 @@ LIBRARIES = (
 class Job:
     """One stage of one run.
 
-    `parent` is the artifact that the stage starts from (None for the first), `target` the directory to
-    make, `work` one for what must outlive a kill; `dataset` loads the labelled data when it is called, and `earlier`
-    are the artifacts of all stages before, in order.
+    `parent` is the artifact that the stage starts from (None for the first), `target` the directory to write, and
+    `work` a directory that survives a killed run. `dataset` loads the labelled data on its first call, and `earlier`
+    are the artifacts of all stages before this one, in order.
     """
 
     recipe: Recipe
@@ -75,11 +81,16 @@ class Job:
         return tasks.load(self.recipe.task)
 
     def tokenizer(self) -> Tokenizer:
-        """The parent's tokenizer."""
+        """Loads the parent's tokenizer."""
         return Tokenizer.load(self.source.path, self.source.manifest.max_tokens)
 
+    def torch_predictor(self, model: torch.nn.Module, tokenizer: Tokenizer, labels: tuple[str, ...]) -> Predictor:
+        """Returns a predictor of a torch model on all cores."""
+        engine = TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
+        return Predictor(self.task, labels, tokenizer, engine)
+
     def copy(self, folder: Path, *names: str) -> None:
-        """Copies the configuration, the tokenizer and further files of the parent into a draft."""
+        """Copies the parent's configuration, its tokenizer and the named files into a draft, if it has them."""
         for name in (CONFIG, GENERATION, ARCHITECTURE, *TOKENIZER_FILES, *names):
             if self.source.file(name).is_file():
                 shutil.copy(self.source.file(name), folder / name)
@@ -96,93 +107,87 @@ class Job:
         facts: Mapping[str, Any] | None = None,
         cost: Cost | None = None,
     ) -> Artifact:
-        """Judges the scores, stores them and seals the draft.
+        """Computes the metrics, stores the scores and seals the draft.
 
         Args:
-            folder: the draft, complete but for the predictions.
+            folder: the draft, complete except for the scores.
             kind: of the artifact.
-            predictor: what was evaluated; it is timed.
+            predictor: the model, which is timed.
             scores: of the validation and test splits.
-            parameters: of the model.
-            details: what the manifest keeps of this stage.
-            facts: manifest fields that differ from the parent's; the first stage gives all.
-            cost: what batches take, where that was measured.
+            parameters: number of weights.
+            details: of this stage, for the manifest.
+            facts: manifest fields that differ from the parent's; the first stage gives all of them.
+            cost: the measured cost of batches, if there is one.
         """
-        inherited = self.parent.manifest.model_dump(include=INHERITED) if self.parent else {}
-        fields = {"weights_precision": "float32", **inherited, **(facts or {})}
-        labels = fields["labels"]
+        parent, recipe = self.parent.manifest if self.parent else None, self.recipe
+        inherited = parent.model_dump(include=INHERITED) if parent else {"weights_precision": "float32"}
+        fields = {**inherited, **(facts or {})}
         reference = self.reference() or {f"{REFERENCE}{name}": rows for name, rows in scores.items()}
         save_predictions(folder, {**scores, **reference})
-        times, waited = self._times(predictor)
-        step = Step(
-            stage=self.stage,
-            method=self.recipe.method(self.stage),
-            key=self.key,
-            seconds=round(time.monotonic() - self.started, 1),
+        history = self._history(
+            predictor,
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            p50_ms=times[self.stage],
-            waited_share=waited,
-            metrics=scoring.judge(self.task, self.dataset(), labels, scores, self.recipe.seed),
+            metrics=scoring.judge(self.task, self.dataset(), fields["labels"], scores, recipe.seed),
         )
         return seal(
             folder,
             self.target,
             **fields,
+            **stamp(),
             kind=kind,
-            name=self.recipe.name,
-            task=self.recipe.task,
+            name=recipe.name,
+            task=recipe.task,
             stage=self.stage,
-            method=step.method,
-            options=self.recipe.options(self.stage).model_dump(mode="json"),
+            method=recipe.method(self.stage),
+            options=recipe.options(self.stage).model_dump(mode="json"),
             key=self.key,
             parent_key=self.parent_key,
             parent_digest=self.parent.digest if self.parent else "",
-            seed=self.recipe.seed,
-            history=(*self._history(times, waited), step),
+            seed=recipe.seed,
+            history=history,
             execution=predictor.engine.execution,
             cost=cost,
-            serve=self.recipe.serve,
-            details={**(self.parent.manifest.details if self.parent else {}), self.stage: details},
-            hardware=hardware.describe(),
-            versions=versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            serve=recipe.serve,
+            details={**(parent.details if parent else {}), self.stage: details},
         )
 
-    def _times(self, predictor: Predictor) -> tuple[dict[str, float], float]:
-        """Times what this stage made in turn with what all stages before have made; see `timing.typical`."""
+    def _history(self, predictor: Predictor, **measured: Any) -> list[Step]:
+        """Returns the steps so far and this stage's, with times that were measured together; see `timing.typical`."""
         cores, rows = hardware.cpu_limit(), self.dataset().validation
-        opened = {found.manifest.stage: Predictor.load(found, cores) for found in self.earlier}
+        predictors = {artifact.manifest.stage: Predictor.load(artifact, cores) for artifact in self.earlier}
         texts, pairs = [row.text for row in rows], [row.pair for row in rows]
-        times, waited = timing.typical({**opened, self.stage: predictor}, texts, pairs)
+        times, waited = timing.typical({**predictors, self.stage: predictor}, texts, pairs)
         if waited > BUSY_SHARE:
             log.warning(BUSY, 100 * waited)
-        return times, waited
-
-    def _history(self, times: Mapping[str, float], waited: float) -> list[Step]:
-        """Returns the steps before this one with the times that were measured together with its own."""
-        return [
+        earlier = [
             step.model_copy(update={"p50_ms": times[step.stage], "waited_share": waited})
             if step.stage in times
             else step
             for step in (self.parent.manifest.history if self.parent else ())
         ]
+        own = Step(
+            stage=self.stage,
+            method=self.recipe.method(self.stage),
+            key=self.key,
+            seconds=round(time.monotonic() - self.started, 1),
+            p50_ms=times[self.stage],
+            waited_share=waited,
+            **measured,
+        )
+        return [*earlier, own]
 
     def reference(self) -> dict[str, Any]:
-        """Returns the trained model's scores that the parent carries; empty in the first stage."""
-        found = load_predictions(self.parent) if self.parent else {}
-        return {name: rows for name, rows in found.items() if name.startswith(REFERENCE)}
+        """Returns the trained model's scores, which the parent carries; empty in the first stage."""
+        scores = load_predictions(self.parent) if self.parent else {}
+        return {name: rows for name, rows in scores.items() if name.startswith(REFERENCE)}
 
 
-INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that the path stands on, those that are installed."""
-    found = {"deploykit": __version__}
+def stamp() -> dict[str, Any]:
+    """Returns the manifest fields that say where, with what and when an artifact is made."""
+    versions = {"deploykit": __version__}
     for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"hardware": hardware.describe(), "versions": versions, "created": created}

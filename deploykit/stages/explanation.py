@@ -16,7 +16,7 @@ from deploykit.selection.candidates import Spec
 from deploykit.selection.evaluator import Bench
 from deploykit.selection.sensitivity import Damage
 from deploykit.stages import retuning
-from deploykit.stages.retuning import Carried
+from deploykit.stages.retuning import Package
 
 TIMING_S = 10.0  # for all graphs together
 
@@ -36,7 +36,7 @@ class Price(Frozen):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The name of the candidate, the number of golden texts, damages (worst first) and prices of repairs."""
+    """The name of the candidate, the number of golden texts, the damages (worst first) and the prices of repairs."""
 
     name: str
     texts: int
@@ -59,7 +59,7 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         >>> explain_quantization("runs/movie-reviews/package").damages[0].node  # doctest: +SKIP
         '/bert/encoder/layer.3/output/dense/MatMul'
     """
-    package = retuning.carried(path)
+    package = retuning.open_package(path)
     spec = candidates.spec_of(package.kept, package.base.engine.execution)
     if quantizer or spec.quantizer == "none":
         spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), keep=())
@@ -72,10 +72,10 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         damages = sensitivity.rank(bench.variant(spec.graph), method, options, bench.calibration, Path(folder))
         keeps = [(), *(tuple(sorted(keep)) for keep in sensitivity.groups(damages))]
         prices = _prices([replace(spec, keep=keep) for keep in keeps], bench, package)
-        return Explanation(replace(spec, keep=()).name, len(package.asked.texts), damages, prices)
+        return Explanation(replace(spec, keep=()).name, len(package.golden.texts), damages, prices)
 
 
-def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
+def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
     """Measures the size, the prediction changes and the latency of each graph."""
     predictors = [bench.open(spec) for spec in specs]
     name, text = next(iter(bench.work.singles.items()))
@@ -85,7 +85,7 @@ def _prices(specs: list[Spec], bench: Bench, package: Carried) -> list[Price]:
         Price(
             kept=len(spec.keep),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(predictor.predict(package.asked.texts, package.asked.pairs), package.exact),
+            changed=golden.changed(predictor.predict(package.golden.texts, package.golden.pairs), package.float_scores),
             latency=latencies[str(index)][name],
         )
         for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))

@@ -1,19 +1,19 @@
-"""The third stage: a checkpoint becomes an ONNX graph that computes the same.
+"""The third stage: exports a checkpoint to an ONNX graph, and checks that the graph computes the same.
 
-The graph is exported from the module in memory, so that layers of uneven size need no class of their own
-in transformers. Attention is exported in its eager form: the fusions of graph optimizers know that one.
+The graph is exported from the module in memory, because transformers has no class for layers of different sizes.
+Attention is exported in its eager form, which the fusions of graph optimizers recognize.
 """
+
+from dataclasses import replace
 
 from deploykit import engines, hardware
 from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
 from deploykit.artifact.execution import Execution
-from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError, ModelError
 from deploykit.evaluation import parity, scoring
 from deploykit.graphs.export import write_graph
-from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finite import LARGEST_LOGIT, largest
+from deploykit.modeling.losses import MAX_LOGIT, largest
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
 
@@ -23,14 +23,11 @@ ENGINE = "onnxruntime"
 def export(job: Job) -> Artifact:
     """Exports the parent's model and compares the graph with it.
 
-    Args:
-        job: of the stage `export`.
-
     Raises:
-        ModelError: the model's own logits are no numbers, or too large to compare.
+        ModelError: the model's own logits are NaN, infinite or too large to compare.
         GateError: logits differ by more than the recipe's `export.tolerance`.
     """
-    dataset, options, threads = job.dataset(), job.recipe.export, hardware.cpu_limit()
+    dataset, options = job.dataset(), job.recipe.export
     if options is None:
         raise RuntimeError("the recipe skips the export")
     model = checkpoint.load(job.source.path)
@@ -39,32 +36,33 @@ def export(job: Job) -> Artifact:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
         job.copy(folder)
 
-        reference = Predictor(
-            job.task,
-            job.source.manifest.labels,
-            job.tokenizer(),
-            TorchModel(model, Execution(engine="torch", threads=threads)),
-        )
-        engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE, threads=threads))
+        reference = job.torch_predictor(model, job.tokenizer(), job.source.manifest.labels)
+        engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE, threads=hardware.cpu_limit()))
         differences = parity.difference(reference, engine, dataset.validation)
-        worst = max(differences, key=lambda name: differences[name])
-        if not differences[worst] <= options.tolerance:
-            logit = largest(load_predictions(job.source)["validation"])
-            if logit > LARGEST_LOGIT:
-                raise ModelError(
-                    f"the logits of the model reach {logit:.0e}, where float32 is too coarse for a graph to repeat them"
-                    f" within {options.tolerance:.0e}. Train it with a lower learning_rate, or raise export.tolerance."
-                )
-            raise GateError(
-                f"the exported graph does not compute what torch computes: logits differ by {differences[worst]:.2e}"
-                f" ({worst}), allowed {options.tolerance:.0e}. Try another export.opset."
-            )
-        exported = Predictor(job.task, reference.labels, reference.tokenizer, engine)
+        _check(job, differences, options.tolerance)
+        predictor = replace(reference, engine=engine)
         return job.finish(
             folder,
             kind="onnx",
-            predictor=exported,
-            scores=scoring.score_all(exported, dataset),
+            predictor=predictor,
+            scores=scoring.score_all(predictor, dataset),
             parameters=checkpoint.parameters(model),
             details={"parity": differences, "tolerance": options.tolerance},
         )
+
+
+def _check(job: Job, differences: dict[str, float], tolerance: float) -> None:
+    """Compares the differences of logits, by batch, with the tolerance; see `export` for the errors."""
+    worst = max(differences, key=lambda name: differences[name])
+    if differences[worst] <= tolerance:
+        return
+    logit = largest(load_predictions(job.source)["validation"])
+    if logit > MAX_LOGIT:
+        raise ModelError(
+            f"the logits of the model reach {logit:.0e}, where float32 is too coarse for a graph to reproduce them"
+            f" within {tolerance:.0e}. Train it with a lower learning_rate, or raise export.tolerance."
+        )
+    raise GateError(
+        f"the exported graph does not compute what torch computes: logits differ by {differences[worst]:.2e}"
+        f" ({worst}), allowed {tolerance:.0e}. Try another export.opset."
+    )

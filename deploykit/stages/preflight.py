@@ -1,7 +1,7 @@
-"""What can be said of a base model before it is trained, so that hours of work do not end at the export.
+"""Checks of a base model before it is trained, so that hours of work do not end at the export.
 
-`check` needs only the files and takes a second or two; it is a part of every plan. The trials run the model itself,
-once, before the first step: on the longest input that it will be given, and through the exporter.
+`check` needs only the files and takes a second or two; every plan includes it. The trials run the model once before the
+first step: on its longest input, and through the exporter.
 """
 
 import tempfile
@@ -21,145 +21,128 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import parity
 from deploykit.graphs import export as exporter
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import base_tokenizer, checkpoint, configuration
-from deploykit.modeling.checkpoint import Base
+from deploykit.modeling import base_model, base_tokenizer, checkpoint, configuration
+from deploykit.modeling.base_model import Base
 from deploykit.recipe import ExportSection
 from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer
 
 ENGINE = "onnxruntime"
-INSTEAD = "Choose another model, or stop before the export with --until train."
-LONGEST_TRIAL_TOKENS = 4096  # of models that read more; longer runs take minutes
+ADVICE = "Choose another model, or stop before the export with --until train."
+MAX_TRIAL_TOKENS = 4096  # longer inputs take minutes
 FLOAT_BYTES = 4
-LARGEST_GRAPH_BYTES = 2**31  # of a file in the format of ONNX
-GRAPH_SHARE = 0.99  # of these are weights
+LARGEST_GRAPH_BYTES = 2**31  # the limit of protobuf, and so of an ONNX file
+WEIGHTS_SHARE = 0.99  # of a graph's bytes
 
 
 def check(base: Base, auto_class: str, max_tokens: int | None, *, whole: bool) -> None:
-    """Refuses a base model whose files show that the run cannot end well.
+    """Raises a ModelError if a base model's files show that the run will fail.
 
     Args:
         base: the model.
-        auto_class: the task's class of transformers.
+        auto_class: the task's auto class in transformers.
         max_tokens: the recipe's limit.
-        whole: the model is exported as large as it is, and not pruned.
-
-    Raises:
-        ModelError: says what is wrong and what to do.
+        whole: the model is exported in its full size, without pruning.
     """
     config = configuration.read(base.folder, base.name)
     with tempfile.TemporaryDirectory() as name:
         tokenizer = base_tokenizer.save(base, Path(name), max_tokens)
-    count = _counted(base, auto_class, config)
-    known = getattr(config, "vocab_size", None)
-    if isinstance(known, int):
-        require_embeddings(tokenizer, known, base.name)
+    parameters = _count_parameters(base, auto_class, config)
+    embeddings = getattr(config, "vocab_size", None)
+    if isinstance(embeddings, int):
+        require_embeddings(tokenizer, embeddings, base.name)
     if whole:
-        require_one_file(count, base.name)
+        require_one_file(parameters, base.name)
 
 
-def require_embeddings(tokenizer: Tokenizer, known: int, name: str) -> None:
-    """Refuses a tokenizer with tokens for which the model has no embeddings.
-
-    Raises:
-        ModelError: names the first such token.
-    """
-    beyond = {place: token for token, place in tokenizer.backend.get_vocab().items() if place >= known}
+def require_embeddings(tokenizer: Tokenizer, embeddings: int, name: str) -> None:
+    """Raises a ModelError if a tokenizer has tokens beyond a model's number of embeddings."""
+    beyond = {number: token for token, number in tokenizer.backend.get_vocab().items() if number >= embeddings}
     if beyond:
         raise ModelError(
             f"{name} has a tokenizer with the token {beyond[min(beyond)]!r} at {min(beyond)}, and embeddings for"
-            f" {known} tokens only ({len(beyond)} tokens have none). Call resize_token_embeddings({max(beyond) + 1}) on"
-            " the model and save it, or take the tokens out of the tokenizer."
+            f" {embeddings} tokens only ({len(beyond)} tokens have none). Call"
+            f" resize_token_embeddings({max(beyond) + 1}) on the model and save it, or remove the tokens from the"
+            " tokenizer."
         )
 
 
-def require_one_file(count: int, name: str) -> None:
-    """Refuses a model that does not fit one file of ONNX.
-
-    Args:
-        count: of its weights.
-        name: what the message calls the model.
-
-    Raises:
-        ModelError: it is too large.
-    """
-    if count * FLOAT_BYTES > LARGEST_GRAPH_BYTES * GRAPH_SHARE:
+def require_one_file(parameters: int, name: str) -> None:
+    """Raises a ModelError if a model has too many weights for one ONNX file."""
+    if parameters * FLOAT_BYTES > LARGEST_GRAPH_BYTES * WEIGHTS_SHARE:
         raise ModelError(
-            f"{name} has {count * FLOAT_BYTES / 1e9:.2f} GB of weights in float32, and graphs of 2 GB and more are not"
-            " supported. Choose a smaller model, or stop before the export with --until train."
+            f"{name} has {parameters * FLOAT_BYTES / 1e9:.2f} GB of weights in float32, and graphs of 2 GB and more are"
+            " not supported. Choose a smaller model, or stop before the export with --until train."
         )
 
 
-def _counted(base: Base, auto_class: str, config: Any) -> int:
-    """Counts the weights of a model with the task's head, without making it."""
+def _count_parameters(base: Base, auto_class: str, config: Any) -> int:
+    """Counts the weights of a model with the task's head, without allocating them."""
     if (base.folder / ARCHITECTURE).is_file():
         return stored(base.folder)
     try:
         with torch.device("meta"):
-            model_class = checkpoint.class_of(config, auto_class)
+            model_class = base_model.class_of(config, auto_class)
             return checkpoint.parameters(model_class._from_config(config, attn_implementation="eager"))
-    except Exception as error:  # the library checks in many places, each in its own way
-        raise checkpoint.not_loaded(base, auto_class, error) from error
+    except Exception as error:  # transformers raises errors of many types here
+        raise base_model.not_loaded(base, auto_class, error) from error
 
 
 def stored(folder: Path) -> int:
-    """Counts the weights in the files of a model, by their headers."""
+    """Counts the weights in a model's safetensors files, by their headers."""
     count = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="np") as opened:
-            count += sum(int(np.prod(opened.get_slice(name).get_shape())) for name in opened.keys())  # noqa: SIM118
+        with safe_open(file, framework="np") as tensors:
+            count += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
     return count
 
 
 def try_out(model: Any, tokenizer: Tokenizer, name: str, *, pair: bool) -> None:
-    """Runs a model once on the longest input that it will be given, with its last token and each type of token.
-
-    Args:
-        model: in memory; its mode is as before afterwards.
-        tokenizer: the model's.
-        name: what messages call the model.
-        pair: inputs have two texts.
+    """Runs a model once on the longest input that it may get, with the last token and all token types.
 
     Raises:
-        ModelError: the model fails.
+        ModelError: the model, which messages call `name`, fails.
     """
     require_embeddings(tokenizer, model.get_input_embeddings().num_embeddings, name)
-    tokens, last = min(tokenizer.max_tokens, LONGEST_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
-    batch = {"input_ids": torch.full((1, tokens), last), "attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+    tokens, last = min(tokenizer.max_tokens, MAX_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
     types = torch.zeros(1, tokens, dtype=torch.long)
     types[:, tokens // 2 :] = int(pair and tokenizer.typed)
-    batch |= {"token_type_ids": types}
+    batch = {
+        "input_ids": torch.full((1, tokens), last),
+        "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+        "token_type_ids": types,
+    }
     if isinstance(end := getattr(model.config, "eos_token_id", None), int) and end <= last:
-        batch["input_ids"][:, -1] = end  # some models read their answer there
+        batch["input_ids"][:, -1] = end  # some models classify a text by the state at its end token
     training = model.training
     try:
         with torch.inference_mode():
             model.eval()(**{key: value for key, value in batch.items() if key in input_names(model)})
-    except Exception as error:  # whatever the model runs into
+    except Exception as error:  # of any type
         raise ModelError(
-            f"{name} fails on an input of {tokens} tokens, the longest that it is to read"
+            f"{name} fails on an input of {tokens} tokens, the longest that it may get"
             f" ({type(error).__name__}: {configuration.first_line(error)}). Set data.max_tokens to what the model"
-            " reads, or check that its tokenizer belongs to it."
+            " supports, or check that its tokenizer belongs to it."
         ) from error
     finally:
         model.train(training)
 
 
 def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], export: ExportSection, name: str) -> None:
-    """Exports a model before it is trained, if its type is not one of those that are known to work.
+    """Exports a model before it is trained, unless models of its type are known to work.
 
     Args:
-        predictor: the model in torch with its tokenizer and task.
-        model: the same, in memory; stays as it was.
-        examples: real texts to compare on.
+        predictor: of the model.
+        model: the same in memory; is not changed.
+        examples: texts on which the graph is compared with the model.
         export: the recipe's section.
-        name: what messages call the model.
+        name: of the model in messages.
 
     Raises:
-        ModelError: it cannot be exported, or the graph does not compute the same.
+        ModelError: it cannot be exported, or the graph computes something else.
     """
-    kind = model.config.model_type
-    if kind in exporter.EXPORTED:
+    model_type = model.config.model_type
+    if model_type in exporter.EXPORTED:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -168,13 +151,13 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
             exporter.write_graph(checkpoint.load(folder), folder, predictor.task.OPTIMUM_TASK, export.opset)
             engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE))
             worst = max(parity.difference(predictor, engine, examples).values())
-        except Exception as error:  # whatever the tracer runs into
+        except Exception as error:  # of any type
             raise ModelError(
-                f"{name} cannot be exported to ONNX: models of type {kind!r} fail with {type(error).__name__}:"
-                f" {configuration.first_line(error)}. {INSTEAD}"
+                f"{name} cannot be exported to ONNX: models of type {model_type!r} fail with {type(error).__name__}:"
+                f" {configuration.first_line(error)}. {ADVICE}"
             ) from error
     if not worst <= export.tolerance:
         raise ModelError(
-            f"{name} cannot be exported to ONNX: the graph of this {kind!r} model differs from torch by {worst:.2e},"
-            f" allowed {export.tolerance:.0e}. {INSTEAD}"
+            f"{name} cannot be exported to ONNX: the graph of this {model_type!r} model differs from torch by"
+            f" {worst:.2e}, allowed {export.tolerance:.0e}. {ADVICE}"
         )

@@ -1,8 +1,8 @@
-"""The fourth stage: of a graph and its quantized copies, the one that is best on this machine and as good.
+"""The fourth stage: chooses, among a graph and its quantized copies, the best one that passes the gates.
 
-The float graph is always a candidate: a copy that is slower here, or that a gate stops, is not kept, and the
-manifest says why. The artifact carries the float graph beside a chosen one that differs, so that another
-machine can choose again, or fall back to it.
+The float graph is always a candidate: a copy that is slower on this machine, or that a gate stops, is not kept, and the
+manifest says why. If another graph is chosen, the artifact carries the float graph beside it, so that another machine
+can choose again or fall back to it.
 """
 
 import logging
@@ -29,38 +29,31 @@ from deploykit.stages.context import Job
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch, Encoding, Tokenizer
 
-CALIBRATION, BATCH = 256, 8  # training rows for the methods that look at activations, and how many in a batch
-COUNTED = 5000  # training rows whose lengths are counted
+CALIBRATION_ROWS = 256  # training rows for the quantizers that measure activations
+BATCH_ROWS = 8  # of calibration
+COUNTED_ROWS = 5000  # training rows whose lengths are counted
 log = logging.getLogger(__name__)
 
 
 def quantize(job: Job) -> Artifact:
-    """Searches the candidates of the recipe's method and keeps the best.
-
-    Args:
-        job: of the stage `quantize`.
-    """
-    dataset, source, cores = job.dataset(), job.source, hardware.cpu_limit()
-    options, base = job.recipe.options("quantize"), Predictor.load(source, cores)
-    searched = options if isinstance(options, auto.Options) else auto.Options()
-    specs = candidate_grid.specs(searched, cores, hardware.cpu_features())
-    if searched is not options:
-        given = tuple(sorted(options.model_dump().items()))
-        named = Spec("exported", job.recipe.method("quantize"), given, Execution(threads=cores))
-        specs = list(dict.fromkeys((specs[0], named)))
-    measured = lengths(searched.lengths, dataset, base.tokenizer)
+    """Searches the candidates of the recipe's method and keeps the best."""
+    dataset, source = job.dataset(), job.source
+    base = Predictor.load(source, hardware.cpu_limit())
+    specs, options = _specs(job)
+    measured = lengths(options.lengths, dataset, base.tokenizer)
     bench = _bench(job, base, measured)
-    entries, candidates = search.search(specs, bench, searched)
-    for found in candidates:
-        log.info("%s: %s", found.name, found.reason)
-    place = next((place for place, found in enumerate(candidates) if found.kept), 0)  # none passes: the float graph
+    entries, candidates = search.search(specs, bench, options)
+    for candidate in candidates:
+        log.info("%s: %s", candidate.name, candidate.reason)
+    index = next((index for index, candidate in enumerate(candidates) if candidate.kept), 0)  # default: float graph
+    spec, kept = entries[index].spec, candidates[index]
 
     with draft(job.target) as folder:
         job.copy(folder)
-        predictor = bench.write(folder, entries[place].spec, candidates[place])
-        before = load_predictions(source)["validation"]
-        scores = scoring.score_all(predictor, dataset)
-        kept = candidates[place]
+        predictor = bench.write(folder, spec, kept)
+        before, scores = load_predictions(source)["validation"], scoring.score_all(predictor, dataset)
+        flipped = kept.comparison.flipped if kept.comparison else ()
+        changes = flips(job.task, dataset.validation, base.labels, before, scores["validation"], flipped)
         return job.finish(
             folder,
             kind="onnx",
@@ -70,42 +63,45 @@ def quantize(job: Job) -> Artifact:
             cost=timing.cost(predictor.engine, bench.work),
             facts={"weights_precision": kept.precision},
             details={
-                **bench.facts(entries[place].spec),
-                "candidates": [found.model_dump(mode="json") for found in candidates],
+                **bench.facts(spec),
+                "candidates": [candidate.model_dump(mode="json") for candidate in candidates],
                 "gates": job.recipe.gates.model_dump(mode="json"),
                 "lengths": measured.counts(),
-                "verdicts": [found.model_dump(mode="json") for found in kept.verdicts],
-                "flips": flips(
-                    job.task,
-                    dataset.validation,
-                    base.labels,
-                    before,
-                    scores["validation"],
-                    kept.comparison.flipped if kept.comparison else (),
-                ),
+                "verdicts": [verdict.model_dump(mode="json") for verdict in kept.verdicts],
+                "flips": changes,
             },
         )
 
 
-def _bench(job: Job, base: Predictor, found: Lengths) -> Bench:
+def _specs(job: Job) -> tuple[list[Spec], auto.Options]:
+    """Returns the candidates and the options of their search: with a method other than `auto`, only two candidates."""
+    options, cores = job.recipe.options("quantize"), hardware.cpu_limit()
+    if isinstance(options, auto.Options):
+        return candidate_grid.specs(options, cores, hardware.cpu_features()), options
+    execution, method = Execution(threads=cores), job.recipe.method("quantize")
+    quantized = Spec("exported", method, tuple(sorted(options.model_dump().items())), execution)
+    return list(dict.fromkeys((Spec(execution=execution), quantized))), auto.Options()
+
+
+def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
     dataset, seed = job.dataset(), job.recipe.seed
     before = load_predictions(job.source)["validation"]
-    tokens = [len(one) for one in _encode(base.tokenizer, dataset.validation)]
+    tokens = [len(encoding) for encoding in _encode(base.tokenizer, dataset.validation)]
 
     def judge(_: Spec, predictor: Predictor) -> Judged:
         scores = scoring.score(predictor, dataset.validation, "validation")
-        judged = scoring.judge(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
-        compared = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
-        wanted = job.recipe.gates.max_p95_ms is not None
-        p95 = timing.p95(predictor, dataset.validation, seed) if wanted else None
-        return Judged(metric=judged[job.task.METRICS[0]], comparison=compared, p95_ms=p95)
+        metrics = scoring.judge(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
+        comparison = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
+        gated = job.recipe.gates.max_p95_ms is not None
+        p95_ms = timing.p95(predictor, dataset.validation, seed) if gated else None
+        return Judged(metric=metrics[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
 
-    texts = [row.text for row in dataset.train[:CALIBRATION]]
+    texts = [row.text for row in dataset.train[:CALIBRATION_ROWS]]
     return Bench(
         graph=job.source.file(GRAPH),
         base=base,
         folder=job.work / "graphs",
-        work=workload.build(found, base.tokenizer, texts, seed),
+        work=workload.build(measured, base.tokenizer, texts, seed),
         calibration=calibration(dataset, base.tokenizer, seed),
         judge=judge,
         gates=job.recipe.gates,
@@ -118,23 +114,15 @@ def _encode(tokenizer: Tokenizer, rows: Sequence[Example]) -> list[Encoding]:
 
 
 def lengths(page: Path | None, dataset: Dataset, tokenizer: Tokenizer) -> Lengths:
-    """Returns the lengths to measure at.
-
-    Args:
-        page: file with a saved page of a running service's metrics; without it, the training texts are counted.
-        dataset: the labelled data.
-        tokenizer: of the model.
-
-    Raises:
-        InputError: the page cannot be used.
-    """
+    """Returns the lengths of texts to measure with: from a service's saved metrics, or those of the training texts."""
     if page is not None:
         return Lengths.read(page)
-    return Lengths.from_counts(Counter(len(found) for found in _encode(tokenizer, dataset.train[:COUNTED])))
+    encodings = _encode(tokenizer, dataset.train[:COUNTED_ROWS])
+    return Lengths.from_counts(Counter(len(encoding) for encoding in encodings))
 
 
 def calibration(dataset: Dataset, tokenizer: Tokenizer, seed: int) -> list[Batch]:
-    """Draws training rows and pads them in batches, similar lengths together."""
-    drawn = np.random.default_rng(seed).permutation(len(dataset.train))[:CALIBRATION]
-    found = sorted(_encode(tokenizer, [dataset.train[index] for index in drawn]), key=len)
-    return [tokenizer.collate(found[start : start + BATCH]) for start in range(0, len(found), BATCH)]
+    """Draws training rows and pads them in batches of similar lengths."""
+    drawn = np.random.default_rng(seed).permutation(len(dataset.train))[:CALIBRATION_ROWS]
+    encodings = sorted(_encode(tokenizer, [dataset.train[index] for index in drawn]), key=len)
+    return [tokenizer.collate(encodings[start : start + BATCH_ROWS]) for start in range(0, len(encodings), BATCH_ROWS)]

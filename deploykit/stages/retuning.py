@@ -1,7 +1,7 @@
 """Chooses again on another machine, from what a package carries: no labelled data and no training.
 
-What was proven where the package was made stays proven: only combinations of graph, quantizer, engine and
-precision that passed every gate there are tried here, and each must answer the golden set here as it should.
+Gates were evaluated where the package was made, and their verdicts stand. Only combinations of graph, quantizer, engine
+and precision that passed them are tried here, and each must answer the golden set as it did there.
 """
 
 import logging
@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,46 +35,46 @@ from deploykit.selection.candidates import Spec
 from deploykit.selection.choice import Candidate
 from deploykit.selection.evaluator import Bench, Judged
 from deploykit.stages import bundle
-from deploykit.stages.context import versions
+from deploykit.stages.context import stamp
 from deploykit.tasks import Float32
 
 log = logging.getLogger(__name__)
-BASE = Execution().place  # of the float graph that all others are compared with
-DOUBT = 1e-3  # flips of golden answers that are less probable than this are taken for another model
+BASE = Execution().place  # of the float graph, with which all others are compared
+MIN_PROBABILITY = 1e-3  # if the changes of golden answers are less likely than this, the machine computes wrong answers
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What a package carries to choose from: its golden set, its float graph and a predictor of that, on all cores."""
+class Package:
+    """A package to choose from: its golden set, its float graph and a predictor of that graph, on all cores."""
 
     artifact: Artifact
-    asked: Golden
+    golden: Golden
     graph: Path
     base: Predictor
 
     @property
-    def exact(self) -> list[Float32]:
-        """The float graph's answers to the golden set, one array `(units, labels)` a text."""
-        return [np.array(rows, dtype=np.float32) for rows in self.asked.float_scores or ()]
+    def float_scores(self) -> list[Float32]:
+        """The float graph's answers to the golden set, one array `(units, labels)` per text."""
+        return [np.array(rows, dtype=np.float32) for rows in self.golden.float_scores or ()]
 
     @property
-    def then(self) -> dict[str, Any]:
-        """What was found where the package was made."""
-        found: dict[str, Any] = self.artifact.manifest.details["quantize"]
-        return found
+    def quantization(self) -> dict[str, Any]:
+        """The details of the stage `quantize`, measured where the package was made."""
+        details: dict[str, Any] = self.artifact.manifest.details["quantize"]
+        return details
 
     @property
     def kept(self) -> Candidate:
-        """What runs now."""
-        candidates = self.artifact.manifest.details.get("retune", self.then)["candidates"]
-        return next(Candidate.model_validate(found) for found in candidates if found["kept"])
+        """The candidate that runs at present."""
+        candidates = self.artifact.manifest.details.get("retune", self.quantization)["candidates"]
+        return next(Candidate.model_validate(candidate) for candidate in candidates if candidate["kept"])
 
 
-def carried(path: Path | str) -> Carried:
-    """Opens a package and proves that its float graph is right on this machine.
+def open_package(path: Path | str) -> Package:
+    """Opens a package and checks that its float graph gives the golden answers on this machine.
 
     Raises:
-        InputError: the artifact is no package, or one that was not chosen from candidates.
+        InputError: the artifact is no package, or one without candidates.
         ArtifactError: it is damaged or carries no float graph.
     """
     artifact, cores = Artifact.load(path), hardware.cpu_limit()
@@ -84,23 +83,23 @@ def carried(path: Path | str) -> Carried:
     artifact.verify()
     graph = FLOAT_GRAPH if artifact.file(FLOAT_GRAPH).is_file() else GRAPH
     base = Predictor.load(artifact, cores, Execution(threads=cores), graph)
-    found = Carried(artifact, golden.load(artifact), artifact.file(graph), base)
-    if graph == GRAPH and (found.kept.graph, found.kept.quantizer) != ("exported", "none"):
+    package = Package(artifact, golden.load(artifact), artifact.file(graph), base)
+    if graph == GRAPH and (package.kept.graph, package.kept.quantizer) != ("exported", "none"):
         raise ArtifactError(f"{path} carries no float graph to choose from. Package it with package.float_graph: true.")
-    golden.replay(found.asked, base, "float_scores")
-    return found
+    golden.replay(package.golden, base, "float_scores")
+    return package
 
 
 def retune(path: Path | str, output: Path | str | None = None, options: auto.Options | None = None) -> Artifact:
-    """Measures on this machine what a package may run as, and writes a package with the best.
+    """Measures a package's candidates on this machine, and writes a package with the best.
 
     Args:
         path: of a package that carries its float graph.
-        output: directory to write; default: beside it, with `-retuned` at the end of its name.
+        output: directory to write; default: beside the package, with `-retuned` at the end of its name.
         options: of the search.
 
     Raises:
-        InputError: the artifact is no package, or the output is there already.
+        InputError: the artifact is no package, or the output exists already.
         ArtifactError: it is damaged or carries no float graph.
         GateError: nothing passes on this machine.
 
@@ -111,175 +110,159 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
     place, options = Path(path).absolute(), options or auto.Options()
     target = Path(output) if output else place.with_name(f"{place.name}-retuned")
     if target.exists():
-        raise InputError(f"{target} is there already. Name another directory with --output, or remove it.")
-    package = carried(path)
+        raise InputError(f"{target} exists already. Name another directory with --output, or remove it.")
+    package = open_package(path)
     with tempfile.TemporaryDirectory() as folder:
-        known = proven(package, options, hardware.cpu_limit())
-        bench = bench_of(package, Path(folder), options, known)
-        specs, once = first_specs(package, known, options), options.model_copy(update={"fallback": False})
-        entries, candidates = search.search(specs, bench, once)
-        for found in candidates:
-            log.info("%s: %s", found.name, found.reason)
-        kept = next((entry for entry, found in zip(entries, candidates, strict=True) if found.kept), None)
-        if kept:
-            return _write(package, target, bench, kept.spec, candidates)
+        passed = passed_before(package, options, hardware.cpu_limit())
+        bench = bench_of(package, Path(folder), options, passed)
+        specs = first_specs(package, passed, options)
+        entries, candidates = search.search(specs, bench, options.model_copy(update={"fallback": False}))
+        for candidate in candidates:
+            log.info("%s: %s", candidate.name, candidate.reason)
+        for entry, candidate in zip(entries, candidates, strict=True):
+            if candidate.kept:
+                return _write(package, target, bench, entry.spec, candidates)
     raise GateError(
-        "nothing that this package may run as passes on this machine; the reasons stand above. Run its recipe here: it"
-        " has labelled data, and looks further."
+        "no candidate of this package passes on this machine; the reasons are above. Run its recipe here: with labelled"
+        " data, it can try more."
     )
 
 
-def options(**wanted: Any) -> auto.Options:
-    """Returns options of a search.
+def options(**values: Any) -> auto.Options:
+    """Returns the options of a search.
 
     Raises:
-        InputError: one of them makes no sense.
+        InputError: one of them is not valid.
     """
     try:
-        return auto.Options(**wanted)
+        return auto.Options(**values)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}.") from error
 
 
-def proven(package: Carried, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
-    """Returns what passed every gate where the package was made and can run here, the float graph first.
+def passed_before(package: Package, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
+    """Returns the candidates that passed every gate where the package was made and can run here, by their specs here.
 
-    That one is there whether or not it passed: all others are timed against it. What took too long there may not here.
+    The float graph is always included, as the baseline. Latency gates are ignored, because this machine may be faster.
     """
-    limits = GateSection.model_validate(package.then["gates"])
-    here = {spec.execution.place for spec in candidate_grid.specs(options, cores, hardware.cpu_features())}
-    found: dict[Spec, Candidate] = {}
-    for content in package.then["candidates"]:
+    limits = GateSection.model_validate(package.quantization["gates"])
+    places = {spec.execution.place for spec in candidate_grid.specs(options, cores, hardware.cpu_features())}
+    passed: dict[Spec, Candidate] = {}
+    for content in package.quantization["candidates"]:
         candidate = Candidate.model_validate(content)
-        floating = (candidate.graph, candidate.quantizer, candidate.execution.place) == ("exported", "none", BASE)
-        judged = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
-        passed = candidate.comparison is not None and (floating or not gates.failing(limits, judged))
-        if passed and candidate.execution.place in here:
-            for execution in candidate_grid.ways(candidate.execution, cores, options.objective):
-                found.setdefault(candidate_grid.spec_of(candidate, execution), candidate)
-    return found
+        is_float = (candidate.graph, candidate.quantizer, candidate.execution.place) == ("exported", "none", BASE)
+        verdicts = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
+        passes = candidate.comparison is not None and (is_float or not gates.failing(limits, verdicts))
+        if passes and candidate.execution.place in places:
+            for execution in candidate_grid.thread_layouts(candidate.execution, cores, options.objective):
+                passed.setdefault(candidate_grid.spec_of(candidate, execution), candidate)
+    return passed
 
 
-def first_specs(package: Carried, known: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
-    """Returns what a search begins with: the float graph, and the likelier way to share the cores of all others."""
-    first, cores = Spec(execution=package.base.engine.execution), package.base.engine.execution.threads
-    likely = [
-        spec for spec in known if spec.execution == candidate_grid.ways(spec.execution, cores, options.objective)[0]
-    ]
-    return [first, *(spec for spec in likely if spec != first)]
+def first_specs(package: Package, passed: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
+    """Returns the specs to begin with: the float graph, and each other candidate with its likelier thread layout."""
+    execution, objective = package.base.engine.execution, options.objective
+    layouts = candidate_grid.thread_layouts
+    likely = (spec for spec in passed if spec.execution == layouts(spec.execution, execution.threads, objective)[0])
+    return list(dict.fromkeys((Spec(execution=execution), *likely)))
 
 
-def bench_of(package: Carried, folder: Path, options: auto.Options, known: Mapping[Spec, Candidate]) -> Bench:
-    """Returns what a search works on: the lengths that were measured at before, and the golden set for everything else.
+def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapping[Spec, Candidate]) -> Bench:
+    """Returns the bench of a search with the package's lengths, unless the options name others, and its golden set.
 
-    Args:
-        package: see `Carried`.
-        folder: for the graphs that are written.
-        options: name other lengths, or none.
-        known: what was found of each candidate; a candidate is judged by it once its golden answers are right.
+    A candidate whose golden answers are right keeps the metric and comparison that it had in `passed`.
     """
-    tokenizer, asked = package.base.tokenizer, package.asked
-    encodings = sorted(tokenizer.encode(asked.texts, asked.pairs), key=len)
-    lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(package.then["lengths"])
+    tokenizer, questions = package.base.tokenizer, package.golden
+    encodings = sorted(tokenizer.encode(questions.texts, questions.pairs), key=len)
+    counts = package.quantization["lengths"]
+    lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(counts)
 
     def judge(spec: Spec, predictor: Predictor) -> Judged:
-        then = known[spec]
-        if then.metric is None or then.comparison is None:
-            raise RuntimeError("what is proven was judged")
-        _require_alike(predictor.predict(asked.texts, asked.pairs), package.exact, then.comparison)
-        return Judged(metric=then.metric, comparison=then.comparison)
+        before = passed[spec]
+        if before.metric is None or before.comparison is None:
+            raise RuntimeError("a candidate that passed its gates has no metric")
+        _require_alike(predictor.predict(questions.texts, questions.pairs), package.float_scores, before.comparison)
+        return Judged(metric=before.metric, comparison=before.comparison)
 
     return Bench(
         graph=package.graph,
         base=package.base,
         folder=folder,
-        work=workload.build(lengths, tokenizer, asked.texts, package.artifact.manifest.seed),
+        work=workload.build(lengths, tokenizer, questions.texts, package.artifact.manifest.seed),
         calibration=[tokenizer.collate(encodings[start : start + 8]) for start in range(0, len(encodings), 8)],
         judge=judge,
-        gates=GateSection.model_validate(package.then["gates"]).model_copy(update={"max_p95_ms": None}),
+        gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
         data=package.artifact.digest,
     )
 
 
-def _require_alike(found: Sequence[Float32], exact: Sequence[Float32], then: Comparison) -> None:
-    """Holds the share of golden answers that changed here against that of the rows that were judged there.
+def _require_alike(scores: Sequence[Float32], float_scores: Sequence[Float32], before: Comparison) -> None:
+    """Compares the share of changed golden answers here with the share of changed rows where the package was made.
 
     Raises:
-        ArtifactError: so many are improbable: this machine computes something else.
+        ArtifactError: so many changes are improbable, so this machine computes something else.
     """
-    changed = golden.changed(found, exact)
-    expected = min(1.0, max(then.flips.high, 3 / then.rows))  # none in n rows: at most 3 in n, at 95 %
-    if binomtest(changed, len(exact), expected, alternative="greater").pvalue < DOUBT:
+    changed = golden.changed(scores, float_scores)
+    expected = min(1.0, max(before.flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
+    if binomtest(changed, len(float_scores), expected, alternative="greater").pvalue < MIN_PROBABILITY:
         raise ArtifactError(
-            f"{changed} of {len(exact)} golden answers change on this machine, where {then.flips.value:.1%} did when it"
-            " was made"
+            f"{changed} of {len(float_scores)} golden answers change on this machine, compared with"
+            f" {before.flips.value:.1%} where the package was made"
         )
 
 
-def _copy(artifact: Artifact, folder: Path) -> None:
-    """Copies what stays of a package: no graph, no library of the version that made it, and no signature."""
-    for name in artifact.manifest.files:
-        if name not in (GRAPH, FLOAT_GRAPH) and not name.startswith(f"{LIBRARY}/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(artifact.file(name), folder / name)
-
-
-def _say_unsigned(before: Artifact, after: Artifact) -> None:
-    """Says that a package has lost the signature of the one that it was made of."""
-    if before.file(SIGNATURE).is_file():
-        log.warning(
-            "%s is not signed: the signature of %s is of other files. Sign it with: deploykit sign %s --key"
-            " PRIVATE_KEY",
-            after.path,
-            before.path,
-            after.path,
-        )
-
-
-def _write(package: Carried, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]) -> Artifact:
-    artifact, manifest, asked = package.artifact, package.artifact.manifest, package.asked
-    kept = next(found for found in candidates if found.kept)
+def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]) -> Artifact:
+    artifact, manifest, questions = package.artifact, package.artifact.manifest, package.golden
+    kept = next(candidate for candidate in candidates if candidate.kept)
     with draft(target) as folder:
         _copy(artifact, folder)
         predictor = bench.write(folder, spec, kept)
-        scores = predictor.predict(asked.texts, asked.pairs)
-        tolerance = golden.tolerance_of(package.exact, scores)
+        scores = predictor.predict(questions.texts, questions.pairs)
+        tolerance = golden.tolerance_of(package.float_scores, scores)
         answers = {"scores": [rows.tolist() for rows in scores], "tolerance": tolerance}
-        golden.save(folder, asked.model_copy(update=answers))
-        key = key_of(
-            parent=manifest.key,
-            stage="retune",
-            method=kept.name,
-            options={"hardware": hardware.describe()},
-            data=artifact.digest,
-            seed=manifest.seed,
-        )
-        own = manifest.details["package"]
-        bundle.write(
-            folder,
-            manifest,
-            key,
-            [kept.execution.engine, *bundle.members(manifest.serve.extras)],
-            f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
-            Comparison.model_validate(own["comparison"]),
-            [Verdict.model_validate(found) for found in own["verdicts"]],
-        )
-        facts = {
-            name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")
-        }
-        changes = {
-            "key": key,
+        golden.save(folder, questions.model_copy(update=answers))
+        changes: dict[str, Any] = {
+            "key": key_of(
+                parent=manifest.key,
+                stage="retune",
+                method=kept.name,
+                options={"hardware": hardware.describe()},
+                data=artifact.digest,
+                seed=manifest.seed,
+            ),
             "parent_key": manifest.key,
             "parent_digest": artifact.digest,
             "execution": predictor.engine.execution,
             "weights_precision": kept.precision,
             "cost": timing.cost(predictor.engine, bench.work),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
-            "hardware": hardware.describe(),
-            "versions": versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **stamp(),
         }
-        sealed = seal(folder, target, **{**facts, **changes})
-    _say_unsigned(artifact, sealed)
+        own = manifest.details["package"]
+        bundle.write(
+            folder,
+            manifest,
+            changes["key"],
+            [kept.execution.engine, *bundle.members(manifest.serve.extras)],
+            f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
+            Comparison.model_validate(own["comparison"]),
+            [Verdict.model_validate(verdict) for verdict in own["verdicts"]],
+        )
+        unchanged = set(Manifest.model_fields) - {"format_version", "files"}
+        sealed = seal(folder, target, **{**{name: getattr(manifest, name) for name in unchanged}, **changes})
+    if artifact.file(SIGNATURE).is_file():
+        log.warning(
+            "%s is not signed: the signature of %s is of other files. Sign it with: deploykit sign %s --key"
+            " PRIVATE_KEY",
+            *(sealed.path, artifact.path, sealed.path),
+        )
     return sealed
+
+
+def _copy(artifact: Artifact, folder: Path) -> None:
+    """Copies a package without its graphs, its copy of deploykit and its signature."""
+    for name in artifact.manifest.files:
+        if name not in (GRAPH, FLOAT_GRAPH) and not name.startswith(f"{LIBRARY}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(artifact.file(name), folder / name)

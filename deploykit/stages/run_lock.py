@@ -1,4 +1,4 @@
-"""One run at a time in a directory."""
+"""A lock that allows one run at a time in a directory."""
 
 import fcntl
 import json
@@ -12,20 +12,20 @@ from typing import IO
 from deploykit.errors import BusyError, storage_errors
 
 LOCK = ".lock"
-GONE_S = 2.0  # within which the system ends the processes of a run that was killed
+WAIT_S = 2.0  # the system may take this long to end all processes of a run that was just killed
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a run's directory; the system lets go of it when the process ends, however it ends.
+    """Locks a run's directory; the system releases the lock when the process ends, even if it is killed.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds the lock.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-            if not _taken(stream):
+            if not _lock(stream):
                 stream.seek(0)
                 raise BusyError(
                     f"another run{_holder(stream.read())} is working in {folder}."
@@ -37,18 +37,16 @@ def locked(folder: Path) -> Iterator[None]:
             yield
 
 
-def _taken(stream: IO[str]) -> bool:
-    """Takes a lock; a run that was killed a moment ago may hold it until the last of its processes is gone."""
-    end = time.monotonic() + GONE_S
-    while True:
+def _lock(stream: IO[str]) -> bool:
+    """Tries to lock a file for `WAIT_S` seconds, and says whether it succeeded."""
+    for _ in range(20):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(GONE_S / 20)
+            time.sleep(WAIT_S / 20)
         else:
             return True
+    return False
 
 
 def _holder(content: str) -> str:

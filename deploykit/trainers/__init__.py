@@ -1,7 +1,4 @@
-"""Ways to fine-tune. One file a way: `Options` and `train`.
-
-`train(model, problem, options, work)` changes the model in place and returns the learning curve.
-"""
+"""Trainers: methods to fine-tune a model. One file each: `Options`, `FINE_TUNED` and `train`."""
 
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,13 +11,13 @@ from deploykit.modeling.problem import Problem
 
 
 class Trainer(Protocol):
-    """What a file of this folder provides. `FINE_TUNED` says that the base model must have its head."""
+    """What a file of this folder provides. `FINE_TUNED` says that the base model must have its head already."""
 
     Options: type[BaseModel]
     FINE_TUNED: bool
 
     def train(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> list[dict[str, Any]]:
-        """Fits the model in place; `work` is for checkpoints. Returns the learning curve."""
+        """Fits the model in place and returns the learning curve; `work` is for checkpoints."""
 
 
 def load(name: str) -> Trainer:

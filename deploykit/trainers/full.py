@@ -19,9 +19,9 @@ class Options(FitOptions):
     """Fine-tunes every weight."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over all labels."""
+    """Share of the target probability that is spread evenly over all labels."""
     class_weights: Literal["balanced"] | None = None
-    """`balanced` weighs each label by the inverse of its frequency."""
+    """`balanced`: weights inversely proportional to the frequency of each label; null: equal weights."""
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> list[dict[str, Any]]:

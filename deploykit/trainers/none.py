@@ -1,4 +1,4 @@
-"""Takes a model that is fine-tuned already, as it is; what `train: null` stands for."""
+"""Uses a model that is fine-tuned already without changing it; `train: null` in a recipe."""
 
 from pathlib import Path
 from typing import Any

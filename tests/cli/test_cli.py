@@ -159,7 +159,7 @@ def test_texts_that_the_tokenizer_does_not_know_are_warned_about(call, caplog, t
     path = tiny_recipe(tmp_path, data={"train": write_rows(tmp_path / "a.jsonl", rows)})
     code, _, message = call("run", path, "--until", "train", "--set", "train.epochs=1")
     assert code == 0, message
-    assert "32 of 32 train texts consist mostly of tokens that the tokenizer does not know" in caplog.text
+    assert "32 of 32 train texts consist mostly of tokens that the tokenizer does not have" in caplog.text
 
 
 def test_spans_that_the_tokenizer_cannot_express_are_warned_about(call, caplog, tmp_path, tiny_recipe):
@@ -178,7 +178,7 @@ def test_spans_that_the_tokenizer_cannot_express_are_warned_about(call, caplog, 
     assert code == 0, message
     assert re.search(
         r"\d+ of 32 spans of the training split begin or end inside a token of the model's tokenizer, such as '\d+':"
-        " no answer can give them",
+        " the model cannot predict them",
         caplog.text,
     )
 
@@ -215,7 +215,7 @@ def test_model_of_another_kind(call, tmp_path, tiny_recipe, tokenizer_folder):
     shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "model")
     code, _, message = call("run", tiny_recipe(tmp_path, model="model", prune=None))
     assert code == 2
-    assert "has the model type 'vits' in config.json, which is no model of text that transformers" in message
+    assert "has the model type 'vits' in config.json, which is not a text model of transformers" in message
 
 
 # The disk

@@ -12,7 +12,7 @@ import transformers
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from deploykit.errors import ModelError
-from deploykit.modeling import base_tokenizer, checkpoint
+from deploykit.modeling import base_model, base_tokenizer
 
 TEXTS = ("The Film is GREAT!", "élan  vital", "a b-c d_e", "anna lives in london", "")
 KEYS = {"tokenizer_class", "model_max_length", "padding_side", "model_input_names", "clean_up_tokenization_spaces"}
@@ -20,7 +20,7 @@ KEYS = {"tokenizer_class", "model_max_length", "padding_side", "model_input_name
 
 @pytest.fixture
 def base(tmp_path, tiny_model):
-    return checkpoint.find(str(tiny_model(tmp_path / "base")))
+    return base_model.find(str(tiny_model(tmp_path / "base")))
 
 
 def edit(base, file="tokenizer_config.json", gone=(), **values):
@@ -80,7 +80,7 @@ def test_a_tokenizer_of_a_newer_format_or_a_damaged_one_is_refused(change, base,
             '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}',
             r"needs code of its own \(auto_map in",
         ),
-        ("tokenizer_config.json", '{"pad_token": "no such"}', r"names no padding token that its tokenizer\.json knows"),
+        ("tokenizer_config.json", '{"pad_token": "no such"}', r"has no padding token that is in its tokenizer\.json"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(file, content, message, base, tmp_path):
@@ -262,13 +262,13 @@ def test_without_the_library_of_sentencepiece_the_command_that_adds_it_is_named(
     edit(base, "config.json", model_type="deberta-v2")
     program = (
         "import sys; sys.modules['sentencepiece'] = None\n"
-        "from pathlib import Path\nfrom deploykit.modeling import base_tokenizer, checkpoint\n"
-        "base_tokenizer.save(checkpoint.find(sys.argv[1]), Path(sys.argv[2]))\n"
+        "from pathlib import Path\nfrom deploykit.modeling import base_model, base_tokenizer\n"
+        "base_tokenizer.save(base_model.find(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", program, str(base.folder), str(tmp_path / "out")], capture_output=True, text=True
     )
-    message = "has its tokenizer as a model of SentencePiece only (spm.model), and reading it needs packages that"
+    message = "has its tokenizer as a SentencePiece model only (spm.model), and reading it needs packages that"
     assert (
         f"deploykit.errors.ModelError: {base.name} {message} are not installed: pip install sentencepiece protobuf"
         in found.stderr
@@ -278,5 +278,5 @@ def test_without_the_library_of_sentencepiece_the_command_that_adds_it_is_named(
 def test_a_damaged_model_of_sentencepiece_is_refused(base, tmp_path):
     pytest.importorskip("sentencepiece")
     only_pieces("deberta-v2", base).write_bytes(b"\nno pieces")
-    with pytest.raises(ModelError, match=r"has no tokenizer\.json, and its spm\.model is no model of SentencePiece"):
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json, and its spm\.model cannot be read as a Sentence"):
         base_tokenizer.save(base, tmp_path / "out")

@@ -10,7 +10,7 @@ import transformers
 from models import ENCODERS, LABELS, TASKS, VARIANTS, uneven
 
 from deploykit.errors import ModelError
-from deploykit.modeling import base_tokenizer, checkpoint, surgery
+from deploykit.modeling import base_model, base_tokenizer, checkpoint, surgery
 from deploykit.modeling.surgery import Kept, Shape
 
 KEPT = (Kept(heads=(1,), neurons=tuple(range(64))), Kept(heads=(0, 2, 3), neurons=tuple(range(128))))
@@ -23,7 +23,7 @@ AUTO = {
 @pytest.fixture
 def base(tmp_path, tiny_model):
     """A fine-tuned text classifier on disk, as `find` sees it."""
-    return checkpoint.find(str(tiny_model(tmp_path / "base")))
+    return base_model.find(str(tiny_model(tmp_path / "base")))
 
 
 # finding a base model
@@ -35,21 +35,21 @@ def test_a_missing_directory_is_refused(reference, tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match=f"^the model directory {reference} does not exist\\. Give a directory, package"
     ):
-        checkpoint.find(reference)
+        base_model.find(reference)
 
 
 def test_an_empty_directory_is_refused(tmp_path):
     with pytest.raises(
         ModelError, match=r"is no model directory: expected config\.json and model\.safetensors, found nothing\."
     ):
-        checkpoint.find(str(tmp_path))
+        base_model.find(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_directory_without_configuration_or_safetensors_is_refused(name, base):
     (base.folder / name).unlink()
     with pytest.raises(ModelError, match=rf"expected config\.json and model\.safetensors, found (?!.*{name},)"):
-        checkpoint.find(base.name)
+        base_model.find(base.name)
 
 
 def test_pickled_weights_are_not_read(base, monkeypatch):
@@ -58,7 +58,7 @@ def test_pickled_weights_are_not_read(base, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
     message = r"found .*pytorch_model\.bin.*\. Pickled weights \(pytorch_model\.bin\) are not read: save the model with"
     with pytest.raises(ModelError, match=message):
-        checkpoint.find(base.name)
+        base_model.find(base.name)
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,18 @@ def test_pickled_weights_are_not_read(base, monkeypatch):
 )
 def test_an_unknown_package_or_directory_in_it_is_refused(reference, message, capsys):
     with pytest.raises(ModelError, match=f"^{re.escape(reference)}: {message}"):
-        checkpoint.find(reference)
+        base_model.find(reference)
     assert capsys.readouterr().out == ""  # nothing was imported to look
 
 
 def test_an_id_that_the_hub_does_not_give_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    monkeypatch.setattr(base_model, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
     with pytest.raises(
-        ModelError, match=r"^the model 'some/model' is no directory here, and the hub did not give it \(O"
+        ModelError,
+        match=r"^the model 'some/model' is no directory here, and it could not be downloaded from the hub \(O",
     ):
-        checkpoint.find("some/model")
+        base_model.find("some/model")
 
 
 def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerprint(base, tmp_path, monkeypatch):
@@ -95,7 +96,7 @@ def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerpr
     shutil.copytree(base.folder, package / "model")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    found = checkpoint.find("package://tiny_package/model")
+    found = base_model.find("package://tiny_package/model")
     assert (found.folder, found.name, found.revision) == (package / "model", "package://tiny_package/model", "")
     assert found.fingerprint == base.fingerprint
 
@@ -103,17 +104,17 @@ def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerpr
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 def test_the_fingerprint_follows_what_the_model_is(name, base):
     (base.folder / "notes.md").write_text("something else")
-    assert checkpoint.find(base.name).fingerprint == base.fingerprint
+    assert base_model.find(base.name).fingerprint == base.fingerprint
     file = base.folder / name
     file.write_bytes(file.read_bytes() + b" ")
-    assert checkpoint.find(base.name).fingerprint != base.fingerprint
+    assert base_model.find(base.name).fingerprint != base.fingerprint
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_the_directory(base, monkeypatch):
     glob = Path.glob
     for order in (sorted, lambda found: sorted(found, reverse=True)):
         monkeypatch.setattr(Path, "glob", lambda path, pattern, order=order: iter(order(glob(path, pattern))))
-        assert checkpoint.find(base.name).fingerprint == base.fingerprint
+        assert base_model.find(base.name).fingerprint == base.fingerprint
 
 
 # opening it with a head
@@ -124,9 +125,9 @@ def test_a_model_of_a_kind_without_such_a_head_is_refused(tmp_path):
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    message = r"has the model type 'vit' in config\.json, which is no model of text that transformers \d"
+    message = r"has the model type 'vit' in config\.json, which is not a text model of transformers \d"
     with pytest.raises(ModelError, match=message):
-        checkpoint.open_base(checkpoint.find(str(tmp_path)), AUTO["token-classification"], ("O",), fine_tuned=False)
+        base_model.open_base(base_model.find(str(tmp_path)), AUTO["token-classification"], ("O",), fine_tuned=False)
 
 
 def test_weights_of_another_model_are_refused(base, tiny_encoder):
@@ -135,7 +136,7 @@ def test_weights_of_another_model_are_refused(base, tiny_encoder):
     with pytest.raises(
         ModelError, match=r"base (cannot be loaded as AutoModel|lacks 37 weights of a bert).* Check that"
     ):
-        checkpoint.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
+        base_model.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
 
 
 def test_a_model_that_lacks_a_layer_is_refused(base):
@@ -146,35 +147,35 @@ def test_a_model_that_lacks_a_layer_is_refused(base):
         r"lacks 16 weights of a bert model, .* first bert\.encoder\.layer\.1\..* Check that `task:` and `model:` of the"
     )
     with pytest.raises(ModelError, match=message):
-        checkpoint.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
+        base_model.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
 
 
 def test_weights_of_another_size_are_refused(base, tiny_encoder):
     other = tiny_encoder(intermediate_size=64)
     checkpoint.save_file(other.state_dict(), base.folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"(lacks|cannot be loaded)"):
-        checkpoint.open_base(base, AUTO["text-classification"], ("negative", "positive"), fine_tuned=True)
+        base_model.open_base(base, AUTO["text-classification"], ("negative", "positive"), fine_tuned=True)
 
 
 def test_a_fine_tuned_model_needs_its_head(tmp_path, tiny_model):
-    base = checkpoint.find(str(tiny_model(tmp_path / "base", task="token-classification")))
+    base = base_model.find(str(tiny_model(tmp_path / "base", task="token-classification")))
     body = transformers.BertModel.from_pretrained(base.folder, add_pooling_layer=False)
     body.config.id2label = {0: "negative", 1: "positive"}
     body.save_pretrained(base.folder)
     with pytest.raises(
         ModelError, match=r"lacks 2 weights of a bert model, or has them in another size, first classifier\."
     ):
-        checkpoint.open_base(base, AUTO["token-classification"], ("negative", "positive"), fine_tuned=True)
+        base_model.open_base(base, AUTO["token-classification"], ("negative", "positive"), fine_tuned=True)
 
 
 def test_a_broken_file_of_weights_is_refused(base):
     (base.folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match=r"cannot be loaded as AutoModelForSequenceClassification"):
-        checkpoint.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
+        base_model.open_base(base, AUTO["text-classification"], ("a", "b"), fine_tuned=False)
 
 
 def test_a_fine_tuned_model_comes_as_it_is(base):
-    model = checkpoint.open_base(base, AUTO["text-classification"], ("negative", "positive"), fine_tuned=True)
+    model = base_model.open_base(base, AUTO["text-classification"], ("negative", "positive"), fine_tuned=True)
     stored = checkpoint.load_file(base.folder / "model.safetensors")
     assert all(torch.equal(stored[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -182,7 +183,7 @@ def test_a_fine_tuned_model_comes_as_it_is(base):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_base_model_gets_a_new_head_for_the_labels(task, base):
     labels = ("red", "green", "blue")
-    model = checkpoint.open_base(base, AUTO[task], labels, fine_tuned=False)
+    model = base_model.open_base(base, AUTO[task], labels, fine_tuned=False)
     stored = checkpoint.load_file(base.folder / "model.safetensors")
     assert model.classifier.out_features == 3
     assert model.config.id2label == dict(enumerate(labels))
@@ -193,8 +194,8 @@ def test_a_base_model_gets_a_new_head_for_the_labels(task, base):
 
 def test_a_base_model_in_half_precision_is_trained_saved_and_loaded_in_float32(tmp_path, tiny_encoder, logits_of):
     tiny_encoder().half().save_pretrained(tmp_path / "half")
-    base = checkpoint.find(str(tmp_path / "half"))
-    model = checkpoint.open_base(base, AUTO["text-classification"], LABELS["text-classification"], fine_tuned=True)
+    base = base_model.find(str(tmp_path / "half"))
+    model = base_model.open_base(base, AUTO["text-classification"], LABELS["text-classification"], fine_tuned=True)
     small = surgery.shrunk(model.eval(), KEPT)
     checkpoint.save(small, tmp_path / "small")
     loaded = checkpoint.load(tmp_path / "small", attention=None)
@@ -213,7 +214,7 @@ def test_positions_bound_the_tokens_and_the_bound_is_exact(kind, pad, tmp_path, 
     model = tiny_encoder(kind, max_position_embeddings=34, pad_token_id=pad)
     shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
     checkpoint.save(model, tmp_path)
-    limit = base_tokenizer.save(checkpoint.find(str(tmp_path)), tmp_path / "out").max_tokens
+    limit = base_tokenizer.save(base_model.find(str(tmp_path)), tmp_path / "out").max_tokens
     assert limit == (33 - pad if kind in ("roberta", "xlm-roberta", "camembert", "mpnet") else 34)
     model(torch.full((1, limit), 7))
     with pytest.raises((IndexError, RuntimeError)):
@@ -365,7 +366,7 @@ def test_a_regular_model_opens_with_plain_transformers(kind, task, tmp_path, tin
 def test_the_class_that_was_saved_is_opened_whatever_the_base_model_was(base, tmp_path, logits_of):
     config = json.loads((base.folder / "config.json").read_text())
     (base.folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
-    model = checkpoint.open_base(base, AUTO["token-classification"], ("O", "B-X", "I-X"), fine_tuned=False)
+    model = base_model.open_base(base, AUTO["token-classification"], ("O", "B-X", "I-X"), fine_tuned=False)
     checkpoint.save(model.eval(), tmp_path / "saved")
     loaded = checkpoint.load(tmp_path / "saved")
     assert type(loaded) is transformers.BertForTokenClassification
@@ -391,21 +392,21 @@ def test_an_encoder_of_another_size_is_refused_though_a_new_head_is_made(base):
     config = json.loads((base.folder / "config.json").read_text())
     (base.folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     with pytest.raises(ModelError, match=r"or has them in another size, first bert\.encoder\.layer\.0\.intermediate"):
-        checkpoint.open_base(
-            checkpoint.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
+        base_model.open_base(
+            base_model.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
         )
 
 
 def test_a_pruned_model_is_no_base(base):
     (base.folder / "deploykit_arch.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"was pruned, .*or take it as it is with train: null"):
-        checkpoint.open_base(
-            checkpoint.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
+    with pytest.raises(ModelError, match=r"was pruned, .*or use it as it is with train: null"):
+        base_model.open_base(
+            base_model.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
         )
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "added_tokens.json", "spiece.model"])
 def test_every_file_that_decides_tokens_is_in_the_fingerprint(base, name):
-    before = checkpoint.find(str(base.folder)).fingerprint
+    before = base_model.find(str(base.folder)).fingerprint
     (base.folder / name).write_text("changed")
-    assert checkpoint.find(str(base.folder)).fingerprint != before
+    assert base_model.find(str(base.folder)).fingerprint != before

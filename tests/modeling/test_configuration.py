@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from deploykit.errors import ModelError
-from deploykit.modeling import base_tokenizer, checkpoint, configuration
+from deploykit.modeling import base_model, base_tokenizer, checkpoint, configuration
 from deploykit.modeling.surgery import TRANSFORMERS_4
 from deploykit.stages import preflight
 
@@ -18,7 +18,7 @@ AUTO = "AutoModelForSequenceClassification"
 @pytest.fixture
 def base(tmp_path, tiny_model):
     """A text classifier on disk, as `find` sees it."""
-    return checkpoint.find(str(tiny_model(tmp_path / "base")))
+    return base_model.find(str(tiny_model(tmp_path / "base")))
 
 
 def edit(base, file="config.json", **values):
@@ -29,9 +29,9 @@ def edit(base, file="config.json", **values):
 def ways(base, target):
     """Every way in which a run opens a base model."""
     return {
-        "find prunable": lambda: checkpoint.require_prunable(base),
-        "open": lambda: checkpoint.open_base(base, AUTO, ("negative", "positive"), fine_tuned=False),
-        "open fine-tuned": lambda: checkpoint.open_base(base, AUTO, ("negative", "positive"), fine_tuned=True),
+        "find prunable": lambda: base_model.require_prunable(base),
+        "open": lambda: base_model.open_base(base, AUTO, ("negative", "positive"), fine_tuned=False),
+        "open fine-tuned": lambda: base_model.open_base(base, AUTO, ("negative", "positive"), fine_tuned=True),
         "tokenizer": lambda: base_tokenizer.save(base, target),
         "plan": lambda: preflight.check(base, AUTO, None, whole=True),
         "load": lambda: checkpoint.load(base.folder),
@@ -69,10 +69,10 @@ def marking(folder, class_name, parent):
         ("", r"has a config\.json that is not JSON"),
         ("[" * 10_000, r"has a config\.json that is not JSON"),
         ("[1]", r"has a config\.json that holds no JSON object"),
-        ("{}", r"has the model type None in config\.json, which is no model of text that transformers \d"),
+        ("{}", r"has the model type None in config\.json, which is not a text model of transformers \d"),
         ('{"model_type": "brand-new"}', r"has the model type 'brand-new' in config\.json"),
         ('{"model_type": ["bert"]}', r"has the model type \['bert'\] in config\.json"),
-        ('{"model_type": "vit"}', r"has the model type 'vit' in config\.json, which is no model of text"),
+        ('{"model_type": "vit"}', r"has the model type 'vit' in config\.json, which is not a text model"),
         ('{"model_type": "bert", "hidden_size": 33, "num_attention_heads": 4}', r"(cannot be|33)"),
         ('{"model_type": "bert", "vocab_size": "many"}', r"cannot be (used|loaded)"),
         ('{"model_type": "bert", "hidden_act": "no_such"}', r"cannot be (used|loaded)"),
@@ -114,7 +114,7 @@ def test_a_nested_configuration_cannot_allow_its_own_code(base, tmp_path):
     (base.folder / "config.json").write_text(json.dumps(outer))
     refused(base, tmp_path, r"needs code of its own \((auto_map|trust_remote_code) in config\.json\)")
     edit(base, trust_remote_code=False, keypoint_detector_config={"model_type": "superpoint"})
-    refused(base, tmp_path, r"has the model type 'lightglue' in config\.json, which is no model of text")
+    refused(base, tmp_path, r"has the model type 'lightglue' in config\.json, which is not a text model")
     assert not mark.exists()
 
 
@@ -139,7 +139,7 @@ def test_code_is_refused_however_deep_it_is_named(deep, base, tmp_path):
 )
 def test_parts_from_elsewhere_are_refused(key, value, base, tmp_path):
     edit(base, **{key: value})
-    refused(base, tmp_path, rf"has {key} in config\.json, which lets transformers fetch parts from elsewhere\. If you")
+    refused(base, tmp_path, rf"has {key} in config\.json, which lets transformers load parts from elsewhere\. If you")
     edit(base, **{key: None, "text_config": {key: value}})
     refused(base, tmp_path, rf"has {key} in config\.json")
 
@@ -148,7 +148,7 @@ def test_an_index_cannot_name_weights_outside_of_the_model(base, tmp_path):
     for file in ("../elsewhere.safetensors", "/etc/passwd", 7):
         index = {"metadata": {}, "weight_map": {"bert.embeddings": file}}
         (base.folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        refused(base, tmp_path, r"in model\.safetensors\.index\.json, which is no name of a file in its directory")
+        refused(base, tmp_path, r"in model\.safetensors\.index\.json, which is not the name of a file in its directory")
 
 
 def test_adapters_and_quantized_weights_are_refused_with_advice(base, tmp_path):
@@ -156,19 +156,19 @@ def test_adapters_and_quantized_weights_are_refused_with_advice(base, tmp_path):
     refused(base, tmp_path, r"is an adapter .*\. Merge it into that model \(merge_and_unload in peft\)")
     (base.folder / "adapter_config.json").unlink()
     edit(base, quantization_config={"quant_method": "gptq"})
-    refused(base, tmp_path, r"holds quantized weights .*\. Choose the model that it was made from, and quantize with")
+    refused(base, tmp_path, r"holds quantized weights .*\. Choose the model that was quantized, and quantize it with")
 
 
 def test_labels_may_be_called_anything(base):
     labels = ("auto_map", "trust_remote_code")
     edit(base, id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
-    model = checkpoint.open_base(base, AUTO, labels, fine_tuned=True)
+    model = base_model.open_base(base, AUTO, labels, fine_tuned=True)
     assert model.config.id2label == dict(enumerate(labels))
 
 
 def test_attention_is_what_deploykit_says_and_not_the_file(base):
     edit(base, attn_implementation="flex_attention", _attn_implementation="flash_attention_2")
-    model = checkpoint.open_base(base, AUTO, ("negative", "positive"), fine_tuned=True)
+    model = base_model.open_base(base, AUTO, ("negative", "positive"), fine_tuned=True)
     assert model.config._attn_implementation == "sdpa"
     edit(base, architectures=["BertForSequenceClassification"])
     assert checkpoint.load(base.folder).config._attn_implementation == "eager"
@@ -177,7 +177,7 @@ def test_attention_is_what_deploykit_says_and_not_the_file(base):
 @pytest.mark.parametrize("name", ["AutoConfig", "Trainer", "no_such", "__doc__"])
 def test_a_checkpoint_opens_no_class_that_is_no_model(name, base):
     edit(base, architectures=[name])
-    with pytest.raises(ModelError, match=rf"names no class of a model in `architectures`, found '{name}'"):
+    with pytest.raises(ModelError, match=rf"names no model class in `architectures`, found '{name}'"):
         checkpoint.load(base.folder)
 
 
@@ -259,7 +259,7 @@ def test_rotary_positions_that_transformers_5_wrote_are_not_forgotten(
 
 def opened(folder):
     labels = ("LABEL_0", "LABEL_1")
-    return checkpoint.open_base(checkpoint.find(str(folder)), AUTO, labels, fine_tuned=True).eval()
+    return base_model.open_base(base_model.find(str(folder)), AUTO, labels, fine_tuned=True).eval()
 
 
 @pytest.mark.skipif(not TRANSFORMERS_4, reason="transformers 5 reads what it wrote")

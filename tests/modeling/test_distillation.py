@@ -44,9 +44,9 @@ def test_the_hidden_error_is_relative_and_leaves_padding_and_embeddings_out():
 )
 def test_each_layer_is_to_hand_on_what_the_next_was_fed(kept, equal, tiny_encoder):
     teacher = tiny_encoder(layers=4)
-    assert distillation.handed_on(Teacher(teacher, kept)) == equal
+    assert distillation.matching_layers(Teacher(teacher, kept)) == equal
     both = tiny_encoder("t5", "text2text-generation", layers=4)
-    assert distillation.handed_on(Teacher(both, (*kept, 5, 7))) == equal  # the encoder's are compared
+    assert distillation.matching_layers(Teacher(both, (*kept, 5, 7))) == equal  # the encoder's are compared
 
 
 def test_the_hidden_error_compares_the_layers_that_it_is_told():
@@ -87,11 +87,11 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     torch.manual_seed(0)
     found = pupil(**given)
     assert not teacher.training
-    torch.testing.assert_close(found["taught"], teacher(**given).logits)
-    assert not found["taught"].requires_grad
+    torch.testing.assert_close(found["teacher_logits"], teacher(**given).logits)
+    assert not found["teacher_logits"].requires_grad
     shown = labels != IGNORED
-    soft = distillation.divergence(found["logits"][shown], found["taught"][shown], 3.0)
-    near = distillation.hidden_error(found["hidden"], found["taught_hidden"], given["attention_mask"].bool())
+    soft = distillation.divergence(found["logits"][shown], found["teacher_logits"][shown], 3.0)
+    near = distillation.hidden_error(found["hidden"], found["teacher_hidden"], given["attention_mask"].bool())
     expected = 0.7 * soft + 0.3 * cross_entropy()(found, labels) + 0.3 * near
     torch.testing.assert_close(loss(found, labels), expected)
     units = shown.sum()  # half a step's units: half its loss, so that the halves add up
@@ -123,4 +123,4 @@ def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
     batch = collate(problem_of().tokenizer, problem_of().train[:2])
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}
-    assert "taught" in pupil.train()(**batch)
+    assert "teacher_logits" in pupil.train()(**batch)

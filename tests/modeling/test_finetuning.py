@@ -15,9 +15,8 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
 from deploykit.modeling.finetuning import FitOptions, fit
-from deploykit.modeling.judging import first_metric
 from deploykit.modeling.losses import cross_entropy
-from deploykit.modeling.problem import Problem, collate, inputs
+from deploykit.modeling.problem import Problem, collate, first_metric, inputs
 from deploykit.modeling.problem import rows as rows_of
 from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer

@@ -5,7 +5,8 @@ import pytest
 import torch
 from models import TASKS
 
-from deploykit.modeling import importance, refit, surgery
+from deploykit.modeling import refit, surgery
+from deploykit.modeling.problem import padded
 from deploykit.modeling.surgery import Kept
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +48,7 @@ def test_inputs_that_are_all_zero_leave_the_weights():
 def outputs(model, rows, tokenizer):
     """What every output projection puts out for the real tokens of rows."""
     parts = [part for layer in surgery.layers(model) for part in (layer.projection, layer.down)]
-    return [found.float() for found in refit._outputs(model, parts, list(importance.padded(rows, tokenizer)))]
+    return [found.float() for found in refit._outputs(model, parts, list(padded(rows, tokenizer)))]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,9 +11,8 @@ from deploykit.engines.torch import TorchModel
 from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import distillation, importance, surgery
-from deploykit.modeling.judging import first_metric
-from deploykit.modeling.problem import Teacher
+from deploykit.modeling import distillation, surgery
+from deploykit.modeling.problem import Teacher, first_metric, padded
 from deploykit.pruners import layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,7 +145,7 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
     loss = []
     for index, distill in enumerate((None, RECOVERY)):
         pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
-        data = list(importance.padded(problem.validation, problem.tokenizer))
+        data = list(padded(problem.validation, problem.tokenizer))
         loss.append(
             float(distillation.divergence(layers._logits(pruned.model, data), layers._logits(whole, data), 1.0))
         )

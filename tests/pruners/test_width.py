@@ -56,9 +56,9 @@ def test_options_that_make_no_sense_are_refused(options):
         ({"max_drop": 0, "speedup": 2}, ": takes one target, got speedup: 2, max_drop: 0. Leave all but one out."),
         (
             {"speedup": 2, "minutes": 5},
-            ": minutes bounds the search of max_drop, got no max_drop. To bound the recovery, set distill.minutes.",
+            ": minutes limits the search of max_drop, got no max_drop. To limit the training, set distill.minutes.",
         ),
-        ({"max_drop": 0.01, "steps": 2}, ": max_drop takes steps of its own, got steps: 2. Leave steps out."),
+        ({"max_drop": 0.01, "steps": 2}, ": max_drop has steps of its own, got steps: 2. Leave steps out."),
         ({"speedup": 2, "engine": "torch"}, ": needs an engine that runs graphs in float32, got engine: torch."),
         (
             {"max_drop": 0, "precision": "bfloat16"},
@@ -220,7 +220,7 @@ def test_a_speedup_that_the_narrowest_model_does_not_have_is_refused(tiny_encode
         prune(tiny_encoder(), problem_of(count=16), width.Options(speedup=5, calibration_rows=8), tmp_path)
     assert str(caught.value) == (
         "a speedup of 5 is out of reach of the pruner width: with one head and 64 neurons in each layer, the model is"
-        " 1.61 times as fast here. Ask for less, or remove layers before."
+        " 1.61 times as fast here. Set a lower speedup, or remove layers first."
     )
 
 

@@ -56,7 +56,7 @@ def test_static_graphs_have_the_same_nodes_and_constants(kind, per_channel, expo
 
     graph, batches = exported_of(kind) / "model.onnx", padded(0, 32)
     monkeypatch.setattr(static, "EXTRA", {"WeightSymmetric": True})
-    monkeypatch.setattr(static, "_give_floats_back", lambda *_: None)
+    monkeypatch.setattr(static, "_restore_float_inputs", lambda *_: None)
     model = matmuls.load(graph)
     names = matmuls.choose(model, (), static.OPERATORS)
     nodes = [node for node in model.graph.node if node.name in names]

@@ -33,7 +33,7 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_without_rows_it_is_refused(uneven_graph, tmp_path):
-    with pytest.raises(DeploykitError, match="needs rows to calibrate with, and got none"):
+    with pytest.raises(DeploykitError, match="needs calibration rows, got none"):
         static.quantize(uneven_graph(), static.Options(), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 

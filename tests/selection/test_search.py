@@ -129,11 +129,11 @@ def test_the_fastest_that_passes_is_kept_and_all_say_why(bench, clock):
         "2.00 times slower than dynamic int8, onnxruntime",
         "the best at latency that passes every gate",
         "1.10 times slower than dynamic int8, onnxruntime",
-        "2.00 times the float graph's latency at a first look",
+        "2.00 times the float graph's latency in the first measurement",
     ]
     assert all(found.comparison for found in candidates)  # there was time to judge all
     assert candidates[1].bytes == bench.file(DYNAMIC).stat().st_size < candidates[0].bytes
-    assert candidates[1].execution.batch_tokens == search.BUDGETS[0]
+    assert candidates[1].execution.batch_tokens == search.BATCH_TOKENS[0]
     assert not candidates[3].latency
 
 
@@ -422,9 +422,9 @@ def test_memory_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatc
     assert [measurements.remember(measurements.key_of("a", 1), lambda: 7) for _ in range(2)] == [7, 7]
     (line,) = {record.getMessage() for record in caplog.records}
     assert line.startswith(
-        f"the measurements cannot be kept ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
+        f"the measurements cannot be stored ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
     )
-    assert line.endswith("set DEPLOYKIT_CACHE to a directory that can be written.")
+    assert line.endswith("set DEPLOYKIT_CACHE to a writable directory.")
 
 
 def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
@@ -433,7 +433,7 @@ def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
     monkeypatch.setattr("pwd.getpwuid", lambda _: {}["unknown"])  # as in a container with a user of its own
     assert measurements.remember(measurements.key_of("a", 1), lambda: 7) == 7
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("the measurements cannot be kept (Could not determine home directory.)")
+    assert line.startswith("the measurements cannot be stored (Could not determine home directory.)")
 
 
 def test_an_error_of_a_measurement_speaks_of_itself_alone(tmp_path, monkeypatch):
@@ -459,11 +459,11 @@ def test_memory_forgets_what_was_not_asked_for_for_longest(tmp_path, monkeypatch
 
 
 def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):
-    assert len(bench.taste.mixed) == workload.MIXED_TEXTS  # a tiny model is done with all of them in no time
+    assert len(bench.sample.mixed) == workload.MIXED_TEXTS  # a tiny model is done with all of them in no time
     slow = replace(bench)
-    seconds = iter((0.0, 10 * module.TASTE_S))
+    seconds = iter((0.0, 10 * module.SAMPLE_S))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
-    assert len(slow.taste.mixed) == round(workload.MIXED_TEXTS / 10)
+    assert len(slow.sample.mixed) == round(workload.MIXED_TEXTS / 10)
 
 
 def test_arithmetic_of_the_cpu_is_looked_at_early_and_other_graphs_late(bench, monkeypatch):

@@ -307,7 +307,7 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
         "float32, onnxruntime",
         f"{manifest.step.parameters:,}",
         "tiny-bert",
-        "| growth of the calibration error (validation) | ",
+        "| increase of the calibration error (validation) | ",
         "- max_drop is 0.0000, allowed 0.0100: passed",
     ):
         assert text in card
@@ -331,4 +331,4 @@ def test_a_label_with_a_bar_does_not_break_the_table_of_the_card(packaged):
     manifest = package.manifest.model_copy(update={"labels": ("yes|no", "two\nlines")})
     compared = Comparison.model_validate(package.manifest.own["comparison"])
     assert "\n| labels | yes\\|no, two lines |\n" in bundle.card(manifest, "a|b", compared, ())
-    assert "\n| what runs | a\\|b |\n" in bundle.card(manifest, "a|b", compared, ())
+    assert "\n| runs as | a\\|b |\n" in bundle.card(manifest, "a|b", compared, ())

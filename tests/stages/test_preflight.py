@@ -13,8 +13,8 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.errors import ModelError
 from deploykit.graphs import export
-from deploykit.modeling import base_tokenizer, checkpoint
-from deploykit.modeling.architectures import AFTER_PADDING
+from deploykit.modeling import base_model, base_tokenizer, checkpoint
+from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
 from deploykit.modeling.finetuning import Trainer
 from deploykit.stages import preflight
 
@@ -46,7 +46,7 @@ def base_of(tmp_path, tokenizer_folder, tokenizer):
             transformers.AutoConfig.for_model(kind, **values, **names)
         )
         checkpoint.save(model, folder)
-        return checkpoint.find(str(folder))
+        return base_model.find(str(folder))
 
     return build
 
@@ -60,7 +60,7 @@ def tried(base, folder, *, pair=False, max_tokens=None):
     """Opens a base model as the stage train does and tries it out."""
     preflight.check(base, AUTO, max_tokens, whole=True)
     tokenizer = base_tokenizer.save(base, folder / "out", max_tokens)
-    model = checkpoint.open_base(base, AUTO, LABELS, fine_tuned=True, pad_id=tokenizer.pad_id)
+    model = base_model.open_base(base, AUTO, LABELS, fine_tuned=True, pad_id=tokenizer.pad_id)
     preflight.try_out(model, tokenizer, base.name, pair=pair)
     return model, tokenizer
 
@@ -83,7 +83,7 @@ def test_a_token_without_an_embedding_is_refused(base_of, tmp_path, tokenizer):
         preflight.check(base, AUTO, None, whole=True)
     assert caught.value.exit_code == 2
     model, tokenizer = (
-        checkpoint.open_base(base, AUTO, LABELS, fine_tuned=True),
+        base_model.open_base(base, AUTO, LABELS, fine_tuned=True),
         base_tokenizer.save(base, tmp_path / "out"),
     )
     with pytest.raises(ModelError, match=message):
@@ -92,7 +92,7 @@ def test_a_token_without_an_embedding_is_refused(base_of, tmp_path, tokenizer):
 
 def test_a_text_that_is_longer_than_the_positions_is_refused(base_of, tokenizer):
     base = base_of()
-    model = checkpoint.open_base(base, AUTO, LABELS, fine_tuned=True)
+    model = base_model.open_base(base, AUTO, LABELS, fine_tuned=True)
     with pytest.raises(
         ModelError, match=r"fails on an input of 64 tokens, the longest .* Set data\.max_tokens to what"
     ):
@@ -169,7 +169,7 @@ def test_the_plan_refuses_what_the_run_would(tiny_recipe, tmp_path, base_of):
 # what works
 
 
-@pytest.mark.parametrize("kind", sorted(AFTER_PADDING - {"ibert", "luke", "mluke", "markuplm", "lilt"}))
+@pytest.mark.parametrize("kind", sorted(POSITIONS_AFTER_PADDING - {"ibert", "luke", "mluke", "markuplm", "lilt"}))
 def test_positions_after_padding_are_not_read(kind, base_of, tmp_path):
     """The longest text that is read ends at the last position: one more would fail."""
     config = {"default_language": "en_XX", "languages": ["en_XX"]} if kind == "xmod" else {}
@@ -183,7 +183,7 @@ def test_positions_after_padding_are_not_read(kind, base_of, tmp_path):
 @pytest.mark.parametrize("kind", ["roberta", "camembert", "xlm-roberta"])
 def test_a_model_without_a_padding_id_counts_positions_from_the_tokenizers(kind, base_of, tmp_path):
     base = base_of(kind, pad_token_id=0)
-    expected = checkpoint.open_base(base, AUTO, LABELS, fine_tuned=True)
+    expected = base_model.open_base(base, AUTO, LABELS, fine_tuned=True)
     edit(base, pad_token_id=None)
     model, tokenizer = tried(base, tmp_path)
     assert (model.config.pad_token_id, tokenizer.max_tokens) == (0, 33)

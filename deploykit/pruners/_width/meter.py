@@ -110,15 +110,8 @@ def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quan
 def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Batch]]) -> Metric:
     """Times two engines alternately: the median of their time ratios on each workload, averaged over the workloads.
 
-    Shares of time are averaged, and not speedups, because shares are sums over layers, as in the latency table.
-
-    Args:
-        pruned: the engine to time.
-        whole: the engine whose time is 1.
-        workloads: each is a sequence of batches that are timed as a whole.
-
-    Returns:
-        The mean share with its 95 % bootstrap interval.
+    Shares of time are averaged, and not speedups, because shares are sums over layers, as in the latency table. Each
+    workload is a sequence of batches that are timed together. Returns the share with its 95 % bootstrap interval.
     """
     ratios = []
     for workload in workloads:

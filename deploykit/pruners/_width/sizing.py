@@ -23,25 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[Kept]:
-    """Keeps the best heads of all layers together, and the best blocks of neurons of all layers together.
+    """Keeps the best share of the heads of all layers together, and of the blocks of neurons; see `keep_for_speedup`.
 
-    Args:
-        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
-        neurons: importance, one array per layer, `(neurons,)`.
-        keep: share to keep; at least one head and one block stay in each layer.
+    At least one head and one block stay in each layer.
     """
     return _kept(heads, neurons, [*by_share(heads, keep), *by_share([in_blocks(row) for row in neurons], keep)])
 
 
 def keep_within(heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float) -> list[Kept]:
-    """Keeps the heads and neurons with the highest total importance within a time budget.
-
-    Args:
-        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
-        neurons: importance, one array per layer, `(neurons,)`.
-        table: the cost of heads and blocks.
-        budget: as a share of the whole model's time.
-    """
+    """Keeps the heads and neurons with the highest total importance within a budget, as share of the full time."""
     importance = [*heads, *(in_blocks(row) for row in neurons)]
     costs = [table.attention] * len(heads) + [table.feed_forward] * len(neurons)
     return _kept(heads, neurons, by_time(importance, costs, budget - table.fixed))

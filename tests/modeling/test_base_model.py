@@ -11,7 +11,7 @@ from deploykit import tasks
 from deploykit.artifact import CONFIG, Artifact
 from deploykit.errors import ModelError, RecipeError
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import checkpoint, labels
+from deploykit.modeling import base_model, checkpoint
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 HEADS = [(kind, task) for kind, task in VARIANTS if task in TASKS]
@@ -21,13 +21,15 @@ HEADS = [(kind, task) for kind, task in VARIANTS if task in TASKS]
 
 
 def test_equal_sets_of_labels_keep_the_order_of_the_model():
-    assert labels.match(["positive", "negative"], ["negative", "positive"], {}, "m") == ("positive", "negative")
+    own = ["positive", "negative"]
+    assert base_model.match_labels(own, ["negative", "positive"], {}, "m") == ("positive", "negative")
 
 
 def test_a_map_renames_the_labels_of_the_model():
     names = {"LABEL_0": "positive", "LABEL_1": "negative"}
-    assert labels.match(["LABEL_0", "LABEL_1"], ["negative", "positive"], names, "m") == ("positive", "negative")
-    assert labels.match(["LABEL_0", "neg"], ["neg", "pos"], {"LABEL_0": "pos"}, "m") == ("pos", "neg")
+    own = ["LABEL_0", "LABEL_1"]
+    assert base_model.match_labels(own, ["negative", "positive"], names, "m") == ("positive", "negative")
+    assert base_model.match_labels(["LABEL_0", "neg"], ["neg", "pos"], {"LABEL_0": "pos"}, "m") == ("pos", "neg")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_a_map_renames_the_labels_of_the_model():
 )
 def test_labels_that_do_not_fit_are_refused_with_the_nearest_names(own, data, names, message):
     with pytest.raises(ModelError, match=message) as caught:
-        labels.match(own, data, names, "m")
+        base_model.match_labels(own, data, names, "m")
     assert caught.value.exit_code == 2
 
 
@@ -87,7 +89,7 @@ def test_outputs_are_put_into_another_order(kind, task, tiny_encoder, logits_of)
     model = tiny_encoder(kind, task)
     before, count = logits_of(model), len(model.config.id2label)
     order = [*range(1, count), 0]
-    labels.reorder(model, order)
+    base_model.reorder_outputs(model, order)
     for one, other in zip(before, logits_of(model), strict=True):
         np.testing.assert_allclose(one[..., order], other, atol=1e-5)
 
@@ -97,7 +99,7 @@ def test_outputs_are_put_into_another_order(kind, task, tiny_encoder, logits_of)
 
 def saved(model, folder, tokenizer_folder, names, order):
     """Saves a model whose outputs stand in another order, under other names."""
-    labels.reorder(model, order)
+    base_model.reorder_outputs(model, order)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     checkpoint.save(model, folder)
