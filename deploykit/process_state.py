@@ -8,12 +8,12 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 
@@ -32,18 +32,22 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switches off the progress bars of transformers and huggingface_hub, which would appear between our own lines."""
-    transformers_bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    with warnings.catch_warnings(action="ignore"):  # given if HF_HUB_DISABLE_PROGRESS_BARS decides
-        transformers_logging.disable_progress_bar()  # switches both
+    """Switches off transformers' progress bars, which would appear between our own lines; downloads keep theirs."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    _switch_bars(transformers_logging.disable_progress_bar)
     try:
         yield
     finally:
-        with warnings.catch_warnings(action="ignore"):
-            if transformers_bars:
-                transformers_logging.enable_progress_bar()
-            if not hub_bars:
-                disable_progress_bars()
+        if shown:
+            _switch_bars(transformers_logging.enable_progress_bar)
+
+
+def _switch_bars(switch: Callable[[], None]) -> None:
+    """Calls a function of transformers, which switches the bars of huggingface_hub as well, and restores those."""
+    hub_bars = not are_progress_bars_disabled()
+    with warnings.catch_warnings(action="ignore"):  # given if HF_HUB_DISABLE_PROGRESS_BARS decides
+        switch()
+        enable_progress_bars() if hub_bars else disable_progress_bars()
 
 
 @contextmanager

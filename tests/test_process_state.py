@@ -86,13 +86,13 @@ def test_progress_bars_of_libraries_do_not_appear_in_a_run(tmp_path, tiny_recipe
 
 
 @pytest.mark.parametrize(("variable", "hub_bars"), [(None, True), (None, False), (True, False), (False, True)])
-def test_progress_bars_are_switched_off_and_restored(monkeypatch, variable, hub_bars):
+def test_progress_bars_are_switched_off_and_restored_and_those_of_downloads_stay(monkeypatch, variable, hub_bars):
     hub_tqdm = sys.modules["huggingface_hub.utils.tqdm"]  # a class has the same name in the package
     monkeypatch.setattr(hub_tqdm, "HF_HUB_DISABLE_PROGRESS_BARS", variable)
     monkeypatch.setattr(hub_tqdm, "progress_bar_states", {"_global": hub_bars})
     with process_state.no_progress_bars():
         assert not is_progress_bar_enabled()
-        assert are_progress_bars_disabled() == (variable is not False)
+        assert are_progress_bars_disabled() != hub_bars
     assert is_progress_bar_enabled()
     assert are_progress_bars_disabled() != hub_bars
 
