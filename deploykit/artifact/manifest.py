@@ -1,5 +1,6 @@
 """The manifest: everything that later stages, the service and the report need to know of an artifact."""
 
+import logging
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from deploykit.methods import Frozen
 
 BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
 Kind = Literal["checkpoint", "onnx", "package"]
+logger = logging.getLogger("deploykit.artifact")
 
 
 class Record(Frozen):
@@ -93,9 +95,6 @@ class ServeOptions(Record):
     """Most overlapping windows in which a text is read that is longer than the model reads; 1: it is cut."""
     redact: bool = False
     """Masks personal data before the model reads a text."""
-    batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
-    """How texts share batches: `cost` by the latency model; for comparison `fifo` (in order of arrival), `none`
-    (each alone) and `bentoml` (BentoML's adaptive batching)."""
     redact_names: str | None = Field(default=None, min_length=1)
     """The spaCy model that finds names of people for that; null: names stay."""
     records: RecordOptions | None = None
@@ -106,6 +105,16 @@ class ServeOptions(Record):
     """Offers the page at /ui to try the model on."""
     threads: int | None = Field(default=None, ge=1)
     """Cores for the engine; null: all that the cgroup allows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_batching(cls, content: Any) -> Any:
+        """Drops a key that older recipes and packages have."""
+        if isinstance(content, dict) and "batching" in content:
+            if content["batching"] != "cost":
+                logger.warning("serve.batching has no effect any more: texts are batched by cost; remove the key")
+            content = {key: value for key, value in content.items() if key != "batching"}
+        return content
 
     @model_validator(mode="after")
     def _masks_somewhere(self) -> Self:

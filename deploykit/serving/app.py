@@ -15,7 +15,7 @@ from deploykit.serving.call import Call
 from deploykit.serving.http import routes
 from deploykit.serving.http.routes import Answer, Route
 from deploykit.serving.problems import NOT_READY, Problem
-from deploykit.serving.runtime import Runtime
+from deploykit.serving.runtime import MakeBatcher, Runtime, make_batcher
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Task
 
@@ -27,15 +27,20 @@ class Offer:
         settings: what the process is told.
         artifact: the package.
         task: of its model.
+        make_batcher: makes the queue in front of the engine.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, task: Task) -> None:
+    def __init__(
+        self, settings: Settings, artifact: Artifact, task: Task, make_batcher: MakeBatcher = make_batcher
+    ) -> None:
         self.settings, self.artifact, self.manifest, self.task = settings, artifact, artifact.manifest, task
+        self._make_batcher = make_batcher
 
     @cached_property
     def runtime(self) -> Runtime:
         """What the process serves with."""
-        return Runtime(self.settings, self.artifact, [route.label for route in (*self.table, routes.UNKNOWN)])
+        labels = [route.label for route in (*self.table, routes.UNKNOWN)]
+        return Runtime(self.settings, self.artifact, labels, self._make_batcher)
 
     @cached_property
     def asked(self) -> tuple[Protocol, ...]:

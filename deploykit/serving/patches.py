@@ -26,7 +26,6 @@ CALLED = (
 )
 KEPT = ("parser", "headers", "cycle", "loop", "transport", "timeout_keep_alive", "timeout_keep_alive_task")
 TRAFFIC, TRACING = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
-BATCHING = "bentoml._internal.marshal.dispatcher"
 
 
 def require_parts() -> None:

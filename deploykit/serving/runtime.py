@@ -10,11 +10,9 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import islice
 from time import perf_counter, thread_time
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel
@@ -33,7 +31,7 @@ from deploykit.serving.call import Call
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
+from deploykit.serving.queue.batch_rules import Bounds
 from deploykit.serving.queue.batcher import Batcher
 from deploykit.serving.queue.offload import Offload
 from deploykit.serving.queue.tokenizing import Read, Reader
@@ -45,14 +43,21 @@ from deploykit.serving.telemetry.watchdog import Watchdog
 from deploykit.tasks import Float32, softmax
 from deploykit.tokenizer import Encoding, joined
 
-if TYPE_CHECKING:
-    from deploykit.serving.queue.baselines import BentoMLBatcher
 LOOK_S = 5.0  # largest age of another worker's gauges on a page of metrics
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
 PARALLELISM = "TOKENIZERS_PARALLELISM"  # whether the tokenizer takes threads of its own
 WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 
+MakeBatcher = Callable[[Predictor, Bounds, Metrics, Manifest], Batcher]
 logger = logging.getLogger("deploykit.serving")
+
+
+def make_batcher(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> Batcher:
+    """Makes the queue in front of a predictor's engine."""
+    engine = predictor.engine
+    clock = thread_time if engine.execution.device == "cpu" else perf_counter  # beside a GPU the thread may sleep
+    streams, shape = engine.execution.streams, engine.shape
+    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, shape=shape, clock=clock)
 
 
 class Runtime:
@@ -62,10 +67,13 @@ class Runtime:
         settings: what the process is told.
         artifact: the package.
         routes: the route labels for the metrics.
+        make_batcher: makes the queue in front of the engine.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, artifact: Artifact, routes: Sequence[str], make_batcher: MakeBatcher = make_batcher
+    ) -> None:
+        self.settings, self._make_batcher = settings, make_batcher
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
@@ -78,7 +86,7 @@ class Runtime:
         self._artifact = artifact
         self._predictor: Predictor | None = None
         self._reader: Reader | None = None
-        self._batcher: Batcher | BentoMLBatcher | None = None
+        self._batcher: Batcher | None = None
         self._watchdog: Watchdog | None = None
         self._closed = threading.Event()
         self._set_parallelism = False
@@ -108,7 +116,7 @@ class Runtime:
         batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         shapes = predictor.warm(batch_tokens, WARM_S)
-        self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
+        self._batcher = self._make_batcher(predictor, bounds, self.metrics, manifest)
         self._predictor, self._reader = predictor, Reader(predictor.tokenizer, settings, self.metrics, names)
         self._watchdog = Watchdog(asyncio.get_running_loop(), self._began, settings.stuck_s)
         if settings.records is not None and settings.records_folder is not None:
@@ -263,21 +271,6 @@ class Runtime:
             self.metrics.key_expiry.set(self.keys.next_expiry() or 0)
         self.metrics.limit_failures.set(self.limits.failures)
         self.metrics.token_failures.set(self.tokens.failures if self.tokens else 0)
-
-
-def batcher_of(
-    batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> "Batcher | BentoMLBatcher":
-    """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
-    if batching == "bentoml":
-        from deploykit.serving.queue.baselines import BentoMLBatcher  # for comparison: no other service imports it
-
-        return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
-    engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
-    bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
-    streams = engine.execution.streams
-    clock = thread_time if engine.execution.device == "cpu" else perf_counter  # beside a GPU the thread may sleep
-    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, choose, engine.shape, clock)
 
 
 def reference_of(manifest: Manifest) -> dict[str, Feature]:

@@ -29,6 +29,7 @@ from deploykit.serving.http import connections
 from deploykit.serving.http.guard import Guard
 from deploykit.serving.http.routes import Answer
 from deploykit.serving.preflight import require
+from deploykit.serving.runtime import MakeBatcher, make_batcher
 from deploykit.serving.settings import DRAIN, Settings, load
 from deploykit.serving.telemetry import logs
 
@@ -63,11 +64,12 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         return Guard(cast(ASGIApp, app), self.offer.table, self.offer.runtime)
 
 
-def build(package: Path) -> Service[Any]:
+def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[Any]:
     """Makes the service of a package; loads nothing yet.
 
     Args:
         package: its directory, unless `DEPLOYKIT_PACKAGE` names another.
+        make_batcher: makes the queue in front of the engine; benchmarks compare others.
 
     Raises:
         BentoMLConfigException: the directory is no package, or a setting makes no sense.
@@ -79,7 +81,7 @@ def build(package: Path) -> Service[Any]:
         patches.require_parts()
         settings, artifact = load(package)
         task = tasks.load(artifact.manifest.task)
-    offer = Offer(settings, artifact, task)
+    offer = Offer(settings, artifact, task, make_batcher)
 
     class Predictions:
         """Answers for texts."""
