@@ -21,8 +21,8 @@ from deploykit.artifact.cost import Cost
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
 from deploykit.serving.queue.batch_rules import Bounds, Release
-from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE, Batcher, Compute
-from deploykit.serving.queue.jobs import Timing
+from deploykit.serving.queue.batcher import Batcher, Compute
+from deploykit.serving.queue.jobs import CLIENT_LEFT, MISSED_DEADLINE, Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
@@ -59,7 +59,7 @@ class BentoMLBatcher:
         self._call = self._dispatcher(self._run)
 
     @property
-    def began(self) -> float | None:
+    def oldest_start(self) -> float | None:
         """Start of the running batch; None if the engine is idle."""
         return self._started or None
 

@@ -14,8 +14,9 @@ from deploykit.serving.api.protocols import Protocol
 from deploykit.serving.call import Call
 from deploykit.serving.http import routes
 from deploykit.serving.http.routes import Answer, Route
+from deploykit.serving.model import MakeBatcher, make_batcher
 from deploykit.serving.problems import NOT_READY, Problem
-from deploykit.serving.runtime import MakeBatcher, Runtime, make_batcher
+from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Task
 

@@ -28,8 +28,8 @@ from deploykit.serving.app import Offer
 from deploykit.serving.http import connections
 from deploykit.serving.http.guard import Guard
 from deploykit.serving.http.routes import Answer
+from deploykit.serving.model import MakeBatcher, make_batcher
 from deploykit.serving.preflight import require
-from deploykit.serving.runtime import MakeBatcher, make_batcher
 from deploykit.serving.settings import DRAIN, Settings, load
 from deploykit.serving.telemetry import logs
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from prometheus_client import Counter
 from pydantic import BaseModel
 
 from deploykit.artifact import Artifact, RecordOptions
@@ -26,9 +27,8 @@ from deploykit.artifact.record_format import FEEDBACK, PREDICTION
 from deploykit.errors import InputError
 from deploykit.serving.call import Call
 from deploykit.serving.privacy.record_files import Files
-from deploykit.serving.privacy.redaction import Find, redact
+from deploykit.serving.privacy.redaction import FindNames, redact
 from deploykit.serving.settings import RECORDS, Settings
-from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import Encoding
 
 MASKED = ("text", "text_pair", "comment")
@@ -49,14 +49,21 @@ class Recorder:
         folder: where; it exists.
         options: how many, and how much room.
         artifact: the package that answers.
-        metrics: count what is written and what is dropped.
-        names: finds names of people to be masked, where that is asked for.
+        written: counts the records that are stored.
+        dropped: counts those that are not.
+        names: finds the names of people, if they are masked.
     """
 
     def __init__(
-        self, folder: Path, options: RecordOptions, artifact: Artifact, metrics: Metrics, names: Find | None = None
+        self,
+        folder: Path,
+        options: RecordOptions,
+        artifact: Artifact,
+        written: Counter,
+        dropped: Counter,
+        names: FindNames | None = None,
     ) -> None:
-        self._share, self._metrics, self._names = options.share, metrics, names
+        self._share, self._written, self._dropped, self._names = options.share, written, dropped, names
         self._files = Files(folder, options.megabytes * MEGABYTE)
         manifest = artifact.manifest
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
@@ -106,7 +113,7 @@ class Recorder:
                 raise queue.Full
             self._queue.put_nowait(record | content)
         except queue.Full:
-            self._metrics.records_dropped.inc()
+            self._dropped.inc()
             return False
         return True
 
@@ -118,10 +125,10 @@ class Recorder:
                 return
             try:
                 self._files.write(_line(record, self._names), record["client"])
-                self._metrics.records_written.inc()
+                self._written.inc()
                 self._failing = False
             except Exception as error:  # of any kind: a thread that ends would drop all that comes
-                self._metrics.records_dropped.inc()
+                self._dropped.inc()
                 if not self._failing:
                     reason = error.strerror if isinstance(error, OSError) else type(error).__name__
                     logger.error("records are dropped, because they cannot be written: %s", reason)
@@ -154,7 +161,7 @@ class RecordedAnswers:
         return client in self._places and (request, index) in self._places[client]
 
 
-def _line(record: Mapping[str, Any], names: Find | None) -> bytes:
+def _line(record: Mapping[str, Any], names: FindNames | None) -> bytes:
     """Renders a record, masked."""
     masked = {name: redact(record[name], names)[0] for name in MASKED if record.get(name) is not None}
     return json.dumps({**record, **masked}, ensure_ascii=False).encode(errors="replace") + b"\n"

@@ -34,7 +34,7 @@ MINUS = "\u2212"
 DOTS = "\u00b7\u2022\u2219\u22c5\u30fb\u3002"  # in the middle of a line, and ideographic
 UNSEEN = ("Cf", "Mn", "Me")  # Unicode categories: joiners, soft hyphens, marks on the letter before
 
-Find = Callable[[str], Sequence[tuple[int, int]]]  # where in a text something stands
+FindNames = Callable[[str], Sequence[tuple[int, int]]]  # returns the spans of names in a text
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kind:
     size: Callable[[str], int] = len
 
 
-def redact(text: str, names: Find | None = None) -> tuple[str, Counter[str]]:
+def redact(text: str, names: FindNames | None = None) -> tuple[str, Counter[str]]:
     """Masks personal data.
 
     Args:

@@ -169,7 +169,7 @@ def test_two_real_workers_are_one_page(package, key_file, tmp_path):
     with launch.running(package, key_file, environ={**os.environ, **several}, log=tmp_path / "log") as url:
         for _ in range(20):
             assert ask(f"{url}/v1/predict", key, {"texts": ["a film"]})[0] == 200
-        time.sleep(runtime.LOOK_S + 0.5)
+        time.sleep(runtime.GAUGES_S + 0.5)
         page = ask(f"{url}/metrics", key)[1]
         (counts,) = home.glob("serve-*/prometheus_multiproc_dir")
         memory = resident(counts)
