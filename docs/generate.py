@@ -232,7 +232,7 @@ def described() -> bytes:
     service = settings.Settings.model_construct(
         **ServeOptions().model_dump(), keys=Path("keys.json"), records_folder=None
     )
-    return app.Offer(service, artifact, tasks.load("text-classification")).description
+    return app.Application(service, artifact, tasks.load("text-classification")).description
 
 
 # metrics
