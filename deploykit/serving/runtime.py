@@ -105,6 +105,7 @@ class Runtime:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
+        self._statistics.count()
         self._closing.close()
 
     @property
@@ -164,7 +165,7 @@ class Runtime:
             """Decodes what the engine returned, counts it and records it."""
             answers, scores, encodings = model.answers(texts, windows, window_scores)
             if counted:
-                self._statistics.count(scores, encodings)
+                self._statistics.add(scores, encodings)
                 if self.records is not None:
                     self.records.answered(call, texts, pairs, encodings, answers)
             return answers
@@ -203,7 +204,7 @@ class Runtime:
         threading.Thread(target=keep_updated, name="gauges", daemon=True).start()
 
     def _update_gauges(self) -> None:
-        self._statistics.update_drift()
+        self._statistics.count()
         self.metrics.process()
         self.metrics.draining.set(self.settings.drain.exists())
         if self._model is not None:

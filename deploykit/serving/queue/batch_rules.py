@@ -5,9 +5,8 @@ one costs more than batching saves, and two long texts together save almost noth
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from deploykit.artifact.cost import Cost
 
@@ -16,8 +15,7 @@ from deploykit.artifact.cost import Cost
 Release = Literal["all", "items", "tokens", "cost", "shape"]
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Limits of one batch (padded tokens, texts), of the queue (tokens), and of a text's wait (seconds)."""
 
     batch_tokens: int

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from math import ceil, inf
 from time import perf_counter, thread_time
 
@@ -196,7 +195,7 @@ class Batcher:
         candidates = self._waiting.fillers(MAX_CANDIDATES)
         items = [first, *(item for item in candidates if item is not first and not item.job.done.done())]
         share = ceil(len(items) / (self._streams - len(self._starts)))
-        bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
+        bounds = self._bounds._replace(batch_items=min(share, self._bounds.batch_items))
         positions, release = self._choose([item.width for item in items], self._cost.current, bounds)
         while self._shape(len(positions), 1)[0] > len(positions):
             positions.pop()

@@ -19,7 +19,7 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import CHARACTERS, Tokenizer, Window
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, Window
 
 INLINE_CHARACTERS = 2000  # of a request that is tokenized on the event loop, because the thread would take longer
 PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
@@ -70,7 +70,8 @@ class TokenizerQueue:
         self, tokenizer: Tokenizer, settings: Settings, metrics: Metrics, names: FindNames | None = None
     ) -> None:
         self._tokenizer, self._settings, self._metrics, self._names = tokenizer, settings, metrics, names
-        self._max_characters = settings.max_windows * tokenizer.max_tokens * CHARACTERS  # of a text; the rest is cut
+        max_tokens = settings.max_windows * tokenizer.max_tokens
+        self._max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN  # of a text; the rest is cut off
         self._waiting: FairQueue[_Piece] = FairQueue()
         self._waits = WaitEstimator(1)
         self._worker: asyncio.Task[None] | None = None

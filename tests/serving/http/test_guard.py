@@ -17,7 +17,7 @@ from deploykit.serving.http import bodies, guard, json_bounds, places
 from deploykit.serving.http.routes import JSON
 from deploykit.serving.model import Model
 from deploykit.serving.problems import Problem
-from deploykit.serving.telemetry import predictions
+from deploykit.serving.telemetry.predictions import PredictionStatistics
 
 
 def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
@@ -285,7 +285,7 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
         for module, name in (
             (json_bounds, "refusal"),
             (Model, "answers"),
-            (predictions, "entropies"),
+            (PredictionStatistics, "add"),
             (guard, "_rendered"),
         )
     ]

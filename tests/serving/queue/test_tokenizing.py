@@ -10,10 +10,10 @@ from deploykit.serving.problems import Problem
 from deploykit.serving.queue.tokenizing import TokenizerQueue
 from deploykit.serving.settings import load
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import CHARACTERS, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, joined
 
 WINDOWS, TOKENS = 64, 16
-MOST = WINDOWS * TOKENS * CHARACTERS  # characters of a text that are read
+MOST = WINDOWS * TOKENS * MAX_CHARACTERS_PER_TOKEN  # characters of a text that are read
 LONG = "film " * 3000  # a turn of the thread, nearly
 
 

@@ -197,3 +197,16 @@ def test_values_that_are_observed_at_once_are_those_observed_one_by_one():
         pages.append([line for line in lines if line.startswith("deploykit_entropy_") and "_created" not in line])
     assert pages[0] == pages[1]
     assert "deploykit_entropy_count 8.0" in pages[0]
+
+
+def test_texts_are_counted_many_at_once_and_before_a_page_shows_them(serve, make_package, tmp_path, monkeypatch):
+    sizes = []
+    counted = Metrics.read
+    monkeypatch.setattr(Metrics, "read", lambda self, texts: (sizes.append(len(texts)), counted(self, texts))[1])
+    client = serve(make_package(tmp_path / "p").path)
+    for _ in range(3):
+        assert client.post(PREDICT, json_body={"texts": ["a film"]}).status == 200
+    assert metrics(client)["deploykit_input_tokens_count"] == 3
+    assert sizes == [3]
+    assert client.post(PREDICT, json_body={"texts": ["a film"] * 100}).status == 200
+    assert sizes == [3, 100]
