@@ -25,15 +25,16 @@ EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # every other package
 
 
 class Frozen(BaseModel):
-    """Base of what is read and written: immutable, unknown keys are refused, a text below a field describes it."""
+    """Base of what is read and written: immutable, unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Options(Frozen):
     """Base of the options of methods; infinite numbers are refused."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    # A text below a field describes it; only in options, because reading it takes milliseconds per class at each start.
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def available(kind: str) -> tuple[str, ...]:

@@ -3,11 +3,11 @@
 import logging
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
-from deploykit.methods import Frozen
+from deploykit.methods import Frozen, Options
 
 BUSY_SHARE = 0.05  # of the time that a measurement takes: more waiting for cores than this is said wherever it is shown
 Kind = Literal["checkpoint", "onnx", "package"]
@@ -61,7 +61,7 @@ class Step(Record):
         return self.waited_share > BUSY_SHARE
 
 
-class RecordOptions(Record):
+class RecordOptions(Options):
     """Which texts a service keeps to be looked at."""
 
     share: float = Field(default=0.01, gt=0, le=1)
@@ -70,10 +70,8 @@ class RecordOptions(Record):
     """Most megabytes of all files together."""
 
 
-class ServeOptions(Record):
+class ServeOptions(Options):
     """How a package is served; carried to the service by the manifest."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one padded batch."""

@@ -201,6 +201,7 @@ def test_values_that_are_observed_at_once_are_those_observed_one_by_one():
 
 def test_texts_are_counted_many_at_once_and_before_a_page_shows_them(serve, make_package, tmp_path, monkeypatch):
     sizes = []
+    monkeypatch.setattr(runtime, "GAUGES_S", 60)
     counted = Metrics.read
     monkeypatch.setattr(Metrics, "read", lambda self, texts: (sizes.append(len(texts)), counted(self, texts))[1])
     client = serve(make_package(tmp_path / "p").path)
