@@ -179,12 +179,16 @@ def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, st
 
 def settings_page() -> str:
     """What configures a service: the recipe's section, and the environment."""
+    rows = [
+        (f"`{name}`", str(field.title), " ".join((field.description or "").split()))
+        for name, field in settings.VARIABLES.items()
+    ]
     return (
         "# Settings of a service\n\nHow a model is served belongs to the recipe and travels in the package:"
         " [`serve:`](recipe.md#serve). Where its keys are, and who may read its metrics, belongs to the machine and comes"
-        " from the environment:\n\n```text\n"
-        + inspect.cleandoc(settings.__doc__.split("environment:", 1)[1])
-        + "\n```\n"
+        " from environment variables. A blank variable counts as not set, except for `DEPLOYKIT_SIGNED_BY`.\n\n"
+        + table(("variable", "value", "meaning"), rows)
+        + "\nTraces are sent if OpenTelemetry's standard variables ask for them, such as `OTEL_EXPORTER_OTLP_ENDPOINT`.\n"
     )
 
 
@@ -229,9 +233,7 @@ def described() -> bytes:
     names = {"name": "NAME", "task": "text-classification", "labels": ("negative", "positive"), "key": "0" * 64}
     manifest = Manifest.model_construct(**names, pair=False, max_tokens=512, files={}, serve=ServeOptions())
     artifact = Artifact(DOCS, manifest)
-    service = settings.Settings.model_construct(
-        **ServeOptions().model_dump(), keys=Path("keys.json"), records_folder=None
-    )
+    service = settings.Settings.model_construct(**ServeOptions().model_dump(), DEPLOYKIT_KEYS=Path("keys.json"))
     return app.Application(service, artifact, tasks.load("text-classification")).description
 
 

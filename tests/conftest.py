@@ -10,7 +10,6 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -19,7 +18,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from deploykit import artifact
 from deploykit.artifact.execution import Execution
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # the same cases on every machine, fast or slow
+# the same cases on every machine, however busy it is
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
 pytest_plugins = ("models", "graph_models")  # fixtures that need torch
 
@@ -29,8 +29,6 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
-hypothesis.settings.register_profile("quiet", deadline=None, database=None)  # a busy machine fails no test
-hypothesis.settings.load_profile("quiet")
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 TIERS = {  # marks of whole files; what has none is quick, and `make check` runs it

@@ -27,6 +27,17 @@ FLOW = (
 BELOW_SERVING = 4  # lines of FLOW that serving may import
 USE_SERVING = {"", "cli"}  # the package, which exports its verbs, and the commands that start a service
 EXCEPTIONS = {("engines.torch", "modeling")}  # the reference engine opens checkpoints
+# The same for serving: a file imports from lower lines and its own; within a line, no cycle between folders.
+SERVING_FLOW = (
+    ("problems", "call", "settings", "patches"),
+    ("access", "privacy"),
+    ("telemetry",),
+    ("queue",),
+    ("model", "runtime"),
+    ("http", "api"),
+    ("preflight", "app", "service", "launch", "bento_store", "keys"),
+)
+SERVING_LINES = {name: line for line, names in enumerate(SERVING_FLOW) for name in names}
 PLACES = {name: (line, place) for line, names in enumerate(FLOW) for place, name in enumerate(names)}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -84,6 +95,23 @@ def test_serving_imports_only_what_a_served_model_needs():
     for module, file in MODULES.items():
         if folder_of(module) == "serving":
             assert {folder_of(name) for name in ours(file)} <= allowed, module
+
+
+def serving_imports():
+    """Yields the names of two parts of serving, of which the first imports the second."""
+    for module, file in MODULES.items():
+        if module.startswith("serving."):
+            for name in ours(file):
+                here, there = module.split(".")[1], name.removeprefix("serving.").partition(".")[0]
+                if name.startswith("serving.") and here != there:
+                    yield here, there
+
+
+def test_imports_within_serving_go_one_way():
+    edges = set(serving_imports())
+    assert {name for edge in edges for name in edge} <= set(SERVING_LINES)
+    assert [edge for edge in edges if SERVING_LINES[edge[1]] > SERVING_LINES[edge[0]]] == []
+    assert [edge for edge in edges if edge[::-1] in edges] == []
 
 
 def test_only_the_exporter_and_the_quantizers_import_optimum():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mkdocs.config import load_config
 
 from deploykit.recipe import json_schema
 
@@ -34,7 +35,7 @@ def test_every_page_stands_in_the_navigation():
             return [entry]
         return [name for part in (entry.values() if isinstance(entry, dict) else entry) for name in names(part)]
 
-    content = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    content = load_config(str(ROOT / "mkdocs.yml"))
     assert sorted(names(content["nav"])) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES)
 
 

@@ -26,7 +26,7 @@ from deploykit.artifact import Artifact, load_predictions
 from deploykit.recipe import Recipe
 from deploykit.serving import launch
 from deploykit.serving.access import keys as store
-from deploykit.serving.settings import NAMES
+from deploykit.serving.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by"  # how pages begin that `make docs` writes from the code
@@ -121,7 +121,7 @@ def test_names_exist(page):
         *known,
         "deploykit_limits",
     }  # a claim of tokens
-    assert set(re.findall(r"DEPLOYKIT_[A-Z_]+", text)) <= {*NAMES, "DEPLOYKIT_CACHE", "DEPLOYKIT_KEY_PASSWORD"}
+    assert set(re.findall(r"DEPLOYKIT_[A-Z_]+", text)) <= {*VARIABLES, "DEPLOYKIT_CACHE", "DEPLOYKIT_KEY_PASSWORD"}
     for section, key in re.findall(r"`(data|export|gates|package|serve)\.(\w+)", text):
         model = Recipe.model_fields[section].annotation
         fields = next(part for part in (model, *getattr(model, "__args__", ())) if hasattr(part, "model_fields"))

@@ -188,20 +188,11 @@ def large(chance: random.Random, target: Target) -> Case:
 
 
 def slow(chance: random.Random, target: Target) -> Case:
-    """A request that never ends: what is left of it is announced and does not come, or drop by drop."""
+    """A request whose body never ends: the rest is announced and does not come, or comes byte by byte."""
     content = json.dumps(example(target.posts[0])).encode()
     (whole,) = request(target, target.posts[0], content).parts
-    cut = (
-        len(whole) - chance.randint(1, len(content))
-        if chance.random() < 0.5
-        else chance.randint(1, len(whole) - len(content) - 3)
-    )
-    drops = chance.choice((0, 0, 30))
-    parts = (
-        (whole[: cut - drops], *(bytes([byte]) for byte in whole[max(cut - drops, 0) : cut]))
-        if cut > drops
-        else (whole[:cut],)
-    )
+    cut, single = len(whole) - chance.randint(1, len(content)), chance.choice((0, 0, 30))
+    parts = (whole[: cut - single], *(bytes([byte]) for byte in whole[cut - single : cut]))
     return Case("slow", parts, answered=False, pause_s=1.0)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from limits import RateLimitItemPerSecond
 from limits.aio import storage, strategies
 
-from deploykit.serving.access.check import Client
 from deploykit.serving.access.rate_limits import Limits, Quota, Windows
+from deploykit.serving.call import Client
 
 MINUTE, DAY, TOKENS = 10**6, 10**7, 10**9  # limits that nobody reaches
 

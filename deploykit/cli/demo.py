@@ -1,7 +1,6 @@
-"""The main job on real data, start to end: what `make demo` runs.
+"""Runs the whole path on real movie reviews and pretrained weights, then queries the service: `make demo`.
 
-Real reviews, real pretrained weights, and a service that is asked with and without a key. The reviews are those of
-Hutto and Gilbert (2014), which the source distribution of vaderSentiment carries under the MIT licence.
+The reviews are those of Hutto and Gilbert (2014), from the source distribution of vaderSentiment (MIT licence).
 """
 
 import io
@@ -13,13 +12,13 @@ import sys
 import tarfile
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import httpx
 
 from deploykit import hardware
 from deploykit.artifact import atomic
@@ -34,7 +33,7 @@ REVIEWS = "movieReviewSnippets_GroundTruth.txt"
 NEUTRAL = 0.3  # mean ratings nearer to zero than this have no label
 SPLITS = {"test": 1500, "validation": 1000}  # the rest trains
 SEED = 0
-ASKED = 3  # reviews of the test split that the service is asked about
+REVIEWS_ASKED = 3  # of the test split
 
 
 class Budget(NamedTuple):
@@ -46,16 +45,16 @@ class Budget(NamedTuple):
 
 
 FAST, SLOW = Budget(1.2, 0.6, 0.4), Budget(1.75, 0.75, 0.5)
-OVERHEAD_S = {"train": 25, "prune": 50, "export": 15, "quantize": 150, "package": 30}  # besides the budget; two cores
+OVERHEAD_S = {"train": 25, "prune": 50, "export": 15, "quantize": 150, "package": 30}  # on top of the budget
 
 
 def budget() -> Budget:
-    """Chooses minutes that keep the whole demo short on this machine's kind of CPU."""
+    """Returns the minutes that keep the demo short on this kind of CPU."""
     return FAST if "amx_bf16" in hardware.cpu_features() or hardware.gpus() else SLOW
 
 
 def estimates(recipe: Recipe) -> list[tuple[str, str]]:
-    """Returns each stage, and how long it will take at most: its minutes in the recipe, and what comes on top."""
+    """Returns each stage with an estimate of its time: its minutes in the recipe, and the overhead."""
     sections = recipe.resolved()
     prune, search = sections["prune"] or {}, sections["quantize"] or {}
     minutes = {
@@ -123,7 +122,7 @@ def _member(archive: bytes, name: str) -> bytes:
 
 
 def parse(content: str) -> list[dict[str, Any]]:
-    """Turns lines of `id <tab> mean rating <tab> text` into labelled rows; neutral and repeated ones are left out."""
+    """Parses lines of `id <tab> mean rating <tab> text` to labelled rows, without neutral and repeated ones."""
     rows: dict[str, dict[str, Any]] = {}
     for line in content.splitlines():
         _, rating, text = line.split("\t", 2)
@@ -136,22 +135,22 @@ def parse(content: str) -> list[dict[str, Any]]:
 def split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Cuts shuffled rows into splits of fixed sizes; the rest trains."""
     shuffled = random.Random(SEED).sample(rows, len(rows))  # noqa: S311  reproducible, not secret
-    found = {}
+    splits = {}
     for name, size in SPLITS.items():
-        found[name], shuffled = shuffled[:size], shuffled[size:]
-    return {"train": shuffled, **found}
+        splits[name], shuffled = shuffled[:size], shuffled[size:]
+    return {"train": shuffled, **splits}
 
 
 def ask(package: Path, keys: Path, reviews: Path) -> Iterator[str]:
-    """Starts the service, asks it about three reviews with a key and one without, reads its metrics, stops it.
+    """Starts the service, sends three reviews with a key and one without, reads the metrics, and stops it.
 
     Args:
         package: the artifact to serve.
-        reviews: labelled rows that the model has not seen; the first ones are asked.
-        keys: the key file; a key named `demo` is made anew in it.
+        keys: the key file; its key named `demo` is replaced.
+        reviews: labelled rows of the test split; the first are sent.
 
     Yields:
-        Lines that say what was asked and answered.
+        Lines to print: requests and replies.
     """
     with suppress(InputError):
         store.revoke(keys, "demo")
@@ -159,32 +158,18 @@ def ask(package: Path, keys: Path, reviews: Path) -> Iterator[str]:
     started = time.monotonic()
     with launch.running(package, keys=keys, port=launch.free_port()) as url:
         yield f"service: ready after {time.monotonic() - started:.1f} s on {url}"
-        rows = [json.loads(line) for line in reviews.read_text(encoding="utf-8").splitlines()[:ASKED]]
-        for row in rows:
-            status, body = _post(f"{url}/v1/predict", {"texts": [row["text"]]}, key)
-            answer = body["predictions"][0]
-            yield f"  {status} {answer['label']} ({answer['score']:.3f}), labelled {row['label']}: {row['text']}"
-        status, body = _post(f"{url}/v1/predict", {"texts": [rows[0]["text"]]}, None)
-        yield f"  {status} without a key: {body['detail']}"
-        lines = _get(f"{url}/metrics", key).splitlines()
+        rows = [json.loads(line) for line in reviews.read_text(encoding="utf-8").splitlines()[:REVIEWS_ASKED]]
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:  # a proxy cannot reach this address
+            authorized = {"Authorization": f"Bearer {key}"}
+            for row in rows:
+                reply = http.post("/v1/predict", json={"texts": [row["text"]]}, headers=authorized)
+                answer = reply.json()["predictions"][0]
+                label, score = answer["label"], answer["score"]
+                yield f"  {reply.status_code} {label} ({score:.3f}), labelled {row['label']}: {row['text']}"
+            reply = http.post("/v1/predict", json={"texts": [rows[0]["text"]]})
+            yield f"  {reply.status_code} without a key: {reply.json()['detail']}"
+            lines = http.get("/metrics", headers=authorized).text.splitlines()
         names = ("deploykit_requests_total", "deploykit_predictions_total")
-        shown = [line for line in lines if line.startswith(names) and not line.endswith(" 0.0")]
         yield f"metrics: {len(lines)} lines, among them"
-        yield from (f"  {line}" for line in shown)
+        yield from (f"  {line}" for line in lines if line.startswith(names) and not line.endswith(" 0.0"))
     yield "service: stopped"
-
-
-def _post(url: str, content: dict[str, Any], key: str | None) -> tuple[int, dict[str, Any]]:
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(url, json.dumps(content).encode(), headers)  # noqa: S310  our own address
-    try:
-        with launch.DIRECT.open(request, timeout=30) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as refusal:
-        return refusal.code, json.load(refusal)
-
-
-def _get(url: str, key: str) -> str:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})  # noqa: S310  our own address
-    with launch.DIRECT.open(request, timeout=30) as reply:
-        return str(reply.read().decode())

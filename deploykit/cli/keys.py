@@ -45,7 +45,7 @@ def add_key(
     """
     from deploykit.serving.access import keys as store
 
-    path = keys or store.default_path()
+    path = keys or store.default_key_file()
     expires = datetime.now(UTC) + timedelta(days=days) if days is not None else None
     text = store.add(
         path,
@@ -67,7 +67,7 @@ def list_keys(keys: KeyFile = None) -> None:
     """List who has keys, and what they allow."""
     from deploykit.serving.access import keys as store
 
-    found = store.listing(keys or store.default_path())
+    found = store.listing(keys or store.default_key_file())
     shown = [
         (
             key.id,
@@ -106,7 +106,7 @@ def rotate_key(
     """
     from deploykit.serving.access import keys as store
 
-    text = store.rotate(keys or store.default_path(), key, timedelta(hours=hours))
+    text = store.rotate(keys or store.default_key_file(), key, timedelta(hours=hours))
     err.print(f"the old key {key} expires in {hours:g} hours; the new one is shown only now:", markup=False)
     sys.stdout.write(text + "\n")
 
@@ -135,7 +135,7 @@ def enable_key(
 def _switch(key: str, path: Path | None, *, disabled: bool) -> None:
     from deploykit.serving.access import keys as store
 
-    found = store.switch(path or store.default_path(), key, disabled=disabled)
+    found = store.switch(path or store.default_key_file(), key, disabled=disabled)
     word = "disabled" if disabled else "enabled"
     out.print(f"{word}: {', '.join(f'{one.id} ({one.client})' for one in found)}", markup=False)
 
@@ -151,5 +151,5 @@ def revoke_key(
     """
     from deploykit.serving.access import keys as store
 
-    gone = store.revoke(keys or store.default_path(), key)
+    gone = store.revoke(keys or store.default_key_file(), key)
     out.print(f"revoked: {', '.join(f'{found.id} ({found.client})' for found in gone)}", markup=False)

@@ -6,19 +6,19 @@ It uses the service's public HTTP interface only.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from functools import cached_property
+from typing import Self
 
 import httpx
 
 from deploykit.client.answers import Entity, Explanation, Part, Prediction
-from deploykit.client.conversation import Conversation, Outcome, Steps
+from deploykit.client.conversation import Conversation, Outcome, Steps, T
 
 NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}  # no proxy reaches this machine
 
 
 class Client(Conversation):
-    """Asks a service and waits.
+    """Sends requests to a service and waits for the answers.
 
     Example:
         >>> with Client("http://127.0.0.1:3000", key) as client:  # doctest: +SKIP
@@ -26,23 +26,22 @@ class Client(Conversation):
         'billing'
     """
 
-    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
-        super().__init__(url, key, timeout_s=timeout_s, retries=retries)
-        self._http = httpx.Client(event_hooks={"response": [_bound_stream]}, mounts=NO_PROXY)
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(event_hooks={"response": [_bound_stream]}, mounts=NO_PROXY)
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Returns one answer a text, in the order asked.
+        """Returns one answer a text, in the order of the texts.
 
         Args:
-            texts: as many as the service takes at once.
+            texts: as many as the service accepts at once.
             text_pairs: the second texts, for a model that reads pairs.
 
         Raises:
             InputError: a text cannot be sent.
-            ServiceError: the service refused, failed, did not answer in time, or is none of ours.
+            ServiceError: the service refused, failed or did not answer in time, or it is no deploykit service.
         """
-        found: list[Prediction] = self._run(self._predict(texts, text_pairs))
-        return found
+        return self._run(self._predict(texts, text_pairs))
 
     def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label (default: the most probable).
@@ -50,53 +49,51 @@ class Client(Conversation):
         Raises:
             ServiceError: the service refused, failed, or did not answer in time.
         """
-        found: Explanation = self._run(self._explain(text, label, text_pair))
-        return found
+        return self._run(self._explain(text, label, text_pair))
 
     def feedback(self, prediction: Prediction, label: str, comment: str | None = None) -> bool:
-        """Says what the label of an answer should have been; returns whether that is kept: not every answer is.
+        """Tells the service the right label of an answer; returns whether that is stored: not every answer is recorded.
 
         Raises:
-            ServiceError: the service refused, failed, or did not answer in time; 404 where it keeps no records.
+            ServiceError: the service refused, failed, or did not answer in time; 404 if it keeps no records.
         """
-        found: bool = self._run(self._feedback(prediction, label, comment))
-        return found
+        return self._run(self._feedback(prediction, label, comment))
 
     def ready(self) -> bool:
-        """Says whether the service takes traffic; asks once."""
-        return bool(self._run(self._ready()))
+        """Says whether the service is ready; asks once."""
+        return self._run(self._ready())
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, steps: Steps) -> Any:
+    def _run(self, steps: Steps[T]) -> T:
         outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
-                return done.value
-            if isinstance(step, float):
-                time.sleep(step)
-                outcome = None
-                continue
-            try:
-                outcome = self._http.send(step)
-            except httpx.RequestError as error:
-                outcome = error
+                return done.value  # type: ignore[no-any-return]
+            outcome = self._do(step)
+
+    def _do(self, step: httpx.Request | float) -> Outcome:
+        if isinstance(step, float):
+            time.sleep(step)
+            return None
+        try:
+            return self._http.send(step)
+        except httpx.RequestError as error:
+            return error
 
 
 class AsyncClient(Conversation):
-    """Asks a service without holding up the event loop; any number of calls may be in progress.
+    """Sends requests to a service without blocking the event loop; any number of calls may be in progress.
 
     Example:
         >>> async with AsyncClient("http://127.0.0.1:3000", key) as client:  # doctest: +SKIP
@@ -104,67 +101,63 @@ class AsyncClient(Conversation):
         'billing'
     """
 
-    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
-        super().__init__(url, key, timeout_s=timeout_s, retries=retries)
-        self._http = httpx.AsyncClient(mounts=NO_PROXY)
-        self._loop: asyncio.AbstractEventLoop | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+    _http: httpx.AsyncClient
 
     async def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Returns one answer a text; see `Client.predict`."""
-        found: list[Prediction] = await self._run(self._predict(texts, text_pairs))
-        return found
+        return await self._run(self._predict(texts, text_pairs))
 
     async def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label; see `Client.explain`."""
-        found: Explanation = await self._run(self._explain(text, label, text_pair))
-        return found
+        return await self._run(self._explain(text, label, text_pair))
 
     async def feedback(self, prediction: Prediction, label: str, comment: str | None = None) -> bool:
-        """Says what the label of an answer should have been; see `Client.feedback`."""
-        found: bool = await self._run(self._feedback(prediction, label, comment))
-        return found
+        """Tells the service the right label of an answer; see `Client.feedback`."""
+        return await self._run(self._feedback(prediction, label, comment))
 
     async def ready(self) -> bool:
-        """Says whether the service takes traffic; asks once."""
-        return bool(await self._run(self._ready()))
+        """Says whether the service is ready; asks once."""
+        return await self._run(self._ready())
 
     async def close(self) -> None:
-        """Ends the connections."""
-        await self._http.aclose()
+        """Closes the connections."""
+        if self._loop is not None:
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, steps: Steps) -> Any:
-        loop, outcome = asyncio.get_running_loop(), None  # type: tuple[asyncio.AbstractEventLoop, Outcome]
-        if self._loop not in (None, loop):  # connections belong to the loop that opened them, and end with it
-            self._http = httpx.AsyncClient(mounts=NO_PROXY)
-        self._loop = loop
+    async def _run(self, steps: Steps[T]) -> T:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # connections belong to the loop that opened them, and end with it
+            self._loop, self._http = loop, httpx.AsyncClient(mounts=NO_PROXY)
+        outcome: Outcome = None
         while True:
             try:
                 step = steps.send(outcome)
             except StopIteration as done:
-                return done.value
-            if isinstance(step, float):
-                await asyncio.sleep(step)
-                outcome = None
-                continue
-            try:
-                async with asyncio.timeout(step.extensions["end"] - time.monotonic()):
-                    outcome = await self._http.send(step)
-            except TimeoutError:
-                outcome = httpx.ReadTimeout("the answer took too long", request=step)
-            except httpx.RequestError as error:
-                outcome = error
+                return done.value  # type: ignore[no-any-return]
+            outcome = await self._do(step)
+
+    async def _do(self, step: httpx.Request | float) -> Outcome:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+            return None
+        try:
+            async with asyncio.timeout(step.extensions["end"] - time.monotonic()):
+                return await self._http.send(step)
+        except TimeoutError:
+            return httpx.ReadTimeout("the answer took too long", request=step)
+        except httpx.RequestError as error:
+            return error
 
 
 class _BoundedStream(httpx.SyncByteStream):
-    """What is left of an answer, as long as there is time: otherwise every piece may take as long as the whole."""
+    """The rest of a response until the end of its time; httpx's own timeout starts again with every piece."""
 
     def __init__(self, stream: httpx.SyncByteStream, end: float) -> None:
         self._stream, self._end = stream, end

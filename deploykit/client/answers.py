@@ -1,16 +1,16 @@
-"""What a service answers, as types; fields of newer services are kept."""
+"""Types of the answers of a service."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Received(BaseModel):
-    """Base of what comes back; fields of newer services are kept."""
+    """Base of answers; fields that a newer service adds are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Entity(Received):
-    """A labelled stretch of a text, with character offsets into it."""
+    """A labelled span of a text, with its character offsets."""
 
     label: str
     text: str
@@ -20,9 +20,9 @@ class Entity(Received):
 
 
 class Prediction(Received):
-    """The answer for one text: `label` and `scores` of a classifier of texts, `entities` of one of words.
+    """The answer for one text: `label`, `score` and `scores`, or `entities` in token classification.
 
-    `request` is the id of the request that it is of, `index` its place in there.
+    `request` is the id of its request, `index` its position there.
     """
 
     request: str = ""
@@ -36,7 +36,7 @@ class Prediction(Received):
 
 
 class Part(Received):
-    """A part of a text, and what the probability of the label loses without it."""
+    """A part of a text; `weight` is the probability that the label loses without it."""
 
     text: str
     start: int

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from deploykit.artifact import MODEL_CARD, Artifact
-from deploykit.serving.api import explain, feedback, openapi, page, protocols
+from deploykit.serving.api import explain, feedback, open_inference, openapi, page, protocols
 from deploykit.serving.api.openapi import Way
 from deploykit.serving.api.protocols import Protocol
 from deploykit.serving.call import Call
@@ -40,7 +40,7 @@ class Application:
     @cached_property
     def runtime(self) -> Runtime:
         """The model and what is around it."""
-        labels = [route.label for route in (*self.table, routes.UNKNOWN)]
+        labels = [route.path for route in (*self.table, routes.UNKNOWN)]
         return Runtime(self.settings, self.artifact, labels, self._make_batcher)
 
     @cached_property
@@ -48,7 +48,11 @@ class Application:
         """The protocols of predictions, our own first."""
         manifest, task = self.manifest, self.task
         return (
-            *(protocols.predict(manifest, task), protocols.infer(manifest, task), protocols.pipeline(manifest, task)),
+            *(
+                protocols.predict(manifest, task),
+                open_inference.infer(manifest, task),
+                protocols.pipeline(manifest, task),
+            ),
             *explain.explain(manifest, task),
         )
 
@@ -92,10 +96,10 @@ class Application:
 
     def _pages(self) -> tuple[Route, ...]:
         """Lists the pages that the guard renders: the metrics, and the metadata of the Open Inference Protocol."""
-        model, version = protocols.model_paths(self.manifest)
+        model, version = open_inference.model_paths(self.manifest)
         return (
             Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
-            Route("/v2", scope="predict", page=protocols.server_metadata),
+            Route("/v2", scope="predict", page=open_inference.server_metadata),
             Route("/v2/health/live", page=self._live),
             Route("/v2/health/ready", page=self._ready),
             Route(model, "GET", "predict", page=self._metadata, also=(version,)),
@@ -103,7 +107,7 @@ class Application:
         )
 
     def _metadata(self) -> bytes:
-        return protocols.model_metadata(self.manifest, self.task)
+        return open_inference.model_metadata(self.manifest, self.task)
 
     def _ready(self) -> bytes:
         if not self.runtime.ready:

@@ -1,6 +1,6 @@
-"""One request on its way through the service: who asked, and whether they still wait.
+"""One request on its way through the service: who sent it, and what it has cost so far.
 
-The guard opens a call and hands it on; everybody on the way writes what the log line says of it.
+The guard makes a `Call`, and every step adds the figures that the log line, the trace and `Server-Timing` report.
 """
 
 import asyncio
@@ -8,19 +8,48 @@ import random
 import re
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Literal, get_args
 
-from deploykit.serving.access.check import Client
+from pydantic import Field
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what is taken over from the header X-Request-ID
+from deploykit.methods import Frozen
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # an X-Request-ID of this form becomes the id of the request
+Scope = Literal["predict", "explain", "metrics", "docs", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class ClientLimits(Frozen):
+    """How much a client may send; None is no limit. `concurrency` counts requests in progress in each replica."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_day: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+
+
+LIMITS = tuple(ClientLimits.model_fields)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who sends requests: a name that is safe to log and to count by, the id of the key, and `ClientLimits`."""
+
+    name: str
+    key: str = ""
+    requests_per_minute: int | None = None
+    requests_per_day: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
 
 
 @dataclass
 class Call:
-    """What is known of a request.
+    """The state of one request.
 
-    `large` says that its answer is decoded and written beside the event loop; `gone` is done once the client has
-    left; `timeout_s` is how long it will wait, where it says so; `phases` are when what began and ended, by the clock
-    of `start`; `trace` is an id, where traces are made.
+    `gone` is done once the client has disconnected; `timeout_s` is the client's own deadline, if it sent one; `large`
+    means that the answer is decoded and serialized outside the event loop; `phases` maps the name of each step to its
+    start and end, on the clock of `start`; `trace` is the trace id, if traces are sent.
     """
 
     id: str
@@ -38,14 +67,13 @@ class Call:
     large: bool = False
 
     def timing(self) -> str:
-        """Renders what is known of where the time went, for the header Server-Timing (W3C), in milliseconds."""
-        parts = {"tokenize": self.tokenize_s, "queue": self.queue_s, "inference": self.inference_s}
-        parts = {name: seconds for name, seconds in parts.items() if self.items}
-        parts["total"] = perf_counter() - self.start
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
+        """Returns the value of the header Server-Timing (W3C): milliseconds of each step, and in total."""
+        steps = {"tokenize": self.tokenize_s, "queue": self.queue_s, "inference": self.inference_s}
+        seconds = {**(steps if self.items else {}), "total": perf_counter() - self.start}
+        return ", ".join(f"{name};dur={value * 1000:.2f}" for name, value in seconds.items())
 
     def leave(self) -> None:
-        """Notes that the client has closed the connection."""
+        """Marks the client as disconnected."""
         if self.gone is not None and not self.gone.done():
             self.gone.set_result(None)
 

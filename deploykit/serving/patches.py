@@ -1,7 +1,7 @@
-"""What this service changes, or relies on, in libraries that do not promise to keep it, and in which versions it is.
+"""Internal parts of libraries that this service changes or relies on, and the versions that have them.
 
-Each part is looked for before a service starts. Without it the service would start, and lack a protection: nobody would
-notice. So it refuses to start, and says which version to install. `pyproject.toml` has the same bounds.
+Each part is checked before a service starts. Without one of them the service would start, and lack a protection without
+anybody noticing. So it refuses to start, and says which version to install. `pyproject.toml` has the same bounds.
 """
 
 from collections.abc import Iterator
@@ -19,28 +19,22 @@ VERSIONS = {
     "uvicorn": "uvicorn>=0.34,<0.55",
 }
 SERVER = "uvicorn.protocols.http.httptools_impl"
-CALLED = (
-    *("connection_made", "connection_lost", "data_received", "on_message_begin", "on_url", "on_header"),
-    *("on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
-    *("pause_writing", "resume_writing", "timeout_keep_alive_handler"),
+USED_METHODS = (
+    *("connection_made", "connection_lost", "data_received", "on_url", "on_header"),
+    *("on_headers_complete", "on_message_complete", "pause_writing", "resume_writing"),
 )
-KEPT = ("parser", "headers", "cycle", "loop", "transport", "timeout_keep_alive", "timeout_keep_alive_task")
+USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")
 TRAFFIC, TRACING = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
 
 
 def require_parts() -> None:
-    """Makes sure that everything is there that this service changes.
-
-    Raises:
-        LibraryError: something is not, with the version to install.
-    """
+    """Raises a `LibraryError`, with the version to install, if a part that this service changes is missing."""
     require("auto" in part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']")
     protocol = part("uvicorn", SERVER, "HttpToolsProtocol")
-    for name in CALLED:
+    for name in USED_METHODS:
         require(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")
-    for name in KEPT:
+    for name in USED_ATTRIBUTES:
         require(name in protocol.__init__.__code__.co_names, "uvicorn", f"HttpToolsProtocol().{name}")
-    part("uvicorn", SERVER, "RequestResponseCycle")
     service = part("bentoml", "_bentoml_sdk", "Service")
     for name in ("to_asgi", "doc"):
         require(hasattr(service, name), "bentoml", f"Service.{name}")
@@ -49,23 +43,14 @@ def require_parts() -> None:
 
 
 def part(library: str, module: str, name: str) -> Any:
-    """Returns a part of a library.
-
-    Args:
-        library: as it is installed.
-        module: of the library.
-        name: in the module.
-
-    Raises:
-        LibraryError: it is not there.
-    """
+    """Imports a part of a library, or raises a `LibraryError`."""
     with expected(library, f"{module}.{name}"):
         return getattr(import_module(module), name)
 
 
 @contextmanager
 def expected(library: str, name: str) -> Iterator[None]:
-    """Says what to install where an import fails, or a name is missing, in the block."""
+    """Turns a failed import, or a missing name, in the block into a `LibraryError`."""
     try:
         yield
     except (ImportError, AttributeError) as error:
@@ -73,17 +58,13 @@ def expected(library: str, name: str) -> Iterator[None]:
 
 
 def require(condition: bool, library: str, name: str) -> None:
-    """Makes sure that a part of a library is there.
-
-    Raises:
-        LibraryError: it is not.
-    """
+    """Raises a `LibraryError` unless the condition holds."""
     if not condition:
         raise missing(library, name)
 
 
 def missing(library: str, name: str) -> LibraryError:
-    """Makes the error that a part of a library is missing."""
+    """Returns the error that a part of a library is missing."""
     try:
         installed = f"{library} {version(library)}"
     except PackageNotFoundError:

@@ -1,36 +1,62 @@
-"""What must be there before a service starts: said by the command line, and again where BentoML starts it."""
+"""What must be there before a service starts: checked by the command line, and again when BentoML starts a service."""
 
 import ipaddress
+import logging
 import socket
 
+from deploykit.artifact import signing
 from deploykit.errors import BusyError, InputError
-from deploykit.serving.access.jwt import require_provider
-from deploykit.serving.access.rate_limits import require_store
+from deploykit.serving.access.jwt import Tokens
+from deploykit.serving.access.keys import listing
+from deploykit.serving.access.rate_limits import Windows
 from deploykit.serving.privacy.person_names import require_model
 from deploykit.serving.privacy.records import require_folder
-from deploykit.serving.settings import Settings, require_keys, require_signer
+from deploykit.serving.settings import AUTH, Settings
 
 HOST = "127.0.0.1"
 
+logger = logging.getLogger("deploykit.serving")
+
 
 def require(settings: Settings) -> None:
-    """Makes sure that a process would find what its settings name; what is only away for now may come back.
+    """Checks everything that the settings name; a server that is only unreachable now is no reason to refuse.
 
     Raises:
-        InputError: a file is missing or damaged, or an address makes no sense.
-        MissingExtraError: a library that a setting asks for is not installed.
+        InputError: a file is missing or damaged, or an address cannot be one.
+        MissingExtraError: a library that a setting needs is not installed.
         StorageError: records cannot be written.
     """
     require_keys(settings)
-    require_signer(settings)
+    if settings.signed_by is not None:
+        signing.require_key(settings.signed_by)
     require_folder(settings)
     require_model(settings)
-    require_provider(settings.jwt)
-    require_store(settings.redis)
+    if settings.jwt is not None:
+        Tokens(*settings.jwt)  # reads a file, but fetches nothing from a URL
+    if settings.redis is not None:
+        Windows(settings.redis.get_secret_value())  # opens no connection
+
+
+def require_keys(settings: Settings) -> None:
+    """Raises an `InputError` if access control is on, and there is no key file that can be read and holds a key."""
+    if settings.keys is None:
+        logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH)
+        return
+    try:
+        keys = listing(settings.keys)
+    except InputError as error:
+        raise InputError(
+            f"access control is on, and {str(error).rstrip('.')}. To serve without keys, set {AUTH}=off."
+        ) from error
+    if not keys:
+        raise InputError(
+            f"access control is on, and the key file {settings.keys} holds no key."
+            f" Make one with: deploykit keys add NAME. To serve without keys, set {AUTH}=off."
+        )
 
 
 def ip_address(host: str) -> str:
-    """Returns an IP address, because BentoML takes no names."""
+    """Returns an IP address, because BentoML accepts no host names."""
     try:
         return str(ipaddress.ip_address(HOST if host == "localhost" else host))
     except ValueError:
@@ -40,11 +66,7 @@ def ip_address(host: str) -> str:
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuses a port that cannot be listened on.
-
-    Raises:
-        BusyError: says what the system says.
-    """
+    """Raises a `BusyError`, with the system's reason, if a port cannot be used."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -19,11 +19,10 @@ from pydantic import BaseModel
 from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
-from deploykit.serving.access.check import Client, Keys, Refusal
+from deploykit.serving.access.check import Keys, Refusal
 from deploykit.serving.access.jwt import Tokens
-from deploykit.serving.access.keys import Scope
 from deploykit.serving.access.rate_limits import Limits, Windows
-from deploykit.serving.call import Call
+from deploykit.serving.call import Call, Client, Scope
 from deploykit.serving.model import MakeBatcher, Model, make_batcher
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after

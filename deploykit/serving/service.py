@@ -22,9 +22,9 @@ from starlette.types import ASGIApp
 from deploykit import tasks
 from deploykit.errors import DeploykitError, storage_errors
 from deploykit.serving import call, patches
-from deploykit.serving.access.check import Client
 from deploykit.serving.api import feedback
 from deploykit.serving.app import Application
+from deploykit.serving.call import Client
 from deploykit.serving.http import connections
 from deploykit.serving.http.guard import Guard
 from deploykit.serving.http.routes import Answer

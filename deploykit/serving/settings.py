@@ -1,83 +1,154 @@
-"""What one service process is told: the package's manifest and a few environment variables.
+"""What configures a service process: the package's manifest, and environment variables of the machine.
 
-How a model is served belongs to the recipe and travels in the manifest; where its keys are and who may
-read the metrics belongs to the machine, and comes from the environment:
-
-    DEPLOYKIT_PACKAGE         the package's directory; default: the one of the service.py that is served
-    DEPLOYKIT_KEYS            the key file; default: keys.json below ~/.config/deploykit
-    DEPLOYKIT_AUTH            `off` lets everybody in; default `on`
-    DEPLOYKIT_REDIS           redis://HOST:PORT of what replicas count limits in; default: each counts for itself
-    DEPLOYKIT_JWKS            a file, or an https URL, of an identity provider's keys: its tokens are taken, too,
-                              with DEPLOYKIT_JWT_ISSUER and DEPLOYKIT_JWT_AUDIENCE, which must be set with it
-    DEPLOYKIT_JWT_LIMITS      what each subject of such a token may ask for, as NAME=NUMBER separated by commas, of
-                              requests_per_minute, requests_per_day, tokens_per_minute and concurrency; default: no
-                              limits, as for keys
-    DEPLOYKIT_CORS_ORIGINS    origins of the web pages that may ask from a browser, separated by commas; default: none
-    DEPLOYKIT_DRAIN           a file: while it is there, the service says that it is not ready, and answers on;
-                              default: `drain` below BENTOML_HOME
-    DEPLOYKIT_METRICS_PUBLIC  `on` opens /metrics to everybody; default `off`
-    DEPLOYKIT_RECORDS         a directory for the records that a recipe asks for; default: none are kept, since texts
-                              must not come to lie on a machine whose owner does not know of it
-    DEPLOYKIT_SIGNED_BY       a public key in PEM: a package that is not signed by it is not served; default: none is
-                              asked for
-    DEPLOYKIT_THREADS         cores for the engine: threads of one call, or calls at a time, as the selection
-                              chose; default: those of the manifest, else all that the cgroup allows
-    OTEL_EXPORTER_OTLP_ENDPOINT and OpenTelemetry's other standard variables: where traces are sent; default: nowhere
+How a model is served belongs to the recipe and travels in the manifest; where its keys are and who may read its metrics
+belongs to the machine. Each field of `Settings` that is declared by `variable` is one environment variable: reading it,
+the message about a wrong value and docs/reference/settings.md follow from the field.
 """
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 
-from deploykit.artifact import Artifact, ServeOptions, signing
+from deploykit.artifact import Artifact, ServeOptions
 from deploykit.errors import ArtifactError, InputError
 from deploykit.hardware import cpu_limit
 from deploykit.methods import did_you_mean
-from deploykit.serving.access.keys import LIMITS, ClientLimits, default_path, listing
-from deploykit.serving.http import cors
-from deploykit.serving.telemetry import traces
+from deploykit.serving.call import LIMITS, ClientLimits
 
 PREFIX = "DEPLOYKIT_"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PACKAGE, KEYS, AUTH = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH"
-METRICS_PUBLIC, THREADS, REDIS = "DEPLOYKIT_METRICS_PUBLIC", "DEPLOYKIT_THREADS", "DEPLOYKIT_REDIS"
-DRAIN, HOME, CORS = "DEPLOYKIT_DRAIN", "BENTOML_HOME", "DEPLOYKIT_CORS_ORIGINS"
-SIGNED_BY, RECORDS = "DEPLOYKIT_SIGNED_BY", "DEPLOYKIT_RECORDS"
+PACKAGE, KEYS, AUTH, THREADS = "DEPLOYKIT_PACKAGE", "DEPLOYKIT_KEYS", "DEPLOYKIT_AUTH", "DEPLOYKIT_THREADS"
+DRAIN, REDIS, RECORDS, SIGNED_BY = "DEPLOYKIT_DRAIN", "DEPLOYKIT_REDIS", "DEPLOYKIT_RECORDS", "DEPLOYKIT_SIGNED_BY"
 JWT = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
 JWT_LIMITS = "DEPLOYKIT_JWT_LIMITS"
-NAMES = (PACKAGE, KEYS, AUTH, METRICS_PUBLIC, THREADS, REDIS, DRAIN, CORS, SIGNED_BY, RECORDS, *JWT, JWT_LIMITS)
-PATHS = (KEYS, DRAIN, SIGNED_BY, RECORDS, JWT[0])  # variables that name a file or a directory
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# an origin as browsers write it: no path, and no port if it is the default of the scheme
+ORIGIN = re.compile(
+    r"(?:https://(?!.*:443$)|http://(?!.*:80$))(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(?::\d{1,5})?"
+)
+OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+OTEL_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")  # the first that is set counts
 
 logger = logging.getLogger("deploykit.serving")
 
 
-class Settings(ServeOptions):
-    """Everything that a service process is told: the manifest's `serve` section, and what the machine says.
+def variable(name: str, expected: str, default: Any = None, **bounds: Any) -> Any:
+    """Declares a field that is read from an environment variable.
 
-    `keys` is None when access control is off, and `cores` are those of the engine, whoever named them.
+    Args:
+        name: of the variable.
+        expected: what its value must be, as the end of the sentence "NAME must be ...".
+        default: of the field; `...` where `load` always sets one.
+        bounds: on the value, as pydantic's `Field` takes them.
     """
+    return Field(default, alias=name, title=expected, **bounds)
 
-    package: Path
-    keys: Path | None
-    redis: SecretStr | None
-    drain: Path
-    jwt: tuple[str, str, str] | None
-    jwt_limits: ClientLimits
-    cors_origins: frozenset[str]
-    metrics_public: bool
-    traces: bool
-    signed_by: Path | None
-    records_folder: Path | None
-    cores: int
+
+def _redis_address(address: SecretStr) -> SecretStr:
+    if not address.get_secret_value().startswith(("redis://", "rediss://")):
+        raise ValueError
+    return address
+
+
+def _key_set_source(source: str) -> str:
+    """Accepts a file or a URL from which nobody on the way can exchange the keys."""
+    url = urlsplit(source)
+    secure = url.scheme == "https" and bool(url.hostname)
+    if "://" in source and not (secure or (url.scheme == "http" and url.hostname in LOOPBACK)):
+        raise ValueError
+    return source
+
+
+def _limits(text: str) -> dict[str, str]:
+    pairs = (part.partition("=") for part in text.split(",") if part.strip())
+    return {name.strip(): number.strip() for name, _, number in pairs}
+
+
+def _origins(text: str) -> frozenset[str]:
+    origins = frozenset(part.strip() for part in text.split(",") if part.strip())
+    if not all(map(ORIGIN.fullmatch, origins)):
+        raise ValueError
+    return origins
+
+
+class Settings(ServeOptions):
+    """The manifest's `serve` section, and what the environment variables of the machine say."""
+
+    package: Path = variable(PACKAGE, "the directory of a package", ...)
+    """The package to serve; default: the directory of the `service.py` that is served."""
+    key_file: Path = variable(KEYS, "a file", ...)
+    """The key file; default: `keys.json` in `~/.config/deploykit`."""
+    auth: bool = variable(AUTH, "on or off", default=True)
+    """`off` lets everybody in; default: `on`."""
+    redis: Annotated[SecretStr, AfterValidator(_redis_address)] | None = variable(
+        REDIS, "an address such as redis://127.0.0.1:6379"
+    )
+    """The Redis server in which replicas count limits together; default: each replica counts for itself."""
+    jwks: Annotated[str, AfterValidator(_key_set_source)] | None = variable(JWT[0], "a file or an https URL")
+    """The keys (JWKS) of an identity provider, whose tokens are then accepted, too; default: no tokens."""
+    jwt_issuer: str | None = variable(JWT[1], "the claim `iss` of the provider's tokens")
+    """The issuer of accepted tokens; set with `DEPLOYKIT_JWKS`."""
+    jwt_audience: str | None = variable(JWT[2], "the claim `aud` of tokens for this service")
+    """The audience of accepted tokens; set with `DEPLOYKIT_JWKS`."""
+    jwt_limits: Annotated[ClientLimits, BeforeValidator(_limits)] = variable(
+        JWT_LIMITS,
+        f"NAME=NUMBER, separated by commas, with whole numbers of at least 1 for any of {', '.join(LIMITS)}",
+        ClientLimits(),
+    )
+    """The limits of each subject of such tokens; default: no limits, as for keys."""
+    cors_origins: Annotated[frozenset[str], BeforeValidator(_origins)] = variable(
+        "DEPLOYKIT_CORS_ORIGINS",
+        "origins as browsers write them, such as https://app.example.org or http://localhost:8080, separated by commas:"
+        " lower case, no path, no wildcard, and no port if it is the usual one",
+        frozenset(),
+    )
+    """The web pages that may call the service from a browser; default: none."""
+    drain: Path = variable(DRAIN, "a file", ...)
+    """While this file exists, the service reports that it is not ready, and still answers; default: `drain` in
+    `BENTOML_HOME`."""
+    metrics_public: bool = variable("DEPLOYKIT_METRICS_PUBLIC", "on or off", default=False)
+    """`on` lets everybody read `/metrics`; default: `off`."""
+    records_folder: Path | None = variable(RECORDS, "a directory")
+    """Where to keep the records that a recipe asks for; default: none are kept, because texts must not be stored on a
+    machine whose owner does not know of it."""
+    signed_by: FilePath | None = variable(SIGNED_BY, "the file of a public key")
+    """The public key in PEM that must have signed the package; default: no signature is needed."""
+    cores: int = variable(THREADS, "a whole number of at least 1", ..., ge=1)
+    """The cores of the engine; default: `serve.threads` of the recipe, or else all that the cgroup allows."""
+    traces: bool = False
+
+    @property
+    def keys(self) -> Path | None:
+        """The key file; None if access control is off."""
+        return self.key_file if self.auth else None
+
+    @property
+    def jwt(self) -> tuple[str, str, str] | None:
+        """Key set, issuer and audience of accepted tokens; None if tokens are not accepted."""
+        return (self.jwks, self.jwt_issuer, self.jwt_audience) if self.jwks else None  # type: ignore[return-value]
 
     @property
     def recording(self) -> bool:
-        """Whether records are kept: the recipe and the machine agree."""
+        """Whether records are kept: both the recipe and the machine ask for it."""
         return self.records is not None and self.records_folder is not None
+
+    @model_validator(mode="after")
+    def _jwt_variables_belong_together(self) -> Self:
+        values = dict(zip(JWT, (self.jwks, self.jwt_issuer, self.jwt_audience), strict=True))
+        if any(values.values()) and (missing := [name for name, value in values.items() if not value]):
+            raise ValueError(f"{' and '.join(missing)} must be set, too: all of {', '.join(JWT)} or none.")
+        if self.jwt_limits != ClientLimits() and not self.jwks:
+            raise ValueError(f"{JWT_LIMITS} limits tokens, and none are accepted. Set {', '.join(JWT)}, or unset it.")
+        return self
+
+
+VARIABLES = {field.alias: field for field in Settings.model_fields.values() if field.alias}
+PATHS = (KEYS, DRAIN, SIGNED_BY, RECORDS, JWT[0])  # variables that name a file or a directory
 
 
 def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settings, Artifact]:
@@ -89,167 +160,76 @@ def load(package: Path, environ: Mapping[str, str] = os.environ) -> tuple[Settin
 
     Raises:
         ArtifactError: the directory is no package.
-        InputError: a variable has a value that makes no sense.
+        InputError: a variable has a value that cannot be used.
     """
-    _warn_of_unknown(environ)
+    _warn_of_misspelt(environ)
     environ = absolute(environ)
-    package = Path(environ.get(PACKAGE) or package).resolve()
+    # a blank variable counts as not set, except for the one whose owner would believe that signatures are checked
+    stripped = {name: environ[name].strip() for name in VARIABLES if name in environ}
+    values = {name: value for name, value in stripped.items() if value or name == SIGNED_BY}
+    package = Path(values.get(PACKAGE) or package).resolve()
     artifact = Artifact.load(package)
     if artifact.manifest.kind != "package":
         raise ArtifactError(
             f"{package} is an artifact of kind {artifact.manifest.kind!r}, expected a package."
             " Make one of it with: deploykit package"
         )
-    guarded = _switch(environ, AUTH, default=True)
-    settings = Settings(
-        package=package,
-        keys=Path(environ.get(KEYS) or default_path()) if guarded else None,
-        redis=_redis(environ),
-        drain=drain_file(environ),
-        jwt=_jwt(environ),
-        jwt_limits=_jwt_limits(environ),
-        cors_origins=_origins(environ),
-        signed_by=_signer(environ),
-        records_folder=Path(environ[RECORDS]) if environ.get(RECORDS) else None,
-        metrics_public=_switch(environ, METRICS_PUBLIC, default=False),
-        traces=traces.wanted(environ),
-        cores=_cores(environ) or artifact.manifest.serve.threads or cpu_limit(),
-        **artifact.manifest.serve.model_dump(),
-    )
-    return settings, artifact
+    serve = artifact.manifest.serve
+    defaults = {KEYS: default_key_file(), DRAIN: drain_file(environ), THREADS: serve.threads or cpu_limit()}
+    own = {PACKAGE: package, "traces": _traces_wanted(environ)}
+    try:
+        return Settings.model_validate({**serve.model_dump(), **defaults, **values, **own}), artifact
+    except ValidationError as error:
+        raise _wrong_value(error, values) from None
+
+
+def _wrong_value(error: ValidationError, values: Mapping[str, str]) -> InputError:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return InputError(first["msg"].removeprefix("Value error, "))
+    name = str(first["loc"][0])
+    value = "" if name == REDIS else f", got {values[name]!r}"  # the address may hold a password
+    return InputError(f"{name} must be {VARIABLES[name].title}{value}.")
 
 
 def absolute(environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns an environment whose files are named by absolute paths, since a worker runs in another directory.
+    """Returns an environment with absolute paths, because a worker runs in another directory.
 
-    Links stay as they are: what they point to may be exchanged while the service runs.
+    Symbolic links are kept: their targets may be exchanged while the service runs.
     """
     named = {name: environ[name].strip() for name in PATHS if environ.get(name, "").strip()}
     paths = {name: value if "://" in value else str(Path(value).absolute()) for name, value in named.items()}
     return {**environ, **paths}
 
 
+def default_key_file() -> Path:
+    """Returns the key file that is used if `DEPLOYKIT_KEYS` is not set."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "deploykit" / "keys.json"
+
+
 def drain_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns the file that tells a service to let go of its traffic."""
-    if given := environ.get(DRAIN):
-        return Path(given)
-    return Path(environ.get(HOME) or Path.home() / "bentoml") / "drain"
+    """Returns the file whose existence drains a service."""
+    return Path(environ.get(DRAIN) or Path(environ.get("BENTOML_HOME") or Path.home() / "bentoml") / "drain")
 
 
-def require_keys(settings: Settings) -> None:
-    """Makes sure that somebody can get in before a service starts.
-
-    Raises:
-        InputError: access control is on, and there is no key file, or it cannot be read or is empty.
-    """
-    if settings.keys is None:
-        logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH)
-        return
-    try:
-        found = listing(settings.keys)
-    except InputError as error:
-        raise InputError(
-            f"access control is on, and {str(error).rstrip('.')}. To serve without keys, set {AUTH}=off."
-        ) from error
-    if not found:
-        raise InputError(
-            f"access control is on, and the key file {settings.keys} holds no key."
-            f" Make one with: deploykit keys add NAME. To serve without keys, set {AUTH}=off."
-        )
-
-
-def require_signer(settings: Settings) -> None:
-    """Makes sure that signatures can be checked where they are asked for.
-
-    Raises:
-        InputError: the key that must have signed cannot be read.
-        MissingExtraError: the library that checks signatures is not installed.
-    """
-    if settings.signed_by is not None:
-        signing.require_key(settings.signed_by)
-
-
-def _switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
-    value = environ.get(name, "").strip().lower()
-    if value in ("", "on", "off", "true", "false", "1", "0"):
-        return value in ("on", "true", "1") if value else default
-    raise InputError(f"{name} must be on or off, got {environ[name]!r}.")
-
-
-def _redis(environ: Mapping[str, str]) -> SecretStr | None:
-    value = environ.get(REDIS, "").strip()
-    if value and not value.startswith(("redis://", "rediss://")):
-        raise InputError(f"{REDIS} must be an address such as redis://127.0.0.1:6379, and does not begin so.")
-    return SecretStr(value) if value else None
-
-
-def _origins(environ: Mapping[str, str]) -> frozenset[str]:
-    try:
-        return cors.origins(environ.get(CORS, ""))
-    except InputError as error:
-        raise InputError(f"{CORS}: {error}") from None
-
-
-def _signer(environ: Mapping[str, str]) -> Path | None:
-    """Unlike the others this may not be empty: whoever sets it wants a check, and would get none."""
-    value = environ.get(SIGNED_BY)
-    if value is not None and not value.strip():
-        raise InputError(f"{SIGNED_BY} is empty. Name the file of a public key, or do not set it.")
-    return None if value is None else Path(value.strip())
-
-
-def _jwt(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
-    jwks, issuer, audience = found = [environ.get(name, "").strip() for name in JWT]
-    if not any(found):
-        return None
-    if missing := [name for name, value in zip(JWT, found, strict=True) if not value]:
-        raise InputError(f"{' and '.join(missing)} must be set, too: all of {', '.join(JWT)} or none.")
-    if "://" in jwks and not _secure(jwks):
-        raise InputError(
-            f"{JWT[0]} must be a file or an https URL, got {jwks!r}: keys must not be changed on their way."
-        )
-    return jwks, issuer, audience
-
-
-def _secure(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+def _traces_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's standard variables ask for traces: by an endpoint, or by naming the exporter."""
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if exporter not in ("", "none", "otlp"):
+        raise InputError(f"OTEL_TRACES_EXPORTER must be otlp or none, got {exporter!r}: traces need OTLP over HTTP.")
+    disabled = exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or not (exporter or any(environ.get(name) for name in OTEL_ENDPOINTS)):
         return False
-    if parts.scheme == "http":
-        return parts.hostname in LOOPBACK
-    return parts.scheme == "https" and bool(parts.hostname)
+    name = next((name for name in OTEL_PROTOCOLS if environ.get(name)), None)
+    if name and environ[name] != "http/protobuf":
+        raise InputError(f"{name} must be http/protobuf, got {environ[name]!r}. Collectors listen for it on port 4318.")
+    return True
 
 
-def _jwt_limits(environ: Mapping[str, str]) -> ClientLimits:
-    value = environ.get(JWT_LIMITS, "").strip()
-    if value and not environ.get(JWT[0], "").strip():
-        raise InputError(f"{JWT_LIMITS} limits tokens, and none are taken. Set {', '.join(JWT)}, or do not set it.")
-    limits: dict[str, str] = {}
-    for part in filter(None, map(str.strip, value.split(","))):
-        name, _, number = (side.strip() for side in part.partition("="))
-        if name not in LIMITS:
-            near = did_you_mean(name, LIMITS)
-            raise InputError(f"{JWT_LIMITS} names {name!r}, which is no limit{near}. There are: {', '.join(LIMITS)}.")
-        if not number.isdecimal() or int(number) < 1:
-            raise InputError(f"{JWT_LIMITS}: {name} must be a whole number of at least 1, got {number!r}.")
-        limits[name] = number
-    return ClientLimits.model_validate(limits)
-
-
-def _cores(environ: Mapping[str, str]) -> int | None:
-    value = environ.get(THREADS, "").strip()
-    if not value:
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"{THREADS} must be a whole number of at least 1, got {value!r}.")
-    return int(value)
-
-
-def _warn_of_unknown(environ: Mapping[str, str]) -> None:
-    """A warning and no error: Kubernetes adds variables of this prefix for a service called deploykit."""
-    known = [name.removeprefix(PREFIX) for name in NAMES]
-    for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in NAMES):
-        near = did_you_mean(name.removeprefix(PREFIX), known)
-        if near:
+def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+    """Warns, and does not refuse: Kubernetes adds variables of this prefix for a service called deploykit."""
+    names = [name.removeprefix(PREFIX) for name in VARIABLES]
+    for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in VARIABLES):
+        if near := did_you_mean(name.removeprefix(PREFIX), names):
             logger.warning("the environment variable %s has no meaning%s, after %s", name, near, PREFIX)

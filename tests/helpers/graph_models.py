@@ -13,12 +13,12 @@ MATMULS = 6 * 2  # query, key, value, projection, up and down of two layers
 HEADS = [3, 1]
 
 
-def logits(graph, batches):
+def logits(graph, batches, engine="onnxruntime"):
     """Returns the logits of all batches, `(rows or tokens, labels)`."""
     from deploykit import engines
     from deploykit.artifact.execution import Execution
 
-    opened = engines.load("onnxruntime").load(graph, Execution())
+    opened = engines.load(engine).load(graph, Execution(engine=engine))
     found = [opened.run(batch) for batch in batches]
     return np.concatenate([array.reshape(-1, array.shape[-1]) for array in found])
 

@@ -1,7 +1,8 @@
 import numpy as np
 import onnx
 import pytest
-from graph_models import MATMULS, signal_to_noise
+from graph_models import MATMULS, logits, signal_to_noise
+from models import ENCODERS
 from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
@@ -82,6 +83,16 @@ def test_onnxruntime_multiplies_bytes(variant, quantized, tmp_path):
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operators.count("MatMulIntegerToFloat") == facts["quantized"]
     assert "MatMulNBits" not in operators
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_engines_agree_on_rows_with_padding(kind, exported_of, padded, tmp_path):
+    """OpenVINO looks for dequantizations in the whole graph, masks included."""
+    static.quantize(exported_of(kind) / "model.onnx", static.Options(), tmp_path / "model.onnx", padded(0, 64))
+    batches = padded(64, 96)
+    assert any(not batch["attention_mask"].all() for batch in batches)
+    one, other = (logits(tmp_path / "model.onnx", batches, engine) for engine in static.ENGINES)
+    assert np.abs(one - other).max() < 0.02 * np.ptp(one)
 
 
 def test_rows_are_limited_to_whole_batches(quantized, padded):

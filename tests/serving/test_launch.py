@@ -255,7 +255,7 @@ def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"DEPLOYKIT_REDIS": "redis://127.0.0.1:abc"}, "address of the Redis server makes no sense"),
+        ({"DEPLOYKIT_REDIS": "redis://127.0.0.1:abc"}, "address of the Redis server cannot be used"),
         ({"DEPLOYKIT_JWKS": "/nowhere.json"}, "the keys for tokens /nowhere.json cannot be read"),
     ],
 )
@@ -268,7 +268,7 @@ def test_what_only_the_worker_reads_is_looked_at_before(package, key_file, alice
 def test_keys_for_tokens_are_named_from_where_the_command_is_run(package, key_file, alice, tmp_path, monkeypatch):
     (tmp_path / "jwks.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "require_provider", lambda jwt: None)
+    monkeypatch.setattr(preflight, "Tokens", lambda *jwt: None)
     named = {"DEPLOYKIT_JWKS": "jwks.json", "DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"}
     plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **named))
     assert plan.env["DEPLOYKIT_JWKS"] == str(tmp_path / "jwks.json")

@@ -6,7 +6,7 @@ import pytest
 
 from deploykit.artifact import ServeOptions
 from deploykit.errors import ArtifactError, InputError
-from deploykit.serving import settings
+from deploykit.serving import preflight, settings
 from deploykit.serving.access import keys
 
 
@@ -35,16 +35,16 @@ def test_a_directory_that_is_no_package(tmp_path, tiny_artifact):
 def test_access_control_needs_a_key_file_with_a_key(package, key_file, alice):
     found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file.with_name("none.json"))})
     with pytest.raises(InputError, match=r"none\.json.*deploykit keys add NAME.*DEPLOYKIT_AUTH=off"):
-        settings.require_keys(found)
+        preflight.require_keys(found)
     found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file)})
-    settings.require_keys(found)
+    preflight.require_keys(found)
     keys.revoke(key_file, "alice")
     with pytest.raises(InputError, match="holds no key"):
-        settings.require_keys(found)
+        preflight.require_keys(found)
 
 
 def test_access_control_is_on_unless_switched_off(package):
-    assert settings.load(package, {})[0].keys == keys.default_path()
+    assert settings.load(package, {})[0].keys == settings.default_key_file()
     assert settings.load(package, {"DEPLOYKIT_AUTH": "off"})[0].keys is None
 
 
@@ -63,3 +63,31 @@ def test_the_manifest_the_environment_and_the_defaults(make_package, tmp_path):
     assert artifact.manifest.name == "tiny"
     elsewhere, _ = settings.load(tmp_path, {"DEPLOYKIT_PACKAGE": str(made.path), "DEPLOYKIT_THREADS": "2"})
     assert (elsewhere.package, elsewhere.cores) == (made.path.resolve(), 2)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, False),
+        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_SERVICE_NAME": "a"}, False),
+    ],
+)
+def test_when_traces_are_wanted(package, environ, expected):
+    assert settings.load(package, environ)[0].traces is expected
+
+
+def test_an_exporter_that_is_not_there_is_refused(package):
+    with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER must be otlp or none, got 'jaeger'"):
+        settings.load(package, {"OTEL_TRACES_EXPORTER": "Jaeger"})
+    grpc = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    with pytest.raises(InputError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, got 'grpc'.*4318"):
+        settings.load(package, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317", **grpc})
+    own = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "otlp"}
+    assert settings.load(package, {**grpc, **own})[0].traces
+    assert not settings.load(package, grpc)[0].traces

@@ -68,14 +68,18 @@ def test_no_service_starts_where_signatures_cannot_be_checked(made, pair, key_fi
         monkeypatch.setenv("DEPLOYKIT_SIGNED_BY", path)
         launch.plan(made, keys=key_file)
 
-    for path, message in {"": "is empty", " ": "is empty", str(tmp_path / "none"): "cannot be used"}.items():
+    for path, message in {
+        "": "got ''",
+        " ": "got ''",
+        str(tmp_path / "none"): "must be the file of a public key",
+    }.items():
         with pytest.raises(InputError, match=message):
             starts(path)
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
         starts(str(pair[1]))
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
-        settings.require_signer(settings.load(made)[0])
+        signing.require_key(settings.load(made)[0].signed_by)
 
 
 def test_bentoml_does_not_serve_without_the_library(made, pair, tmp_path):

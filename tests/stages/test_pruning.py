@@ -17,8 +17,7 @@ from deploykit.errors import DataError
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import checkpoint, surgery
 from deploykit.serving import settings
-from deploykit.serving.access.check import Client
-from deploykit.serving.call import Call
+from deploykit.serving.call import Call, Client
 from deploykit.serving.runtime import Runtime
 from deploykit.stages import pruning
 from deploykit.tokenizer import Tokenizer

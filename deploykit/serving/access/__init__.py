@@ -1,1 +1,1 @@
-"""Who may ask, and how much: keys, tokens of identity providers, rate limits."""
+"""Access: keys, tokens of identity providers, rate limits."""

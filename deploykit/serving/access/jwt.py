@@ -1,9 +1,9 @@
-"""JSON Web Tokens beside keys: who an identity provider has let in, comes in here too.
+"""JSON Web Tokens of an identity provider, accepted beside keys.
 
-A token is taken when it is signed by RS256 or ES256 with a key of the provider's set (JWKS, from a file or a URL), was
-issued by that provider for this service, and is valid now. Its scopes are those of ours that its claim `scope` names,
-and its client is its subject. What each subject may ask for is a setting, which the claim `deploykit_limits` may lower.
-A set in a file is followed as the key file is; one at a URL is fetched in the background, and no request waits for it.
+A token is accepted if it is signed with RS256 or ES256 by a key of the provider's set (JWKS, from a file or a URL), was
+issued by that provider for this service, and is valid now. Its scopes are those in its claim `scope` that this service
+has, and its client is its subject. The limits of each subject are a setting, which the claim `deploykit_limits` may
+lower. A set in a file is followed as the key file is; one at a URL is fetched in the background.
 """
 
 import hashlib
@@ -16,42 +16,46 @@ from pydantic import ValidationError
 
 from deploykit.errors import InputError, extra_missing
 from deploykit.serving.access import check
-from deploykit.serving.access.check import Client, Refusal
+from deploykit.serving.access.check import Refusal
 from deploykit.serving.access.jwks import KeySet, RemoteKeys
-from deploykit.serving.access.keys import LIMITS, SCOPES, ClientLimits, Scope
 from deploykit.serving.access.watched_file import WatchedFile
+from deploykit.serving.call import LIMITS, SCOPES, Client, ClientLimits, Scope
 from deploykit.serving.problems import Problem, retry_after
 
-ALGORITHMS = ("RS256", "ES256")  # never what the token itself asks for
+ALGORITHMS = ("RS256", "ES256")  # never the one that the token itself names
 LEEWAY_S = 30  # clocks of two machines may differ
-CLAIM = "deploykit_limits"
+LIMITS_CLAIM = "deploykit_limits"
 NO_LIMITS = ClientLimits()
-CLIENT = re.compile(r"[^\w.@/|-]")  # what is not logged of a subject
-SHOWN = 40  # characters of it
+UNSAFE_CHARACTER = re.compile(r"[^\w.@/|-]")  # replaced in the logged name of a subject
+MAX_NAME_LENGTH = 40
 
 
 class Tokens:
-    """The tokens of one provider.
+    """The check of tokens of one provider.
 
     Args:
-        jwks: a file, or a URL, of the provider's keys.
-        issuer: what the claim `iss` must be.
-        audience: what the claim `aud` must hold.
+        jwks: a file or a URL of the provider's keys.
+        issuer: value of the claim `iss`.
+        audience: value in the claim `aud`.
         limits: of each subject; none by default.
 
     Raises:
-        InputError: the file cannot be read or holds no such key.
+        InputError: the file cannot be read or holds no usable key.
         MissingExtraError: the library is not installed.
     """
 
     def __init__(self, jwks: str, issuer: str, audience: str, limits: ClientLimits = NO_LIMITS) -> None:
-        self._jwt = _library()
+        try:
+            import jwt
+        except ImportError as error:
+            raise extra_missing("a service with tokens", error.name, "jwt") from error
+        self._jwt: Any = jwt
         self._source, self._issuer, self._audience, self._limits = jwks, issuer, audience, limits
         self._set: WatchedFile[KeySet] | RemoteKeys
         if "://" in jwks:
-            self._set = RemoteKeys(jwks, self._parsed)
+            self._set = RemoteKeys(jwks, self._parse)
         else:
-            self._set = WatchedFile("keys for tokens", Path(jwks), lambda path: self._parsed(_read(path)))
+            self._set = WatchedFile("keys for tokens", Path(jwks), self._read)
 
     @property
     def failures(self) -> int:
@@ -59,37 +63,52 @@ class Tokens:
         return self._set.failures
 
     def start(self) -> None:
-        """Begins to fetch the keys of a provider at a URL, in the event loop that runs."""
+        """Starts to fetch the keys at a URL, in the running event loop."""
         if isinstance(self._set, RemoteKeys):
             self._set.start()
 
     def close(self) -> None:
-        """Ends that."""
+        """Stops to fetch keys."""
         if isinstance(self._set, RemoteKeys):
             self._set.close()
 
     @staticmethod
     def is_one(text: str) -> bool:
-        """Says whether what a client sent looks like a token, and not like a key."""
+        """Says whether a text has the form of a token, which no key has."""
         return text.startswith("ey") and text.count(".") == 2  # header, claims and signature
 
     def check(self, text: str, scope: Scope) -> Client | Refusal:
-        """Decides whether a token opens a scope.
-
-        Args:
-            text: the token as the client sent it.
-            scope: what the route needs.
+        """Decides whether a token allows the scope that a route needs.
 
         Raises:
-            Problem: 503 the provider's keys are not there yet.
+            Problem: 503, the provider's keys were not fetched yet.
         """
+        claims = self._verified_claims(text)
+        if isinstance(claims, Refusal):
+            return claims
+        scopes = claims.get("scope", "")
+        scopes = scopes.split() if isinstance(scopes, str) else scopes if isinstance(scopes, list) else []
+        if scope not in scopes:
+            allowed = ", ".join(name for name in SCOPES if name in scopes) or "nothing"
+            detail = f"the token lacks the scope {scope!r} that this route needs; it opens {allowed}"
+            return Refusal(403, "auth_scope", detail)
+        try:
+            limits = self._lowered(claims.get(LIMITS_CLAIM, {}))
+        except ValidationError:
+            names = ", ".join(LIMITS)
+            detail = f"the token's claim {LIMITS_CLAIM} must be an object of whole numbers from 1 on: {names}"
+            return Refusal(401, "auth_invalid", detail)
+        name = _client_name(str(claims["sub"]))
+        return Client(name, name, **limits)
+
+    def _verified_claims(self, text: str) -> dict[str, Any] | Refusal:
         jwt = self._jwt
         try:
             header = jwt.get_unverified_header(text)
             key = self._key(str(header.get("kid", "")))
             if key is None or header.get("alg") not in ALGORITHMS:
                 return Refusal(401, "auth_invalid", "the token is not signed by a key that this service trusts")
-            claims = jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 text,
                 key,
                 algorithms=list(ALGORITHMS),
@@ -104,37 +123,31 @@ class Tokens:
             return Refusal(401, "auth_early", "the token is not valid yet")
         except (jwt.PyJWTError, ValueError, TypeError):
             return Refusal(401, "auth_invalid", "the token is not for this service, or was changed")
-        given = claims.get("scope", "")
-        granted = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
-        if scope not in granted:
-            opens = ", ".join(name for name in SCOPES if name in granted) or "nothing"
-            detail = f"the token lacks the scope {scope!r} that this route needs; it opens {opens}"
-            return Refusal(403, "auth_scope", detail)
-        try:
-            limits = self._lowered(claims.get(CLAIM, {}))
-        except ValidationError:
-            detail = f"the token's claim {CLAIM} must be an object of whole numbers from 1 on: {', '.join(LIMITS)}"
-            return Refusal(401, "auth_invalid", detail)
-        name = _name(str(claims["sub"]))
-        return Client(name, name, **limits)
+        return claims
 
     def _key(self, identity: str) -> Any:
-        """Returns a key of the set, None where it has no such key."""
-        self._set.look(check.POLL_S)
+        """Returns the key of an id; None if the set has no such key."""
+        self._set.refresh(check.POLL_S)
         if identity not in self._set.content:
-            self._set.look(check.POLL_S, at_once=True)
+            self._set.refresh(check.POLL_S, at_once=True)
         if not self._set.content:
             detail = "the identity provider's keys are not here yet; try again, or use a key of this service"
             raise Problem(503, "not_ready", detail, headers=retry_after(1))
         return self._set.content.get(identity)
 
     def _lowered(self, claim: Any) -> dict[str, int | None]:
-        """Returns the limits of a token: of each kind the lower of the setting and the claim."""
-        asked = ClientLimits.model_validate(claim, strict=True)
-        pairs = {name: (getattr(self._limits, name), getattr(asked, name)) for name in LIMITS}
+        """Returns the limits of a token: of each kind the lower one of the setting and the claim."""
+        claimed = ClientLimits.model_validate(claim, strict=True)
+        pairs = {name: (getattr(self._limits, name), getattr(claimed, name)) for name in LIMITS}
         return {name: min(filter(None, pair), default=None) for name, pair in pairs.items()}
 
-    def _parsed(self, content: bytes) -> KeySet:
+    def _read(self, path: Path) -> KeySet:
+        try:
+            return self._parse(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
+
+    def _parse(self, content: bytes) -> KeySet:
         try:
             parsed = self._jwt.PyJWKSet.from_dict(json.loads(content)).keys
         except (ValueError, TypeError, AttributeError, self._jwt.PyJWTError) as error:
@@ -145,33 +158,7 @@ class Tokens:
         return keys
 
 
-def require_provider(jwt: tuple[str, str, str] | None) -> None:
-    """Makes sure that tokens could be checked where they are taken; a provider at a URL may be away.
-
-    Raises:
-        InputError: the file cannot be read or holds no such key.
-        MissingExtraError: the library is not installed.
-    """
-    if jwt is not None:
-        _library() if "://" in jwt[0] else Tokens(*jwt)
-
-
-def _library() -> Any:
-    try:
-        import jwt
-    except ImportError as error:
-        raise extra_missing("a service with tokens", error.name, "jwt") from error
-    return jwt
-
-
-def _name(subject: str) -> str:
-    """Names a client so that no other subject, and no holder of a key, has that name."""
-    found = CLIENT.sub("_", subject)[:SHOWN]
-    return f"jwt:{found}" if found == subject else f"jwt:{found}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
+def _client_name(subject: str) -> str:
+    """Returns a name that no other subject, and no client with a key, has."""
+    name = UNSAFE_CHARACTER.sub("_", subject)[:MAX_NAME_LENGTH]
+    return f"jwt:{name}" if name == subject else f"jwt:{name}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"

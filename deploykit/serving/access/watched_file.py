@@ -1,7 +1,7 @@
-"""A file that a running service follows: it is read again when it changes; a broken one leaves what was read before.
+"""A file that a running service reads again when it changes; if the new content is damaged, the old one stays.
 
-The path is looked up anew each time, through all of its links: Kubernetes updates a mounted file by exchanging the
-directory that a link on the way names.
+The path is resolved each time: Kubernetes updates a mounted file by exchanging the directory that a symbolic link on
+the way points to.
 """
 
 import logging
@@ -18,53 +18,51 @@ logger = logging.getLogger("deploykit.serving")
 
 
 class WatchedFile(Generic[Content]):
-    """What a file holds; `failures` counts how often it could not be read after a change.
+    """The content of a file; `failures` counts how often it could not be read after a change.
 
     Args:
-        name: what the file holds, in the plural, for the log.
+        name: of the content, in the plural, for the log.
         path: of the file.
-        read: returns what it holds; raises an InputError where it is damaged.
+        read: returns the content; raises an InputError if it is damaged.
 
     Raises:
-        InputError: it cannot be read now.
+        InputError: the file cannot be read now.
     """
 
     def __init__(self, name: str, path: Path, read: Callable[[Path], Content]) -> None:
         self._name, self._path, self._read = name, path, read
-        self._seen = self._broken = self._stamp()  # before the file is read: a change in between is seen next time
+        self._read_version = self._tried_version = self._version()  # taken first: a change during the read is noticed
         self.content = read(path)
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         self.failures = 0
 
-    def look(self, poll_s: float, *, at_once: bool = False) -> None:
-        """Reads the file again if it has changed; one that is broken is tried again until it can be read.
+    def refresh(self, poll_s: float, *, at_once: bool = False) -> None:
+        """Reads the file again if it has changed, at most every `poll_s`; a damaged one is tried each time.
 
-        Args:
-            poll_s: seconds since the last look before which nothing is done.
-            at_once: looks in any case, but leaves alone a file that is known, or known to be broken.
+        `at_once` does not wait for `poll_s`, and does not try a damaged file again.
         """
         now = time.monotonic()
-        if now - self._looked < poll_s and not at_once:
+        if now - self._checked_at < poll_s and not at_once:
             return
-        stamp = self._stamp()
-        if at_once and stamp == self._broken:
+        version = self._version()
+        if at_once and version == self._tried_version:
             return
-        self._looked = now
-        if stamp == self._seen:
+        self._checked_at = now
+        if version == self._read_version:
             return
         try:
             self.content = self._read(self._path)
         except InputError as error:
             self.failures += 1
-            if stamp != self._broken:
+            if version != self._tried_version:
                 logger.error("%s stay as they were: %s", self._name, error)
-            self._broken = stamp
         else:
-            self._seen = self._broken = stamp
+            self._read_version = version
             logger.info("%s read again", self._name)
+        self._tried_version = version
 
-    def _stamp(self) -> tuple[int, ...] | None:
-        """Returns what differs once the file has changed; the time of the change of state cannot be set back."""
+    def _version(self) -> tuple[int, ...] | None:
+        """Returns numbers that change with the file; nobody can set back the last one, the time of the last change."""
         try:
             status = self._path.stat()
         except OSError:

@@ -1,1 +1,1 @@
-"""What the routes accept and answer: our own, the Open Inference Protocol, Hugging Face's, the page."""
+"""Requests and responses: this service's own, the Open Inference Protocol, Hugging Face's, and the page."""

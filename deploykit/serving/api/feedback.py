@@ -1,7 +1,7 @@
-"""What would have been right: a client says it of an answer that it got, by the request's id.
+"""Feedback: the client says what the label of an answer should have been, by the id of its request.
 
-It is kept beside the record of that answer (see `records`), and `deploykit records` joins the two. Only answers of one
-label each can be corrected so.
+It is stored beside the record of that answer (see `records`), and `deploykit records` joins the two. Only answers with
+one label can be corrected.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field, field_validator
 
 from deploykit.artifact import Manifest
-from deploykit.serving.api.schemas import Wire
+from deploykit.methods import Frozen
 from deploykit.serving.call import REQUEST_ID, Call
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
@@ -17,26 +17,26 @@ from deploykit.serving.problems import NOT_READY, Problem, retry_after
 PATH = "/v1/feedback"
 
 
-class FeedbackResponse(Wire):
+class FeedbackResponse(Frozen):
     """True if stored; false if the answer was not sampled for recording, or if another replica recorded it."""
 
     recorded: bool
 
 
 def request_model(manifest: Manifest) -> type[BaseModel]:
-    """Makes the type of the body, which takes the labels of this model and no others."""
+    """Returns the type of the body, which accepts the labels of this model."""
 
-    class FeedbackRequest(Wire):
+    class FeedbackRequest(Frozen):
         """The label that would have been right."""
 
         id: str = Field(pattern=f"^{REQUEST_ID.pattern}$", description="the X-Request-ID of the answer")
         index: int = Field(default=0, ge=0, lt=manifest.serve.max_texts, description="which text of the request")
         label: str = Field(description="the right label", examples=[manifest.labels[0]])
-        comment: str | None = Field(default=None, max_length=2000, description="kept with personal data masked")
+        comment: str | None = Field(default=None, max_length=2000, description="stored with personal data masked")
 
         @field_validator("label")
         @classmethod
-        def _is_known(cls, label: str) -> str:
+        def _exists(cls, label: str) -> str:
             if label not in manifest.labels:
                 raise ValueError(f"the label must be one of the {len(manifest.labels)} of this model")
             return label
@@ -44,17 +44,17 @@ def request_model(manifest: Manifest) -> type[BaseModel]:
     return FeedbackRequest
 
 
-def take(asked: Any, call: Call, records: Recorder | None) -> FeedbackResponse:
-    """Keeps feedback, a body of the type above.
+def take(body: Any, call: Call, records: Recorder | None) -> FeedbackResponse:
+    """Stores feedback.
 
     Raises:
-        Problem: 503 nothing is recorded yet, or it comes faster than it can be written.
+        Problem: 503, the service is not ready, or feedback arrives faster than it can be written.
     """
     if records is None:
         raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
-    if not records.recorded(call.client.name, asked.id, asked.index):
+    if not records.recorded(call.client.name, body.id, body.index):
         return FeedbackResponse(recorded=False)
-    if not records.feedback(call, asked.id, asked.index, asked.label, asked.comment):
+    if not records.feedback(call, body.id, body.index, body.label, body.comment):
         detail = "feedback comes faster than it can be written; send it again later"
         raise Problem(503, "busy", detail, headers=retry_after(1))
     return FeedbackResponse(recorded=True)

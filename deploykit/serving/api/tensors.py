@@ -1,15 +1,16 @@
-"""Tensors of the Open Inference Protocol (version 2), as JSON or, by its binary extension, as bytes after the JSON.
+"""Tensors of the Open Inference Protocol (version 2): in JSON or, by its binary extension, as bytes after the JSON.
 
-Keys that this service does not know are ignored, as the protocol wants it; a parameter that asks for what it cannot do
-is refused by its name.
+Unknown keys are ignored, as the protocol demands; a parameter that asks for what this service cannot do is refused by
+its name.
 """
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 MAX_DIMENSIONS = 8  # of a shape, before its sizes are multiplied
 BINARY_SIZE, BINARY_OUTPUT, BINARY_OUTPUTS = "binary_data_size", "binary_data", "binary_data_output"
@@ -19,87 +20,83 @@ UNSUPPORTED = {
     **dict.fromkeys(("sequence_id", "sequence_start", "sequence_end"), "nothing is kept from one request to the next"),
     "classification": "ask for the output scores",
 }
-Parameters = dict[str, Any]
 
 
-class Named(BaseModel):
-    """Something with a name and parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    parameters: Parameters | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _supported(cls, parameters: Parameters | None) -> Parameters | None:
-        return supported(parameters)
-
-
-class Output(Named):
-    """An output that is asked for."""
-
-
-class Tensor(Named):
-    """A tensor; its data may be nested as its shape is, and become flat, or follow the JSON."""
-
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_DIMENSIONS)]
-    datatype: Literal["BYTES", "FP32"]
-    data: list[Any] | None = Field(default=None, description="left out where `parameters.binary_data_size` is there")
-
-    @field_validator("data")
-    @classmethod
-    def _flat(cls, data: list[Any] | None, known: ValidationInfo) -> list[Any] | None:
-        for size in known.data.get("shape", [])[1:]:
-            if data is None or not all(isinstance(part, list) and len(part) == size for part in data):
-                break
-            data = [value for part in data for value in part]
-        return data
-
-
-def supported(parameters: Parameters | None) -> Parameters | None:
-    """Returns parameters, of which those are ignored that nobody knows.
-
-    Raises:
-        ValueError: one asks for what this service cannot do.
-    """
+def _supported(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     for name in parameters or ():
         if name in UNSUPPORTED:
             raise ValueError(f"the parameter {name} is not supported: {UNSUPPORTED[name]}")
     return parameters
 
 
-def texts_of(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list[Tensor]:
-    """Returns tensors with their data: their own, or what follows the JSON.
+Parameters = Annotated[dict[str, Any] | None, AfterValidator(_supported)]
+
+
+class Named(BaseModel):
+    """Base of tensors and outputs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    parameters: Parameters = None
+
+
+class Output(Named):
+    """An output that the client asks for."""
+
+
+class Tensor(Named):
+    """A tensor; its data may be nested as its shape is, and becomes flat, or follows the JSON."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_DIMENSIONS)]
+    datatype: Literal["BYTES", "FP32"]
+    data: list[Any] | None = Field(default=None, description="left out if `parameters.binary_data_size` is set")
+
+    @field_validator("data")
+    @classmethod
+    def _flat(cls, data: list[Any] | None, validated: ValidationInfo) -> list[Any] | None:
+        for size in validated.data.get("shape", [])[1:]:
+            if data is None or not all(isinstance(part, list) and len(part) == size for part in data):
+                break
+            data = [value for part in data for value in part]
+        return data
+
+
+def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list[Tensor]:
+    """Returns tensors with their texts as data, taken from the JSON or from the bytes after it.
 
     Args:
         tensors: of a request.
-        binary: what follows its JSON.
+        binary: the bytes after its JSON.
         max_texts: that a tensor may hold; more are not read.
 
     Raises:
-        ValueError: a tensor holds no texts, or its size is not that of its data.
+        ValueError: a tensor holds no texts, too many of them, or not as many as its shape or its size says.
     """
-    rest, filled = memoryview(binary), list[Tensor]()
+    rest, complete = memoryview(binary), list[Tensor]()
     for tensor in tensors:
         data, size = tensor.data, (tensor.parameters or {}).get(BINARY_SIZE)
+        if tensor.datatype != "BYTES" or not all(isinstance(text, str) for text in data or ()):
+            raise ValueError(f"the tensor {tensor.name} must hold texts, of the datatype BYTES")
         if (data is None) == (size is None):
             raise ValueError(f"the tensor {tensor.name} must have either data or the parameter {BINARY_SIZE}")
-        if tensor.datatype != "BYTES":
-            raise ValueError(f"the tensor {tensor.name} must hold texts, of the datatype BYTES")
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(rest):
-                raise ValueError(
-                    f"the tensor {tensor.name} must have a {BINARY_SIZE} up to {len(rest)}, got {size!r:.20}"
-                )
-            data, rest = list(_texts(tensor.name, rest[:size], max_texts)), rest[size:]
-        filled.append(tensor.model_copy(update={"data": data}))
+                bound = f"up to {len(rest)}, got {size!r:.20}"
+                raise ValueError(f"the tensor {tensor.name} must have a {BINARY_SIZE} {bound}")
+            data, rest = list(_binary_texts(tensor.name, rest[:size], max_texts)), rest[size:]
+        count = len(data or ())
+        if not 1 <= count <= max_texts:
+            raise ValueError(f"from 1 to {max_texts} texts are answered at once")
+        if count != prod(tensor.shape):
+            raise ValueError(f"the tensor {tensor.name} holds {count} texts, its shape says otherwise")
+        complete.append(tensor.model_copy(update={"data": data}))
     if rest:
         raise ValueError(f"{len(rest)} bytes after the JSON belong to no tensor")
-    return filled
+    return complete
 
 
-def _texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
+def _binary_texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
     for _ in range(max_texts + 1):  # one too many is enough to refuse them
         if not data:
             return
@@ -114,10 +111,10 @@ def _texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
 
 
 def wants_binary(outputs: Sequence[Output] | None, parameters: Mapping[str, Any] | None, name: str) -> bool:
-    """Says whether the data of an output shall follow the JSON."""
-    own = [output.parameters or {} for output in outputs or () if output.name == name]
+    """Says whether the client wants the data of an output after the JSON."""
     default = (parameters or {}).get(BINARY_OUTPUTS) is True
-    return any(found.get(BINARY_OUTPUT, default) is True for found in own or [{}])
+    own = [output.parameters or {} for output in outputs or () if output.name == name]
+    return any(options.get(BINARY_OUTPUT, default) is True for options in own or [{}])
 
 
 def as_binary(tensor: Tensor) -> tuple[Tensor, bytes]:

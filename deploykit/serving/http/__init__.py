@@ -1,1 +1,1 @@
-"""From bytes to a route and back: guard, routes, responses, bounds on JSON, patches of the server."""
+"""HTTP: routes, the guard in front of them, bodies, responses and connections."""

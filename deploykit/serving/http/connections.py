@@ -1,58 +1,45 @@
-"""Connections below the application: how much a head may have, how long it may take, and which protocol is spoken.
+"""One TCP connection: what uvicorn's protocol lacks for clients behind a load balancer.
 
-The guard sees a request once its head is complete. Before that there is only the server, which would keep a header
-without an end, wait for ever, and lose the body after an offer of another protocol; its protocol is extended here. A
-client that does not read its answers would hold them for as long as it likes: that connection ends, too. An idle one
-outlives those of proxies, so that it is the proxy that closes it, and no request finds it closed.
+A request that offers another protocol (HTTP/2, TLS) keeps its body, a client that does not read its response is
+disconnected, and idle connections stay open for longer than those of proxies, so that no proxy sends a request on a
+connection that was just closed. Slow or endless headers and floods of connections are left to the load balancer.
 """
 
 import asyncio
-import logging
-import random
-from collections import deque
 from collections.abc import Sequence
 
 import httptools
 import uvicorn.config
 
-from deploykit.serving import patches, problems
+from deploykit.serving import patches
 from deploykit.serving.problems import Problem
 
 with patches.expected("uvicorn", patches.SERVER):
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEADERS, MAX_HEAD_BYTES = 64, 16 * 1024  # of a request; the bytes also bound trailers, which follow a body
-TOO_MANY_HEADERS = (
-    f"a request may have {MAX_HEADERS} headers of {MAX_HEAD_BYTES} bytes together; send fewer or shorter ones"
-)
-HEAD_TIMEOUT_S = 20.0  # from the first byte that is not part of a request in progress
-SERVER_KEEP_ALIVE_S, KEEP_ALIVE_S = 5, 75  # between two requests: the server's default, and ours in its place
-READ_PERIOD_S, READ_BYTES = 20.0, 65536  # a client reads at least so many bytes in each period
-
-logger = logging.getLogger("deploykit.serving")
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 16 * 1024  # of a request
+UVICORN_KEEP_ALIVE_S, KEEP_ALIVE_S = 5, 75  # of an idle connection: uvicorn's default, and its replacement
+READ_PERIOD_S, READ_BYTES = 20.0, 65536  # a client must read so many bytes of a waiting response in each period
 
 
 class PlainParser(httptools.HttpRequestParser):
-    """The server's parser, which reads a request with an offer of another protocol as if the offer were not there.
+    """httptools' parser, but it reads a request that offers another protocol as if it had no such offer.
 
-    The offer is optional to take (RFC 9110, 7.8). The parser itself would take what follows the head for the other
-    protocol: the body would be lost, and then be read as a request of its own. So it starts again with a head without
-    the offer; that is done when the whole head is known, wherever packets were cut.
-
-    Args:
-        connection: whose callbacks are called.
+    A server may ignore the offer (RFC 9110, 7.8). httptools stops at the end of the header section, because what
+    follows belongs to the other protocol: the body would be lost, and then be read as the next request. So the parser
+    starts again with the same header section without the offer.
     """
 
     def __init__(self, connection: "Connection") -> None:
         super().__init__(connection)
         self._connection = connection
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as the server has it: such data is ignored
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does: such data is ignored
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]
-        """Reads what has arrived.
+        """Parses the next data of a connection.
 
         Raises:
-            HttpParserError: it is not HTTP, or asks for a tunnel, after which there is no more HTTP.
+            HttpParserError: it is not HTTP, or asks for a tunnel, after which no HTTP follows.
         """
         while True:
             try:
@@ -60,156 +47,76 @@ class PlainParser(httptools.HttpRequestParser):
             except httptools.HttpParserUpgrade as offer:
                 if self.get_method() == b"CONNECT":
                     raise httptools.HttpParserError("tunnels are not supported") from None
-                data = self._connection.head_without_offer() + data[offer.args[0] :]
+                data = self._connection.headers_without_offer() + data[offer.args[0] :]
                 self.__init__(self._connection)  # type: ignore[misc]
 
 
 class Connection(HttpToolsProtocol):
-    """One connection; a request in progress has the guard's time limits instead of these.
+    """uvicorn's protocol with `PlainParser`, a limit for slow readers, and a longer keep-alive."""
 
-    Closes when more than `MAX_HEAD_BYTES` arrive that neither complete a head nor belong to a body.
-    """
-
-    _unread = 0
-    _moved = False
-    _between = True  # two requests
-    _timer: asyncio.TimerHandle | None = None
-    _full: asyncio.TimerHandle | None = None
+    _slow_reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Gives a connection on which nothing arrives as long as one between two requests."""
+        """Replaces the parser, and the keep-alive unless `--timeout-keep-alive` sets one."""
         super().connection_made(transport)
         self.parser = PlainParser(self)
-        if self.timeout_keep_alive == SERVER_KEEP_ALIVE_S:
+        if self.timeout_keep_alive == UVICORN_KEEP_ALIVE_S:
             self.timeout_keep_alive = KEEP_ALIVE_S
-        self._cycles = deque[RequestResponseCycle]()  # requests without their answers, the oldest first
-        self._idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the timers, and tells all requests; the server tells the last one, and the others would write on."""
-        self._stop()
-        self._drained()
-        for cycle in self._cycles:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        """Stops the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        """Reads on, and looks whether a request has come of it."""
-        self._moved = False
-        super().data_received(data)
-        self._unread = 0 if self._moved else self._unread + len(data)
-        if self.transport.is_closing():
-            return
-        if self._unread > MAX_HEAD_BYTES:
-            self._refuse_head()
-        elif self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._between and self.cycle is not None:  # the rest of a body that has its answer, or an empty line
-            self._stop()
-            self._idle()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._late)
-
-    def head_without_offer(self) -> bytes:
-        """Returns the head of the request that begins, without the header that offers another protocol."""
+    def headers_without_offer(self) -> bytes:
+        """Returns the header section of the current request, without the header `Upgrade`."""
         version = self.parser.get_http_version().encode()
         lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def on_message_begin(self) -> None:
-        """Notes that a request begins."""
-        self._between = False
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        """Notes progress; a head with an offer is read once more."""
+        """Starts a request; one with an offer is parsed again first."""
         if not self.parser.should_upgrade():
-            self._moved = True
             super().on_headers_complete()
-            self._cycles.append(self.cycle)
-
-    def on_body(self, body: bytes) -> None:
-        """Notes progress; a body has a cap of its own."""
-        self._moved = True
-        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Notes progress, and that the request is whole."""
+        """Ends the body of a request; one with an offer is parsed again first."""
         if not self.parser.should_upgrade():
-            self._moved = self._between = True
             super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        """Notes that the oldest request has its answer."""
-        self._cycles.popleft()
-        super().on_response_complete()
-
     def pause_writing(self) -> None:
-        """Notes that the client does not read, and gives it some time."""
+        """Starts the timer, because the client does not read its response."""
         super().pause_writing()
-        self._patient()
+        self._start_timer()
 
     def resume_writing(self) -> None:
-        """Notes that the client has read."""
-        self._drained()
+        """Stops the timer, because the client has read."""
+        self._stop_timer()
         super().resume_writing()
 
-    def _refuse_head(self) -> None:
-        logger.warning("a connection was closed: it sent more than %d bytes of headers", MAX_HEAD_BYTES)
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_refusal())
-        self.transport.close()
+    def _start_timer(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._slow_reader_timer = self.loop.call_later(READ_PERIOD_S, self._require_progress, unread)
 
-    def _patient(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        self._full = self.loop.call_later(READ_PERIOD_S, self._read_on, left)
-
-    def _read_on(self, before: int) -> None:
-        if before - self.transport.get_write_buffer_size() < READ_BYTES:
+    def _require_progress(self, unread: int) -> None:
+        if unread - self.transport.get_write_buffer_size() < READ_BYTES:
             self.transport.abort()
         else:
-            self._patient()
+            self._start_timer()
 
-    def _drained(self) -> None:
-        if self._full is not None:
-            self._full.cancel()
-            self._full = None
-
-    def _idle(self) -> None:
-        if self.timeout_keep_alive_task is None:
-            wait, end = self.timeout_keep_alive, self.timeout_keep_alive_handler
-            self.timeout_keep_alive_task = self.loop.call_later(wait, end)
-
-    def _late(self) -> None:
-        self._timer = None
-        self.transport.close()
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop_timer(self) -> None:
+        if self._slow_reader_timer is not None:
+            self._slow_reader_timer.cancel()
 
 
 def install() -> None:
-    """Makes the server of this process use these connections; before it reads its configuration."""
+    """Makes uvicorn use these connections; to be called before it reads its configuration."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
 def require_few(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Refuses headers that are too many or too long.
-
-    Raises:
-        Problem: 431 they are.
-    """
-    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
-        raise Problem(431, "headers", TOO_MANY_HEADERS)
-
-
-def _refusal() -> bytes:
-    identity = f"{random.getrandbits(128):032x}"
-    body = problems.body(Problem(431, "headers", TOO_MANY_HEADERS), identity)
-    head = f"content-type: {problems.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nx-request-id: {identity}"
-    head += "\r\nconnection: close"
-    return f"HTTP/1.1 431 Request Header Fields Too Large\r\n{head}\r\n\r\n".encode() + body
+    """Raises a problem (431) if headers are too many or too long."""
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        bounds = f"{MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together"
+        raise Problem(431, "headers", f"a request may have {bounds}; send fewer or shorter ones")

@@ -11,34 +11,11 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from deploykit.errors import InputError, extra_missing
+from deploykit.errors import extra_missing
 from deploykit.serving.call import Call
 
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-EXPORTER, DISABLED = "OTEL_TRACES_EXPORTER", "OTEL_SDK_DISABLED"
-PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")  # the first one counts
-HTTP = "http/protobuf"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 FLUSH_S = 3.0  # a service that ends waits so long for its last spans to be taken
-
-
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Says whether OpenTelemetry's standard variables ask for traces: an endpoint, or the exporter by name.
-
-    Raises:
-        InputError: they ask for another exporter, or for another protocol.
-    """
-    exporter = environ.get(EXPORTER, "").strip().lower()
-    if exporter not in ("", "none", "otlp"):
-        raise InputError(f"{EXPORTER} must be otlp or none, got {exporter!r}: traces are sent by OTLP over HTTP.")
-    if exporter == "none" or environ.get(DISABLED, "").strip().lower() == "true":
-        return False
-    if not (exporter or any(environ.get(name) for name in ENDPOINTS)):
-        return False
-    name, protocol = next(((name, environ[name]) for name in PROTOCOLS if environ.get(name)), ("", HTTP))
-    if protocol != HTTP:
-        raise InputError(f"{name} must be {HTTP}, got {protocol!r}. Collectors listen for it on port 4318.")
-    return True
 
 
 class Traces:

@@ -7,7 +7,8 @@ import pytest
 
 from deploykit.errors import InputError
 from deploykit.serving.access import check, keys
-from deploykit.serving.access.check import Client, Keys, Refusal
+from deploykit.serving.access.check import Keys, Refusal
+from deploykit.serving.call import LIMITS, Client
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_key_is_not_valid_before_its_time(key_file):
 
 
 def test_limits_go_with_the_client(key_file):
-    given = dict(zip(keys.LIMITS, (10, 20, 30, 40), strict=True))
+    given = dict(zip(LIMITS, (10, 20, 30, 40), strict=True))
     text = keys.add(key_file, "alice", **given)
     assert Keys(key_file).check(text, "predict") == Client("alice", text[3:11], **given)
 

@@ -8,7 +8,8 @@ import pytest
 
 from deploykit.errors import InputError
 from deploykit.serving.access import check, keys
-from deploykit.serving.access.check import Client, Keys
+from deploykit.serving.access.check import Keys
+from deploykit.serving.call import LIMITS, Client
 
 
 def test_a_missing_file_says_how_to_make_one(key_file):
@@ -74,7 +75,7 @@ def test_a_key_that_would_end_before_it_begins_is_refused(key_file):
     assert not key_file.exists()
 
 
-@pytest.mark.parametrize("name", keys.LIMITS)
+@pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_of_nothing_is_refused(key_file, name):
     with pytest.raises(InputError, match=f"{name} of the key: Input should be greater than or equal to 1"):
         keys.add(key_file, "alice", **{name: 0})
@@ -82,7 +83,7 @@ def test_a_limit_of_nothing_is_refused(key_file, name):
 
 def test_a_rotated_key_allows_the_same_and_the_old_one_ends(key_file, monkeypatch):
     monkeypatch.setattr(check, "POLL_S", 0.0)
-    given = dict(zip(keys.LIMITS, (10, 20, 30, 40), strict=True))
+    given = dict(zip(LIMITS, (10, 20, 30, 40), strict=True))
     old = keys.add(key_file, "alice", ["predict", "explain"], expires=datetime.now(UTC) + timedelta(days=30), **given)
     other = keys.add(key_file, "bob")
     found = Keys(key_file)

@@ -11,8 +11,9 @@ from test_launch import ask, environ, launched
 
 from deploykit.serving import launch
 from deploykit.serving.access import check, keys
-from deploykit.serving.access.check import Client, Keys
+from deploykit.serving.access.check import Keys
 from deploykit.serving.access.jwt import Tokens
+from deploykit.serving.call import Client
 
 jwt = pytest.importorskip("jwt")
 BODY = {"texts": ["a film"]}

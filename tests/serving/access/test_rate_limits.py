@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from deploykit.serving.access.check import Client
-from deploykit.serving.access.rate_limits import AGAIN_S, Limits, Windows
+from deploykit.serving.access.rate_limits import REDIS_RETRY_S, Limits, Windows
+from deploykit.serving.call import Client
 from deploykit.serving.launch import free_port
 from deploykit.serving.problems import Problem
 
@@ -210,7 +210,7 @@ def test_without_the_server_each_counts_for_itself_and_comes_back_to_it(redis, c
         assert time.perf_counter() - start < 3  # asked once only, and not for each request
         assert limits.failures == 1
         redis(int(address.rpartition(":")[2]))
-        clock.now = AGAIN_S
+        clock.now = REDIS_RETRY_S
         for _ in range(3):
             await limits.request(alice)
         with pytest.raises(Problem):

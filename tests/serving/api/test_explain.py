@@ -15,7 +15,6 @@ def asking(key_file, serve, package):
     client = serve(package)
     key = keys.add(key_file, "why", ["explain", "predict", "metrics"])
     client._headers["x-api-key"] = key
-    client._app._runtime.keys._looked = 0
     return client
 
 
@@ -94,7 +93,6 @@ def test_a_text_without_words_has_no_parts(asking):
 def test_pairs_keep_their_second_text(serve, make_package, tmp_path, key_file):
     client = serve(make_package(tmp_path / "p", pair=True).path)
     client._headers["x-api-key"] = keys.add(key_file, "why", ["explain", "predict"])
-    client._app._runtime.keys._looked = 0
     found = client.post(EXPLAIN, json_body={"texts": ["a film"], "text_pairs": ["the end"]}).json()
     assert [part["text"] for part in found["parts"]] == ["a", "film"]
     assert_problem(client.post(EXPLAIN, json_body={"texts": ["a film"]}), 422, "does not fit")

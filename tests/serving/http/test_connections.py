@@ -1,4 +1,4 @@
-"""Connections on which no request arrives: real ones, with shorter limits."""
+"""Idle connections, and clients that do not read: on real connections, with shorter limits."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from deploykit.serving.http import connections
 from deploykit.serving.http.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nhost: a\r\n"
-HEAD_S, KEEP_ALIVE_S, ANSWER_S, READ_S = 0.5, 1, 0.9, 0.6
+KEEP_ALIVE_S, ANSWER_S, READ_S = 1, 0.9, 0.6
 
 
 raised, ended = [], []
@@ -53,7 +53,6 @@ def keep_alive():
 @pytest.fixture
 def connect(monkeypatch, keep_alive):
     """`connect() -> socket` to a server whose connections are ours."""
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", HEAD_S)
     monkeypatch.setattr(connections, "READ_PERIOD_S", READ_S)
     port = launch.free_port()
     options = {"port": port, "lifespan": "off", "log_config": None, **keep_alive}
@@ -83,42 +82,12 @@ def end_of(one):
     return time.monotonic() - start, found
 
 
-@pytest.mark.parametrize("begun", [b"G", HEAD, b"\r\n"])
-def test_a_head_that_does_not_come_to_its_end(connect, begun):
-    one = connect()
-    one.sendall(begun)
-    seconds, found = end_of(one)
-    assert HEAD_S - 0.1 < seconds < HEAD_S + 0.4
-    assert found == b""
-
-
-def test_a_head_that_comes_drop_by_drop(connect):
-    one, start = connect(), time.monotonic()
-    with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012
-        while time.monotonic() - start < 5:
-            one.sendall(b"x")
-            time.sleep(0.1)
-    assert time.monotonic() - start < HEAD_S + 0.6
-
-
-def test_a_second_head_on_a_connection_that_was_used(connect):
-    one = connect()
-    one.sendall(HEAD + b"\r\n")
-    assert one.recv(65536).startswith(b"HTTP/1.1 204")
-    one.sendall(HEAD)
-    assert end_of(one)[0] < HEAD_S + 0.4
-
-
-def test_a_connection_on_which_nothing_arrives(connect):
-    assert KEEP_ALIVE_S - 0.1 < end_of(connect())[0] < KEEP_ALIVE_S + 0.9
-
-
 @pytest.mark.parametrize(
-    "keep_alive", [{}, {"timeout_keep_alive": connections.SERVER_KEEP_ALIVE_S}], ids=["silent", "default"]
+    "keep_alive", [{}, {"timeout_keep_alive": connections.UVICORN_KEEP_ALIVE_S}], ids=["silent", "default"]
 )
 def test_where_nobody_says_how_long_idle_connections_outlive_those_of_proxies(connect, monkeypatch):
     assert connections.KEEP_ALIVE_S == 75
-    assert uvicorn.Config(slow_app).timeout_keep_alive == connections.SERVER_KEEP_ALIVE_S
+    assert uvicorn.Config(slow_app).timeout_keep_alive == connections.UVICORN_KEEP_ALIVE_S
     monkeypatch.setattr(connections, "KEEP_ALIVE_S", KEEP_ALIVE_S)
     one = connect()
     one.sendall(HEAD + b"\r\n")
@@ -127,38 +96,10 @@ def test_where_nobody_says_how_long_idle_connections_outlive_those_of_proxies(co
     assert ANSWER_S + KEEP_ALIVE_S - 0.2 < seconds < ANSWER_S + KEEP_ALIVE_S + 1
 
 
-@pytest.mark.parametrize("late", [b"0123456789", b"0123456789\r\n"])
-def test_a_body_that_comes_after_its_answer_leaves_the_connection_idle(connect, late):
-    one = connect()
-    one.sendall(HEAD.replace(b"GET", b"POST") + b"content-length: 10\r\n\r\n")
-    assert one.recv(65536).startswith(b"HTTP/1.1 204")
-    one.sendall(late)
-    assert KEEP_ALIVE_S - 0.1 < end_of(one)[0] < KEEP_ALIVE_S + 0.9
-
-
-def test_half_a_body_after_its_answer_is_not_waited_for(connect):
-    one = connect()
-    one.sendall(HEAD.replace(b"GET", b"POST") + b"content-length: 10\r\n\r\n")
-    assert one.recv(65536).startswith(b"HTTP/1.1 204")
-    one.sendall(b"01234")
-    assert HEAD_S - 0.1 < end_of(one)[0] < HEAD_S + 0.4
-
-
-def test_a_request_in_progress_has_other_limits(connect):
-    one = connect()
-    one.sendall(HEAD)
-    time.sleep(0.2)
-    one.sendall(b"\r\n")
-    seconds, found = end_of(one)
-    assert found.startswith(b"HTTP/1.1 204")
-    assert seconds > ANSWER_S + KEEP_ALIVE_S - 0.2  # and after its answer it is kept for the next
-
-
-@pytest.mark.parametrize("requests", [1, 2, 3])
-def test_nobody_writes_to_a_client_that_left_whatever_it_has_sent_at_once(connect, requests):
+def test_nobody_writes_to_a_client_that_left(connect):
     raised.clear()
     one = connect()
-    one.sendall((HEAD + b"\r\n") * requests)
+    one.sendall(HEAD + b"\r\n")
     time.sleep(0.2)
     one.close()
     time.sleep(ANSWER_S + 0.2)

@@ -62,14 +62,17 @@ def may_read(answer, origin=PAGE):
 def test_what_is_no_origin_is_refused_before_anything_starts(package, value):
     if value.endswith("\n"):  # blanks around one are let pass, those within are not
         value += "https://b.example.org"
-    with pytest.raises(InputError, match=r"DEPLOYKIT_CORS_ORIGINS: an origin must read as browsers write it"):
+    with pytest.raises(InputError, match=r"DEPLOYKIT_CORS_ORIGINS must be origins as browsers write them"):
         settings.load(package, {"DEPLOYKIT_CORS_ORIGINS": value})
 
 
-def test_origins_are_read():
+def test_origins_are_read(package):
+    def origins(value):
+        return settings.load(package, {"DEPLOYKIT_CORS_ORIGINS": value})[0].cors_origins
+
     given = "https://a.example.org, http://localhost:3000 ,http://127.0.0.1:5173,https://[::1]:8443,https://a:4430"
-    assert cors.origins(given) == {one.strip() for one in given.split(",")}
-    assert cors.origins("") == cors.origins(" , ") == frozenset()
+    assert origins(given) == {one.strip() for one in given.split(",")}
+    assert origins("") == origins(" , ") == frozenset()
 
 
 def test_without_origins_browsers_get_what_everybody_gets(client):
@@ -158,8 +161,12 @@ def starlette_app():
     async def answer(_):
         return JSONResponse({})
 
-    options = {"allow_methods": ["POST"], "allow_headers": cors.ALLOWED, "expose_headers": cors.EXPOSED}
-    middleware = Middleware(CORSMiddleware, allow_origins=LISTED, max_age=cors.MAX_AGE_S, **options)
+    options = {
+        "allow_methods": ["POST"],
+        "allow_headers": cors.REQUEST_HEADERS,
+        "expose_headers": cors.RESPONSE_HEADERS,
+    }
+    middleware = Middleware(CORSMiddleware, allow_origins=LISTED, max_age=cors.PREFLIGHT_MAX_AGE_S, **options)
     with Client(Starlette(routes=[Route(PREDICT, answer, methods=["POST"])], middleware=[middleware])) as client:
         yield client
 

@@ -13,7 +13,7 @@ from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
 from deploykit.serving.access import check, keys, rate_limits
-from deploykit.serving.http import bodies, guard, json_bounds, places
+from deploykit.serving.http import bodies, guard, slots
 from deploykit.serving.http.routes import JSON
 from deploykit.serving.model import Model
 from deploykit.serving.problems import Problem
@@ -213,7 +213,7 @@ def test_every_answer_says_where_its_time_went(client):
 
 
 def test_too_many_at_once(client, engine, monkeypatch):
-    monkeypatch.setattr(client._app, "_answered", places.Places(1, "in progress"))
+    monkeypatch.setattr(client._app, "_answered", slots.Slots(1, "in progress"))
     first = client.start("POST", PREDICT, json_body=BODY)
     assert engine.started.wait(5)
     refused = client.post(PREDICT, json_body=BODY)
@@ -234,8 +234,8 @@ def test_a_slow_body_is_not_waited_for(client, monkeypatch):
 def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, monkeypatch):
     monkeypatch.setattr(check, "POLL_S", 0.0)
     engine.go.set()
-    monkeypatch.setattr(client._app, "_arriving", places.Places(4, "waiting for their body"))
-    monkeypatch.setattr(client._app, "_answered", places.Places(2, "in progress"))
+    monkeypatch.setattr(client._app, "_arriving", slots.Slots(4, "waiting for their body"))
+    monkeypatch.setattr(client._app, "_answered", slots.Slots(2, "in progress"))
     mallory = {"x-api-key": keys.add(key_file, "mallory"), "content-type": "application/json"}
     slow = [
         client.start("POST", PREDICT, content=[b'{"texts"'], headers=mallory, whole=False, leave_after=3)
@@ -250,21 +250,21 @@ def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, mo
 
 
 def test_who_has_less_than_a_share_of_the_places_gets_one_when_all_are_taken():
-    room = places.Places(4, "in progress")
+    shared = slots.Slots(4, "in progress")
     with contextlib.ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(room.take("a"))
+            stack.enter_context(shared.use("a"))
         for client, share in (("b", 2), ("c", 2)):
             with pytest.raises(Problem, match="4 of this client; 4 may be"):
-                stack.enter_context(room.take("a"))
+                stack.enter_context(shared.use("a"))
             for _ in range(share):
-                stack.enter_context(room.take(client))
+                stack.enter_context(shared.use(client))
             with pytest.raises(Problem, match=f"{share} of this client; 4 may be") as refused:
-                stack.enter_context(room.take(client))
+                stack.enter_context(shared.use(client))
             assert refused.value.status == 503
         with pytest.raises(Problem, match="8 requests are in progress, 0 of this client"):
-            stack.enter_context(room.take("d"))
-    assert not room._taken
+            stack.enter_context(shared.use("d"))
+    assert not shared._used
 
 
 def working_threads(monkeypatch, module, name):
@@ -283,10 +283,10 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
     tasks = [
         working_threads(monkeypatch, module, name)
         for module, name in (
-            (json_bounds, "refusal"),
+            (bodies, "count_values"),
             (Model, "answers"),
             (PredictionStatistics, "add"),
-            (guard, "_rendered"),
+            (guard, "_serialized"),
         )
     ]
     assert client.post(PREDICT, json_body=BODY).status == 200

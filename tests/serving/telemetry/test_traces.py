@@ -14,7 +14,7 @@ import pytest
 from asgi import BODY, PREDICT
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from deploykit.errors import InputError, MissingExtraError
+from deploykit.errors import MissingExtraError
 from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.serving.telemetry import traces
@@ -169,34 +169,6 @@ def test_the_standard_variables_name_the_service(collector, serve, package, monk
     client._app._runtime.traces.close()
     assert collector.resources[0]["service.name"] == "reviews"
     assert collector.resources[0]["deployment.environment.name"] == "test"
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, True),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a:4318/v1/traces"}, True),
-        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
-        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, False),
-        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}, False),
-        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_SERVICE_NAME": "a"}, False),
-    ],
-)
-def test_when_traces_are_wanted(environ, expected):
-    assert traces.wanted(environ) is expected
-
-
-def test_an_exporter_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER must be otlp or none, got 'jaeger'"):
-        traces.wanted({"OTEL_TRACES_EXPORTER": "Jaeger"})
-    grpc = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-    with pytest.raises(InputError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, got 'grpc'.*4318"):
-        traces.wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317", **grpc})
-    own = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "otlp"}
-    assert traces.wanted({**grpc, **own})
-    assert not traces.wanted(grpc)
 
 
 def test_a_missing_exporter_says_how_to_add_it(monkeypatch):

@@ -1,0 +1,145 @@
+"""The Open Inference Protocol (version 2), which the clients of Triton and KServe speak."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic_core import to_json
+
+from deploykit import __version__
+from deploykit.artifact import Manifest
+from deploykit.methods import Frozen
+from deploykit.serving.api import tensors
+from deploykit.serving.api.protocols import EXAMPLE, Protocol, Texts
+from deploykit.serving.api.tensors import Output, Parameters, Tensor
+from deploykit.serving.http.bodies import JSON_LENGTH
+from deploykit.serving.http.routes import Content
+from deploykit.tasks import Task
+
+TEXT, PAIR = "text", "text_pair"  # names of the input tensors
+MAX_OUTPUTS = 16  # of a request, before each one is validated
+
+
+class InferResponse(Frozen):
+    """The answer of the Open Inference Protocol."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Tensor]
+
+
+def infer(manifest: Manifest, task: Task) -> Protocol:
+    """Returns the route for predictions: tensors of texts in, answers as JSON, labels and scores out."""
+    output_names = [output["name"] for output in _output_metadata(manifest, task)]
+    request = _request_model(_input_names(manifest), output_names, manifest.serve.max_texts)
+
+    def read(body: Any) -> Texts:
+        data = {tensor.name: tensor.data for tensor in body.inputs}
+        return data[TEXT], data.get(PAIR)
+
+    def write(body: Any, answers: Sequence[BaseModel]) -> Any:
+        names = output_names if body.outputs is None else {output.name for output in body.outputs}
+        outputs, binary = list[Tensor](), b""
+        for tensor in _output_tensors(answers, manifest.labels):
+            if tensor.name in names:
+                follows = tensors.wants_binary(body.outputs, body.parameters, tensor.name)
+                tensor, data = tensors.as_binary(tensor) if follows else (tensor, b"")
+                outputs.append(tensor)
+                binary += data
+        answer = InferResponse(model_name=manifest.name, model_version=manifest.version, id=body.id, outputs=outputs)
+        content = answer.model_dump(exclude_none=True)
+        return _with_binary(content, binary) if binary else content
+
+    path, path_of_version = (f"{path}/infer" for path in model_paths(manifest))
+    return Protocol("infer", path, request, InferResponse, read, write, also=(path_of_version,), binary=True)
+
+
+def _request_model(input_names: Sequence[str], output_names: Sequence[str], max_texts: int) -> type[BaseModel]:
+    example: list[JsonValue] = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE]} for name in input_names
+    ]
+
+    class InferRequest(BaseModel):
+        """Texts as tensors of the datatype BYTES, one element a text."""
+
+        model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"example": {"inputs": example}})
+
+        id: str | None = Field(default=None, max_length=128)
+        inputs: list[Tensor] = Field(max_length=2)
+        outputs: list[Output] | None = Field(default=None, max_length=MAX_OUTPUTS)
+        parameters: Parameters = None
+
+        @field_validator("inputs")
+        @classmethod
+        def _hold_texts(cls, inputs: list[Tensor], info: ValidationInfo) -> list[Tensor]:
+            expected = " and ".join(input_names)
+            if sorted(tensor.name for tensor in inputs) != sorted(input_names):
+                raise ValueError(f"inputs must be the tensors {expected}")
+            inputs = tensors.read_texts(inputs, info.context or b"", max_texts)
+            if len({len(tensor.data or ()) for tensor in inputs}) > 1:
+                raise ValueError(f"the tensors {expected} hold different numbers of texts")
+            return inputs
+
+        @field_validator("outputs")
+        @classmethod
+        def _exist(cls, outputs: list[Output] | None) -> list[Output] | None:
+            if not {output.name for output in outputs or ()} <= {*output_names}:
+                raise ValueError(f"outputs may be {', '.join(output_names)}")
+            return outputs
+
+    return InferRequest
+
+
+def _with_binary(content: dict[str, Any], binary: bytes) -> Content:
+    """Serializes an answer with the data of tensors after its JSON."""
+    serialized = to_json(content)
+    headers = {"content-type": "application/octet-stream", JSON_LENGTH: str(len(serialized))}
+    return Content(serialized + binary, headers)
+
+
+def model_paths(manifest: Manifest) -> tuple[str, str]:
+    """Returns the paths of the model: without its version, and with it."""
+    path = f"/v2/models/{manifest.name}"
+    return path, f"{path}/versions/{manifest.version}"
+
+
+def server_metadata() -> bytes:
+    """Returns the description of the server."""
+    return json.dumps({"name": "deploykit", "version": __version__, "extensions": ["binary_tensor_data"]}).encode()
+
+
+def model_metadata(manifest: Manifest, task: Task) -> bytes:
+    """Returns the description of the model."""
+    content = {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": f"{manifest.execution.engine}_onnx",
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in _input_names(manifest)],
+        "outputs": _output_metadata(manifest, task),
+    }
+    return json.dumps(content).encode()
+
+
+def _input_names(manifest: Manifest) -> list[str]:
+    return [TEXT, PAIR] if manifest.pair else [TEXT]
+
+
+def _output_metadata(manifest: Manifest, task: Task) -> list[dict[str, Any]]:
+    fields = task.Answer.model_fields
+    label = [{"name": "label", "datatype": "BYTES", "shape": [-1]}] if "label" in fields else []
+    scores = [{"name": "scores", "datatype": "FP32", "shape": [-1, len(manifest.labels)]}] if "scores" in fields else []
+    return [{"name": "answer", "datatype": "BYTES", "shape": [-1]}, *label, *scores]
+
+
+def _output_tensors(answers: Sequence[Any], labels: Sequence[str]) -> list[Tensor]:
+    count, fields = len(answers), type(answers[0]).model_fields
+    texts = {"answer": [answer.model_dump_json() for answer in answers]}
+    if "label" in fields:
+        texts["label"] = [answer.label for answer in answers]
+    outputs = [Tensor(name=name, shape=[count], datatype="BYTES", data=data) for name, data in texts.items()]
+    if "scores" in fields:
+        scores = [answer.scores[label] for answer in answers for label in labels]
+        outputs.append(Tensor(name="scores", shape=[count, len(labels)], datatype="FP32", data=scores))
+    return outputs
