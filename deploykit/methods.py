@@ -24,15 +24,16 @@ EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # all other packages 
 
 
 class Frozen(BaseModel):
-    """Base of data that is read and written: immutable, without unknown keys; a string below a field describes it."""
+    """Base of data that is read and written: immutable, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Options(Frozen):
     """Base of options, whose numbers must be finite."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    # A text below a field describes it; only in options, because reading it takes milliseconds per class at each start.
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def available(kind: str) -> tuple[str, ...]:

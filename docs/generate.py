@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin
 
 import benchmark_tables
 import typer
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -24,7 +25,7 @@ from deploykit import cli, methods, tasks
 from deploykit.artifact import Artifact, Manifest, ServeOptions
 from deploykit.recipe import KIND_OF_STAGE, Recipe
 from deploykit.serving import app, settings
-from deploykit.serving.telemetry import metrics
+from deploykit.serving.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parent
 GENERATED = "<!-- Made by `make docs` from the code. Do not edit. -->\n\n"
@@ -38,7 +39,7 @@ def pages() -> dict[str, str]:
         "reference/command-line.md": command_line_page(),
         "reference/settings.md": settings_page(),
         "reference/http.md": http_page(),
-        "reference/metrics.md": metrics.Metrics(["/"], []).table(),
+        "reference/metrics.md": metrics_page(),
         "reference/python.md": python_page(),
         "benchmarks.md": benchmark_tables.page(DOCS.parent / "benchmarks" / "results"),
     }
@@ -233,7 +234,27 @@ def described() -> bytes:
     manifest = Manifest.model_construct(**names, pair=False, max_tokens=512, files={}, serve=ServeOptions())
     artifact = Artifact(DOCS, manifest)
     service = settings.Settings.model_construct(**ServeOptions().model_dump(), DEPLOYKIT_KEYS=Path("keys.json"))
-    return app.Offer(service, artifact, tasks.load("text-classification")).description
+    return app.Application(service, artifact, tasks.load("text-classification")).description
+
+
+# metrics
+
+
+def metrics_page() -> str:
+    """The metrics of a service: name, type, labels and meaning."""
+    rows = []
+    for metric in vars(Metrics(["/"], [])).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            rows.append((f"`{name}`", family.type, labels, family.documentation))
+    text = (
+        "# Metrics\n\nWhat `GET /metrics` answers. A histogram is a series of `_bucket`, with `_sum` and `_count`."
+        " All series but those of rare statuses are there from the first scrape of a service that is ready, and say"
+        " the same with several workers.\n\n"
+    )
+    return text + table(("name", "type", "labels", "meaning"), rows)
 
 
 # Python

@@ -38,7 +38,6 @@ SERVING_FLOW = (
     ("preflight", "app", "service", "launch", "bento_store", "keys"),
 )
 SERVING_LINES = {name: line for line, names in enumerate(SERVING_FLOW) for name in names}
-SERVING_EXCEPTIONS = {("privacy", "telemetry")}  # records count what they write in the metrics
 PLACES = {name: (line, place) for line, names in enumerate(FLOW) for place, name in enumerate(names)}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -109,7 +108,7 @@ def serving_imports():
 
 
 def test_imports_within_serving_go_one_way():
-    edges = set(serving_imports()) - SERVING_EXCEPTIONS
+    edges = set(serving_imports())
     assert {name for edge in edges for name in edge} <= set(SERVING_LINES)
     assert [edge for edge in edges if SERVING_LINES[edge[1]] > SERVING_LINES[edge[0]]] == []
     assert [edge for edge in edges if edge[::-1] in edges] == []

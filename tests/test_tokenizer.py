@@ -134,7 +134,7 @@ def long_text(words, seed=0):
 @pytest.mark.parametrize("words", [1, 5, 12, 40, 200])
 def test_windows_overlap_and_hold_all_of_a_text(tokenizer, words):
     text = long_text(words)
-    (windows,) = tokenizer.windows([text], most=1000)
+    (windows,) = tokenizer.windows([text], max_windows=1000)
     (expected,) = replace(tokenizer, max_tokens=10_000).encode([text])
     seen = set()
     for window in windows:
@@ -156,7 +156,7 @@ def test_windows_overlap_and_hold_all_of_a_text(tokenizer, words):
 
 def test_a_text_of_one_window_is_what_it_always_was(tokenizer):
     for text in ("", "a film", long_text(200)):
-        ((window,),) = tokenizer.windows([text], most=1)
+        ((window,),) = tokenizer.windows([text], max_windows=1)
         (encoding,) = tokenizer.encode([text])
         assert (window.text, window.start) == (text, 0)
         np.testing.assert_array_equal(window.encoding.ids, encoding.ids)
@@ -166,17 +166,17 @@ def test_a_text_of_one_window_is_what_it_always_was(tokenizer):
 
 def test_what_the_windows_do_not_hold_is_cut_and_says_so(tokenizer):
     text = long_text(200)
-    (windows,) = tokenizer.windows([text], most=3)
+    (windows,) = tokenizer.windows([text], max_windows=3)
     assert [window.encoding.truncated for window in windows] == [False, False, True]
     assert joined(windows).truncated
-    (every,) = tokenizer.windows([text], most=1000)
-    (exactly,) = tokenizer.windows([text], most=len(every))
+    (every,) = tokenizer.windows([text], max_windows=1000)
+    (exactly,) = tokenizer.windows([text], max_windows=len(every))
     assert not joined(exactly).truncated
 
 
 def test_a_model_that_reads_next_to_nothing_has_windows_too(tokenizer_folder):
     for most in (3, 4, 5):
         short = Tokenizer.load(tokenizer_folder, max_tokens=most)
-        (windows,) = short.windows(["the film was great"], most=100)
+        (windows,) = short.windows(["the film was great"], max_windows=100)
         assert len(windows) > 1
         assert max(len(window.encoding) for window in windows) <= most

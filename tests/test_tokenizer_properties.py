@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from deploykit.tokenizer import CHARACTERS, OVERLAP, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, OVERLAP_DIVISOR, Tokenizer, joined
 
 CORPUS = [
     "the film was great and i loved it",
@@ -105,7 +105,7 @@ def load(tmp_path_factory):
 @settings(deadline=None, max_examples=150)
 @given(texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), max_tokens=st.integers(8, 40))
 def test_pairs_are_cut_as_the_library_cuts_them(load, kind, texts, max_tokens):
-    assume(max(len(text) for pair in texts for text in pair) <= CHARACTERS * max_tokens)
+    assume(max(len(text) for pair in texts for text in pair) <= MAX_CHARACTERS_PER_TOKEN * max_tokens)
     library = Backend.from_str(file_of(kind))
     library.enable_truncation(max_tokens, strategy="longest_first")
     first, second = map(list, zip(*texts, strict=True))
@@ -123,7 +123,7 @@ def test_pairs_are_cut_as_the_library_cuts_them(load, kind, texts, max_tokens):
 def test_windows_are_those_of_the_library(load, kind, text, max_tokens, most):
     library = Backend.from_str(file_of(kind))
     room = max_tokens - library.num_special_tokens_to_add(is_pair=False)
-    library.enable_truncation(max_tokens, stride=room // OVERLAP)
+    library.enable_truncation(max_tokens, stride=room // OVERLAP_DIVISOR)
     expected = library.encode(text)
     every = [expected, *expected.overflowing]
     (windows,) = load(kind, max_tokens).windows([text], most)
@@ -135,7 +135,7 @@ def test_windows_are_those_of_the_library(load, kind, text, max_tokens, most):
 @settings(deadline=None, max_examples=100)
 @given(text=TEXTS, max_tokens=st.integers(8, 40))
 def test_windows_cover_the_text_and_their_offsets_map_back(load, kind, text, max_tokens):
-    (windows,) = load(kind, max_tokens).windows([text], most=1000)
+    (windows,) = load(kind, max_tokens).windows([text], max_windows=1000)
     whole = reference(kind).encode(text)
     wanted = {offset for offset in whole.offsets if offset[1] > offset[0]}
     seen = set()
@@ -173,7 +173,7 @@ def test_a_pair_of_long_texts_costs_little_more_than_its_two_texts(load):
 def test_the_longest_text_fills_the_model_and_no_more_is_tokenized_than_that_takes(load, kind, text):
     tokenizer = load(kind, 512)
     longest = tokenizer.longest(text)
-    assert len(longest) <= 512 * CHARACTERS
+    assert len(longest) <= 512 * MAX_CHARACTERS_PER_TOKEN
     (encoding,) = tokenizer.encode([longest])
     if len(tokenizer.encode([text[:100]])[0]) > 8:
         assert len(encoding) == 512
@@ -190,7 +190,7 @@ def test_a_pair_whose_text_is_not_read_to_its_end_says_so(load):
 def test_many_texts_are_what_each_is_alone(load, kind, monkeypatch):
     tokenizer, texts = load(kind, 64), ["the film was great " * 30, "anna", "", "我住在北京" * 100, "мир"]
     alone = [tokenizer.encode([text])[0] for text in texts]
-    monkeypatch.setattr("deploykit.tokenizer.PORTION", 100)
+    monkeypatch.setattr("deploykit.tokenizer.PORTION_CHARACTERS", 100)
     for one, together in zip(alone, tokenizer.encode(texts), strict=True):
         np.testing.assert_array_equal(one.ids, together.ids)
         np.testing.assert_array_equal(one.offsets, together.offsets)

@@ -27,14 +27,14 @@ import numpy as np
 import uvloop
 
 from deploykit import hardware
-from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, Artifact, Manifest, draft, seal
+from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, SERVICE, Artifact, Manifest, draft, seal
 from deploykit.evaluation import timing
 from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.stages import bundle
 
-BATCHINGS = ("cost", "fifo", "none", "bentoml")
+BATCHERS = {"cost": "", "fifo": "make_fifo", "none": "", "bentoml": "make_bentoml"}  # functions of `baselines`
 DOCUMENTED = "bentoml as documented"  # a plain service with a batchable method, as its documentation has it
 LOADS = (0.3, 0.6, 0.9, 1.2)  # of the capacity
 BUDGETS = (256, 512, 1024, 2048, 4096)
@@ -49,7 +49,18 @@ MIXES: dict[str, dict[str, Any]] = {
     "short, eight a request": {"long_share": 0.0, "items": 8},
 }
 PARTS = ("loads", "carried", "efficiency")
-SERVICE = """
+BASELINE = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, %r)
+import baselines
+
+from deploykit.serving.service import build
+
+service = build(Path(__file__).parent, baselines.%s)
+"""
+PLAIN = """
 import bentoml
 from deploykit.inference.predictor import Predictor
 from deploykit.artifact import Artifact
@@ -67,12 +78,14 @@ class Plain:
 """
 
 
-def variant(package: Path, target: Path, **changes: Any) -> Artifact:
-    """Writes the same package with the code of this version, and other options of serving."""
+def variant(package: Path, target: Path, batcher: str = "", **changes: Any) -> Artifact:
+    """Writes the same package with the code of this version, with other options of serving or another batcher."""
     artifact = Artifact.load(package)
     with draft(target) as folder:
         shutil.copytree(package, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
         bundle.copy_library(folder / LIBRARY)
+        if batcher:
+            (folder / SERVICE).write_text(BASELINE % (str(Path(__file__).resolve().parent), batcher))
         manifest = artifact.manifest
         facts = {
             name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")
@@ -89,12 +102,12 @@ class Servers:
     def __init__(self, package: Path, folder: Path) -> None:
         self._package, self._folder, self._file = package, folder, folder / "keys.json"
         self.key = keys.add(self._file, "load", scopes=["predict", "metrics"])
-        self._running = {name: contextlib.ExitStack() for name in (*BATCHINGS, DOCUMENTED)}
+        self._running = {name: contextlib.ExitStack() for name in (*BATCHERS, DOCUMENTED)}
         self.urls: dict[str, str] = {}
 
     def __enter__(self) -> "Servers":
-        for name in BATCHINGS:
-            variant(self._package, self._folder / name, batching=name)
+        for name, batcher in BATCHERS.items():
+            variant(self._package, self._folder / name, batcher, **({"max_batch_items": 1} if name == "none" else {}))
         for name in self._running:
             self.start(name)
         return self
@@ -118,7 +131,7 @@ class Servers:
 def documented(package: Path, folder: Path) -> Iterator[str]:
     """Runs a service as BentoML's documentation has it."""
     folder.mkdir(exist_ok=True)
-    (folder / "service.py").write_text(SERVICE % str(package.resolve()))
+    (folder / "service.py").write_text(PLAIN % str(package.resolve()))
     port, log = launch.free_port(), folder / "log"
     environ = {**os.environ, "BENTOML_HOME": str(folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, "-m", "bentoml", "serve", "service:Plain", "--host", "127.0.0.1", "--port", str(port)]

@@ -11,7 +11,7 @@ from deploykit.methods import Frozen
 UNITS = np.array([1.0, 2.0**-7, 2.0**-14])  # of the three terms: at 128 tokens, they are alike in size
 INITIAL_PRIOR_BATCHES, FINAL_PRIOR_BATCHES = 30.0, 1.0  # weight of the prior cost: it fades, but never to nothing
 FORGETTING_FACTOR = 0.998  # exponential weight of the past per batch: a half-life of about 350 batches
-REFIT_BATCHES = 32  # batches between two fits: a fit takes longer than adding a batch to the sums
+REFIT_BATCHES = 32  # batches between two fits, which take longer than to note a batch
 PRIOR_POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
@@ -58,14 +58,18 @@ class LearnedCost:
         self._prior_square = sum((np.outer(row, row) for row in rows), np.zeros((3, 3))) / len(PRIOR_POINTS)
         self._prior_right = sum(rows, np.zeros(3)) / len(PRIOR_POINTS)
         self._square, self._right, self._count = np.zeros((3, 3)), np.zeros(3), 0
+        self._batches: list[tuple[int, int, float]] = []  # since the last fit
 
     def learn(self, items: int, width: int, seconds: float) -> None:
         """Takes in a batch of `items` padded to `width` tokens that took `seconds`."""
-        row = _row(items, width) / max(seconds, 1e-9)
-        self._square = FORGETTING_FACTOR * self._square + np.outer(row, row)
-        self._right = FORGETTING_FACTOR * self._right + row
-        self._count += 1
-        if self._count % REFIT_BATCHES == 0:
+        self._batches.append((items, width, max(seconds, 1e-9)))
+        if len(self._batches) == REFIT_BATCHES:
+            self._count += REFIT_BATCHES
+            rows = np.array([_row(items, width) / seconds for items, width, seconds in self._batches])
+            weights = FORGETTING_FACTOR ** np.arange(REFIT_BATCHES)[::-1]
+            self._square = FORGETTING_FACTOR**REFIT_BATCHES * self._square + (weights * rows.T) @ rows
+            self._right = FORGETTING_FACTOR**REFIT_BATCHES * self._right + weights @ rows
+            self._batches.clear()
             weight = max(INITIAL_PRIOR_BATCHES * FORGETTING_FACTOR**self._count, FINAL_PRIOR_BATCHES)
             terms = _non_negative(weight * self._prior_square + self._square, weight * self._prior_right + self._right)
             self.current = Cost(**dict(zip(Cost.model_fields, terms * UNITS, strict=True)))

@@ -1,5 +1,6 @@
 """The manifest of an artifact: everything that later stages, the service and the report need to know."""
 
+import logging
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from deploykit.methods import Frozen, Options
 
 BUSY_SHARE = 0.05  # of a measurement spent waiting for cores, above which its times are shown with a warning
 Kind = Literal["checkpoint", "onnx", "package"]
+logger = logging.getLogger("deploykit.artifact")
 
 
 class FileEntry(Frozen):
@@ -55,7 +57,7 @@ class Step(Frozen):
         return self.waited_share > BUSY_SHARE
 
 
-class RecordOptions(Frozen):
+class RecordOptions(Options):
     """Which texts a service records for inspection."""
 
     share: float = Field(default=0.01, gt=0, le=1)
@@ -87,9 +89,6 @@ class ServeOptions(Options):
     """Maximum number of overlapping windows in which a long text is read; 1 cuts it instead."""
     redact: bool = False
     """Masks personal data before the model reads a text."""
-    batching: Literal["cost", "fifo", "none", "bentoml"] = "cost"
-    """How texts share batches: `cost` by the latency model; for comparison `fifo` (in order of arrival), `none`
-    (each alone) and `bentoml` (BentoML's adaptive batching)."""
     redact_names: str | None = Field(default=None, min_length=1)
     """The spaCy model that finds names of people to mask; null leaves names as they are."""
     records: RecordOptions | None = None
@@ -100,6 +99,16 @@ class ServeOptions(Options):
     """Serves a page at /ui on which the model can be tried."""
     threads: int | None = Field(default=None, ge=1)
     """Cores for the engine; null uses all that the cgroup allows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_batching(cls, content: Any) -> Any:
+        """Drops a key that older recipes and packages have."""
+        if isinstance(content, dict) and "batching" in content:
+            if content["batching"] != "cost":
+                logger.warning("serve.batching has no effect any more: texts are batched by cost; remove the key")
+            content = {key: value for key, value in content.items() if key != "batching"}
+        return content
 
     @model_validator(mode="after")
     def _masks_somewhere(self) -> Self:

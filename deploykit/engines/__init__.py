@@ -1,4 +1,4 @@
-"""What runs a graph. One file an engine; each has `KIND`, `FUSED`, `PRECISIONS`, `devices`, `load` and `versions`.
+"""Engines, which run models: one file each, with the names of `EngineModule`.
 
 The same object serves evaluation, parity checks, benchmarks and requests.
 """
@@ -17,7 +17,7 @@ from deploykit.errors import EngineError
 
 
 class Engine(Protocol):
-    """A loaded graph. `run` may be called from as many threads at once as the execution has streams."""
+    """A loaded model. `run` may be called from as many threads at once as the execution has streams."""
 
     execution: Execution
 
@@ -25,23 +25,23 @@ class Engine(Protocol):
         """Runs one padded batch.
 
         Args:
-            batch: `input_ids`, `attention_mask`, `token_type_ids`, each int64 of shape `(batch, tokens)`;
-                what the graph does not take is left out.
+            batch: `input_ids`, `attention_mask`, `token_type_ids`, each int64 of shape `(batch, tokens)`; those that
+                the model does not take are ignored.
 
         Returns:
             The logits, `(batch, labels)` or `(batch, tokens, labels)`.
         """
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
-        """Returns the shape, no smaller, to which a batch of this one is best padded."""
+        """Returns the shape to which a batch of this shape is best padded."""
 
 
 class EngineModule(Protocol):
-    """What a file of this folder provides.
+    """The names of a file of this folder.
 
-    `KIND` is that of the artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the arithmetics
-    that it knows, each with the CPU features of which one is needed for it to pay (none: always). `FUSED` says
-    whether it knows the operators of fused graphs; one that does not fuses by itself.
+    `KIND` is the kind of artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the precisions of its
+    arithmetic, each with the CPU features of which it needs one to be fast (none: always fast). `FUSED` says whether
+    it runs the operators of fused graphs; an engine that does not fuses graphs itself.
     """
 
     KIND: str
@@ -49,22 +49,21 @@ class EngineModule(Protocol):
     PRECISIONS: Mapping[Precision, tuple[str, ...]]
 
     def devices(self) -> tuple[Device, ...]:
-        """Lists where it runs models on this machine."""
+        """Lists the devices of this machine on which it runs models."""
 
     def load(self, model: Path, execution: Execution) -> Engine:
-        """Opens a model: the path of a graph, or of a checkpoint's directory."""
+        """Opens a graph's file, or a checkpoint's directory.
+
+        Raises:
+            ModelError: the device is missing.
+        """
 
     def versions(self) -> dict[str, Any]:
-        """Names the libraries that do the work, with their versions."""
+        """Returns the versions of its libraries."""
 
 
 def whole(engine: str, batch: Mapping[str, npt.NDArray[Any]], logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Returns the logits of a batch if there is a row for each of its rows.
-
-    Args:
-        engine: its name, for the message.
-        batch: what was run.
-        logits: what came of it.
+    """Returns the logits of a batch, if they have as many rows as it; `engine` is named in the message.
 
     Raises:
         EngineError: there are more rows or fewer.
@@ -84,9 +83,9 @@ def load(name: str) -> EngineModule:
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """Returns what a model's forward pass takes.
+    """Returns the names of the arguments of a model's forward pass.
 
-    Token types only where the configuration counts any: GPT-2 would look them up among the words.
+    Token types only if the configuration has any: GPT-2 would look them up among the words.
     """
     config = getattr(model, "config", None)
     typed = config is None or getattr(config, "type_vocab_size", 0) > 0

@@ -1,8 +1,8 @@
 """ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
 Threads do not spin while they wait: a service shares its cores with the tokenizer and the event loop. The option that
-takes denormal numbers for zero is left alone: it would change the arithmetic of the calling thread for everybody else
-in it, and OpenVINO then answers with no rows on some CPUs.
+treats denormal numbers as zero is not set: it would change the arithmetic of all other code in the calling thread, and
+OpenVINO then returns no rows on some CPUs.
 """
 
 from collections.abc import Mapping
@@ -42,12 +42,12 @@ class Session:
         if not missing:
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=providers)
             missing = set(providers) - set(self._session.get_providers())
-        if missing:  # the library would go on with the CPU and say nothing
+        if missing:  # the library would silently use the CPU
             raise ModelError(
                 f"ONNX Runtime has no {', '.join(missing)} here. It needs the extra `gpu` in place of `cpu`, an NVIDIA"
                 " driver and the CUDA libraries; or run on the CPU."
             )
-        self._inputs = [found.name for found in self._session.get_inputs()]
+        self._inputs = [node.name for node in self._session.get_inputs()]
 
     def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Runs one padded batch and returns its logits."""
@@ -55,26 +55,18 @@ class Session:
         return whole("onnxruntime", batch, logits)
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
-        """Returns the shape as it is: all cost what they hold."""
+        """Returns the same shape: no padding makes a batch faster."""
         return rows, tokens
 
 
 def devices() -> tuple[Device, ...]:
     """Lists the CPU and, with the extra `gpu` on a machine that has one, the GPU."""
-    known = PROVIDERS["cuda"][0] in onnxruntime.get_available_providers() and hardware.gpus()
-    return ("cpu", "cuda") if known else ("cpu",)
+    has_gpu = PROVIDERS["cuda"][0] in onnxruntime.get_available_providers() and hardware.gpus()
+    return ("cpu", "cuda") if has_gpu else ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> Session:
-    """Opens a graph.
-
-    Args:
-        model: an ONNX file.
-        execution: its device and threads.
-
-    Raises:
-        ModelError: the device is not there.
-    """
+    """Opens an ONNX file; see `EngineModule.load`."""
     return Session(model, execution)
 
 

@@ -1,11 +1,11 @@
 """OpenVINO on the CPU: the same ONNX file, with bfloat16 arithmetic where the CPU has it.
 
-The only engine here that uses the bfloat16 units of a CPU. Precision and threads are always set: by itself
-it would take bfloat16 wherever it can, and every core of the host.
+The only engine here that uses the bfloat16 units of a CPU. Precision and threads are always set: by default it takes
+bfloat16 wherever it can, and every core of the host.
 
-It compiles its kernels anew for every shape that it meets and keeps them: 14 to 40 ms and 4 MB for a shape of a small
-encoder, gigabytes once a service has met a few hundred. Batches are therefore padded to some 200 shapes; a step is an
-eighth to a quarter of the length, and a multiple of 8 tokens costs no more than the odd length below it.
+It compiles kernels for every new shape and keeps them: 14 to 40 ms and 4 MB for a shape of a small encoder, gigabytes
+for a few hundred. Batches are therefore padded to about 200 shapes; a step is an eighth to a quarter of the length, and
+a multiple of 8 tokens costs no more than the odd length below it.
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ KIND = "onnx"
 FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}
 TYPES: dict[Precision, openvino.Type] = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
-ROWS = {8: 1, 16: 2, 32: 4, 10**9: 8}  # up to so many rows: steps of so many
-TOKENS = {64: 8, 128: 16, 256: 32, 10**9: 64}
+ROW_STEPS = {8: 1, 16: 2, 32: 4, 10**9: 8}  # largest number of rows: size of the step
+TOKEN_STEPS = {64: 8, 128: 16, 256: 32, 10**9: 64}
 
 
 class CompiledModel:
@@ -42,7 +42,7 @@ class CompiledModel:
             properties.inference_num_threads: execution.threads * execution.streams,
         }
         compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
-        self._inputs = [found.get_any_name() for found in compiled.inputs]
+        self._inputs = [node.get_any_name() for node in compiled.inputs]
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(execution.streams):
             self._free.put(compiled.create_infer_request())
@@ -58,26 +58,21 @@ class CompiledModel:
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the next larger of the shapes that are compiled."""
-        return _up(rows, ROWS), _up(tokens, TOKENS)
+        return _round_up(rows, ROW_STEPS), _round_up(tokens, TOKEN_STEPS)
 
 
-def _up(count: int, steps: Mapping[int, int]) -> int:
-    step = next(step for last, step in steps.items() if count <= last)
+def _round_up(count: int, steps: Mapping[int, int]) -> int:
+    step = next(step for largest, step in steps.items() if count <= largest)
     return -(-count // step) * step
 
 
 def devices() -> tuple[Device, ...]:
-    """Lists the CPU: on other devices nothing was tried."""
+    """Lists the CPU; other devices were not tried."""
     return ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> CompiledModel:
-    """Compiles a graph.
-
-    Args:
-        model: an ONNX file.
-        execution: its precision, threads and streams.
-    """
+    """Compiles an ONNX file; see `EngineModule.load`."""
     return CompiledModel(model, execution)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch in eager mode: the reference that everything else is compared with."""
+"""PyTorch in eager mode: the reference for all other engines."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -37,22 +37,17 @@ class TorchModel:
         return whole("torch", batch, logits.float().numpy())
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
-        """Returns the shape as it is: all cost what they hold."""
+        """Returns the same shape: no padding makes a batch faster."""
         return rows, tokens
 
 
 def devices() -> tuple[Device, ...]:
-    """Lists the CPU: it is there to compare with."""
+    """Lists the CPU, which is enough for a reference."""
     return ("cpu",)
 
 
 def load(model: Path, execution: Execution) -> TorchModel:
-    """Opens a checkpoint.
-
-    Args:
-        model: the artifact's directory.
-        execution: its precision and threads.
-    """
+    """Opens a checkpoint; see `EngineModule.load`."""
     return TorchModel(checkpoint.load(model, attention=None).to(TYPES[execution.precision]), execution)
 
 

@@ -1,8 +1,8 @@
-"""What runs where an artifact's choice cannot: its float graph, on ONNX Runtime in float32.
+"""What a machine runs if it cannot run the chosen graph: the float graph, on ONNX Runtime in float32.
 
-A choice holds where it was measured. Where the CPU lacks what it relied on, int8 may saturate and bfloat16 is
-emulated; where its engine is missing, nothing runs at all. The service and `deploykit verify` both load through
-here, so that they judge alike; both then ask the golden set whether what runs is right.
+A choice is valid for the machine where it was measured. If the CPU lacks features that it relied on, int8 may saturate
+and bfloat16 is emulated; if its engine is missing, nothing runs. The service and `deploykit verify` both load through
+this module, so that they agree; both then replay the golden set.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger("deploykit.inference.fallback")
 
 @dataclass(frozen=True)
 class Served:
-    """What runs: how, which file, and why it is not what was chosen (empty: it is)."""
+    """How a graph runs, which one, and why it is not the chosen one (empty: it is)."""
 
     execution: Execution
     graph: str = GRAPH
@@ -29,19 +29,19 @@ class Served:
 
     @property
     def expected(self) -> Literal["scores", "float_scores"]:
-        """Which of the golden answers must come."""
+        """Which scores of the golden set it must reproduce."""
         return "float_scores" if self.reason else "scores"
 
 
 def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
-    """Opens what this machine can run of an artifact; a warning says so where that is the float graph.
+    """Opens the chosen graph of an artifact, or else the float graph, with a warning.
 
     Args:
-        artifact: that holds graphs.
-        cores: that the engine may use.
+        artifact: one that holds graphs.
+        cores: for the engine.
 
     Raises:
-        ArtifactError: this machine cannot run what was chosen, and there is no float graph.
+        ArtifactError: this machine cannot run the chosen graph, and there is no float graph.
     """
     served = servable(artifact, hardware.cpu_features(), cores)
     try:
@@ -49,26 +49,21 @@ def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
     except Exception as error:  # each engine has its own
         message = " ".join(str(error).split()) or type(error).__name__
         instead = floating(artifact, cores, f"{served.execution.engine} cannot run {served.graph} here ({message})")
-        if _kind(instead) == _kind(served):
+        if (instead.execution.place, instead.graph) == (served.execution.place, served.graph):
             raise
         served, predictor = instead, _open(artifact, instead)
     if served.reason:
         message = "%s: %s runs in its place, on %s in %s. To choose again on this machine: deploykit retune %s"
-        where = served.execution
-        logger.warning(message, served.reason, served.graph, where.engine, where.precision, artifact.path)
+        execution = served.execution
+        logger.warning(message, served.reason, served.graph, execution.engine, execution.precision, artifact.path)
     return predictor, served
 
 
 def servable(artifact: Artifact, features: Collection[str], cores: int) -> Served:
-    """Says what a CPU can run of an artifact: what was chosen, or the float graph.
-
-    Args:
-        artifact: that holds graphs.
-        features: of the CPU.
-        cores: that the engine may use.
+    """Returns what a CPU with these features can run of an artifact: the chosen graph, or the float graph.
 
     Raises:
-        ArtifactError: the CPU lacks what was chosen for, and there is no float graph.
+        ArtifactError: the CPU lacks features that the choice relied on, and there is no float graph.
     """
     chosen = artifact.manifest.execution
     missing = [name for name in chosen.features if name not in features]
@@ -78,17 +73,15 @@ def servable(artifact: Artifact, features: Collection[str], cores: int) -> Serve
 
 
 def floating(artifact: Artifact, cores: int, reason: str) -> Served:
-    """Returns the float graph in place of what was chosen, with all cores to one call.
-
-    A chosen graph whose weights are in float32 is as good.
+    """Returns the float graph, or the chosen graph if its weights are in float32; all cores run one call.
 
     Args:
-        artifact: that holds graphs.
-        cores: that the engine may use.
-        reason: why the choice cannot be run.
+        artifact: one that holds graphs.
+        cores: for the engine.
+        reason: why the chosen graph cannot be run.
 
     Raises:
-        ArtifactError: it carries no float graph.
+        ArtifactError: there is no float graph.
     """
     if artifact.file(FLOAT_GRAPH).is_file():
         return Served(Execution(threads=cores), FLOAT_GRAPH, reason)
@@ -98,11 +91,6 @@ def floating(artifact: Artifact, cores: int, reason: str) -> Served:
         f"{reason}, and {artifact.path} carries no float graph to fall back to."
         " Use a machine like the one where it was chosen, or run the recipe on this one."
     )
-
-
-def _kind(served: Served) -> tuple[str, ...]:
-    where = served.execution
-    return where.engine, where.precision, where.device, served.graph
 
 
 def _open(artifact: Artifact, served: Served) -> Predictor:

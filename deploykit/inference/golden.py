@@ -1,9 +1,8 @@
-"""The golden set: inputs with the answers that were verified, replayed wherever the artifact runs.
+"""The golden set: inputs with verified answers, replayed wherever the artifact runs.
 
-`reference` holds the scores of the model before compression, `scores` those of the packaged graph, and
-`float_scores`, where the package carries the float graph too, those of that one. A replay must give the
-answers of the graph that runs again: a probability may move by `tolerance` (see `tolerance_of`), the float
-graph's by `LEAST`, and a label may change only where its margin is smaller than that.
+`reference` holds the scores of the model before compression, `scores` those of the packaged graph, and `float_scores`
+those of the float graph, if the package carries one. A replay must reproduce the answers of the graph that runs: a
+probability may move by `tolerance` (see `tolerance_of`), or by `MIN_TOLERANCE` for the float graph.
 """
 
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from deploykit.inference.predictor import Predictor
 from deploykit.methods import Frozen
 from deploykit.tasks import Float32, softmax
 
-TOLERANCE = 0.02  # largest shift of a probability, where the float graph's answers are not known
-LEAST, MOST = 0.001, 0.1  # bounds of a tolerance: float32 differs by less than one, and the other still finds a fault
-QUANTILE, SAFETY = 0.9, 2.0
+DEFAULT_TOLERANCE = 0.02  # if the answers of the float graph are not known
+MIN_TOLERANCE, MAX_TOLERANCE = 0.001, 0.1  # above the noise of float32, and small enough to find a wrong model
+TOLERANCE_QUANTILE = 0.9  # of the shifts by quantization
+TOLERANCE_FACTOR = 2.0  # times that quantile
 
 
 class Golden(Frozen):
@@ -34,7 +34,7 @@ class Golden(Frozen):
     scores: list[list[list[float]]]
     reference: list[list[list[float]]]
     float_scores: list[list[list[float]]] | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float = DEFAULT_TOLERANCE
 
 
 def save(folder: Path, golden: Golden) -> None:
@@ -55,36 +55,37 @@ def load(artifact: Artifact) -> Golden:
 
 
 def tolerance_of(exact: Sequence[Float32], scores: Sequence[Float32]) -> float:
-    """Returns by how much a probability may move where the same graph runs on another machine.
+    """Returns by how much a probability may move if the same graph runs on another machine.
 
-    Another machine rounds differently, and by less than quantization did: the bound is twice the shift that nine in
-    ten answers stayed within when the graph was quantized. Not the largest: a few answers that were undecided move
-    by far more than all others, and would make the check blind.
+    Another machine rounds differently, but by less than quantization did: the bound is twice the shift that 90 % of the
+    answers stayed within when the graph was quantized. The largest shift would be too wide a bound: a few undecided
+    answers move by far more than all others.
 
     Args:
-        exact: the float graph's answers, one array `(units, labels)` an input.
-        scores: those of the graph that is packaged, the same shapes.
+        exact: answers of the float graph, one array `(units, labels)` per input.
+        scores: answers of the packaged graph, the same shapes.
     """
-    return float(np.clip(SAFETY * np.quantile(moved(scores, exact), QUANTILE), LEAST, MOST))
+    shift = TOLERANCE_FACTOR * np.quantile(moved(scores, exact), TOLERANCE_QUANTILE)
+    return float(np.clip(shift, MIN_TOLERANCE, MAX_TOLERANCE))
 
 
 def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "float_scores"] = "scores") -> None:
-    """Asks every question again, and one as long as an input may be.
+    """Predicts every input of the set again, and one of the largest length.
 
     Args:
         golden: the set.
         predictor: of the packaged graph, or of the float graph beside it.
-        expected: whose answers must come.
+        expected: the scores that it must reproduce.
 
     Raises:
-        ArtifactError: answers moved (says how many, and the largest shift), or long inputs cannot be read.
+        ArtifactError: answers moved (says how many, and the largest shift), or the longest input fails.
     """
     answers = golden.scores if expected == "scores" else golden.float_scores
-    tolerance = golden.tolerance if expected == "scores" else LEAST
+    tolerance = golden.tolerance if expected == "scores" else MIN_TOLERANCE
     if answers is None:
         raise ArtifactError("the golden set holds no answers of the float graph. Package the model again.")
-    found = predictor.predict(golden.texts, golden.pairs)
-    shifts = moved(found, [np.array(rows, dtype=np.float32) for rows in answers])
+    scores = predictor.predict(golden.texts, golden.pairs)
+    shifts = moved(scores, [np.array(rows, dtype=np.float32) for rows in answers])
     wrong = [index for index, shift in enumerate(shifts) if not shift <= tolerance]  # NaN is wrong too
     if wrong:
         raise ArtifactError(
@@ -93,11 +94,11 @@ def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "fl
             " This machine computes the model differently, or a file is not the one that was verified: choose again"
             " here with `deploykit retune`, or fetch the package again."
         )
-    _ask_at_length(golden, predictor)
+    _predict_longest(golden, predictor)
 
 
-def _ask_at_length(golden: Golden, predictor: Predictor) -> None:
-    """A graph with fewer positions than it is said to have fails here, and not at a client's long text."""
+def _predict_longest(golden: Golden, predictor: Predictor) -> None:
+    """Finds a graph with fewer positions than the manifest says, before a client's long text does."""
     text, tokens = predictor.tokenizer.longest(min(golden.texts, key=len)), predictor.tokenizer.max_tokens
     try:
         predictor.predict([text], [None if golden.pairs[0] is None else text])
@@ -108,35 +109,35 @@ def _ask_at_length(golden: Golden, predictor: Predictor) -> None:
         ) from error
 
 
-def moved(found: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
-    """Returns the largest shift of a probability in each answer; infinite where the shapes differ."""
+def moved(scores: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
+    """Returns the largest shift of a probability in each answer; infinite if the shapes differ."""
     return [
         float(np.abs(softmax(a) - softmax(b)).max(initial=0.0)) if a.shape == b.shape else float("inf")
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(scores, expected, strict=True)
     ]
 
 
-def changed(found: Sequence[Float32], expected: Sequence[Float32]) -> int:
-    """Counts the answers that name another label somewhere, or are no numbers."""
+def changed(scores: Sequence[Float32], expected: Sequence[Float32]) -> int:
+    """Counts the answers of which a unit has another label, or scores that are not finite."""
     return sum(
         not np.isfinite(a).all() or not np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(scores, expected, strict=True)
     )
 
 
 def verify(path: Path | str, key: Path | None = None) -> Artifact:
-    """Checks that an artifact is what was made: every file, and the golden answers where it has them.
+    """Checks that an artifact is unchanged: every file, and the answers of its golden set, if it has one.
 
-    Where this machine cannot run what was chosen, the float graph is asked, as a service would do here.
+    If this machine cannot run the chosen graph, the float graph is checked, as a service would run it here.
 
     Args:
         path: its directory.
-        key: a public key in PEM that must have signed it; None asks for no signature.
+        key: public key in PEM of the required signature; None: no signature is required.
 
     Raises:
-        ArtifactError: names the file that changed, says how far answers moved, or why a signature does not hold.
+        ArtifactError: a file changed, answers moved, or the signature is not valid.
         InputError: the key cannot be read.
-        MissingExtraError: signatures cannot be checked, for want of a library.
+        MissingExtraError: the library that checks signatures is not installed.
 
     Example:
         >>> verify("runs/movie-reviews/package").manifest.kind  # doctest: +SKIP

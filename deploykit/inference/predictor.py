@@ -1,7 +1,6 @@
-"""From texts to scores: a tokenizer, a task and an engine put together.
+"""From texts to scores: a tokenizer, a task and an engine.
 
-Evaluation, the golden set and the service all predict through this object, on any engine. It knows
-nothing of metrics, queues or requests.
+Evaluation, the golden set and the service all predict through this object, on any engine.
 """
 
 import json
@@ -19,8 +18,8 @@ from deploykit.errors import ArtifactError
 from deploykit.tasks import Float32, Task
 from deploykit.tokenizer import Batch, Encoding, Side, Tokenizer
 
-ROWS = range(1, 65)  # of batches that are run ahead
-LIKE = 2  # times as long as the shortest of a batch may the longest be
+WARM_UP_ROWS = range(1, 65)  # of batches that are compiled ahead
+MAX_LENGTH_RATIO = 2  # longest to shortest text in one batch
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Predictor:
 
         Args:
             artifact: of any kind.
-            cores: that the engine may use.
+            cores: for the engine.
             execution: how to run it; default: as the manifest says, on that many cores.
-            graph: which file, where the artifact holds graphs.
+            graph: name of the file, if the artifact holds graphs.
 
         Raises:
-            ArtifactError: the model's configuration gives its outputs other labels than the manifest.
+            ArtifactError: the model's configuration has other labels than the manifest.
         """
         manifest = artifact.manifest
         _check_labels(artifact)
@@ -69,42 +68,42 @@ class Predictor:
 
         Args:
             texts: the first text of each input.
-            encodings: what `tokenizer.encode` made of them.
+            encodings: of the inputs.
             padding_side: overrides the tokenizer's own.
 
         Returns:
-            One array `(units, labels)` an input.
+            One array `(units, labels)` per input.
         """
         batch = padded(encodings, self.tokenizer, self.engine, padding_side)
         logits = self.engine.run(batch)[: len(encodings)]
         width = batch["input_ids"].shape[1]
-        found = []
+        scores = []
         for row, text, encoding in zip(logits, texts, encodings, strict=True):
-            real = row[self.tokenizer.place(len(encoding), width, padding_side)] if row.ndim == 2 else row
-            found.append(self.task.scores(real, text, encoding))
-        return found
+            unpadded = row[self.tokenizer.place(len(encoding), width, padding_side)] if row.ndim == 2 else row
+            scores.append(self.task.scores(unpadded, text, encoding))
+        return scores
 
     def warm(self, batch_tokens: int, seconds: float) -> int:
-        """Runs batches of the shapes that the engine compiles when it first meets them, small ones first.
+        """Runs batches of the shapes that the engine compiles on first use, small ones first.
 
         Args:
             batch_tokens: the most padded tokens of one batch.
-            seconds: after which no other is begun.
+            seconds: after which no further batch is started.
 
         Returns:
-            How many shapes were met; 0 where the engine compiles none.
+            The number of shapes; 0 if the engine compiles none.
         """
         if self.engine.shape(1, 1) == (1, 1):
             return 0
-        most = self.tokenizer.max_tokens
-        shapes = {self.engine.shape(rows, tokens) for tokens in range(1, most + 1) for rows in ROWS}
-        end, met = time.monotonic() + seconds, 0
+        lengths = range(1, self.tokenizer.max_tokens + 1)
+        shapes = {self.engine.shape(rows, tokens) for tokens in lengths for rows in WARM_UP_ROWS}
+        end, compiled = time.monotonic() + seconds, 0
         for rows, tokens in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
             if rows * tokens > batch_tokens or time.monotonic() > end:
                 break
             self.engine.run(self.tokenizer.collate(self.tokenizer.encode([""] * rows), tokens=tokens))
-            met += 1
-        return met
+            compiled += 1
+        return compiled
 
     def predict(
         self,
@@ -117,13 +116,13 @@ class Predictor:
 
         Args:
             texts: the first text of each input.
-            pairs: the second texts, where the model takes pairs.
+            pairs: the second texts, for a model that reads pairs.
             batch_tokens: the most padded tokens of one batch, default as the engine runs best; a longer input runs
                 alone.
             track: wraps the batches, for a progress bar.
 
         Returns:
-            One array `(units, labels)` an input, in the order given.
+            One array `(units, labels)` per input, in the order of the inputs.
         """
         encodings = self.tokenizer.encode(texts, pairs)
         budget = batch_tokens or self.engine.execution.batch_tokens
@@ -132,12 +131,12 @@ class Predictor:
         def run(rows: list[int]) -> list[Float32]:
             return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
 
-        found: dict[int, Float32] = {}
-        together = self.engine.execution.streams > 1 and len(work) > 1
-        answers = self._threads.map(run, work) if together else map(run, work)
-        for rows, scores in zip(track(work), answers, strict=True):
-            found.update(zip(rows, scores, strict=True))
-        return [found[index] for index in range(len(texts))]
+        scores: dict[int, Float32] = {}
+        parallel = self.engine.execution.streams > 1 and len(work) > 1
+        results = self._threads.map(run, work) if parallel else map(run, work)
+        for rows, batch_scores in zip(track(work), results, strict=True):
+            scores.update(zip(rows, batch_scores, strict=True))
+        return [scores[index] for index in range(len(texts))]
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -146,21 +145,21 @@ class Predictor:
 
 
 def _check_labels(artifact: Artifact) -> None:
-    """Labels are names of outputs, so their order is part of the model."""
+    """Compares the labels with those of the model's configuration: their order is that of its outputs."""
     file, labels = artifact.file(CONFIG), list(artifact.manifest.labels)
     names = json.loads(file.read_text(encoding="utf-8")).get("id2label", {}) if file.is_file() else {}
-    found = [names[index] for index in sorted(names, key=int)]
-    if found and found != labels:
+    configured = [names[index] for index in sorted(names, key=int)]
+    if configured and configured != labels:
         raise ArtifactError(
-            f"{file} gives the outputs the labels {found}, the manifest {labels}: one of the two belongs to another"
-            " model. Build the artifact again."
+            f"{file} gives the outputs the labels {configured}, the manifest {labels}: one of the two belongs to"
+            " another model. Build the artifact again."
         )
 
 
 def padded(
     encodings: Sequence[Encoding], tokenizer: Tokenizer, engine: engines.Engine, padding_side: Side | None = None
 ) -> Batch:
-    """Pads encodings to a shape that the engine runs well; the first one fills rows that are added at the end."""
+    """Pads encodings to a shape that the engine runs well; added rows repeat the first encoding."""
     rows, tokens = engine.shape(len(encodings), max(map(len, encodings)))
     return tokenizer.collate([*encodings, *[encodings[0]] * (rows - len(encodings))], padding_side, tokens)
 
@@ -168,27 +167,27 @@ def padded(
 def batches(
     lengths: Sequence[int], batch_tokens: int, shape: Callable[[int, int], tuple[int, int]] | None = None
 ) -> list[list[int]]:
-    """Cuts inputs into batches of like lengths, short ones first.
+    """Splits inputs into batches of similar lengths, short ones first.
 
     Args:
         lengths: in tokens.
-        batch_tokens: the most of one padded batch; a longer input runs alone.
-        shape: to which the engine pads, default as they are. What is longest is batched first, so that rows are added
-            to batches of shorter ones.
+        batch_tokens: the most padded tokens of one batch; a longer input runs alone.
+        shape: returns the shape to which the engine pads a batch; default: no padding. Batches are filled from the
+            longest input on, so that padded rows are added to batches of short inputs.
 
     Returns:
         The indices of each batch.
     """
     shape, order = shape or (lambda *exact: exact), sorted(range(len(lengths)), key=lengths.__getitem__)
-    found = []
+    split = []
     while order:
         longest, rows = lengths[order[-1]], 1
         while (
             rows < len(order)
             and math.prod(shape(rows + 1, longest)) <= batch_tokens
-            and LIKE * lengths[order[-rows - 1]] >= longest
+            and MAX_LENGTH_RATIO * lengths[order[-rows - 1]] >= longest
         ):
             rows += 1
-        found.append(order[-rows:])
+        split.append(order[-rows:])
         del order[-rows:]
-    return found[::-1]
+    return split[::-1]

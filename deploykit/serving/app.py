@@ -1,4 +1,4 @@
-"""What the service of a package offers: the ways to ask, the routes, and the runtime behind them."""
+"""The service of a package without BentoML: its protocols, its routes, and the runtime behind them."""
 
 import json
 from functools import cached_property, partial
@@ -14,32 +14,38 @@ from deploykit.serving.api.protocols import Protocol
 from deploykit.serving.call import Call
 from deploykit.serving.http import routes
 from deploykit.serving.http.routes import Answer, Route
+from deploykit.serving.model import MakeBatcher, make_batcher
 from deploykit.serving.problems import NOT_READY, Problem
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Task
 
 
-class Offer:
-    """Everything that can be asked of a package; nothing is loaded before `runtime` is.
+class Application:
+    """The protocols and routes of a package; it loads the model only with `runtime.start()`.
 
     Args:
-        settings: what the process is told.
+        settings: of the process.
         artifact: the package.
         task: of its model.
+        make_batcher: makes the queue for the engine.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, task: Task) -> None:
+    def __init__(
+        self, settings: Settings, artifact: Artifact, task: Task, make_batcher: MakeBatcher = make_batcher
+    ) -> None:
         self.settings, self.artifact, self.manifest, self.task = settings, artifact, artifact.manifest, task
+        self._make_batcher = make_batcher
 
     @cached_property
     def runtime(self) -> Runtime:
-        """What the process serves with."""
-        return Runtime(self.settings, self.artifact, [route.path for route in (*self.table, routes.UNKNOWN)])
+        """The model and what is around it."""
+        labels = [route.path for route in (*self.table, routes.UNKNOWN)]
+        return Runtime(self.settings, self.artifact, labels, self._make_batcher)
 
     @cached_property
-    def asked(self) -> tuple[Protocol, ...]:
-        """The ways to ask for predictions, our own first."""
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The protocols of predictions, our own first."""
         manifest, task = self.manifest, self.task
         return (
             *(
@@ -52,29 +58,31 @@ class Offer:
 
     @cached_property
     def feedback(self) -> type[BaseModel] | None:
-        """The type of feedback; None where none is taken."""
-        taken = self.settings.recording and "label" in self.task.Answer.model_fields
-        return feedback.request_model(self.manifest) if taken else None
+        """The body of feedback; None if the service accepts none."""
+        accepted = self.settings.recording and "label" in self.task.Answer.model_fields
+        return feedback.request_model(self.manifest) if accepted else None
 
     @cached_property
     def table(self) -> tuple[Route, ...]:
         """Every route."""
-        asked = [self._route(way) for way in self.asked]
-        kept = [Route(feedback.PATH, "POST", "predict", self.feedback, self.correct)] if self.feedback else []
-        described = Route(routes.DOCS, scope="docs", page=lambda: self.description)
-        return routes.table(asked, (*self._pages(), *page.pages(self.artifact, self.task), *kept, described))
+        predictions = [self._route(protocol) for protocol in self.protocols]
+        pages = [*self._pages(), *page.pages(self.artifact, self.task)]
+        if self.feedback:
+            pages.append(Route(feedback.PATH, "POST", "predict", self.feedback, self.take_feedback))
+        pages.append(Route(routes.DOCS, scope="docs", page=lambda: self.description))
+        return routes.table(predictions, pages)
 
-    def _route(self, way: Protocol) -> Route:
-        answer = self.answering(way)
-        return Route(way.path, "POST", way.scope, way.request, answer, binary=way.binary, waits=True, also=way.also)
+    def _route(self, protocol: Protocol) -> Route:
+        answer, binary, also = self.answer_in(protocol), protocol.binary, protocol.also
+        return Route(protocol.path, "POST", protocol.scope, protocol.request, answer, binary, waits=True, also=also)
 
-    def answering(self, protocol: Protocol) -> Answer:
-        """Returns what answers in a protocol."""
+    def answer_in(self, protocol: Protocol) -> Answer:
+        """Returns the function that answers requests in a protocol."""
         return partial(self._answer, protocol)
 
-    async def correct(self, asked: Any, call: Call) -> Any:
-        """Takes feedback."""
-        return feedback.take(asked, call, self.runtime.records)
+    async def take_feedback(self, body: Any, call: Call) -> Any:
+        """Records feedback."""
+        return feedback.take(body, call, self.runtime.records)
 
     @property
     def card(self) -> str:
@@ -82,12 +90,12 @@ class Offer:
         file = self.artifact.file(MODEL_CARD)
         return file.read_text(encoding="utf-8") if file.is_file() else self.manifest.name
 
-    async def _answer(self, protocol: Protocol, asked: Any, call: Call) -> Any:
-        found = await self.runtime.predict(*protocol.read(asked), call, counted=protocol.counted)
-        return await self.runtime.offload.run(call.large, protocol.write, asked, found)
+    async def _answer(self, protocol: Protocol, body: Any, call: Call) -> Any:
+        answers = await self.runtime.predict(*protocol.read(body), call, counted=protocol.counted)
+        return await self.runtime.offload.run(call.large, protocol.write, body, answers)
 
     def _pages(self) -> tuple[Route, ...]:
-        """Lists what is rendered by the guard itself: the metrics, and what the Open Inference Protocol tells."""
+        """Lists the pages that the guard renders: the metrics, and the metadata of the Open Inference Protocol."""
         model, version = open_inference.model_paths(self.manifest)
         return (
             Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
@@ -108,15 +116,14 @@ class Offer:
 
     def _live(self) -> bytes:
         if not self.runtime.alive:
-            raise Problem(503, "not_ready", "the engine does not come back with a batch")
+            raise Problem(503, "not_ready", "the engine does not finish its batch")
         return json.dumps({"live": True}).encode()
 
     @cached_property
     def description(self) -> bytes:
-        """The description of the API; it takes long to make."""
-        ways = [Way(way.name, way.path, way.request, way.response) for way in self.asked]
+        """The OpenAPI document; made once, because that takes long."""
+        ways = [Way(each.name, each.path, each.request, each.response) for each in self.protocols]
         if self.feedback:
             ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))
         manifest, guarded = self.manifest, self.settings.keys is not None
-        version = manifest.version
-        return openapi.document(manifest.name, version, self.card, ways, self.table, guarded=guarded)
+        return openapi.document(manifest.name, manifest.version, self.card, ways, self.table, guarded=guarded)

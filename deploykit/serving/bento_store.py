@@ -1,7 +1,7 @@
-"""The service of a package that lies in BentoML's model store, for `bentoml build` from a repository.
+"""The service of a package in BentoML's model store, for `bentoml build` from a repository.
 
-The build file gives the package the alias `package`; BentoML puts that model into the Bento, and here it
-is found again wherever the Bento runs. `DEPLOYKIT_PACKAGE` names a directory instead.
+The build file gives the package the alias `package`. BentoML puts that model into the Bento, and this module finds it
+wherever the Bento runs. `DEPLOYKIT_PACKAGE` names a directory instead.
 """
 
 import os
@@ -16,7 +16,7 @@ from deploykit.serving.settings import PACKAGE
 ALIAS = "package"
 
 
-def stored() -> Path:
+def stored_package() -> Path:
     """Returns the directory of the package.
 
     Raises:
@@ -31,4 +31,4 @@ def stored() -> Path:
         ) from error
 
 
-service = build(stored())
+service = build(stored_package())

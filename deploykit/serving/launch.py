@@ -1,7 +1,7 @@
 """Starts a service process: `bentoml serve` with the options that a service behind a load balancer needs.
 
-Everything that can be wrong is said before the process starts, because a supervisor's log is a poor place
-for it. Each port gets its own BentoML home: two servers in one would wipe each other's metrics.
+Mistakes are reported before the process starts, because a supervisor's log is a poor place for them. Each port gets its
+own BentoML home: two servers in one would wipe each other's metrics.
 """
 
 import atexit
@@ -27,14 +27,15 @@ from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, absolute, dra
 from deploykit.serving.telemetry.logs import NEVER_READY
 
 PORT = 3000
-DRAIN_S = 25  # how long requests in flight may take once the process is told to stop
+SHUTDOWN_S = 25  # for requests in flight, once the process is told to stop
 READY_S = 60.0
+LOG_LINES = 20  # of the end of a log in an error message
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A process that is ready to start: its command, its whole environment and where it will answer."""
+    """A process that is ready to start: its command, its whole environment and its future url."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -49,27 +50,27 @@ def plan(
     keys: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Launch:
-    """Checks a package, its keys and its port, and says how to start the service.
+    """Checks a package, its keys and its port, and returns how to start the service.
 
     Args:
         package: its directory.
         host: the address to listen on; the default is reachable from this machine only.
         port: to listen on.
-        keys: the key file; default: what the environment says.
+        keys: the key file; default: as the environment says.
         environ: the environment to start from.
 
     Raises:
-        ArtifactError: the directory is no package, or is not signed by whom the environment names.
-        InputError: there is no key, or a setting makes no sense.
-        BusyError: somebody listens on the port.
+        ArtifactError: the directory is no package, or is not signed as the environment requires.
+        InputError: there is no key, or a setting is not valid.
+        BusyError: another process listens on the port.
 
     Example:
         >>> launch = plan(Path("runs/movies/package"))  # doctest: +SKIP
         >>> os.execve(launch.argv[0], launch.argv, launch.env)  # doctest: +SKIP
     """
     host = ip_address(host)
-    named = {KEYS: str(keys)} if keys is not None else {}
-    env = absolute({name: value for name, value in environ.items() if name != PACKAGE} | named)
+    changes = {KEYS: str(keys)} if keys is not None else {}
+    env = absolute({name: value for name, value in environ.items() if name != PACKAGE} | changes)
     settings, artifact = load(package, env)
     require(settings)
     if settings.signed_by is not None:  # before any of its code runs, which could skip the check
@@ -77,21 +78,19 @@ def plan(
         signing.check(artifact, settings.signed_by)
         env["PYTHONDONTWRITEBYTECODE"] = "1"
     require_free(host, port)
-    env["BENTOML_HOME"] = str(home := _home(env, port))
+    home = _home(env, port)
     with storage_errors(home, "BENTOML_HOME"):
         home.mkdir(parents=True, exist_ok=True)
-    env["PYTHONUNBUFFERED"] = "1"
-    env["HF_HUB_OFFLINE"] = "True"
+    env |= {"BENTOML_HOME": str(home), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "True"}
     no_telemetry.switch_off(env)
-    options = {"--host": host, "--port": port, "--timeout-graceful-shutdown": DRAIN_S}
-    flags = [str(part) for option in options.items() for part in option]
-    argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *flags)
-    shown = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
-    return Launch(argv, env, f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}")
+    options = ("--host", host, "--port", str(port), "--timeout-graceful-shutdown", str(SHUTDOWN_S))
+    argv = (sys.executable, "-m", "bentoml", "serve", str(settings.package), *options)
+    reachable = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104
+    return Launch(argv, env, f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}")
 
 
 class Service:
-    """A service in a process of its own. It ends with `stop`, at the end of a `with` block, or with this process.
+    """A service in a child process. It ends with `stop`, at the end of a `with` block, or with this process.
 
     Attributes:
         url: where it answers.
@@ -119,7 +118,7 @@ class Service:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the service once the requests in flight have their answers; again, it does nothing."""
+        """Ends the service once the requests in flight have their answers; a second call does nothing."""
         atexit.unregister(self.stop)
         if self._process.returncode is None:
             stop(self._process)
@@ -129,23 +128,23 @@ class Service:
 def serve(
     package: Path | str, *, host: str = HOST, port: int = PORT, keys: Path | None = None, auth: bool = True
 ) -> Service:
-    """Serves a package in a process of its own, and returns once it is ready.
+    """Serves a package in a child process, and returns once it is ready.
 
     Args:
         package: its directory.
         host: the address to listen on; the default is reachable from this machine only.
         port: to listen on; 0 takes a free one.
-        keys: the key file; default: what the environment says.
-        auth: False lets everybody in.
+        keys: the key file; default: as the environment says.
+        auth: False turns access control off.
 
     Returns:
         The service: `.url`, `.stop()`, and a `with` block that stops it. It ends with this process, too.
 
     Raises:
-        ArtifactError: the directory is no package, does not pass its checks, or is not signed by whom the environment
-            names.
-        InputError: there is no key, or a setting makes no sense.
-        BusyError: somebody listens on the port.
+        ArtifactError: the directory is no package, does not pass its checks, or is not signed as the environment
+            requires.
+        InputError: there is no key, or a setting is not valid.
+        BusyError: another process listens on the port.
         DeploykitError: the process ended, or was not ready within a minute; with the end of its log.
 
     Example:
@@ -158,10 +157,7 @@ def serve(
 def become(
     package: Path | str, *, host: str = HOST, port: int = PORT, keys: Path | None = None, auth: bool = True
 ) -> None:
-    """Replaces this process by the service, so that a supervisor's signals reach it; for the command line.
-
-    Takes and refuses what `serve` does.
-    """
+    """Replaces this process by the service, so that a supervisor's signals reach it; arguments as for `serve`."""
     launch = plan(Path(package), host=host, port=port, keys=keys, environ=_environ(auth))
     sys.stdout.flush()
     os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606  the command was made here
@@ -175,21 +171,20 @@ def _environ(auth: bool) -> dict[str, str]:
 def running(
     package: Path, keys: Path | None, port: int = 0, environ: Mapping[str, str] = os.environ, log: Path | None = None
 ) -> Iterator[str]:
-    """Runs a service for as long as the block lasts, with a BentoML home of its own unless `environ` names one.
+    """Runs a service as long as the block lasts, with its own BentoML home unless `environ` names one.
 
     Args:
         package: its directory.
-        keys: the key file; None for what the environment says.
+        keys: the key file; None: as the environment says.
         port: to listen on; 0 takes a free one.
         environ: the environment to start from.
-        log: gets what the process prints; default: a temporary file.
+        log: receives the output of the process; default: a temporary file.
 
     Yields:
         The base url, once the service is ready.
 
     Raises:
-        ArtifactError: the package does not pass its checks.
-        DeploykitError: the process ended, or was not ready within a minute; with the end of its log.
+        DeploykitError: as for `serve`.
     """
     with tempfile.TemporaryDirectory() as folder:
         environ = {"BENTOML_HOME": str(Path(folder) / "bentoml"), **environ}
@@ -198,24 +193,26 @@ def running(
 
 
 def drain(port: int = PORT, seconds: float = 0.0, environ: Mapping[str, str] = os.environ) -> Path:
-    """Tells a service on this machine to let go of its traffic: it says that it is not ready, and answers on.
+    """Tells a service on this machine to drain: it says that it is not ready, but still answers.
 
-    A load balancer then sends its traffic elsewhere; the process can be ended once it has noticed.
+    A load balancer then sends new requests elsewhere. Once it has noticed, the process can be ended.
 
     Args:
-        port: that it listens on.
+        port: of the service.
         seconds: to wait until the load balancer has noticed: its interval times its threshold.
         environ: the environment, as the service has it.
 
     Returns:
-        The file that says so; the next start takes it away.
+        The file that tells the service to drain; the next start deletes it.
 
     Raises:
         InputError: no service was started there.
         StorageError: the file cannot be written.
     """
-    home, given = _home(environ, port), environ.get("BENTOML_HOME")
-    file = drain_file({**environ, "BENTOML_HOME": given if given and not home.is_dir() else str(home)})
+    home, bentoml_home = _home(environ, port), environ.get("BENTOML_HOME")
+    if not bentoml_home or home.is_dir():
+        bentoml_home = str(home)
+    file = drain_file({**environ, "BENTOML_HOME": bentoml_home})
     if not file.parent.is_dir():
         raise InputError(
             f"no service was started on port {port} by this user with `deploykit serve`. Name its"
@@ -232,47 +229,47 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
     Raises:
         ArtifactError: the package does not pass its checks.
-        DeploykitError: the process ended, or time is up.
+        DeploykitError: the process ended, or was not ready within a minute.
     """
-    end = time.monotonic() + READY_S
-    while not _answers(f"{url}/readyz"):
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    deadline = time.monotonic() + READY_S
+    while not _is_ready(url):
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         if NEVER_READY in tail:
             raise ArtifactError(f"the service will not be ready, its package failed the checks:\n{tail}")
         if process.poll() is not None:
             raise DeploykitError(f"the service ended with exit code {process.returncode}:\n{tail}")
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise DeploykitError(f"the service was not ready within {READY_S:g} s:\n{tail}")
         time.sleep(0.1)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a service that `running` started: politely, and by force when it does not listen."""
+    """Ends a service: by SIGTERM, and by SIGKILL if it has not ended after its time for shutdown."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(DRAIN_S + 10)
+            process.wait(SHUTDOWN_S + 10)
     with contextlib.suppress(ProcessLookupError):  # a worker that outlived its supervisor
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def free_port(host: str = HOST) -> int:
-    """Finds a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return int(found.getsockname()[1])
+    """Returns a port on which no process listens."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def _home(environ: Mapping[str, str], port: int) -> Path:
-    """Returns a directory of its own for each service: two in one would count, and drain, as one."""
+    """Returns the BentoML home of a port."""
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploykit"
     return Path(environ.get("BENTOML_HOME") or cache) / f"serve-{port}"
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
-        with DIRECT.open(url, timeout=2) as response:
+        with DIRECT.open(f"{url}/readyz", timeout=2) as response:
             return bool(response.status == 200)
     except OSError:  # refused, no answer yet, or an error status
         return False

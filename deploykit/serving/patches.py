@@ -25,7 +25,6 @@ USED_METHODS = (
 )
 USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")
 TRAFFIC, TRACING = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
-BATCHING = "bentoml._internal.marshal.dispatcher"
 
 
 def require_parts() -> None:

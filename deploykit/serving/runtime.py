@@ -1,4 +1,4 @@
-"""What a service process serves with: the verified package, its predictor, the batcher, metrics and keys.
+"""What a service process serves with: the model, access control, and what observes them.
 
 It knows nothing of HTTP or BentoML, so that tests need neither. If a package fails its checks (a changed file, golden
 answers that moved), the process stays alive and never becomes ready: restarting would not help, and an operator finds
@@ -11,45 +11,32 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice
-from time import perf_counter, thread_time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from time import perf_counter
 
-import numpy as np
 from pydantic import BaseModel
 
-from deploykit.artifact import Artifact, Manifest, signing
+from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
-from deploykit.inference import fallback, golden
-from deploykit.inference.drift import Drift, Feature, entropies
-from deploykit.inference.predictor import Predictor
 from deploykit.serving.access.check import Keys, Refusal
 from deploykit.serving.access.jwt import Tokens
 from deploykit.serving.access.rate_limits import Limits, Windows
 from deploykit.serving.call import Call, Client, Scope
-from deploykit.serving.privacy.person_names import Names
+from deploykit.serving.model import MakeBatcher, Model, make_batcher
 from deploykit.serving.privacy.records import Recorder
 from deploykit.serving.problems import NOT_READY, Problem, retry_after
-from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
-from deploykit.serving.queue.batcher import Batcher
 from deploykit.serving.queue.offload import Offload
-from deploykit.serving.queue.tokenizing import Read, Reader
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.logs import NEVER_READY
-from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
+from deploykit.serving.telemetry.metrics import Metrics
+from deploykit.serving.telemetry.predictions import PredictionStatistics
 from deploykit.serving.telemetry.traces import Traces
 from deploykit.serving.telemetry.watchdog import Watchdog
-from deploykit.tasks import Float32, softmax
-from deploykit.tokenizer import Encoding, joined
 
-if TYPE_CHECKING:
-    from deploykit.serving.queue.baselines import BentoMLBatcher
-LOOK_S = 5.0  # largest age of another worker's gauges on a page of metrics
-LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
-PARALLELISM = "TOKENIZERS_PARALLELISM"  # whether the tokenizer takes threads of its own
-WARM_S = 1.5  # to compile the likelier shapes of batches before the first request comes
+GAUGES_S = 5.0  # between two updates of the gauges, which other workers show on their page of metrics
+RETRY_NOT_READY_S = 10
+TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"  # environment variable: whether the tokenizer starts threads of its own
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -58,109 +45,80 @@ class Runtime:
     """One process's model and everything around it.
 
     Args:
-        settings: what the process is told.
+        settings: of the process.
         artifact: the package.
         routes: the route labels for the metrics.
+        make_batcher: makes the queue for the engine.
     """
 
-    def __init__(self, settings: Settings, artifact: Artifact, routes: Sequence[str]) -> None:
+    def __init__(
+        self, settings: Settings, artifact: Artifact, routes: Sequence[str], make_batcher: MakeBatcher = make_batcher
+    ) -> None:
         self.settings = settings
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.traces = Traces(artifact.manifest.name, artifact.manifest.version) if settings.traces else None
         self.metrics = Metrics(routes, artifact.manifest.labels)
-        self.drift = Drift(reference_of(artifact.manifest))
         self.records: Recorder | None = None
         self.offload = Offload()
         self.fault = "the model is not loaded yet"
-        self._artifact = artifact
-        self._predictor: Predictor | None = None
-        self._reader: Reader | None = None
-        self._batcher: Batcher | BentoMLBatcher | None = None
-        self._watchdog: Watchdog | None = None
-        self._closed = threading.Event()
-        self._set_parallelism = False
+        self._statistics = PredictionStatistics(self.metrics, artifact.manifest)
+        self._artifact, self._make_batcher = artifact, make_batcher
+        self._model: Model | None = None
+        self._closing = ExitStack()  # closed in reverse order
 
     def start(self) -> None:
-        """Verifies the files, loads what this machine can run, replays the golden set; `fault` says what failed."""
-        threading.Thread(target=self._keep_looking, name="gauges", daemon=True).start()
+        """Loads the model and starts what observes it; `fault` says why the service cannot answer."""
+        self._closing.callback(self.offload.close)
+        if self.traces is not None:
+            self._closing.callback(self.traces.close)
         if self.tokens is not None:
             self.tokens.start()
-        self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
-        self._set_parallelism = PARALLELISM not in os.environ
-        os.environ.setdefault(PARALLELISM, "false")  # the cores are the engine's
-        start = perf_counter()
+            self._closing.callback(self.tokens.close)
+        if TOKENIZER_THREADS not in os.environ:
+            os.environ[TOKENIZER_THREADS] = "false"  # the cores are the engine's
+            self._closing.callback(os.environ.pop, TOKENIZER_THREADS, None)
+        self._start_gauges()
+        settings, start = self.settings, perf_counter()
         try:
-            self._artifact.verify()
-            if self.settings.signed_by is not None:
-                signing.check(self._artifact, self.settings.signed_by)
-            predictor, served = fallback.load(self._artifact, self.settings.cores)
-            golden.replay(golden.load(self._artifact), predictor, served.expected)
-            names = None if self.settings.redact_names is None else Names(self.settings.redact_names)
+            model = Model.load(settings, self._artifact, self.metrics, self._make_batcher)
         except Exception as error:
             self.fault = str(error) or type(error).__name__
             logger.error("%s: %s", NEVER_READY, self.fault, exc_info=not isinstance(error, DeploykitError))
             return
-        settings, manifest, execution = self.settings, self._artifact.manifest, served.execution
-        model = (manifest.name, manifest.version, manifest.task, execution.engine, execution.precision, served.graph)
-        batch_tokens = min(settings.max_batch_tokens, execution.batch_tokens)
-        bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
-        shapes = predictor.warm(batch_tokens, WARM_S)
-        self._batcher = batcher_of(settings.batching, predictor, bounds, self.metrics, manifest)
-        self._predictor, self._reader = predictor, Reader(predictor.tokenizer, settings, self.metrics, names)
-        self._watchdog = Watchdog(asyncio.get_running_loop(), self._began, settings.stuck_s)
+        self._model = model
+        self._closing.callback(model.close)
         if settings.records is not None and settings.records_folder is not None:
-            folder, kept = settings.records_folder, settings.records
-            self.records = Recorder(folder, kept, self._artifact, self.metrics, names)
-        self.fault = ""
-        gc.freeze()  # what is loaded stays: the collector, which stops every thread, then looks at requests only
-        seconds = perf_counter() - start
-        self.metrics.model_info.labels(*model).set(1)
-        self.metrics.fallback.set(bool(served.reason))
-        self.metrics.golden_passed.set(1)
-        self.metrics.ready.set(1)
-        self.metrics.load_seconds.set(seconds)
-        told = (seconds, served.graph, execution, settings.cores, shapes)
-        logger.info("ready after %.2f s: %s on %s, cores: %d, shapes compiled: %d", *told)
+            written, dropped = self.metrics.records_written, self.metrics.records_dropped
+            folder, options = settings.records_folder, settings.records
+            self.records = Recorder(folder, options, self._artifact, written, dropped, model.names)
+            self._closing.callback(self.records.close)
+        watchdog = Watchdog(asyncio.get_running_loop(), lambda: model.batcher.oldest_start, settings.stuck_s)
+        self._closing.callback(watchdog.close)
+        gc.freeze()  # collections, which stop every thread, skip what is loaded
+        self._closing.callback(gc.unfreeze)
+        self._set_ready(model, perf_counter() - start)
 
     def close(self) -> None:
         """Ends the threads once they are done; BentoML calls this when the last request has its answer."""
-        self._closed.set()
-        gc.unfreeze()
-        if self._set_parallelism:
-            os.environ.pop(PARALLELISM, None)
         self.metrics.ready.set(0)
         self.fault = "the service is stopping"
-        if self._watchdog is not None:
-            self._watchdog.close()
-        if self.tokens is not None:
-            self.tokens.close()
-        if self.traces is not None:
-            self.traces.close()
-        if self._batcher is not None:
-            self._batcher.close()
-        if self.records is not None:
-            self.records.close()
-        if self._reader is not None:
-            self._reader.close()
-        self.offload.close()
-
-    def _began(self) -> float | None:
-        return None if self._batcher is None else self._batcher.began
+        self._statistics.count()
+        self._closing.close()
 
     @property
     def ready(self) -> bool:
-        """Whether traffic may come: the model answers, and nobody has asked to let it go."""
+        """Whether the model answers, and the service is not told to drain."""
         return not self.fault and not self.settings.drain.exists()
 
     @property
     def alive(self) -> bool:
-        """Whether the engine still comes back with its batches."""
-        return self._batcher is None or self._batcher.busy_s < self.settings.stuck_s
+        """Whether the engine still finishes its batches."""
+        return self._model is None or self._model.batcher.busy_s < self.settings.stuck_s
 
     def identify(self, text: str | None, scope: Scope) -> Client | Refusal:
-        """Decides whether a key, or a token where a provider is known, opens a scope; everybody may without keys."""
+        """Decides whether a key or an identity provider's token opens a scope; without keys, every request may."""
         if self.keys is None:
             return Client("none")
         if text and self.tokens is not None and self.tokens.is_one(text):
@@ -168,13 +126,13 @@ class Runtime:
         return self.keys.check(text, scope)
 
     def check(self, client: Client) -> None:
-        """Refuses early, where a client's texts wait for too long already, or too many tokens wait.
+        """Refuses a request before its body is read, if its texts would wait too long.
 
         Raises:
             Problem: 503 too busy.
         """
-        if self._batcher is not None:
-            self._batcher.check(client.name)
+        if self._model is not None:
+            self._model.batcher.check(client.name)
 
     async def predict(
         self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call, *, counted: bool = True
@@ -184,116 +142,75 @@ class Runtime:
         Args:
             texts: the first, or only, text of each input.
             pairs: the second texts, for a model that reads pairs.
-            call: the request; gains its figures for the log.
-            counted: whether these are predictions that the metrics tell of.
+            call: the request; gains its times and counts for the log.
+            counted: whether the answers are counted in the metrics and recorded.
 
         Raises:
             Problem: 503 not ready or too busy, 504 too late, 499 the client left, 500 the model failed.
         """
-        predictor, reader, batcher = self._predictor, self._reader, self._batcher
-        if self.fault or predictor is None or reader is None or batcher is None:
-            raise Problem(503, "not_ready", NOT_READY, headers=retry_after(10))
-        start = perf_counter()
-        limit = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
-        inputs = await reader.read(texts, pairs, limit, call.gone, call.client.name)
-        call.tokenize_s = perf_counter() - start
-        call.phases["tokenize"] = (start, start + call.tokenize_s)
+        model = self._model
+        if self.fault or model is None:
+            raise Problem(503, "not_ready", NOT_READY, headers=retry_after(RETRY_NOT_READY_S))
+        timeout_s = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
+        windows = await model.tokenize(texts, pairs, timeout_s, call)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
-        parts = [window for windows in inputs for window in windows]
-        encodings = [window.encoding for window in parts]
-        call.items, call.tokens = len(texts), sum(map(len, encodings))
-        call.large = call.tokens + call.items * len(predictor.labels) > LARGE_ANSWER
-        left = limit - call.tokenize_s
-        batcher.check(call.client.name, list(map(len, encodings)), left)  # who is refused here pays nothing
+        timeout_s -= call.tokenize_s
+        lengths = [len(window.encoding) for parts in windows for window in parts]
+        model.batcher.check(call.client.name, lengths, timeout_s)  # before its tokens are charged to the client
         await self.limits.tokens(call.client, call.tokens)
-        given = [window.text for window in parts]
-        found, timing = await batcher.submit(given, encodings, left, call.gone, call.client.name)
-        call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
-        call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
-        call.phases["inference"] = (timing.begun, timing.ended)
+        window_scores = await model.scores(windows, timeout_s, call)
 
         def finish() -> list[BaseModel]:
-            """Decodes what the engine returned, counts it, and records it."""
-            answers, scores, read = _decoded(predictor, found, inputs, texts)
+            """Decodes what the engine returned, counts it and records it."""
+            answers, scores, encodings = model.answers(texts, windows, window_scores)
             if counted:
-                self._count(predictor, scores, read)
+                self._statistics.add(scores, encodings)
                 if self.records is not None:
-                    self.records.answered(call, texts, pairs, read, answers)
+                    self.records.answered(call, texts, pairs, encodings, answers)
             return answers
 
         return await self.offload.run(call.large, finish)
 
-    def _count(self, predictor: Predictor, found: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
-        """Counts the answers of a request, all units at once."""
-        self.metrics.read(encodings)
-        self.drift.see("length", list(map(len, encodings)))
-        units = [len(scores) for scores in found if len(scores)]
-        if not units:
-            return
-        rows = softmax(np.concatenate([scores for scores in found if len(scores)]))
-        weights = 1 / np.repeat(units, units)
-        best, certain = rows.argmax(axis=1), rows.max(axis=1)
-        self.drift.see("label", best, weights)
-        self.drift.see("confidence", certain, weights)
-        self.metrics.predicted(predictor.labels, best, certain, entropies(rows))
-
     def page(self) -> bytes:
         """Renders the metrics."""
-        self._look()
+        self._update_gauges()
         return self.metrics.page()
 
-    def _keep_looking(self) -> None:
-        """Keeps the gauges of this process true while others are asked for the page of all."""
-        while not self._closed.is_set():
-            self._look()
-            self._closed.wait(LOOK_S)
+    def _set_ready(self, model: Model, seconds: float) -> None:
+        self.fault = ""
+        manifest, served, execution = self._artifact.manifest, model.served, model.served.execution
+        self.metrics.model_info.labels(
+            *(manifest.name, manifest.version, manifest.task, execution.engine, execution.precision, served.graph)
+        ).set(1)
+        self.metrics.fallback.set(bool(served.reason))
+        self.metrics.golden_passed.set(1)
+        self.metrics.ready.set(1)
+        self.metrics.load_seconds.set(seconds)
+        message = "ready after %.2f s: %s on %s, cores: %d, shapes compiled: %d"
+        logger.info(message, seconds, served.graph, execution, self.settings.cores, model.compiled_shapes)
 
-    def _look(self) -> None:
-        """Sets the gauges that tell how things are just now."""
-        for name, index in self.drift.psi().items():
-            self.metrics.drift.labels(name).set(index)
+    def _start_gauges(self) -> None:
+        """Keeps the gauges of this process up to date, because another worker may be asked for the page of all."""
+        closed = threading.Event()
+        self._closing.callback(closed.set)
+
+        def keep_updated() -> None:
+            while not closed.is_set():
+                self._update_gauges()
+                closed.wait(GAUGES_S)
+
+        self.metrics.features(cpu_features(), self._artifact.manifest.execution.features)
+        threading.Thread(target=keep_updated, name="gauges", daemon=True).start()
+
+    def _update_gauges(self) -> None:
+        self._statistics.count()
         self.metrics.process()
         self.metrics.draining.set(self.settings.drain.exists())
-        if self._batcher is not None:
-            self.metrics.waiting(*self._batcher.waiting())
+        if self._model is not None:
+            self.metrics.waiting(*self._model.batcher.waiting())
         if self.keys is not None:
             self.metrics.keys.set(len(self.keys))
             self.metrics.key_failures.set(self.keys.failures)
             self.metrics.key_expiry.set(self.keys.next_expiry() or 0)
         self.metrics.limit_failures.set(self.limits.failures)
         self.metrics.token_failures.set(self.tokens.failures if self.tokens else 0)
-
-
-def batcher_of(
-    batching: str, predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest
-) -> "Batcher | BentoMLBatcher":
-    """Makes the queue in front of the engine; see `ServeOptions` for the ways of batching."""
-    if batching == "bentoml":
-        from deploykit.serving.queue.baselines import BentoMLBatcher  # for comparison: no other service imports it
-
-        return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
-    engine, items = predictor.engine, 1 if batching == "none" else bounds.batch_items
-    bounds, choose = replace(bounds, batch_items=items), by_cost if batching == "cost" else in_order
-    streams = engine.execution.streams
-    clock = thread_time if engine.execution.device == "cpu" else perf_counter  # beside a GPU the thread may sleep
-    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, choose, engine.shape, clock)
-
-
-def reference_of(manifest: Manifest) -> dict[str, Feature]:
-    """Returns the distributions of the texts that the package was judged on; older packages have none."""
-    features = manifest.details.get("package", {}).get("reference", {})
-    return {name: Feature.model_validate(feature) for name, feature in features.items() if name in DRIFTING}
-
-
-def _decoded(
-    predictor: Predictor, found: Sequence[Float32], inputs: Read, texts: Sequence[str]
-) -> tuple[list[BaseModel], list[Float32], list[Encoding]]:
-    """Returns the answers, the scores and what was read of each text, of the scores of its windows."""
-    task, rest = predictor.task, iter(found)
-    scores = [
-        next(rest) if len(windows) == 1 else task.merge(list(islice(rest, len(windows))), windows, text)
-        for windows, text in zip(inputs, texts, strict=True)
-    ]
-    read = list(map(joined, inputs))
-    rows = zip(scores, texts, read, strict=True)
-    return [task.answer(row, text, encoding, predictor.labels) for row, text, encoding in rows], scores, read

@@ -1,7 +1,6 @@
-"""The one tokenization path: text to int64 arrays with the `tokenizers` library.
+"""Tokenization: texts to int64 arrays with the library `tokenizers`, without torch or transformers.
 
-Training, evaluation, parity checks and the service all come through here, so they cannot drift apart.
-Reads only the files `tokenizer.json` and `tokenizer_config.json`; needs neither torch nor transformers.
+Training, evaluation, parity checks and the service all use this module, so that they cannot drift apart.
 """
 
 import json
@@ -20,16 +19,16 @@ from deploykit.tokenizer.encoding import Encoding, Int64, Slot, Tokens, Window, 
 
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
-OVERLAP = 4  # a window of a long text shares a part of one in so many with the one before
-CHARACTERS = 16  # of a text of a pair that are tokenized for each token of the model's limit; words have 4 or 5
-PORTION = 1_000_000  # characters that are tokenized at once
+OVERLAP_DIVISOR = 4  # neighbouring windows of a long text share 1 / 4 of their tokens
+MAX_CHARACTERS_PER_TOKEN = 16  # bounds the characters that are tokenized for the model's limit; words have 4 or 5
+PORTION_CHARACTERS = 1_000_000  # of the texts that are tokenized in one call of the library
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast tokenizer with what batching needs to know.
+    """A fast tokenizer, and how its encodings are padded and cut.
 
-    Where the model does not tell types of tokens apart (`typed`), all are 0: it may have only one.
+    If `typed` is False, all `type_ids` are 0: the model may have only one type of token.
     """
 
     backend: tokenizers.Tokenizer
@@ -45,7 +44,7 @@ class Tokenizer:
 
         Args:
             folder: holds `tokenizer.json` and `tokenizer_config.json`.
-            max_tokens: longer inputs are cut to this many tokens, special tokens included.
+            max_tokens: longer inputs are cut to this length, special tokens included.
 
         Raises:
             ModelError: a file is missing or names no padding token.
@@ -68,30 +67,30 @@ class Tokenizer:
         return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens, typed)
 
     def replace(self, folder: Path) -> None:
-        """Writes itself over the tokenizer of a model directory; its special tokens are a part of that one's."""
+        """Replaces the tokenizer of a model directory, which must have all of its special tokens."""
         content = {**json.loads(self.backend.to_str()), "truncation": None}
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
         config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         if added := config.get("added_tokens_decoder"):
-            places = {cast(int, self.backend.token_to_id(token["content"])): token for token in added.values()}
-            config["added_tokens_decoder"] = {str(place): places[place] for place in sorted(places)}
+            tokens = {cast(int, self.backend.token_to_id(token["content"])): token for token in added.values()}
+            config["added_tokens_decoder"] = {str(index): tokens[index] for index in sorted(tokens)}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / VOCABULARY).unlink(missing_ok=True)  # only other libraries read it, and it is the old one
+        (folder / VOCABULARY).unlink(missing_ok=True)  # the old one; only other libraries read it
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Encoding]:
-        """Tokenizes texts, or pairs of texts, without padding; what is longer than the model reads is cut off.
+        """Tokenizes texts, or pairs of texts, without padding, and cuts them to the length that the model reads.
 
-        Of a pair the longer text is cut first, as the library's strategy `longest_first` does. Its own truncation is
-        not used: it makes windows of both texts and joins each with each, so that time and memory grow with the
-        product of their lengths.
+        Of a pair the longer text is cut first, as by the library's strategy `longest_first`. The library's own
+        truncation is not used: it combines the windows of both texts, so that time and memory grow with the product
+        of their lengths.
 
         Args:
             texts: the first (or only) text of each input.
-            pairs: the second texts, as many as `texts`. Of each text of a pair, `CHARACTERS` for each token that the
-                model reads are tokenized.
+            pairs: the second texts, as many as `texts`. Texts of a pair are cut to `MAX_CHARACTERS_PER_TOKEN` for each
+                token that the model reads before they are tokenized.
         """
         rows = list(zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True))
-        limit = self.max_tokens * CHARACTERS
+        limit = self.max_tokens * MAX_CHARACTERS_PER_TOKEN
         firsts = self._tokens([text if pair is None else text[:limit] for text, pair in rows])
         seconds = self._tokens([pair[:limit] for _, pair in rows if pair is not None])
         return [
@@ -101,78 +100,84 @@ class Tokenizer:
 
     def _cut(self, first: "Tokens", second: "Tokens | None" = None, truncated: bool = False) -> Encoding:
         parts = [first] if second is None else [first, second]
-        kept = longest_first(len(first), len(second or ()), self._room(len(parts)))
-        cut = [tokens[:count] for tokens, count in zip(parts, kept, strict=False)]
-        return self._framed(cut, truncated=truncated or sum(map(len, parts)) > sum(map(len, cut)))
+        lengths = longest_first(len(first), len(second or ()), self._capacity(len(parts)))
+        cut = [tokens[:length] for tokens, length in zip(parts, lengths, strict=False)]
+        return self._with_special(cut, truncated or sum(map(len, parts)) > sum(map(len, cut)))
 
-    def windows(self, texts: Sequence[str], most: int) -> "list[list[Window]]":
+    def windows(self, texts: Sequence[str], max_windows: int) -> "list[list[Window]]":
         """Tokenizes texts that may be longer than the model reads.
 
         Args:
-            texts: single ones, no pairs.
-            most: windows of one text; what they do not hold is cut off.
+            texts: no pairs.
+            max_windows: of one text; the rest of the text is cut off.
 
         Returns:
-            For each text its windows, at least one, each overlapping with the one before.
+            For each text its windows, at least one; each overlaps with the one before.
         """
-        return [self._windows(text, tokens, most) for text, tokens in zip(texts, self._tokens(texts), strict=True)]
+        rows = zip(texts, self._tokens(texts), strict=True)
+        return [self._windows(text, tokens, max_windows) for text, tokens in rows]
 
-    def _windows(self, text: str, tokens: "Tokens", most: int) -> "list[Window]":
-        room = self._room()
-        step = room - room // OVERLAP
-        starts = range(0, max(len(tokens) - room, 0) + step, step)
-        cut = len(starts) > most
-        parts = [self._framed([tokens[start : start + room]]) for start in starts[:most]]
-        if len(parts) == 1:
-            return [Window(text, 0, replace(parts[0], truncated=cut))]
+    def _windows(self, text: str, tokens: "Tokens", max_windows: int) -> "list[Window]":
+        capacity = self._capacity()
+        step = capacity - capacity // OVERLAP_DIVISOR
+        starts = range(0, max(len(tokens) - capacity, 0) + step, step)
+        cut = len(starts) > max_windows
+        starts = starts[:max_windows]
+        encodings = [
+            self._with_special([tokens[start : start + capacity]], cut and start == starts[-1]) for start in starts
+        ]
+        if len(encodings) == 1:
+            return [Window(text, 0, encodings[0])]
         windows = []
-        for part in parts:
-            real = part.offsets[:, 1] > part.offsets[:, 0]
-            start, end = int(part.offsets[real, 0].min(initial=len(text))), int(part.offsets[:, 1].max(initial=0))
-            offsets = np.where(real[:, None], part.offsets - start, 0)
-            windows.append(Window(text[start:end], start, replace(part, offsets=offsets)))
-        last = windows[-1]
-        return [*windows[:-1], replace(last, encoding=replace(last.encoding, truncated=cut))]
+        for encoding in encodings:
+            is_text = encoding.offsets[:, 1] > encoding.offsets[:, 0]
+            start = int(encoding.offsets[is_text, 0].min(initial=len(text)))
+            end = int(encoding.offsets[:, 1].max(initial=0))
+            offsets = np.where(is_text[:, None], encoding.offsets - start, 0)
+            windows.append(Window(text[start:end], start, replace(encoding, offsets=offsets)))
+        return windows
 
     def _tokens(self, texts: Sequence[str]) -> "Iterator[Tokens]":
-        """Tokenizes some texts at a time: the library needs about a hundred bytes for each token."""
+        """Tokenizes a portion of the texts at a time, because the library needs about 100 bytes for each token."""
         for portion in _portions(texts):
             for encoding in self.backend.encode_batch(list(portion), add_special_tokens=False):
                 offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
                 yield Tokens(np.array(encoding.ids, np.int64), offsets)
 
-    def _room(self, texts: int = 1) -> int:
-        """Returns how many tokens of one text, or of two, an input holds besides its special tokens."""
-        return max(1, self.max_tokens - len(self._frames[texts - 1]) + texts)
+    def _capacity(self, texts: int = 1) -> int:
+        """Returns the most tokens of one text, or of two, besides the special tokens of an input."""
+        return max(1, self.max_tokens - len(self._layouts[texts - 1]) + texts)
 
     @cached_property
-    def _frames(self) -> "tuple[tuple[Slot, ...], tuple[Slot, ...]]":
-        """The slots of an input of one text, and of two, as the tokenizer's own post-processor lays them out."""
+    def _layouts(self) -> "tuple[tuple[Slot, ...], tuple[Slot, ...]]":
+        """The slots of an input of one text, and of two, as the tokenizer's own post-processor orders them."""
         letter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106
         if self.backend.post_processor is not None:
             letter.post_processor = self.backend.post_processor
         return _slots(letter.encode("a")), _slots(letter.encode("a", "a"))
 
-    def _framed(self, parts: "Sequence[Tokens]", truncated: bool = False) -> Encoding:
-        """Puts one or two texts' tokens between the special tokens."""
-        slots = self._frames[len(parts) - 1]
+    def _with_special(self, parts: "Sequence[Tokens]", truncated: bool) -> Encoding:
+        """Puts the tokens of one or two texts between the special tokens."""
+        slots = self._layouts[len(parts) - 1]
         filled = [parts[slot.text] if slot.text is not None else slot.special for slot in slots]
         ids = np.concatenate([tokens.ids for tokens in filled])
+        type_ids = np.zeros(len(ids), np.int64)
+        if self.typed and any(slot.type_id for slot in slots):
+            type_ids = np.repeat([slot.type_id for slot in slots], [len(tokens) for tokens in filled]).astype(np.int64)
         return Encoding(
             ids=ids,
-            type_ids=int(self.typed)
-            * np.repeat([slot.type_id for slot in slots], [len(tokens) for tokens in filled]).astype(np.int64),
+            type_ids=type_ids,
             offsets=np.concatenate([tokens.offsets for tokens in filled]),
-            unknown=0 if self.unknown_id is None else int((ids == self.unknown_id).sum()),
+            unknown=0 if self.unknown_id is None else int(np.count_nonzero(ids == self.unknown_id)),
             truncated=truncated,
         )
 
     def longest(self, text: str) -> str:
-        """Repeats a text until no longer input can be read; of a long one, a part is enough.
+        """Repeats a text, or a part of a long one, until it is longer than the model reads.
 
-        No more than `CHARACTERS` are returned for each token that the model reads.
+        Returns at most `MAX_CHARACTERS_PER_TOKEN` characters for each token that the model reads.
         """
-        limit = self.max_tokens * CHARACTERS
+        limit = self.max_tokens * MAX_CHARACTERS_PER_TOKEN
         tokens = next(self._tokens([text[:limit]]))
         return " ".join([text[:limit]] * -(-self.max_tokens // max(1, len(tokens))))[:limit]
 
@@ -182,7 +187,7 @@ class Tokenizer:
         Args:
             encodings: at least one.
             padding_side: overrides the tokenizer's own side; parity checks try both.
-            tokens: pads to so many at least, as far as the model reads.
+            tokens: the least length, up to the most that the model reads.
 
         Returns:
             `input_ids`, `attention_mask` and `token_type_ids`, each int64 of shape `(batch, tokens)`.
@@ -201,38 +206,36 @@ class Tokenizer:
         return batch
 
     def place(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
-        """Returns where in a padded row of `width` the `tokens` real ones stand."""
+        """Returns the slice of a padded row of `width` that holds its `tokens`."""
         left = (padding_side or self.padding_side) == "left"
         return slice(width - tokens, width) if left else slice(0, tokens)
 
 
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Returns how many tokens of each text of a pair stay where both together are to have at most `room`.
-
-    What is left where the longer text is cut until both are equally long, and then both in turn.
+def longest_first(first: int, second: int, capacity: int) -> tuple[int, int]:
+    """Cuts the lengths of a pair to `capacity` in total: first the longer one until both are equal, then both in turn.
 
     Args:
         first: tokens of the first text.
-        second: tokens of the second.
-        room: tokens that there is room for.
+        second: tokens of the second text.
+        capacity: the most tokens of both.
     """
-    if first + second <= room:
+    if first + second <= capacity:
         return first, second
-    shorter = min(first, second, room // 2)
-    return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    shorter = min(first, second, capacity // 2)
+    return (shorter, capacity - shorter) if first <= second else (capacity - shorter, shorter)
 
 
 def _slots(layout: tokenizers.Encoding) -> tuple[Slot, ...]:
-    nowhere = np.zeros((1, 2), np.int64)
+    no_offset = np.zeros((1, 2), np.int64)
     rows = zip(layout.sequence_ids, layout.ids, layout.type_ids, strict=True)
-    return tuple(Slot(text, Tokens(np.array([token], np.int64), nowhere), type_id) for text, token, type_id in rows)
+    return tuple(Slot(text, Tokens(np.array([token], np.int64), no_offset), type_id) for text, token, type_id in rows)
 
 
 def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start, characters = 0, 0
     for end, text in enumerate(texts, 1):
         characters += len(text)
-        if characters >= PORTION or end == len(texts):
+        if characters >= PORTION_CHARACTERS or end == len(texts):
             yield texts[start:end]
             start, characters = end, 0
 
@@ -245,16 +248,13 @@ def _special(backend: tokenizers.Tokenizer, config: dict[str, object], role: str
 
 
 __all__ = [
-    "CHARACTERS",
-    "OVERLAP",
-    "PORTION",
+    "MAX_CHARACTERS_PER_TOKEN",
+    "OVERLAP_DIVISOR",
     "Batch",
     "Encoding",
     "Int64",
     "Side",
-    "Slot",
     "Tokenizer",
-    "Tokens",
     "Window",
     "joined",
     "longest_first",

@@ -1,4 +1,4 @@
-"""Token ids of a text, of a pair or of a window, with their places in the text."""
+"""Token ids of a text, of a pair or of a window, with their offsets in the text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ Int64 = npt.NDArray[np.int64]
 class Encoding:
     """One tokenized input.
 
-    `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character
-    offsets into the text, (0, 0) for special tokens. `windows` is how many parts the text was read in, and
-    `truncated` says that its end was not read.
+    `ids` and `type_ids` have shape `(tokens,)`; `offsets` has shape `(tokens, 2)` and holds character offsets into the
+    text, (0, 0) for special tokens. `unknown` counts unknown tokens, `windows` the windows of the text, and `truncated`
+    says that its end was cut off.
     """
 
     ids: Int64
@@ -31,7 +31,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a text alone, without special ones: `ids` of shape `(tokens,)`, `offsets` of `(tokens, 2)`."""
+    """The tokens of a text without special tokens: `ids` of shape `(tokens,)`, `offsets` of shape `(tokens, 2)`."""
 
     ids: Int64
     offsets: Int64
@@ -45,7 +45,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in an input: for the tokens of its first text (0) or its second (1), or (None) for a special token."""
+    """A part of an input: the tokens of its first text (0) or of its second (1), or (None) a special token."""
 
     text: int | None
     special: Tokens
@@ -62,19 +62,19 @@ class Window:
 
 
 def joined(windows: Sequence[Window]) -> Encoding:
-    """Returns what was read of a text in all its windows, with offsets into the whole of it."""
+    """Joins the windows of a text; offsets are into the whole text, and overlaps occur twice."""
     if len(windows) == 1:
         return windows[0].encoding
-    found = [window.encoding for window in windows]
-    real = [one.offsets[:, 1:] > one.offsets[:, :1] for one in found]
-    places = [
-        np.where(shown, one.offsets + window.start, 0) for shown, one, window in zip(real, found, windows, strict=True)
-    ]
+    encodings = [window.encoding for window in windows]
+    offsets = []
+    for window, encoding in zip(windows, encodings, strict=True):
+        is_text = encoding.offsets[:, 1:] > encoding.offsets[:, :1]
+        offsets.append(np.where(is_text, encoding.offsets + window.start, 0))
     return Encoding(
-        ids=np.concatenate([one.ids for one in found]),
-        type_ids=np.concatenate([one.type_ids for one in found]),
-        offsets=np.concatenate(places),
-        unknown=sum(one.unknown for one in found),
-        truncated=found[-1].truncated,
-        windows=len(found),
+        ids=np.concatenate([encoding.ids for encoding in encodings]),
+        type_ids=np.concatenate([encoding.type_ids for encoding in encodings]),
+        offsets=np.concatenate(offsets),
+        unknown=sum(encoding.unknown for encoding in encodings),
+        truncated=encodings[-1].truncated,
+        windows=len(encodings),
     )

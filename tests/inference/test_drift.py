@@ -53,8 +53,8 @@ def test_the_index_is_the_formula():
 
 def test_nothing_is_said_of_few_texts():
     known = Feature.of([1.0, 2.0, 3.0])
-    assert moved(known, [99.0] * (drift.LEAST - 1)) == 0
-    assert moved(known, [99.0] * drift.LEAST) > 1
+    assert moved(known, [99.0] * (drift.MIN_TEXTS - 1)) == 0
+    assert moved(known, [99.0] * drift.MIN_TEXTS) > 1
 
 
 def test_what_was_long_ago_is_forgotten(random):

@@ -170,7 +170,7 @@ def hold():
     held = []
 
     def start(client):
-        batcher = client._app._runtime._batcher
+        batcher = client._app._runtime._model.batcher
         found = SimpleNamespace(started=threading.Event(), go=threading.Event(), batches=[])
         compute = batcher._compute
 

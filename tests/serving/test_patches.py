@@ -1,9 +1,6 @@
 """What other libraries may change without a word: a service that does not find it refuses to start, with advice."""
 
-import importlib
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -12,7 +9,6 @@ import prometheus_client
 import pytest
 import uvicorn.config
 from _bentoml_sdk import Service
-from bentoml._internal.marshal import dispatcher
 from bentoml._internal.server.http import traffic
 from bentoml.exceptions import BentoMLConfigException
 from opentelemetry.instrumentation import asgi as tracing
@@ -103,16 +99,6 @@ def test_histograms_of_another_make(monkeypatch, part):
     monkeypatch.setattr(prometheus_client.Histogram, "_metric_init", renamed)
     with pytest.raises(LibraryError, match=f"Histogram.{part}.*{advice('prometheus-client')}"):
         Metrics(["/"], [])
-
-
-def test_the_baseline_of_bentoml_is_loaded_where_it_is_named_only(monkeypatch):
-    code = "import sys, deploykit.serving.runtime; print('deploykit.serving.queue.baselines' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout == "False\n"
-    monkeypatch.delattr(dispatcher, "CorkDispatcher")
-    monkeypatch.delitem(sys.modules, "deploykit.serving.queue.baselines", raising=False)
-    with pytest.raises(LibraryError, match=f"CorkDispatcher.*{advice('bentoml')}"):
-        importlib.import_module("deploykit.serving.queue.baselines")
 
 
 def test_the_bounds_are_those_of_the_project_and_hold_here():

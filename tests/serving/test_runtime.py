@@ -35,7 +35,7 @@ def test_a_choice_for_another_cpu_without_a_float_graph_is_never_ready(serve, ma
 
 @pytest.mark.parametrize("chosen", [None, "true"])
 def test_a_closed_service_leaves_the_environment_as_it_was(serve, package, monkeypatch, chosen):
-    name = runtime.PARALLELISM
+    name = runtime.TOKENIZER_THREADS
     monkeypatch.setenv(name, chosen or "")
     if chosen is None:
         monkeypatch.delenv(name)
@@ -90,7 +90,7 @@ def test_the_float_graph_is_served_where_the_engine_is_missing(serve, make_packa
 def test_as_many_batches_at_once_as_the_choice_has_streams(serve, make_package, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_THREADS", "2")
     client = serve(make_package(tmp_path / "p", execution=Execution(streams=2)).path)
-    engine, together = client._app._runtime._batcher, Barrier(2)
+    engine, together = client._app._runtime._model.batcher, Barrier(2)
     compute = engine._compute
 
     def meet(texts, encodings):
@@ -130,7 +130,7 @@ def test_who_leaves_before_the_text_is_tokenized_costs_nothing(serve, make_packa
         assert go.wait(5)
         raise RuntimeError
 
-    monkeypatch.setattr(type(served._predictor.tokenizer), "windows", held)
+    monkeypatch.setattr(type(served._model.predictor.tokenizer), "windows", held)
     other = client.start("POST", PREDICT, json_body={"texts": ["long " * 1000]})
     left = client.start("POST", PREDICT, json_body={"texts": ["film " * 1000]}, leave_after=0.2)
     assert left.result(2).status == 499
@@ -180,7 +180,7 @@ def test_how_undecided_and_how_unknown_texts_are(client):
 
 def test_entropy_is_of_all_labels_alike():
     rows = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
-    assert runtime.entropies(rows) == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
+    assert drift.entropies(rows) == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
 
 
 def test_the_garbage_collector_leaves_alone_what_was_loaded(package, key_file, alice, monkeypatch):

@@ -20,7 +20,7 @@ from test_launch import ask, environ, launched
 from deploykit import Client
 from deploykit.artifact import ServeOptions
 from deploykit.serving import launch
-from deploykit.serving.telemetry.watchdog import STATUS
+from deploykit.serving.telemetry.watchdog import EXIT_STATUS
 
 BODY = {"texts": ["a great film"]}
 FREEZE = """
@@ -175,14 +175,14 @@ def test_an_engine_that_does_not_come_back_is_noticed_and_its_process_replaced(m
         frozen.unlink()
         ready(url, but=first)
         assert ask(f"{url}/v1/predict", alice, BODY)[0] == 200
-    assert "the engine has stood still for 2 s: this process ends, to be started anew" in (tmp_path / "log").read_text()
+    assert "the engine has hung for 2 s: this process ends, to be started again" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("also", ["", LOG_STANDS_STILL], ids=["alone", "with the log"])
 def test_an_event_loop_that_does_not_turn_ends_the_process(also):
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", also + STANDS_STILL], timeout=20, check=False)
-    assert done.returncode == STATUS
+    assert done.returncode == EXIT_STATUS
     assert 2 < time.monotonic() - start < 10
 
 

@@ -266,7 +266,7 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     assert (lengths[0], lengths[-1]) == (min(len(row.text) for row in rows), max(len(row.text) for row in rows))
     for expected in ("scores", "float_scores"):  # this package's graph is the float graph
         golden.replay(found, Predictor.load(package, 1), expected)
-    assert found.tolerance == golden.LEAST
+    assert found.tolerance == golden.MIN_TOLERANCE
     reference = load_predictions(graph)["reference.validation"]
     place = {row.text: index for index, row in enumerate(rows)}
     for text, scores in zip(found.texts, found.reference, strict=True):

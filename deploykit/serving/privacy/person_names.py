@@ -1,11 +1,11 @@
-"""Names of people in texts, found by a spaCy model through Presidio, to be masked with the rest of personal data.
+"""Finds names of people in texts with a spaCy model through Presidio, so that they can be masked.
 
-Patterns cannot find names and a model misses some: this makes a leak rarer and not impossible. The model is any with
-named entities that is installed on the machine that serves, or a directory; nothing is downloaded. Of its parts only
-the recognition of names is run.
+Patterns cannot find names, and a model misses some: leaks become rarer, not impossible. The model is any with named
+entities that is installed on the machine that serves, or a directory; nothing is downloaded.
 """
 
 import threading
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from deploykit.errors import InputError, extra_missing
 from deploykit.serving.settings import Settings
 
 ENTITY = "PERSON"
-NEEDED = ("tok2vec", "transformer", "ner")  # of what a model is made of
-MOST_CHARACTERS = 50_000  # that are looked at together
-
-Spans = list[tuple[int, int]]
+COMPONENTS = ("tok2vec", "transformer", "ner")  # of a spaCy model, which recognition of names needs
+MAX_CHARACTERS = 50_000  # of one call of the model
 
 
 class Names:
@@ -35,30 +33,30 @@ class Names:
         from presidio_analyzer.nlp_engine import SpacyNlpEngine
         from presidio_analyzer.predefined_recognizers import SpacyRecognizer
 
-        nlp = _loaded(model)
+        nlp = _load(model)
         self._language: str = nlp.lang
         engine = SpacyNlpEngine(models=[{"lang_code": nlp.lang, "model_name": model}])
-        engine.nlp = {nlp.lang: nlp}  # what is loaded already; its own `load` would download what is missing
-        known = {label for label in nlp.get_pipe("ner").labels if _is_person(engine, label)}
-        if not known:
+        engine.nlp = {nlp.lang: nlp}  # loaded already; its own `load` would download a missing model
+        entities = engine.ner_model_configuration.model_to_presidio_entity_mapping
+        if ENTITY not in map(entities.get, nlp.get_pipe("ner").labels):
             raise InputError(f"the spaCy model {model} knows no names of people. Name another one in redact_names.")
         recognizer = SpacyRecognizer(supported_language=nlp.lang, supported_entities=[ENTITY])
         registry = RecognizerRegistry(recognizers=[recognizer], supported_languages=[nlp.lang])
         self._analyzer = AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[nlp.lang])
-        self._turn = threading.Lock()  # spaCy promises nothing to threads
+        self._lock = threading.Lock()  # spaCy does not promise to be thread-safe
 
-    def __call__(self, text: str) -> Spans:
-        """Returns where names stand, as offsets of their first character and after their last."""
-        found: Spans = []
+    def __call__(self, text: str) -> list[tuple[int, int]]:
+        """Returns the spans of names: offsets of their first character and after their last."""
+        spans: list[tuple[int, int]] = []
         for start, stop in _parts(text):
-            with self._turn:
+            with self._lock:
                 names = self._analyzer.analyze(text[start:stop], language=self._language, entities=[ENTITY])
-            found += [(start + name.start, start + name.end) for name in names]
-        return sorted(found)
+            spans += [(start + name.start, start + name.end) for name in names]
+        return sorted(spans)
 
 
 def require_model(settings: Settings) -> None:
-    """Makes sure that names can be found where that is asked for, before a service starts.
+    """Checks before a service starts that names can be found, if the recipe asks for it.
 
     Raises:
         MissingExtraError: Presidio is not installed.
@@ -76,7 +74,7 @@ def require_model(settings: Settings) -> None:
         )
 
 
-def _loaded(model: str) -> Any:
+def _load(model: str) -> Any:
     import spacy
 
     try:
@@ -85,21 +83,16 @@ def _loaded(model: str) -> Any:
         raise InputError(f"the spaCy model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
     if "ner" not in nlp.pipe_names:
         raise InputError(f"the spaCy model {model} finds no names. Name one with named entities in redact_names.")
-    nlp.select_pipes(enable=[name for name in nlp.pipe_names if name in NEEDED])
+    nlp.select_pipes(enable=[name for name in nlp.pipe_names if name in COMPONENTS])
     return nlp
 
 
-def _is_person(engine: Any, label: str) -> bool:
-    return bool(engine.ner_model_configuration.model_to_presidio_entity_mapping.get(label) == ENTITY)
-
-
-def _parts(text: str) -> Spans:
-    """Cuts a long text at spaces, so that no name is cut."""
-    found: Spans = []
+def _parts(text: str) -> Iterator[tuple[int, int]]:
+    """Yields the spans of parts of a long text, cut at spaces so that no name is cut."""
     start = 0
-    while len(text) - start > MOST_CHARACTERS:
-        space = text.rfind(" ", start + 1, start + MOST_CHARACTERS)
-        stop = space if space > 0 else start + MOST_CHARACTERS
-        found.append((start, stop))
+    while len(text) - start > MAX_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + MAX_CHARACTERS)
+        stop = space if space > 0 else start + MAX_CHARACTERS
+        yield start, stop
         start = stop
-    return [*found, (start, len(text))]
+    yield start, len(text)

@@ -1,7 +1,7 @@
-"""Files of records in a folder that several processes may share, and that never holds more than it may.
+"""Files of records in a folder that several processes may share, with a limit on the bytes of all files.
 
-The first clients have files of their own, and all others share some. Where there is no room, the oldest file of those
-who hold most goes: a client may use all that others leave free, and cannot push out theirs.
+The first clients have files of their own, and all others share some. At the limit, the oldest file of the client that
+holds most is deleted: a client may use all the room that others leave, and cannot push out their records.
 """
 
 import hashlib
@@ -16,56 +16,59 @@ from typing import Any
 
 from deploykit.artifact.record_format import PATTERN
 
-SEGMENTS = 8  # files among which a client's share of the room is divided, so that little is lost at once
-OWN_FILES, GROUPS = 24, 8  # clients with files of their own, and the groups that others share
-MAX_FILES = SEGMENTS * (OWN_FILES + GROUPS)  # each is looked at for each record
+FILES_PER_OWNER = 8  # into which its share of the room is divided, so that little is deleted at once
+MAX_SINGLE_OWNERS = 24  # clients with files of their own
+GROUPS = 8  # of the other clients
+MAX_FILES = FILES_PER_OWNER * (MAX_SINGLE_OWNERS + GROUPS)  # every write looks at all of them
+
+Sizes = dict[str, dict[str, int]]  # bytes of each file by its owner, the oldest file first
 
 
 class Files:
     """The files that one process writes.
 
     Args:
-        folder: that exists.
-        most: bytes of all files together.
+        folder: an existing one.
+        max_bytes: of all files together.
     """
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder, self._most = folder, most
-        self._current: dict[str, str] = {}
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._current: dict[str, str] = {}  # the file that each owner's next line is added to
 
     def write(self, line: bytes, client: str = "") -> None:
         """Adds a line of a client, or nothing of it.
 
         Raises:
-            OSError: the disk is full or refuses to be written, or the line is longer than all files may be.
+            OSError: the disk is full or not writable, or the line is longer than `max_bytes`.
         """
-        if len(line) > self._most:
+        if len(line) > self._max_bytes:
             raise OSError(EFBIG, os.strerror(EFBIG))
-        held = self._held()
-        mark = _mark(client, held)
-        self._current = {owner: file for owner, file in self._current.items() if file in held.get(owner, ())}
-        size = held.setdefault(mark, {}).get(self._current.get(mark, ""), 0)
-        if not size or size + len(line) > self._most // SEGMENTS // len(held):
-            self._current[mark] = f"records-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{mark}.jsonl"
-        self._make_room(held, mark, len(line))
-        _append(self._folder / self._current[mark], line)
+        sizes = self._sizes()
+        owner = _owner(client, sizes)
+        self._current = {name: file for name, file in self._current.items() if file in sizes.get(name, ())}
+        size = sizes.setdefault(owner, {}).get(self._current.get(owner, ""), 0)
+        if not size or size + len(line) > self._max_bytes // FILES_PER_OWNER // len(sizes):
+            self._current[owner] = f"records-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{owner}.jsonl"
+        self._make_room(sizes, owner, len(line))
+        _append(self._folder / self._current[owner], line)
 
-    def _held(self) -> dict[str, dict[str, int]]:
-        """Returns the sizes of all files by the marks of their clients, the oldest first."""
-        held: dict[str, dict[str, int]] = {}
+    def _sizes(self) -> Sizes:
+        sizes: Sizes = {}
         with os.scandir(self._folder) as entries:
             files = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, PATTERN))
         for name, entry in files:
-            with suppress(FileNotFoundError):  # taken away by another process
-                held.setdefault(name.removesuffix(".jsonl").rpartition("-")[2], {})[name] = entry.stat().st_size
-        return held
+            with suppress(FileNotFoundError):  # deleted by another process
+                sizes.setdefault(name.removesuffix(".jsonl").rpartition("-")[2], {})[name] = entry.stat().st_size
+        return sizes
 
-    def _make_room(self, held: Mapping[str, dict[str, int]], mark: str, size: int) -> None:
-        while files := {owner: names for owner, names in held.items() if names}:
-            sizes = {owner: sum(names.values()) + size * (owner == mark) for owner, names in files.items()}
-            counts = {owner: len(names) for owner, names in files.items()}
-            if sum(sizes.values()) + size * (mark not in sizes) > self._most:
-                largest = max(sizes, key=sizes.__getitem__)
+    def _make_room(self, sizes: Sizes, owner: str, size: int) -> None:
+        """Deletes files, until the owner can add a line of `size` bytes."""
+        while files := {name: own for name, own in sizes.items() if own}:
+            totals = {name: sum(own.values()) + size * (name == owner) for name, own in files.items()}
+            counts = {name: len(own) for name, own in files.items()}
+            if sum(totals.values()) + size * (owner not in totals) > self._max_bytes:
+                largest = max(totals, key=totals.__getitem__)
             elif sum(counts.values()) >= MAX_FILES:
                 largest = max(counts, key=counts.__getitem__)
             else:
@@ -75,11 +78,11 @@ class Files:
             del files[largest][oldest]
 
 
-def _mark(client: str, held: Mapping[str, Any]) -> str:
-    """Returns what names the files of a client: its own mark, or that of a group where there are many clients."""
+def _owner(client: str, sizes: Mapping[str, Any]) -> str:
+    """Returns the name that a client's files have: its own, or that of a group if there are many clients."""
     digest = hashlib.blake2s(client.encode(), digest_size=6)
     own = digest.hexdigest()
-    return own if own in held or len(held) < OWN_FILES else f"group{digest.digest()[0] % GROUPS}"
+    return own if own in sizes or len(sizes) < MAX_SINGLE_OWNERS else f"group{digest.digest()[0] % GROUPS}"
 
 
 def _append(file: Path, line: bytes) -> None:

@@ -1,8 +1,8 @@
-"""Sampled records: what was asked and what was answered, masked, to be looked at and labelled later.
+"""Sampled records of texts and answers, masked, for later inspection and labelling.
 
 Nothing is stored unless the recipe says how much (`serve.records`) and the machine says where. Personal data is masked
-before anything is written, whatever the model reads. Chance decides which answers are recorded, and nothing that a
-client chooses; feedback is taken on answers that this process has recorded. A thread of its own writes; when the disk
+before anything is written, whatever the model reads. Chance alone decides which answers are recorded, so that a client
+cannot choose; feedback is accepted for answers that this process has recorded. A thread of its own writes: if the disk
 is slow or full, records are dropped and counted, and no request waits or fails.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
+from prometheus_client import Counter
 from pydantic import BaseModel
 
 from deploykit.artifact import Artifact, RecordOptions
@@ -26,17 +27,16 @@ from deploykit.artifact.record_format import FEEDBACK, PREDICTION
 from deploykit.errors import InputError
 from deploykit.serving.call import Call
 from deploykit.serving.privacy.record_files import Files
-from deploykit.serving.privacy.redaction import Find, redact
+from deploykit.serving.privacy.redaction import FindNames, redact
 from deploykit.serving.settings import RECORDS, Settings
-from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import Encoding
 
-MASKED = ("text", "text_pair", "comment")
-MEGABYTE = 1_000_000
-MAX_WAITING = 200
-MAX_CHARACTERS = 50_000  # of one record; what waits is bounded by both
-MAX_REMEMBERED = 50_000  # answers on which feedback is taken; some 10 MB
-FORGOTTEN_AT_ONCE = 500  # so that the client that has most is seldom looked for
+MASKED_FIELDS = ("text", "text_pair", "comment")
+BYTES_PER_MEGABYTE = 1_000_000
+MAX_WAITING = 200  # records
+MAX_CHARACTERS = 50_000  # of one record; both bound the memory of the queue
+MAX_REMEMBERED = 50_000  # answers for which feedback is accepted; about 10 MB
+FORGOTTEN_AT_ONCE = 500  # answers: the client with the most is then rarely searched for
 CLOSE_S = 5.0
 
 logger = logging.getLogger("deploykit.serving")
@@ -46,29 +46,36 @@ class Recorder:
     """Takes records and writes them in the background.
 
     Args:
-        folder: where; it exists.
-        options: how many, and how much room.
+        folder: an existing one.
+        options: the share of texts that is recorded, and the bytes of all files.
         artifact: the package that answers.
-        metrics: count what is written and what is dropped.
-        names: finds names of people to be masked, where that is asked for.
+        written: counts the records that are stored.
+        dropped: counts those that are not.
+        names: finds the names of people, if they are masked.
     """
 
     def __init__(
-        self, folder: Path, options: RecordOptions, artifact: Artifact, metrics: Metrics, names: Find | None = None
+        self,
+        folder: Path,
+        options: RecordOptions,
+        artifact: Artifact,
+        written: Counter,
+        dropped: Counter,
+        names: FindNames | None = None,
     ) -> None:
-        self._share, self._metrics, self._names = options.share, metrics, names
-        self._files = Files(folder, options.megabytes * MEGABYTE)
+        self._share, self._written, self._dropped, self._names = options.share, written, dropped, names
+        self._files = Files(folder, options.megabytes * BYTES_PER_MEGABYTE)
         manifest = artifact.manifest
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
-        self._random = SystemRandom()  # the ids of requests would give away the next numbers of the ordinary one
+        self._random = SystemRandom()  # ids of requests are from the ordinary generator and would reveal its numbers
         self._recorded = RecordedAnswers()
         self._failing = False
         self._thread = threading.Thread(target=self._write, name="records", daemon=True)
         self._thread.start()
 
     def recorded(self, client: str, request: str, index: int) -> bool:
-        """Says whether this process has recorded an answer to a client, and still knows it."""
+        """Says whether this process has recorded an answer to a client, and still remembers it."""
         return self._recorded.holds(client, request, index)
 
     def answered(
@@ -76,22 +83,22 @@ class Recorder:
         call: Call,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
-        read: Sequence[Encoding],
+        encodings: Sequence[Encoding],
         answers: Sequence[BaseModel],
     ) -> None:
-        """Takes a share of the texts of a request, with their answers."""
-        for index, (text, encoding, answer) in enumerate(zip(texts, read, answers, strict=True)):
+        """Records a random share of the texts of a request, with their answers."""
+        for index, (text, encoding, answer) in enumerate(zip(texts, encodings, answers, strict=True)):
             if self._random.random() < self._share:
                 content = {"text": text, **({"text_pair": pairs[index]} if pairs else {}), "tokens": len(encoding)}
-                if self._put(PREDICTION, call, call.id, index, **content, **_said(answer)):
+                if self._put(PREDICTION, call, call.id, index, **content, **_without_text(answer)):
                     self._recorded.add(call.client.name, call.id, index)
 
     def feedback(self, call: Call, request: str, index: int, label: str, comment: str | None) -> bool:
-        """Takes what would have been right; returns whether there is room for it."""
+        """Records the right label of an answer; returns whether the queue had room for it."""
         return self._put(FEEDBACK, call, request, index, label=label, comment=comment)
 
     def close(self) -> None:
-        """Writes what waits, as long as that does not take long."""
+        """Writes the waiting records, for a few seconds at most."""
         try:
             self._queue.put(None, timeout=CLOSE_S)
         except queue.Full:
@@ -102,26 +109,23 @@ class Recorder:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"kind": kind, "time": now, "id": request, "index": index, "client": call.client.name, **self._model}
         try:
-            if sum(len(content.get(name) or "") for name in MASKED) > MAX_CHARACTERS:
+            if sum(len(content.get(name) or "") for name in MASKED_FIELDS) > MAX_CHARACTERS:
                 raise queue.Full
             self._queue.put_nowait(record | content)
         except queue.Full:
-            self._metrics.records_dropped.inc()
+            self._dropped.inc()
             return False
         return True
 
     def _write(self) -> None:
-        """Writes until it is told to end; what goes wrong is said once, until it goes right again."""
-        while True:
-            record = self._queue.get()
-            if record is None:
-                return
+        """Writes records until the queue yields None; logs the first of several failures in a row."""
+        while record := self._queue.get():
             try:
                 self._files.write(_line(record, self._names), record["client"])
-                self._metrics.records_written.inc()
+                self._written.inc()
                 self._failing = False
-            except Exception as error:  # of any kind: a thread that ends would drop all that comes
-                self._metrics.records_dropped.inc()
+            except Exception as error:  # of any kind: without the thread, all later records would be dropped
+                self._dropped.inc()
                 if not self._failing:
                     reason = error.strerror if isinstance(error, OSError) else type(error).__name__
                     logger.error("records are dropped, because they cannot be written: %s", reason)
@@ -129,39 +133,39 @@ class Recorder:
 
 
 class RecordedAnswers:
-    """Which answers of this process have a record; of too many, the client that has most loses its oldest."""
+    """The answers of this process that have a record; if there are too many, the busiest client loses its oldest."""
 
     def __init__(self) -> None:
-        self._places: defaultdict[str, dict[tuple[str, int], None]] = defaultdict(dict)
+        self._answers: defaultdict[str, dict[tuple[str, int], None]] = defaultdict(dict)
         self._count = 0
 
     def add(self, client: str, request: str, index: int) -> None:
         """Remembers an answer."""
-        places = self._places[client]
-        self._count += (request, index) not in places
-        places[request, index] = None
+        answers = self._answers[client]
+        self._count += (request, index) not in answers
+        answers[request, index] = None
         if self._count > MAX_REMEMBERED:
-            most = max(self._places, key=lambda name: len(self._places[name]))
-            forgotten = list(islice(self._places[most], FORGOTTEN_AT_ONCE))
-            for place in forgotten:
-                del self._places[most][place]
-            self._count -= len(forgotten)
-            if not self._places[most]:
-                del self._places[most]
+            busiest = max(self._answers, key=lambda name: len(self._answers[name]))
+            oldest = list(islice(self._answers[busiest], FORGOTTEN_AT_ONCE))
+            for answer in oldest:
+                del self._answers[busiest][answer]
+            self._count -= len(oldest)
+            if not self._answers[busiest]:
+                del self._answers[busiest]
 
     def holds(self, client: str, request: str, index: int) -> bool:
         """Says whether an answer is remembered."""
-        return client in self._places and (request, index) in self._places[client]
+        return client in self._answers and (request, index) in self._answers[client]
 
 
-def _line(record: Mapping[str, Any], names: Find | None) -> bytes:
+def _line(record: Mapping[str, Any], names: FindNames | None) -> bytes:
     """Renders a record, masked."""
-    masked = {name: redact(record[name], names)[0] for name in MASKED if record.get(name) is not None}
+    masked = {name: redact(record[name], names)[0] for name in MASKED_FIELDS if record.get(name) is not None}
     return json.dumps({**record, **masked}, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
-def _said(answer: BaseModel) -> dict[str, Any]:
-    """Returns what an answer says, without parts of the text."""
+def _without_text(answer: BaseModel) -> dict[str, Any]:
+    """Returns the content of an answer without parts of the text."""
     content = answer.model_dump()
     if "label" in content:
         return {"label": content["label"], "confidence": content["score"]}
@@ -170,7 +174,7 @@ def _said(answer: BaseModel) -> dict[str, Any]:
 
 
 def require_folder(settings: Settings) -> None:
-    """Makes sure that records can be kept where that is asked for, before a service starts.
+    """Checks before a service starts that records can be written, if they are configured.
 
     Raises:
         InputError: nothing can be written there.

@@ -1,14 +1,12 @@
-"""Rules that choose which waiting texts share a batch: pure functions of their lengths.
+"""The rule that chooses which waiting texts share a batch: a pure function of their lengths.
 
-`by_cost` adds texts of similar length as long as that lowers the total waiting time: on a CPU, padding a short text to
-a long one costs more than batching saves, and two long texts together save almost nothing, while the first waits for
-both. `in_order` ignores the cost; it is the baseline.
+It adds texts of similar length as long as that lowers the total waiting time: on a CPU, padding a short text to a long
+one costs more than batching saves, and two long texts together save almost nothing, while the first waits for both.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from deploykit.artifact.cost import Cost
 
@@ -17,8 +15,7 @@ from deploykit.artifact.cost import Cost
 Release = Literal["all", "items", "tokens", "cost", "shape"]
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Limits of one batch (padded tokens, texts), of the queue (tokens), and of a text's wait (seconds)."""
 
     batch_tokens: int
@@ -59,15 +56,3 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
             chosen.append(index)
             width = max(width, lengths[index])
     return chosen, release
-
-
-def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int], Release]:
-    """Chooses texts in order of arrival until a limit is reached, whatever the padding costs; see `by_cost`."""
-    width = 0
-    for count, length in enumerate(lengths):
-        width = max(width, length)
-        if count == bounds.batch_items:
-            return list(range(count)), "items"
-        if count and (count + 1) * width > bounds.batch_tokens:
-            return list(range(count)), "tokens"
-    return list(range(len(lengths))), "all"

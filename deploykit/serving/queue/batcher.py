@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from math import ceil, inf
 from time import perf_counter, thread_time
 
 from deploykit.artifact.cost import Cost, LearnedCost
-from deploykit.serving.problems import CLIENT_GONE, Problem, busy
+from deploykit.serving.problems import Problem, busy
+from deploykit.serving.queue import jobs
 from deploykit.serving.queue.batch_rules import Bounds, Rule, by_cost
 from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.jobs import Item, Job, Timing
@@ -24,9 +24,7 @@ from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
-MAX_SCANNED = 1024  # waiting texts considered for one batch: bounds the time on the event loop
-MISSED_DEADLINE = "no answer in the time that this service allows, because it is busy. Send fewer texts, or try again"
-CLIENT_LEFT = "the client has left"
+MAX_CANDIDATES = 1024  # waiting texts considered for one batch: bounds the time on the event loop
 MIN_LEARNED_WAIT_SHARE = 0.1  # of the longest allowed wait; errors of shorter estimates do not matter
 HARD_LIMIT_RATIO = 2  # times `queue_tokens`; between the two limits, only clients below their fair share are admitted
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
@@ -71,15 +69,15 @@ class Batcher:
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
 
     @property
-    def began(self) -> float | None:
+    def oldest_start(self) -> float | None:
         """Start of the longest running batch, by `perf_counter`; None if the engine is idle."""
         return min(self._starts, default=None)
 
     @property
     def busy_s(self) -> float:
         """Seconds since the longest running batch started; 0 if the engine is idle."""
-        began = self.began
-        return 0.0 if began is None else perf_counter() - began
+        start = self.oldest_start
+        return 0.0 if start is None else perf_counter() - start
 
     def waiting(self) -> tuple[int, int, float]:
         """Returns the number of waiting texts, their tokens and the longest wait in seconds; thread-safe."""
@@ -110,27 +108,21 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
                 client left, 500 the engine failed on one of these texts.
         """
-        estimate = self.check(client, list(map(len, encodings)), timeout_s)
+        estimate_s = self.check(client, list(map(len, encodings)), timeout_s)
         done = asyncio.get_running_loop().create_future()
         job = Job(client, done, [None] * len(texts), len(texts))
         items = [
-            Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone(len(encoding)))
+            Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone_s(len(encoding)))
             for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
         ]
-        if disconnect is not None:
-            disconnect.add_done_callback(lambda _: job.fail(Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT)))
-        if estimate > MIN_LEARNED_WAIT_SHARE * self._bounds.wait_s:
-            job.estimate_s = estimate + self._waits.estimate_s(sum(item.seconds for item in items[:-1]))
+        if estimate_s > MIN_LEARNED_WAIT_SHARE * self._bounds.wait_s:
+            job.estimate_s = estimate_s + self._waits.estimate_s(sum(item.seconds for item in items[:-1]))
         excess = max(sum(map(len, encodings)) - self._bounds.queue_tokens, 0)
         self._excess += excess
         self._enter(items)
         try:
-            async with asyncio.timeout(timeout_s):
-                await job.done
-        except TimeoutError:
-            raise Problem(504, "deadline", MISSED_DEADLINE) from None
+            await jobs.wait(done, timeout_s, disconnect)
         finally:
-            job.done.cancel()  # results of items that are still in the engine are dropped
             self._excess -= excess
             if items[-1] in self._waiting and perf_counter() - items[-1].since > job.estimate_s:
                 self._learn_wait(items[-1])  # the full wait would have been even longer
@@ -159,21 +151,24 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed.
         """
         if timeout_s <= 0:
-            raise Problem(504, "deadline", MISSED_DEADLINE)
-        queue, tokens, limit = self._waiting, sum(lengths), self._bounds.queue_tokens
+            raise Problem(504, "deadline", jobs.MISSED_DEADLINE)
+        queue, limit = self._waiting, self._bounds.queue_tokens
+        if not queue:
+            return 0.0
+        tokens = sum(lengths)
         total, own = queue.tokens + tokens, queue.tokens_of(client) + tokens
         above_share = own > limit / queue.clients_with(client)
         full = total > limit and (above_share or total > HARD_LIMIT_RATIO * limit + self._excess)
-        estimate = self._waits.estimate_s(queue.ahead_of(client, sum(map(self._alone, lengths))))
-        if queue and (full or estimate * self._waits.margin > min(timeout_s, self._bounds.wait_s)):
+        estimate_s = self._waits.estimate_s(queue.ahead_of(client, sum(map(self._alone_s, lengths))))
+        if full or estimate_s * self._waits.margin > min(timeout_s, self._bounds.wait_s):
             raise busy(self._waits.estimate_s(queue.seconds))
-        return estimate
+        return estimate_s
 
     def _learn_wait(self, item: Item) -> None:
         if item.job.estimate_s and item.index == len(item.job.scores) - 1:
             self._waits.learn_wait(perf_counter() - item.since, item.job.estimate_s)
 
-    def _alone(self, tokens: int) -> float:
+    def _alone_s(self, tokens: int) -> float:
         """Predicts the seconds of one text that runs alone."""
         return self._cost.current.seconds(1, tokens)
 
@@ -187,20 +182,20 @@ class Batcher:
         """Runs one batch after the other until no text waits."""
         task = asyncio.current_task()
         try:
-            while batch := self._next():
+            while batch := self._next_batch():
                 await self._run(batch)
         finally:  # not in a callback: a text that arrives before the callback runs would get no worker
             self._workers.discard(task)
 
-    def _next(self) -> list[Item]:
+    def _next_batch(self) -> list[Item]:
         while self._waiting and (first := self._waiting.first()).job.done.done():
             self._waiting.discard(first)
         if not self._waiting:
             return []
-        fillers = self._waiting.fillers(MAX_SCANNED)
-        items = [first, *(item for item in fillers if item is not first and not item.job.done.done())]
+        candidates = self._waiting.fillers(MAX_CANDIDATES)
+        items = [first, *(item for item in candidates if item is not first and not item.job.done.done())]
         share = ceil(len(items) / (self._streams - len(self._starts)))
-        bounds = replace(self._bounds, batch_items=min(share, self._bounds.batch_items))
+        bounds = self._bounds._replace(batch_items=min(share, self._bounds.batch_items))
         positions, release = self._choose([item.width for item in items], self._cost.current, bounds)
         while self._shape(len(positions), 1)[0] > len(positions):
             positions.pop()
@@ -220,17 +215,14 @@ class Batcher:
             for item, scores in zip(batch, await self._timed(batch), strict=True):
                 item.job.put(item.index, scores)
         except Exception as error:
-            await self._isolate(batch, error)
-
-    async def _isolate(self, batch: Sequence[Item], error: Exception) -> None:
-        if len(batch) == 1:
-            logger.error("the engine failed on a text of %d tokens", len(batch[0]), exc_info=error)
-            batch[0].job.fail(Problem(500, "failed", "the model failed on one of these texts"))
-            return
-        self._metrics.batch_retries.inc()
-        for item in batch:
-            if not item.job.done.done():
-                await self._run([item])
+            if len(batch) == 1:
+                logger.error("the engine failed on a text of %d tokens", len(batch[0]), exc_info=error)
+                jobs.fail(batch[0].job.done, Problem(500, "failed", "the model failed on one of these texts"))
+                return
+            self._metrics.batch_retries.inc()
+            for item in batch:
+                if not item.job.done.done():
+                    await self._run([item])
 
     async def _timed(self, batch: Sequence[Item]) -> Sequence[Float32]:
         start = perf_counter()

@@ -23,13 +23,15 @@ class Request(Hashable, Protocol):
 
 
 class Queueable(Protocol):
-    """An item of a request: its length is its cost in tokens, and `seconds` the predicted time if it runs alone."""
-
-    seconds: float
+    """An item of a request; its length is its cost in tokens."""
 
     @property
     def job(self) -> Request:
         """The request to which the item belongs."""
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time if the item runs alone."""
 
     def __len__(self) -> int: ...
 
@@ -73,23 +75,15 @@ class FairQueue(Generic[T]):
         """Returns the waiting tokens of a client."""
         return self._accounts[client].tokens if client in self._accounts else 0
 
-    def seconds_of(self, client: str) -> float:
-        """Returns the predicted seconds of a client's waiting items, one by one."""
-        return self._accounts[client].seconds if client in self._accounts else 0.0
-
     def clients_with(self, client: str) -> int:
         """Returns the number of clients that take turns, counting this one even if it has no items."""
         return len(self._accounts) + (client not in self._accounts)
 
     def ahead_of(self, client: str, seconds: float) -> float:
-        """Returns the predicted seconds of the items that run before a client's last item, if it adds new items.
-
-        Args:
-            client: name of the client.
-            seconds: predicted for its new items, one by one.
-        """
+        """Predicts the seconds of all items that run before a client's last one, if it adds items of `seconds`."""
         others = self.clients_with(client) - 1
-        return min(self.seconds, self.seconds_of(client) * (others + 1) + seconds * others)
+        own_s = self._accounts[client].seconds if client in self._accounts else 0.0
+        return min(self.seconds, own_s * (others + 1) + seconds * others)
 
     def add(self, item: T) -> None:
         """Adds an item as the last of its request."""
@@ -97,10 +91,10 @@ class FairQueue(Generic[T]):
         account.requests.setdefault(item.job, OrderedDict())[item] = None
         self._count(account, item, 1)
 
-    def discard(self, item: T) -> bool:
-        """Removes an item without charging it; returns whether the queue had it."""
+    def discard(self, item: T) -> None:
+        """Removes an item, if the queue has it, without charging it."""
         if item not in self:
-            return False
+            return
         account = self._accounts[item.job.client]
         items = account.requests[item.job]
         del items[item]
@@ -109,7 +103,6 @@ class FairQueue(Generic[T]):
         self._count(account, item, -1)
         if not account.requests:  # credit and debt end when nothing of the client waits
             del self._accounts[item.job.client]
-        return True
 
     def take(self, item: T) -> None:
         """Removes an item to run it, charges it to its client, and puts its request behind the client's others."""

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
 
+from deploykit.serving.problems import CLIENT_GONE, Problem
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
+
+MISSED_DEADLINE = "no answer in the time that this service allows, because it is busy. Send fewer texts, or try again"
+CLIENT_LEFT = "the client has left"
 
 
 @dataclass
@@ -62,7 +66,25 @@ class Job:
         if not self.remaining and not self.done.done():
             self.done.set_result(None)
 
-    def fail(self, error: Exception) -> None:
-        """Fails the request, unless it is done."""
-        if not self.done.done():
-            self.done.set_exception(error)
+
+def fail(done: asyncio.Future[None], error: Exception) -> None:
+    """Fails a request, unless it is done."""
+    if not done.done():
+        done.set_exception(error)
+
+
+async def wait(done: asyncio.Future[None], timeout_s: float, disconnect: asyncio.Future[None] | None) -> None:
+    """Waits until a request is done, its deadline passes or its client leaves; later results are dropped.
+
+    Raises:
+        Problem: 504 the deadline has passed, 499 the client left.
+    """
+    if disconnect is not None:
+        disconnect.add_done_callback(lambda _: fail(done, Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT)))
+    try:
+        async with asyncio.timeout(timeout_s):
+            await done
+    except TimeoutError:
+        raise Problem(504, "deadline", MISSED_DEADLINE) from None
+    finally:
+        done.cancel()

@@ -1,16 +1,15 @@
 """A thread beside the event loop, for work on large bodies and answers that would hold everybody up.
 
-One thread is enough: the work is Python's own, of which only one piece runs at a time. What is small is done at once,
-because passing it to the thread takes longer.
+One thread is enough, because Python runs one thread at a time. Small work is done at once, because passing it to the
+thread takes longer.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
@@ -20,25 +19,12 @@ class Offload:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="offload")
 
-    async def run(
-        self,
-        large: bool,
-        work: Callable[Arguments, Result],
-        *arguments: Arguments.args,
-        **named: Arguments.kwargs,
-    ) -> Result:
-        """Does something: in the thread where it is large, else here.
-
-        Args:
-            large: whether it may take more than about a millisecond.
-            work: what is called.
-            arguments: it is called with.
-            named: arguments, too.
-        """
+    async def run(self, large: bool, work: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """Calls `work` in the thread if it is `large` (may take more than about a millisecond), else at once."""
         if not large:
-            return work(*arguments, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments, **named))
+            return work(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def close(self) -> None:
-        """Ends the thread once it is done."""
+        """Ends the thread after its current work."""
         self._pool.shutdown(wait=False)

@@ -1,178 +1,175 @@
-"""From texts to what the model reads: masked where that is asked for, tokenized, long ones in windows.
+"""Tokenizes the texts of requests: masked if the recipe asks for it, long ones in windows.
 
-Short requests are read on the event loop; longer ones in a thread, in pieces, whose clients take turns (see
-`fairness`), so that nobody's long texts hold up those of others. A text is read as far as its windows can hold it;
-who would wait for too long is refused at once.
+Short requests are tokenized on the event loop. Longer ones are tokenized in a thread, in pieces, and clients take turns
+(see `fair_queue`), so that one client's long texts do not hold up others. Text beyond the last window is not tokenized.
+A request that would wait too long is refused at once.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from deploykit.serving.privacy.person_names import Names
-from deploykit.serving.privacy.redaction import redact
-from deploykit.serving.problems import CLIENT_GONE, Problem, busy
-from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE
+from deploykit.serving.privacy.redaction import FindNames, redact
+from deploykit.serving.problems import busy
+from deploykit.serving.queue import jobs
 from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import CHARACTERS, Tokenizer, Window
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, Window
 
-INLINE = 2000  # characters that are read on the event loop: a thread would cost more
-PIECE = 16_000  # characters of one turn of the thread: some ten milliseconds
-BEHIND = 256  # characters that are masked with those before them, which they may make a number or an address
-PACE = 1e-6  # seconds a character, before any were read
+INLINE_CHARACTERS = 2000  # of a request that is tokenized on the event loop, because the thread would take longer
+PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
+OVERHANG_CHARACTERS = 256  # read only for masking: they may complete a number or an address at the end of the text
+INITIAL_S_PER_CHARACTER = 1e-6  # until the first pieces are measured
 
-Read = list[list[Window]]  # the windows of each text
-
-
-@dataclass(eq=False)
-class Piece:
-    """Some texts of a request; its length is in tokens, roughly."""
-
-    job: "Job"
-    place: slice
-    characters: int
-    seconds: float  # that it takes, alone, as far as one can say beforehand
-
-    def __len__(self) -> int:
-        return self.characters // 4 + 1
+TextWindows = list[list[Window]]  # of each text
 
 
 @dataclass(eq=False)
-class Job:
-    """One request: done when all its pieces are read, or with the first that fails."""
+class _Request:
+    """A request; `done` when all its pieces are tokenized, or when the first one fails."""
 
     client: str
     texts: Sequence[str]
     pairs: Sequence[str] | None
     done: asyncio.Future[None]
-    found: Read = field(default_factory=list)
+    windows: TextWindows = field(default_factory=list)
 
 
-class Reader:
-    """The thread that reads, and who waits for it.
+@dataclass(eq=False)
+class _Piece:
+    """Some texts of a request. Its length is a rough number of tokens."""
+
+    job: _Request
+    rows: slice
+    characters: int
+
+    @property
+    def seconds(self) -> float:
+        return self.characters * INITIAL_S_PER_CHARACTER
+
+    def __len__(self) -> int:
+        return self.characters // 4 + 1
+
+
+class TokenizerQueue:
+    """The tokenizer's thread, and the requests that wait for it.
 
     Args:
-        tokenizer: the model's.
-        settings: what is masked, how many windows a text has, and how long anybody waits.
-        metrics: where masked data is counted.
-        names: finds the names of people, where they are masked.
+        tokenizer: of the model.
+        settings: say what is masked, the most windows of a text, and the longest wait.
+        metrics: count masked data.
+        names: finds the names of people, if they are masked.
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: Settings, metrics: Metrics, names: Names | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, settings: Settings, metrics: Metrics, names: FindNames | None = None
+    ) -> None:
         self._tokenizer, self._settings, self._metrics, self._names = tokenizer, settings, metrics, names
-        self._room = settings.max_windows * tokenizer.max_tokens * CHARACTERS  # characters of a text that are read
-        self._waiting: FairQueue[Piece] = FairQueue()
+        max_tokens = settings.max_windows * tokenizer.max_tokens
+        self._max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN  # of a text; the rest is cut off
+        self._waiting: FairQueue[_Piece] = FairQueue()
         self._waits = WaitEstimator(1)
-        self._work: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
-    async def read(
+    async def tokenize(
         self,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
         timeout_s: float,
-        gone: asyncio.Future[None] | None = None,
+        disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
-    ) -> Read:
-        """Reads the texts of a request, as long as its client waits; a long text becomes windows, a long pair is cut.
+    ) -> TextWindows:
+        """Tokenizes the texts of a request; a long text becomes windows, a long pair is cut.
 
         Args:
             texts: the first, or only, text of each input.
             pairs: the second texts, for a model that reads pairs.
-            timeout_s: how long the client will wait, in seconds.
-            gone: done when the client has left.
-            client: who asks; clients share the thread.
+            timeout_s: how long the client waits, in seconds.
+            disconnect: done when the client has left.
+            client: name of the client; clients share the thread fairly.
 
         Raises:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
-        finding = self._settings.redact and self._names is not None  # takes milliseconds a text
-        if not finding and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE:
-            return self._read(texts, pairs)
-        job = Job(client, texts, pairs, asyncio.get_running_loop().create_future())
-        pieces = list(self._pieces(job))
-        ahead = self._waits.estimate_s(self._waiting.ahead_of(client, sum(piece.seconds for piece in pieces)))
-        if self._waiting and ahead > min(timeout_s, self._settings.max_wait_s):
+        finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
+        if not finds_names and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
+            return self._windows(texts, pairs)
+        request = _Request(client, texts, pairs, asyncio.get_running_loop().create_future())
+        pieces = list(self._pieces(request))
+        ahead_s = self._waits.estimate_s(self._waiting.ahead_of(client, sum(piece.seconds for piece in pieces)))
+        if self._waiting and ahead_s > min(timeout_s, self._settings.max_wait_s):
             raise busy(self._waits.estimate_s(self._waiting.seconds))
         for piece in pieces:
             self._waiting.add(piece)
-        if self._work is None or self._work.done():
-            self._work = asyncio.get_running_loop().create_task(self._run())
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
         try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.wait({job.done, gone or job.done}, return_when=asyncio.FIRST_COMPLETED)
-            if not job.done.done():
-                raise Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT)
-            job.done.result()
-        except TimeoutError:
-            raise Problem(504, "deadline", MISSED_DEADLINE) from None
+            await jobs.wait(request.done, timeout_s, disconnect)
         finally:
-            job.done.cancel()  # what the thread still reads has nobody to tell
             for piece in pieces:
                 self._waiting.discard(piece)
-        return job.found
+        return request.windows
 
     def close(self) -> None:
-        """Ends the thread once it is done."""
+        """Ends the thread after its current piece."""
         self._pool.shutdown(wait=False)
 
-    def _pieces(self, job: Job) -> Iterator[Piece]:
-        """Parts a request into turns of the thread, of whole texts."""
-        sizes = [min(len(text), self._room) for text in job.texts]
-        if job.pairs is not None:
-            sizes = [size + min(len(pair), self._room) for size, pair in zip(sizes, job.pairs, strict=True)]
+    def _pieces(self, request: _Request) -> Iterator[_Piece]:
+        """Splits a request into turns of the thread; each has whole texts."""
+        sizes = [min(len(text), self._max_characters) for text in request.texts]
+        if request.pairs is not None:
+            pair_sizes = [min(len(text), self._max_characters) for text in request.pairs]
+            sizes = [sum(both) for both in zip(sizes, pair_sizes, strict=True)]
         start, characters = 0, 0
         for index, size in enumerate(sizes):
-            if characters and characters + size > PIECE:
-                yield Piece(job, slice(start, index), characters, characters * PACE)
+            if characters and characters + size > PIECE_CHARACTERS:
+                yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
             characters += size
-        yield Piece(job, slice(start, len(sizes)), characters, characters * PACE)
+        yield _Piece(request, slice(start, len(sizes)), characters)
 
-    async def _run(self) -> None:
-        """Reads pieces, one after the other, until nobody waits."""
+    async def _work(self) -> None:
+        """Tokenizes one piece after the other until none waits."""
         while self._waiting:
             piece = self._waiting.first()
             self._waiting.take(piece)
-            job, start = piece.job, perf_counter()
-            pairs = job.pairs and job.pairs[piece.place]
-            reading = asyncio.get_running_loop().run_in_executor(self._pool, self._read, job.texts[piece.place], pairs)
+            request, start = piece.job, perf_counter()
+            texts, pairs = request.texts[piece.rows], request.pairs and request.pairs[piece.rows]
+            loop = asyncio.get_running_loop()
             try:
-                found = await reading
+                windows = await loop.run_in_executor(self._pool, self._windows, texts, pairs)
             except Exception as error:
-                with suppress(asyncio.InvalidStateError):  # nobody waits any more
-                    job.done.set_exception(error)
+                jobs.fail(request.done, error)
                 continue
             self._waits.learn_batch(perf_counter() - start, piece.seconds)
-            job.found += found
-            if len(job.found) == len(job.texts) and not job.done.done():
-                job.done.set_result(None)
+            request.windows += windows
+            if len(request.windows) == len(request.texts) and not request.done.done():
+                request.done.set_result(None)
 
-    def _read(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Read:
+    def _windows(self, texts: Sequence[str], pairs: Sequence[str] | None) -> TextWindows:
         first, second = self._masked(texts), pairs and self._masked(pairs)
         if second is None:
-            found = self._tokenizer.windows(first, self._settings.max_windows)
+            windows = self._tokenizer.windows(first, self._settings.max_windows)
         else:
             encodings = self._tokenizer.encode(first, second)
-            found = [[Window(text, 0, encoding)] for text, encoding in zip(first, encodings, strict=True)]
-        for place, whole in enumerate(zip(texts, pairs or texts, strict=True)):
-            if max(map(len, whole)) > self._room:
-                last = found[place][-1]
-                found[place][-1] = replace(last, encoding=replace(last.encoding, truncated=True))
-        return found
+            windows = [[Window(text, 0, encoding)] for text, encoding in zip(first, encodings, strict=True)]
+        for row, sides in enumerate(zip(texts, pairs or texts, strict=True)):
+            if max(map(len, sides)) > self._max_characters:
+                last = windows[row][-1]
+                windows[row][-1] = replace(last, encoding=replace(last.encoding, truncated=True))
+        return windows
 
     def _masked(self, texts: Sequence[str]) -> Sequence[str]:
-        """Returns of texts what the model may read."""
+        """Returns texts as the model reads them: cut, and masked if the recipe asks for it."""
         if not self._settings.redact:
-            return [text[: self._room] for text in texts]
-        masked = [redact(text[: self._room + BEHIND], self._names) for text in texts]
-        for kind, count in sum((found for _, found in masked), Counter[str]()).items():
+            return [text[: self._max_characters] for text in texts]
+        masked = [redact(text[: self._max_characters + OVERHANG_CHARACTERS], self._names) for text in texts]
+        for kind, count in sum((counts for _, counts in masked), Counter[str]()).items():
             self._metrics.redacted.labels(kind).inc(count)
-        return [text[: self._room] for text, _ in masked]
+        return [text[: self._max_characters] for text, _ in masked]

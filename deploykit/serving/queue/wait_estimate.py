@@ -4,11 +4,9 @@ The queue is measured in the seconds that its texts would take one by one. Batch
 texts may overtake earlier ones by joining a batch; both effects are learned while the service runs.
 """
 
-import numpy as np
-
-SPEED_FORGETTING_FACTOR = 0.9  # weight of the past per batch: about the last ten batches count
-WAIT_GAIN = 1 / 256  # weight of one wait in the running means: some hundred waits count
-MARGIN_DEVIATIONS = 2.0  # mean deviations above the mean; nearly all waits of a bounded queue, 99 %, are shorter
+BATCH_MEMORY = 0.9  # weight of the past per batch: about the last ten batches count
+WAIT_WEIGHT = 1 / 256  # weight of one wait in the running means: some hundred waits count
+MARGIN_DEVIATIONS = 2.0  # mean deviations above the mean: 99 % of the waits of a bounded queue are shorter
 MAX_MARGIN = 3.0  # bounds the ratio of a wait to its estimate: one stall says little about the next waits
 
 
@@ -21,17 +19,12 @@ class WaitEstimator:
 
     def __init__(self, streams: int) -> None:
         self._streams = streams
-        self._seconds = np.full(2, 0.1)  # of recent batches: measured, and predicted for their texts one by one
+        self._batch_s = self._alone_s = 0.1  # of recent batches: measured, and predicted for their texts one by one
         self._mean, self._deviation = 1.0, 0.0  # of the ratios of waits to their estimates
 
     def estimate_s(self, alone_s: float) -> float:
-        """Estimates how many seconds texts take in batches, on all streams.
-
-        Args:
-            alone_s: predicted seconds of the texts one by one.
-        """
-        measured, alone = self._seconds
-        return float(alone_s * measured / max(alone, 1e-9)) / self._streams
+        """Estimates how many seconds texts take in batches, on all streams, if they take `alone_s` one by one."""
+        return alone_s * self._batch_s / max(self._alone_s, 1e-9) / self._streams
 
     @property
     def margin(self) -> float:
@@ -40,10 +33,11 @@ class WaitEstimator:
 
     def learn_batch(self, seconds: float, alone_s: float) -> None:
         """Learns from a batch that took `seconds`, and whose texts one by one were predicted to take `alone_s`."""
-        self._seconds = SPEED_FORGETTING_FACTOR * self._seconds + (seconds, alone_s)
+        self._batch_s = BATCH_MEMORY * self._batch_s + seconds
+        self._alone_s = BATCH_MEMORY * self._alone_s + alone_s
 
     def learn_wait(self, seconds: float, estimate_s: float) -> None:
         """Learns from a text that waited `seconds`, while `estimate_s` was estimated."""
         ratio = min(seconds / max(estimate_s, 1e-9), MAX_MARGIN)
-        self._deviation += WAIT_GAIN * (abs(ratio - self._mean) - self._deviation)
-        self._mean += WAIT_GAIN * (ratio - self._mean)
+        self._deviation += WAIT_WEIGHT * (abs(ratio - self._mean) - self._deviation)
+        self._mean += WAIT_WEIGHT * (ratio - self._mean)

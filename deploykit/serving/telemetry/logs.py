@@ -1,6 +1,6 @@
-"""The log of a service process: one JSON object a line, one line a request, and never a text.
+"""The log of a service process: one JSON object per line, one line per request, and never a text.
 
-Paths are logged as the route's label, so that nobody can write into the log by asking for odd paths.
+Paths are logged as the label of their route, so that odd paths cannot write into the log.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from deploykit.serving.call import Call
 
-NEVER_READY = "this service will not become ready"  # what `launch` looks for
+NEVER_READY = "this service will not become ready"  # `launch` looks for this text in the log
 
 access = logging.getLogger("deploykit.access")
 
@@ -33,7 +33,7 @@ class Lines(logging.Formatter):
 
 
 def configure() -> None:
-    """Sends everything that deploykit logs to the standard output, as lines of JSON."""
+    """Sends the log of deploykit to standard output, as lines of JSON."""
     logger = logging.getLogger("deploykit")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Lines())
@@ -46,8 +46,8 @@ def request_line(call: Call, route: str, status: int, sent: int, seconds: float)
     """Logs one request.
 
     Args:
-        call: who asked, and what it took.
-        route: the route's label.
+        call: the request.
+        route: label of its route.
         status: of the response.
         sent: bytes of the response's body.
         seconds: from request to response.

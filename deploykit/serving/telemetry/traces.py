@@ -1,8 +1,8 @@
-"""Where the time of a request went, as spans of OpenTelemetry: for a collector, when one is configured.
+"""Spans of OpenTelemetry that show how long each phase of a request took, if a collector is configured.
 
-Spans are made once a request is answered, of what was measured anyhow, and sent by a thread of their own: nobody waits
-for a collector, and what it does not take is dropped. They tell routes, statuses and counts, never a text, a key or a
-client. BentoML's own tracing stays off, and the exporter is imported only where it is used.
+Spans are made after the response, from times that were measured anyway, and sent by a thread of their own: no request
+waits for a collector, and spans that it does not take are dropped. They contain routes, statuses and counts, never a
+text, a key or a client. BentoML's own tracing stays off, and the exporter is imported only if it is used.
 """
 
 import threading
@@ -19,7 +19,7 @@ FLUSH_S = 3.0  # a service that ends waits so long for its last spans to be take
 
 
 class Traces:
-    """Makes and sends spans; where to, which share of them and how, the standard variables say.
+    """Makes and sends spans; OpenTelemetry's standard variables configure the endpoint and the sampling.
 
     Args:
         name: of the service, unless the environment names it.
@@ -49,22 +49,22 @@ class Traces:
         self._trace: Any = trace
 
     def record(self, call: Call, method: str, route: str, status: int, headers: Mapping[str, str]) -> str:
-        """Makes the spans of a request that is over.
+        """Makes the spans of an answered request.
 
         Args:
-            call: what it took.
-            method: that it had.
-            route: the route's label.
+            call: the request.
+            method: of the request.
+            route: label of its route.
             status: of the response.
-            headers: of the request; `traceparent` names the span that it belongs to.
+            headers: of the request; `traceparent` names the parent span.
 
         Returns:
             The id of its trace.
         """
         trace, now = self._trace, time.time_ns()
-        zero = now - perf_counter_ns()  # of the clock that measures, since 1970
+        epoch_ns = now - perf_counter_ns()  # zero of `perf_counter`, since 1970
         method = method if method in METHODS else "_OTHER"
-        facts: dict[str, str | int] = {
+        attributes: dict[str, str | int] = {
             "http.request.method": method,
             "http.route": route,
             "http.response.status_code": status,
@@ -76,21 +76,21 @@ class Traces:
             f"{method} {route}",
             self._propagator.extract(headers),
             trace.SpanKind.SERVER,
-            facts,
-            start_time=zero + int(call.start * 1e9),
+            attributes,
+            start_time=epoch_ns + int(call.start * 1e9),
         )
         if span.is_recording():
-            inside = trace.set_span_in_context(span)
+            context = trace.set_span_in_context(span)
             for name, (start, end) in call.phases.items():
-                child = self._tracer.start_span(name, inside, start_time=zero + int(start * 1e9))
-                child.end(zero + int(end * 1e9))
+                child = self._tracer.start_span(name, context, start_time=epoch_ns + int(start * 1e9))
+                child.end(epoch_ns + int(end * 1e9))
             if status >= 500:
                 span.set_status(trace.StatusCode.ERROR)
         span.end(now)
         return str(trace.format_trace_id(span.get_span_context().trace_id))
 
     def close(self) -> None:
-        """Sends what is left, if that takes no longer than a few seconds."""
-        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
-        ending.start()
-        ending.join(FLUSH_S)
+        """Sends the remaining spans, for a few seconds at most."""
+        shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_S)

@@ -1,7 +1,7 @@
-"""Ends a process that stands still, so that its supervisor, or the container's, starts another one.
+"""Ends a process that hangs, so that its supervisor, or the container's, starts another one.
 
-A thread of its own looks whether the event loop still turns and whether the engine still comes back with its batches.
-It counts its own looks and not the time between them: a machine that was suspended has not stood still.
+A thread checks whether the event loop still runs callbacks and whether the engine still finishes its batches. It counts
+its checks and not the time between them: a machine that was suspended has not hung.
 """
 
 import asyncio
@@ -14,57 +14,59 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-STATUS = 70  # EX_SOFTWARE of sysexits.h
-LOOKS = 10  # within the limit
-TELL_S = 1.0  # at most, to say why: what stands still may be the log
+EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
+CHECKS_PER_LIMIT = 10
+LOG_S = 1.0  # at most, to log the reason: the log itself may hang
 
 logger = logging.getLogger("deploykit.serving")
 
 
 class Watchdog:
-    """Looks until it is closed.
+    """Checks until it is closed.
 
     Args:
-        loop: that must turn.
-        batch: tells when the batch began that is longest in the engine; None when it is idle.
-        limit_s: the longest that either may take, in seconds.
+        loop: the event loop.
+        oldest_start: returns when the longest running batch started; None if the engine is idle.
+        limit_s: after which the loop or the engine counts as hung, in seconds.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, batch: Callable[[], float | None], limit_s: float) -> None:
-        self._loop, self._batch, self._limit_s = loop, batch, limit_s
-        self._turned, self._closed = threading.Event(), threading.Event()
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, oldest_start: Callable[[], float | None], limit_s: float
+    ) -> None:
+        self._loop, self._oldest_start, self._limit_s = loop, oldest_start, limit_s
+        self._loop_ran, self._closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Ends the checks."""
         self._closed.set()
 
-    def _look(self) -> None:
-        silent, same, before = 0, 0, None
-        while not self._closed.wait(self._limit_s / LOOKS):
-            silent = 0 if self._turned.is_set() else silent + 1
-            self._turned.clear()
-            now = self._batch()
-            same, before = (same + 1 if now is not None and now == before else 0), now
-            if silent > LOOKS:
-                self._end("the event loop")
-            if same > LOOKS:
-                self._end("the engine")
+    def _watch(self) -> None:
+        loop_misses, same_batch, previous = 0, 0, None
+        while not self._closed.wait(self._limit_s / CHECKS_PER_LIMIT):
+            loop_misses = 0 if self._loop_ran.is_set() else loop_misses + 1
+            self._loop_ran.clear()
+            start = self._oldest_start()
+            same_batch, previous = (same_batch + 1 if start is not None and start == previous else 0), start
+            if loop_misses > CHECKS_PER_LIMIT:
+                self._end_process("the event loop")
+            if same_batch > CHECKS_PER_LIMIT:
+                self._end_process("the engine")
             try:
-                self._loop.call_soon_threadsafe(self._turned.set)
-            except RuntimeError:  # the loop is closed: the process ends by itself
+                self._loop.call_soon_threadsafe(self._loop_ran.set)
+            except RuntimeError:  # the loop is closed: the process is ending
                 return
 
-    def _end(self, what: str) -> NoReturn:
-        telling = threading.Thread(target=self._tell, args=[what], daemon=True)
-        with suppress(RuntimeError):  # there may be no thread left to have
-            telling.start()
-            telling.join(TELL_S)
-        if os.environ.get("BENTOML_CONTAINERIZED"):  # where the supervisor leaves it to the container to start anew
+    def _end_process(self, part: str) -> NoReturn:
+        log = threading.Thread(target=self._log, args=[part], daemon=True)
+        with suppress(RuntimeError):  # no more threads can be started
+            log.start()
+            log.join(LOG_S)
+        if os.environ.get("BENTOML_CONTAINERIZED"):  # BentoML's supervisor would not restart it; the container's does
             os.kill(os.getppid(), signal.SIGTERM)
-        os._exit(STATUS)
+        os._exit(EXIT_STATUS)
 
-    def _tell(self, what: str) -> None:
-        logger.critical("%s has stood still for %g s: this process ends, to be started anew", what, self._limit_s)
+    def _log(self, part: str) -> None:
+        logger.critical("%s has hung for %g s: this process ends, to be started again", part, self._limit_s)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

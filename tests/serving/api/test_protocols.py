@@ -129,7 +129,7 @@ def test_probes_of_the_protocol_follow_the_service(client, monkeypatch):
     runtime.settings.drain.unlink()
     assert client.get("/v2/health/ready").status == 200
     monkeypatch.setattr(type(runtime), "alive", False)
-    assert_problem(client.get("/v2/health/live"), 503, "does not come back")
+    assert_problem(client.get("/v2/health/live"), 503, "does not finish its batch")
 
 
 def binary(texts):

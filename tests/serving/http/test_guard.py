@@ -12,11 +12,12 @@ import pytest
 from asgi import BODY, PREDICT, assert_problem, metrics
 
 from deploykit.artifact import ServeOptions
-from deploykit.serving import runtime
 from deploykit.serving.access import check, keys, rate_limits
 from deploykit.serving.http import bodies, guard, slots
 from deploykit.serving.http.routes import JSON
+from deploykit.serving.model import Model
 from deploykit.serving.problems import Problem
+from deploykit.serving.telemetry.predictions import PredictionStatistics
 
 
 def test_no_key_a_wrong_key_and_a_key_for_something_else(client, key_file):
@@ -137,14 +138,14 @@ def wait_for(it, seconds=5):
 def test_who_is_refused_because_others_wait_keeps_what_the_key_may_send(serve, make_package, tmp_path, key_file):
     client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_queue_tokens=30)).path)
     few = {"x-api-key": keys.add(key_file, "few", tokens_per_minute=30)}
-    go, held_up, compute = threading.Event(), threading.Event(), client._app._runtime._batcher._compute
+    go, held_up, compute = threading.Event(), threading.Event(), client._app._runtime._model.batcher._compute
 
     def held(texts, encodings):
         held_up.set()
         go.wait(5)
         return compute(texts, encodings)
 
-    client._app._runtime._batcher._compute = held
+    client._app._runtime._model.batcher._compute = held
     first = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
     assert held_up.wait(5)
     second = client.start("POST", PREDICT, json_body={"texts": ["a great film"] * 2})
@@ -162,9 +163,9 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     made = make_package(tmp_path / "p", serve=ServeOptions(timeout_s=1.0, max_queue_tokens=12))
     client = serve(made.path)
     go = threading.Event()
-    client._app._runtime._batcher._compute = lambda texts, encodings: go.wait(2)
+    client._app._runtime._model.batcher._compute = lambda texts, encodings: go.wait(2)
     late = [client.start("POST", PREDICT, json_body={"texts": ["a great film"]})]
-    while not client._app._runtime._batcher.busy_s:
+    while not client._app._runtime._model.batcher.busy_s:
         pass
     late += [client.start("POST", PREDICT, json_body={"texts": ["a great film"]}) for _ in range(2)]
     refused = client.post(PREDICT, json_body=BODY)
@@ -187,7 +188,7 @@ def test_a_deadline_that_makes_no_sense(client, asked):
 def test_a_client_may_wait_less_than_the_service_allows_but_not_more(serve, make_package, tmp_path):
     client = serve(make_package(tmp_path / "p", serve=ServeOptions(timeout_s=0.5)).path)
     go = threading.Event()
-    client._app._runtime._batcher._compute = lambda texts, encodings: go.wait(3)
+    client._app._runtime._model.batcher._compute = lambda texts, encodings: go.wait(3)
     times = {}
     for asked in ("50", "60000"):
         start = time.perf_counter()
@@ -267,7 +268,7 @@ def test_who_has_less_than_a_share_of_the_places_gets_one_when_all_are_taken():
 
 
 def working_threads(monkeypatch, module, name):
-    """Lists the names of the threads that call a function of a module."""
+    """Lists the names of the threads that call a function of a module or class."""
     function, threads = getattr(module, name), []
 
     def noted(*arguments, **named):
@@ -283,8 +284,8 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
         working_threads(monkeypatch, module, name)
         for module, name in (
             (bodies, "count_values"),
-            (runtime, "_decoded"),
-            (runtime, "entropies"),
+            (Model, "answers"),
+            (PredictionStatistics, "add"),
             (guard, "_serialized"),
         )
     ]
@@ -298,7 +299,7 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
 def test_one_long_text_is_decoded_beside_the_event_loop(serve, make_package, tmp_path, monkeypatch):
     options = {"task": "token-classification", "labels": ("O", "B-NAME", "I-NAME")}
     client = serve(make_package(tmp_path / "p", **options).path)
-    threads = working_threads(monkeypatch, runtime, "_decoded")
+    threads = working_threads(monkeypatch, Model, "answers")
     before = metrics(client)
     assert client.post(PREDICT, json_body={"texts": ["a great film " * 400]}).status == 200
     assert "offload" in threads[-1]

@@ -9,7 +9,7 @@ from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.errors import InputError, MissingExtraError
 from deploykit.serving import launch
 from deploykit.serving.privacy import person_names
-from deploykit.serving.privacy.person_names import MOST_CHARACTERS, Names
+from deploykit.serving.privacy.person_names import MAX_CHARACTERS, Names
 
 pytest.importorskip("presidio_analyzer")
 spacy = pytest.importorskip("spacy")
@@ -84,11 +84,11 @@ def test_names_are_found_where_they_stand(model, text):
 
 
 def test_all_of_a_long_text_is_looked_at(model):
-    text = "it is late " * (MOST_CHARACTERS // 11) + " please ask Anna Lee about it " + "a film " * 9000
+    text = "it is late " * (MAX_CHARACTERS // 11) + " please ask Anna Lee about it " + "a film " * 9000
     found = [text[start:stop] for start, stop in Names(model)(text)]
     assert "Anna Lee" in found
-    assert len(person_names._parts("x" * (3 * MOST_CHARACTERS))) == 3
-    parts = person_names._parts(text)
+    assert len(list(person_names._parts("x" * (3 * MAX_CHARACTERS)))) == 3
+    parts = list(person_names._parts(text))
     assert "".join(text[start:stop] for start, stop in parts) == text
 
 

@@ -320,7 +320,7 @@ def test_a_device_without_room(tmp_path):
     (file,) = tmp_path.iterdir()
     file.unlink()
     file.symlink_to("/dev/full")
-    files._held = lambda: defaultdict(dict, {mark: {name: 1} for mark, name in files._current.items()})
+    files._sizes = lambda: defaultdict(dict, {mark: {name: 1} for mark, name in files._current.items()})
     with pytest.raises(OSError, match="No space left"):
         files.write(b"x" * 10)
 

@@ -10,7 +10,7 @@ from queueing import BOUNDS, WIDE, refused, run
 
 from deploykit.artifact.cost import Cost
 from deploykit.serving.problems import Problem
-from deploykit.serving.queue.batch_rules import Bounds, by_cost, in_order
+from deploykit.serving.queue.batch_rules import Bounds, by_cost
 from deploykit.serving.queue.batcher import Batcher
 
 TRUE = Cost(fixed=1e-3, per_token=2e-5)
@@ -247,22 +247,6 @@ def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
 def test_a_batch_is_larger_if_more_texts_wait(waiting, shared):
     even = Cost(fixed=2e-3, per_token=1.05e-4)  # nearly half the time of a text of 20 tokens is the fixed cost
     assert len(by_cost([20] * waiting, even, BOUNDS)[0]) == shared
-
-
-@pytest.mark.parametrize(
-    ("lengths", "bounds", "expected"),
-    [
-        ([10, 500, 12], Bounds(1200, 64, 9999), (2, "tokens")),
-        ([10, 500, 12], Bounds(9999, 64, 9999), (3, "all")),
-        ([10] * 9, Bounds(999, 3, 99), (3, "items")),
-        ([10] * 9, Bounds(50, 64, 99), (5, "tokens")),
-        ([10] * 3, Bounds(999, 1, 99), (1, "items")),
-        ([100, 1], Bounds(50, 64, 99), (1, "tokens")),  # too long for any batch: runs alone
-    ],
-)
-def test_batches_in_order_hold_the_first_texts_whatever_they_cost(lengths, bounds, expected):
-    count, release = expected
-    assert in_order(lengths, Cost(), bounds) == (list(range(count)), release)
 
 
 def test_a_batch_is_cut_to_a_size_without_padded_rows():

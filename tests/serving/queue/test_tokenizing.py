@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 
 from deploykit.serving.problems import Problem
-from deploykit.serving.queue.tokenizing import Reader
+from deploykit.serving.queue.tokenizing import TokenizerQueue
 from deploykit.serving.settings import load
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import CHARACTERS, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, joined
 
 WINDOWS, TOKENS = 64, 16
-MOST = WINDOWS * TOKENS * CHARACTERS  # characters of a text that are read
+MOST = WINDOWS * TOKENS * MAX_CHARACTERS_PER_TOKEN  # characters of a text that are read
 LONG = "film " * 3000  # a turn of the thread, nearly
 
 
@@ -43,24 +43,24 @@ def tokenizer(tokenizer_folder):
 
 @pytest.fixture
 def run(package, tokenizer):
-    """`run(scenario, **changes) -> Turns`: `scenario(read, turns)` with a reader of these settings."""
+    """`run(scenario, **changes) -> Turns`: `scenario(read, turns)` with a queue of these settings."""
 
     def call(scenario, **changes):
         settings = load(package, {"DEPLOYKIT_AUTH": "off"})[0].model_copy(update={"max_windows": WINDOWS, **changes})
         turns = Turns(tokenizer)
 
         async def body():
-            reader = Reader(turns, settings, Metrics(["/v1/predict"], ["a", "b"]))
+            tokenizer_queue = TokenizerQueue(turns, settings, Metrics(["/v1/predict"], ["a", "b"]))
 
             def read(*texts, pairs=None, timeout_s=10, gone=None, client="none"):
-                found = reader.read(texts, pairs, timeout_s, gone, client)
-                return asyncio.get_running_loop().create_task(found)
+                tokenizing = tokenizer_queue.tokenize(texts, pairs, timeout_s, gone, client)
+                return asyncio.get_running_loop().create_task(tokenizing)
 
             try:
                 await asyncio.wait_for(scenario(read, turns), 20)
             finally:
                 turns.go.set()
-                reader.close()
+                tokenizer_queue.close()
 
         asyncio.run(body())
         return turns

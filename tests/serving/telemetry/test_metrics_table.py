@@ -169,7 +169,7 @@ def test_two_real_workers_are_one_page(package, key_file, tmp_path):
     with launch.running(package, key_file, environ={**os.environ, **several}, log=tmp_path / "log") as url:
         for _ in range(20):
             assert ask(f"{url}/v1/predict", key, {"texts": ["a film"]})[0] == 200
-        time.sleep(runtime.LOOK_S + 0.5)
+        time.sleep(runtime.GAUGES_S + 0.5)
         page = ask(f"{url}/metrics", key)[1]
         (counts,) = home.glob("serve-*/prometheus_multiproc_dir")
         memory = resident(counts)
@@ -197,3 +197,17 @@ def test_values_that_are_observed_at_once_are_those_observed_one_by_one():
         pages.append([line for line in lines if line.startswith("deploykit_entropy_") and "_created" not in line])
     assert pages[0] == pages[1]
     assert "deploykit_entropy_count 8.0" in pages[0]
+
+
+def test_texts_are_counted_many_at_once_and_before_a_page_shows_them(serve, make_package, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(runtime, "GAUGES_S", 60)
+    counted = Metrics.read
+    monkeypatch.setattr(Metrics, "read", lambda self, texts: (sizes.append(len(texts)), counted(self, texts))[1])
+    client = serve(make_package(tmp_path / "p").path)
+    for _ in range(3):
+        assert client.post(PREDICT, json_body={"texts": ["a film"]}).status == 200
+    assert metrics(client)["deploykit_input_tokens_count"] == 3
+    assert sizes == [3]
+    assert client.post(PREDICT, json_body={"texts": ["a film"] * 100}).status == 200
+    assert sizes == [3, 100]

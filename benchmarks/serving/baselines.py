@@ -1,8 +1,8 @@
-"""BentoML's adaptive batching with the interface of `Batcher`, as a baseline: the equivalent of `batchable=True`.
+"""What our batching is compared with: BentoML's adaptive batching, and batches in order of arrival.
 
-It predicts the time of a batch from its number of texts, without tokens or padding; it computes texts whose client has
-left or whose deadline has passed; it has no fairness between clients; and it fails a whole batch because of one text.
-In its favour, texts arrive tokenized here, and every kind of request can be batched.
+BentoML's (`batchable=True`) predicts the time of a batch from its number of texts, without tokens or padding; it
+computes texts whose client has left or whose deadline has passed; it has no fairness between clients; and it fails a
+whole batch because of one text. In its favour, texts arrive tokenized here, and every kind of request can be batched.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from math import inf
 from time import perf_counter
 from typing import NamedTuple
 
+from bentoml._internal.marshal.dispatcher import CorkDispatcher
 from bentoml.exceptions import ServiceUnavailable
 
-from deploykit.serving import patches
+from deploykit.artifact import Manifest
+from deploykit.artifact.cost import Cost
+from deploykit.inference.predictor import Predictor
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
-from deploykit.serving.queue.batch_rules import Bounds
-from deploykit.serving.queue.batcher import CLIENT_LEFT, MISSED_DEADLINE, Compute
-from deploykit.serving.queue.jobs import Timing
+from deploykit.serving.queue.batch_rules import Bounds, Release
+from deploykit.serving.queue.batcher import Batcher, Compute
+from deploykit.serving.queue.jobs import CLIENT_LEFT, MISSED_DEADLINE, Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
-
-with patches.expected("bentoml", f"{patches.BATCHING}.CorkDispatcher"):
-    from bentoml._internal.marshal.dispatcher import CorkDispatcher
 
 logger = logging.getLogger("deploykit.serving")
 
@@ -59,7 +59,7 @@ class BentoMLBatcher:
         self._call = self._dispatcher(self._run)
 
     @property
-    def began(self) -> float | None:
+    def oldest_start(self) -> float | None:
         """Start of the running batch; None if the engine is idle."""
         return self._started or None
 
@@ -133,3 +133,26 @@ class BentoMLBatcher:
 
 def _overloaded() -> Float32:
     raise ServiceUnavailable("too many texts are waiting")
+
+
+def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int], Release]:
+    """Chooses texts in order of arrival until a limit is reached, whatever the padding costs."""
+    width = 0
+    for count, length in enumerate(lengths):
+        width = max(width, length)
+        if count == bounds.batch_items:
+            return list(range(count)), "items"
+        if count and (count + 1) * width > bounds.batch_tokens:
+            return list(range(count)), "tokens"
+    return list(range(len(lengths))), "all"
+
+
+def make_bentoml(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> BentoMLBatcher:
+    """Makes the queue of a service that batches as BentoML does."""
+    return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
+
+
+def make_fifo(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> Batcher:
+    """Makes the queue of a service that fills batches in order of arrival."""
+    streams, shape = predictor.engine.execution.streams, predictor.engine.shape
+    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, in_order, shape)

@@ -1,15 +1,21 @@
-"""BentoML's adaptive batching as an option: the same answers, in batches that it chooses."""
+"""The batchers with which the benchmarks compare ours: the same answers, in batches that they choose."""
 
 import asyncio
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-from asgi import BODY, PREDICT, metrics
+from asgi import PREDICT, Client, metrics
 from queueing import refused, run
 
-from deploykit.artifact import ServeOptions
-from deploykit.serving.queue.baselines import BentoMLBatcher
+from deploykit.artifact.cost import Cost
+from deploykit.serving import service
+from deploykit.serving.queue.batch_rules import Bounds
+
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "serving"))
+import baselines
 
 
 class Engine:
@@ -30,7 +36,7 @@ class Engine:
 
 
 def bentoml(engine, bounds, counted):
-    return BentoMLBatcher(engine, bounds, counted, timeout_s=10)
+    return baselines.BentoMLBatcher(engine, bounds, counted, timeout_s=10)
 
 
 def test_texts_get_their_own_answers_in_batches_of_several():
@@ -68,12 +74,29 @@ def test_deadline_disconnect_and_failure_are_reported():
     assert refusals == ((504, "deadline"), (499, "client_gone"), (500, "failed"), 0)
 
 
-@pytest.mark.parametrize("batching", ["cost", "fifo", "none", "bentoml"])
-def test_a_service_batches_as_its_package_says(batching, serve, make_package, tmp_path):
+@pytest.mark.parametrize("make_batcher", [baselines.make_fifo, baselines.make_bentoml])
+def test_a_service_batches_as_its_batcher_does(make_batcher, key_file, alice, client, package, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
     texts = [f"a great film {'again ' * (index % 5)}" for index in range(16)]
-    client = serve(make_package(tmp_path / "p", serve=ServeOptions(batching=batching)).path)
-    whole = client.post(PREDICT, json_body={"texts": texts}).json()["predictions"]
-    alone = [client.post(PREDICT, json_body={"texts": [text]}).json()["predictions"][0] for text in texts]
-    assert [answer["label"] for answer in whole] == [answer["label"] for answer in alone]
-    assert (metrics(client)["deploykit_batch_items_count"] == 2 * len(texts)) == (batching == "none")
-    assert client.post(PREDICT, json_body=BODY).status == 200
+    expected = client.post(PREDICT, json_body={"texts": texts}).json()["predictions"]
+    headers = {"x-api-key": alice}
+    with Client(service.build(package, make_batcher).to_asgi(), headers=headers) as other:
+        answers = other.post(PREDICT, json_body={"texts": texts}).json()["predictions"]
+        assert metrics(other)["deploykit_batch_items_sum"] == len(texts)
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in expected]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bounds", "expected"),
+    [
+        ([10, 500, 12], Bounds(1200, 64, 9999), (2, "tokens")),
+        ([10, 500, 12], Bounds(9999, 64, 9999), (3, "all")),
+        ([10] * 9, Bounds(999, 3, 99), (3, "items")),
+        ([10] * 9, Bounds(50, 64, 99), (5, "tokens")),
+        ([10] * 3, Bounds(999, 1, 99), (1, "items")),
+        ([100, 1], Bounds(50, 64, 99), (1, "tokens")),  # too long for any batch: runs alone
+    ],
+)
+def test_batches_in_order_hold_the_first_texts_whatever_they_cost(lengths, bounds, expected):
+    count, release = expected
+    assert baselines.in_order(lengths, Cost(), bounds) == (list(range(count)), release)
