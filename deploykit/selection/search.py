@@ -58,10 +58,10 @@ def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[
         if any(passes(entry, bench) for entry in more) or time.monotonic() > end:
             break  # otherwise the next best ones are judged
     seconds = min(TIMING_S, 60 * options.minutes * TIMING_SHARE)
-    measure(finalists, bench, seconds)
+    measure(finalists, bench, seconds, options.objective)
     if options.fallback and (repaired := repair(finalists, bench, options.objective)):
         entries.append(repaired)
-        measure([*finalists, repaired], bench, seconds)
+        measure([*finalists, repaired], bench, seconds, options.objective)
     rest = sorted((entry for entry in entries if not entry.reason), key=lambda entry: entry.ratio)
     judge(rest, bench, end)
     for entry in entries:
@@ -121,11 +121,13 @@ def near(entries: Sequence[Entry], excluded: Sequence[Entry] = ()) -> list[Entry
     return [entry for entry in ranked if entry.ratio <= ranked[0].ratio * MAX_RATIO]
 
 
-def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
+def measure(finalists: Sequence[Entry], bench: Bench, seconds: float, objective: Objective) -> None:
     """Times candidates together, one text at a time and at mixed lengths, for `seconds` each.
 
+    Mixed lengths take most of the time, and decide only about throughput: fewer rounds suffice for other objectives.
     A candidate that fails is ruled out, and the others are timed without it.
     """
+    rounds = timing.LEAST_ROUNDS if objective == "throughput" else timing.FIRST_LOOK_ROUNDS
     running = [entry for entry in finalists if not entry.reason]
     if not running:
         return
@@ -133,7 +135,7 @@ def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
     def compute() -> dict[str, Any]:
         engines = {entry.spec.name: bench.open(entry.spec).engine for entry in running}
         single = timing.latencies(engines, bench.work, seconds)
-        rates = timing.rates(engines, bench.work, BATCH_TOKENS, seconds)
+        rates = timing.rates(engines, bench.work, BATCH_TOKENS, seconds, rounds)
         mixed = {name: _best(by_batch) for name, by_batch in rates.items()}
         return {
             name: {
@@ -144,14 +146,15 @@ def measure(finalists: Sequence[Entry], bench: Bench, seconds: float) -> None:
             for name in engines
         }
 
-    key = measurements.key_of(bench.key, "measure", [(entry.spec.kind, str(entry.spec.execution)) for entry in running])
+    names = [(entry.spec.kind, str(entry.spec.execution)) for entry in running]
+    key = measurements.key_of(bench.key, "measure", rounds, names)
     try:
         times = measurements.remember(key, compute)
     except Exception:
         _rule_out_failing(running, bench)
         if not any(entry.reason for entry in running):
             raise
-        measure(running, bench, seconds)
+        measure(running, bench, seconds, objective)
         return
     for entry in running:
         timed = times[entry.spec.name]
