@@ -97,7 +97,7 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
 
 def _base_fingerprint(recipe: Recipe) -> str:
     """Checks that the base model can be used, and returns its fingerprint."""
-    base = base_model.find(recipe.model, recipe.revision)
+    base = base_model.resolve(recipe.model, recipe.revision)
     if recipe.prune is not None:
         base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None

@@ -118,7 +118,7 @@ def test_a_task_reads_targets_and_answers(kind, name, tokenizer):
     task = tasks.load(name)
     rows = [task.read(row, COLUMNS) for row in RAW[name]]
     labels = task.label_names(rows)
-    assert set(task.METRICS) <= set(metrics.METRICS)
+    assert set(task.METRICS) <= set(metrics.METRIC_FUNCTIONS)
     assert issubclass(task.Answer, BaseModel)
     for row in rows:
         assert task.classes(row)

@@ -108,7 +108,7 @@ def test_a_run_that_fails_leaves_the_process_as_it_was(tmp_path, tiny_recipe, lo
 
 def test_opening_and_fusing_leave_levels_as_they_were(tmp_path, tiny_encoder, tiny_model, loggers):
     before = state()
-    base = base_model.find(str(tiny_model(tmp_path / "base")))
+    base = base_model.resolve(str(tiny_model(tmp_path / "base")))
     before["random"] = state()["random"]  # which the fixture has moved on
     export.write_graph(tiny_encoder(), tmp_path, "text-classification", 18)
     variants.write("fused", tmp_path / "model.onnx", tmp_path / "fused.onnx")

@@ -20,9 +20,9 @@ from deploykit.artifact import Manifest
 from deploykit.artifact.cost import Cost
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.problems import CLIENT_GONE, Problem, busy
-from deploykit.serving.queue.batch_rules import Bounds, Release
+from deploykit.serving.queue.batch_rules import Bounds, LimitReason
 from deploykit.serving.queue.batcher import Batcher, Compute
-from deploykit.serving.queue.jobs import CLIENT_LEFT, MISSED_DEADLINE, Timing
+from deploykit.serving.queue.jobs import DEADLINE_DETAIL, DISCONNECT_DETAIL, Timing
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
@@ -64,7 +64,7 @@ class BentoMLBatcher:
         return self._started or None
 
     @property
-    def busy_s(self) -> float:
+    def oldest_batch_s(self) -> float:
         """Seconds since the running batch started; 0 if the engine is idle."""
         return perf_counter() - self._started if self._started else 0.0
 
@@ -98,9 +98,9 @@ class BentoMLBatcher:
                 return [scores for scores in await results if scores is not None], timing
         except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:
             if disconnect is not None and disconnect.done():  # BentoML reports a cancelled call as unavailable
-                raise Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT) from None
+                raise Problem(CLIENT_GONE, "client_gone", DISCONNECT_DETAIL) from None
             if deadline.expired():
-                raise Problem(504, "deadline", MISSED_DEADLINE) from None
+                raise Problem(504, "deadline", DEADLINE_DETAIL) from None
             if isinstance(error, ServiceUnavailable):
                 raise busy(1) from None
             raise
@@ -135,7 +135,7 @@ def _overloaded() -> Float32:
     raise ServiceUnavailable("too many texts are waiting")
 
 
-def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int], Release]:
+def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int], LimitReason]:
     """Chooses texts in order of arrival until a limit is reached, whatever the padding costs."""
     width = 0
     for count, length in enumerate(lengths):

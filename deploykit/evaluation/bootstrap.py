@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES = 1000
-QUANTILES = (0.025, 0.975)
+RESAMPLES = 1000  # for each interval, a multiple of CHUNK; 25 of them lie beyond each end
+QUANTILES = (0.025, 0.975)  # the ends of an interval
 CHUNK = 50  # resamples drawn at once: the draws of a million rows take 400 MB
 
 

@@ -81,15 +81,17 @@ def compare(
     counts = hstack([metrics.count_rows(name, gold, rows, labels) for rows in (before, after)], format="csr")
     confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in (reference, scores)], axis=1)
     (members, first), (_, second) = (metrics.count_recalls(name, gold, rows, labels) for rows in (before, after))
-    loss = partial(_loss, partial(metrics.compute_ratio, name))
+    decrease = partial(_decrease, partial(metrics.compute_ratio, name))
     figures = [
-        Figure("drop", counts, loss),
+        Figure("drop", counts, decrease),
         Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-        Figure("calibration", csr_array(confidences), lambda summed: -_loss(metrics.compute_calibration_error, summed)),
-        Figure("by_label", hstack([first, second], format="csr"), partial(_loss, metrics.compute_recall), members),
+        Figure(
+            "calibration", csr_array(confidences), lambda summed: -_decrease(metrics.compute_calibration_error, summed)
+        ),
+        Figure("by_label", hstack([first, second], format="csr"), partial(_decrease, metrics.compute_recall), members),
     ]
     for bucket, inside in group_by_length(lengths or ()).items():
-        figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, loss, (bucket,)))
+        figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, decrease, (bucket,)))
     values = _bootstrap(figures, seed)
     return Comparison(
         metric=name,
@@ -139,8 +141,8 @@ def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     return {f"{starts[group]} {edge} tokens": groups == group for group, edge in enumerate(edges)}
 
 
-def _loss(value: Callable[[Counts], Counts], summed: Counts) -> Counts:
-    """Returns how much greater a value is for the reference than for the model, whose counts stand side by side."""
+def _decrease(value: Callable[[Counts], Counts], summed: Counts) -> Counts:
+    """Returns by how much a value is lower for the model; `summed` has the reference's counts, then the model's."""
     reference, model = np.split(summed, 2, axis=-1)
     return value(reference) - value(model)
 

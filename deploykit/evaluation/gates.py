@@ -77,29 +77,32 @@ def verdicts(
     p95_ms: Metric | None = None,
     size_bytes: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Compares measurements with the gates that the recipe sets; a gate without a measurement has no verdict.
+    """Returns one verdict for each gate that has a limit and a measurement.
+
+    Of a gate on labels or lengths, the verdict is that of the worst label or group of lengths.
 
     Args:
         gates: of the recipe.
-        comparison: with the model whose quality must be kept.
-        p95_ms: the 95 % quantile of the latency in milliseconds.
-        size_bytes: of the graph.
+        comparison: of the model with its reference: the trained model in packaging, the float graph in quantization,
+            the model before it in another stage.
+        p95_ms: 95th percentile of the latency of single texts, tokenization included, in milliseconds.
+        size_bytes: size of the graph's file.
     """
     judged = []
     if comparison is not None:
         rows = comparison.rows
         judged += [
-            _judge("max_drop", gates.max_drop, {"": comparison.drop}, rows),
-            _judge("max_flips", gates.max_flips, {"": comparison.flips}, rows),
-            _judge("max_label_drop", gates.max_label_drop, comparison.by_label, rows),
-            _judge("max_length_drop", gates.max_length_drop, comparison.by_length, rows),
-            _judge("max_calibration_shift", gates.max_calibration_shift, {"": comparison.calibration}, rows),
+            _verdict("max_drop", gates.max_drop, {"": comparison.drop}, rows),
+            _verdict("max_flips", gates.max_flips, {"": comparison.flips}, rows),
+            _verdict("max_label_drop", gates.max_label_drop, comparison.by_label, rows),
+            _verdict("max_length_drop", gates.max_length_drop, comparison.by_length, rows),
+            _verdict("max_calibration_shift", gates.max_calibration_shift, {"": comparison.calibration}, rows),
         ]
     if p95_ms is not None:
-        judged.append(_judge("max_p95_ms", gates.max_p95_ms, {"": p95_ms}))
+        judged.append(_verdict("max_p95_ms", gates.max_p95_ms, {"": p95_ms}))
     if size_bytes is not None:
         size = Metric(value=size_bytes, low=size_bytes, high=size_bytes)
-        judged.append(_judge("max_bytes", gates.max_bytes, {"": size}))
+        judged.append(_verdict("max_bytes", gates.max_bytes, {"": size}))
     return tuple(verdict for verdict in judged if verdict is not None)
 
 
@@ -144,7 +147,7 @@ def _passes(gates: GateSection, verdict: Verdict) -> bool:
     return verdict.outcome == "passed"
 
 
-def _judge(gate: str, limit: float | None, members: Mapping[str, Metric], rows: int | None = None) -> Verdict | None:
+def _verdict(gate: str, limit: float | None, members: Mapping[str, Metric], rows: int | None = None) -> Verdict | None:
     """Judges every member and returns the worst verdict; None if the recipe sets no limit.
 
     The gate passes if every member passes, which needs no correction (Berger, 1982). It fails if one of many fails, and

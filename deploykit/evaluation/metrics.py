@@ -37,12 +37,13 @@ def macro_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
 
 
 def entity_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
-    """Returns the micro-averaged F1 of whole entities, as in CoNLL: right only if both ends and label are."""
+    """Returns the micro-averaged F1 of entities, as in CoNLL: an entity is right only if its ends and label are."""
     tags = [[[labels[index] for index in row] for row in rows] for rows in (gold, predicted)]
     return float(seqeval.metrics.f1_score(*tags, average="micro", zero_division=0))
 
 
-METRICS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
+# The value of each metric by name. For its interval, a new one also needs a case in `count_rows` and `compute_ratio`.
+METRIC_FUNCTIONS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
     metric.__name__: metric for metric in (accuracy, macro_f1, entity_f1)
 }
 
@@ -51,12 +52,12 @@ def compute(names: Sequence[str], gold: Rows, predicted: Rows, labels: Sequence[
     """Computes metrics by name.
 
     Args:
-        names: keys of `METRICS`.
+        names: keys of `METRIC_FUNCTIONS`.
         gold: the true label of each unit, one array per row.
         predicted: the same shapes.
         labels: names of the label indices.
     """
-    return {name: METRICS[name](gold, predicted, labels) for name in names}
+    return {name: METRIC_FUNCTIONS[name](gold, predicted, labels) for name in names}
 
 
 def with_intervals(
@@ -114,7 +115,7 @@ def compute_ratio(name: str, summed: npt.NDArray[np.float64]) -> npt.NDArray[np.
     """Computes a metric from summed counts: accuracy is right / true, F1 is 2 right / (true + predicted).
 
     Args:
-        name: a key of `METRICS`.
+        name: a key of `METRIC_FUNCTIONS`.
         summed: sums of `count_rows` over rows, `(..., columns)`.
     """
     right, true, guess = np.split(summed, 3, axis=-1)

@@ -12,7 +12,7 @@ from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32, Task
 from deploykit.tokenizer import Tokenizer
 
-JUDGED = ("validation", "test")
+EVALUATED_SPLITS = ("validation", "test")
 Scores = Mapping[str, list[Float32]]
 
 
@@ -24,15 +24,15 @@ def score(predictor: Predictor, examples: Sequence[Example], name: str) -> list[
 
 def score_all(predictor: Predictor, dataset: Dataset) -> dict[str, list[Float32]]:
     """Predicts the validation and the test split."""
-    return {name: score(predictor, getattr(dataset, name), name) for name in JUDGED}
+    return {name: score(predictor, getattr(dataset, name), name) for name in EVALUATED_SPLITS}
 
 
-def lengths(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
-    """Counts the tokens of each row."""
+def count_tokens(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
+    """Counts the tokens of each row as the model reads it: with special tokens, cut to the tokenizer's `max_tokens`."""
     return [len(row) for row in tokenizer.encode([row.text for row in examples], [row.pair for row in examples])]
 
 
-def judge(
+def compute_metrics(
     task: Task, dataset: Dataset, labels: Sequence[str], scores: Scores, seed: int
 ) -> dict[str, dict[str, Metric]]:
     """Computes the task's metrics on each split that has scores."""

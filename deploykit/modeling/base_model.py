@@ -30,7 +30,11 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weight
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk: its directory, its name in messages, its revision and a hash of its files."""
+    """A base model on disk.
+
+    `name` is the reference in the recipe. `revision` is the commit on the hub, the version of the package, or empty for
+    a directory. `fingerprint` is a hash of its files.
+    """
 
     folder: Path
     name: str
@@ -38,12 +42,12 @@ class Base:
     fingerprint: str
 
 
-def find(reference: str, revision: str | None = None) -> Base:
-    """Finds a base model.
+def resolve(reference: str, revision: str | None = None) -> Base:
+    """Returns the directory of a base model, downloaded from the hub if needed, and hashes its files.
 
     Args:
         reference: a directory, `package://MODULE/PATH` inside an installed package, or an id on the Hugging Face hub.
-        revision: on the hub; the commit that it points to is recorded.
+        revision: branch, tag or commit on the hub; ignored for other references.
 
     Raises:
         ModelError: there is no such model, or it has no configuration or no safetensors.
@@ -58,7 +62,7 @@ def find(reference: str, revision: str | None = None) -> Base:
         raise ModelError(f"the model directory {reference} does not exist. Give a directory, {PACKAGE}… or a hub id.")
     else:
         folder = _from_hub(reference, revision)
-        revision = folder.name
+        revision = folder.name  # the hub's cache names it after the commit
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} is no model directory: expected {CONFIG} and {WEIGHTS}, found"
@@ -107,7 +111,7 @@ def open_base(
     """Loads a base model with a head for the labels.
 
     Args:
-        base: from `find`.
+        base: from `resolve`.
         auto_class: the task's auto class in transformers.
         labels: names of the outputs, in their order.
         fine_tuned: the head must be in the files; otherwise a new one is initialized.

@@ -27,10 +27,10 @@ from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
 from deploykit.modeling.base_model import Base
 from deploykit.tokenizer import Tokenizer
 
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-SPECIAL_TOKENS = "special_tokens_map.json"
-ADDED_TOKENS = "added_tokens.json"
-VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", ADDED_TOKENS, SPECIAL_TOKENS, "*.model")
+SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, "*.model")
 DEFAULT_MAX_TOKENS = 512  # if neither the model nor the recipe sets a limit
 UNLIMITED_TOKENS = 1_000_000  # tokenizers without a limit have a larger number than this
 
@@ -55,7 +55,7 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
     else:
         converted = _convert(base, settings, config.model_type)
         backend = converted.backend_tokenizer
-        special = {role: token for role, token in converted.special_tokens_map.items() if role in ROLES}
+        special = {role: token for role, token in converted.special_tokens_map.items() if role in SPECIAL_TOKEN_ROLES}
         settings = {"padding_side": converted.padding_side, **settings}
         (folder / TOKENIZER).write_text(backend.to_str(pretty=True), encoding="utf-8")
     typed = (getattr(config, "type_vocab_size", 0) or 0) > 1
@@ -75,7 +75,7 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
 def _settings(base: Base) -> dict[str, Any]:
     """Reads the settings of the tokenizer; older models have their special tokens in a file of their own."""
     settings: dict[str, Any] = {}
-    for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
+    for file in (SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG):
         if (base.folder / file).is_file():
             settings |= configuration.read_json(base.folder / file, base.name)
     configuration.refuse_code(settings, base.name, TOKENIZER_CONFIG)
@@ -99,7 +99,7 @@ def _special_tokens(
     """Returns the special tokens by role: from the settings, the tokenizer's class or the model's configuration."""
     defaults = _class_defaults(settings.get("tokenizer_class"), config.model_type)
     special = {}
-    for role in ROLES:
+    for role in SPECIAL_TOKEN_ROLES:
         token = settings.get(role, defaults.get(role))
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and backend.token_to_id(token) is not None:
@@ -122,7 +122,7 @@ def _class_defaults(class_name: object, model_type: str) -> dict[str, Any]:
     for name in [name for name in names if isinstance(name, str)]:
         for variant in (name, f"{name.removesuffix('Fast')}Fast"):
             parameters = signature(getattr(transformers, variant, object).__init__).parameters
-            defaults = {role: parameters[role].default for role in ROLES if role in parameters}
+            defaults = {role: parameters[role].default for role in SPECIAL_TOKEN_ROLES if role in parameters}
             if any(isinstance(token, str) for token in defaults.values()):
                 return defaults
     return {}
@@ -141,8 +141,8 @@ def _max_tokens(config: Any, settings: Mapping[str, Any], pad_id: int | None) ->
 
 def _convert(base: Base, settings: Mapping[str, Any], model_type: str) -> Any:
     """Converts a tokenizer without `tokenizer.json`, in a directory that holds only its vocabulary and settings."""
-    files = sorted(file for pattern in VOCABULARIES for file in base.folder.glob(pattern))
-    if not {file.name for file in files} - {ADDED_TOKENS, SPECIAL_TOKENS}:
+    files = sorted(file for pattern in VOCABULARY_FILES for file in base.folder.glob(pattern))
+    if not {file.name for file in files} - {ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE}:
         raise ModelError(
             f"{base.name} has no tokenizer: expected {TOKENIZER}, or a vocabulary such as vocab.txt or spm.model."
             " Copy the files of the tokenizer beside the model's."

@@ -79,7 +79,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Opens the bar at the first step; of a resumed run, that is the checkpoint's."""
+        """Opens the bar at the current step: 0, or that of the checkpoint in a resumed run."""
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fit", unit="step", disable=None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -35,7 +35,7 @@ class DistillOptions(FitOptions):
     """Weight of the difference between the hidden states."""
 
 
-class Pupil(torch.nn.Module):
+class StudentWithTeacher(torch.nn.Module):
     """A student that runs its teacher on the same batch; the teacher's weights are not part of its state."""
 
     def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module) -> None:
@@ -92,7 +92,7 @@ def distill(
         value = (options.soft * soft + options.hidden * hidden) * targets.sum() / total
         return value + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else value
 
-    curve = fit(Pupil(small, whole), problem, options, loss, work)
+    curve = fit(StudentWithTeacher(small, whole), problem, options, loss, work)
     whole.to("cpu")
     return curve
 
@@ -138,7 +138,7 @@ def matching_layers(teacher: Teacher) -> list[int]:
 
 
 def _copy_aliases(_: torch.nn.Module, state: dict[str, torch.Tensor], *__: Any) -> None:
-    """Copies tensors with a second name: safetensors refuses them, and the Trainer only knows its own models' ties."""
+    """Copies tensors that have two names, which safetensors refuses; the Trainer copies those of its own models."""
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.data_ptr() in seen:

@@ -13,7 +13,9 @@ from deploykit.errors import ModelError
 from deploykit.tasks import IGNORED, Float32
 
 Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
-MAX_LOGIT = 1000.0  # no trained classifier reaches it; beyond, float32 is too coarse for the tolerance of an export
+# Absolute value on the validation split. More means that training diverged; an export whose parity fails then says
+# that float32 is too coarse for `export.tolerance` at such values.
+MAX_LOGIT = 1000.0
 ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."
 
 

@@ -8,7 +8,7 @@ in order, each on its inputs in the pruned model, so that later layers correct t
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -29,25 +29,35 @@ class _Stop(Exception):  # noqa: N818  not an error
 def refit(small: torch.nn.Module, whole: torch.nn.Module, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
     """Replaces the output projections of `small`, the pruned copy of `whole`, in place; padding is left out."""
     data = list(padded(rows, tokenizer))
-    modules, sources = _projections(small), _projections(whole)
-    targets = _outputs(whole, [source for source, _ in sources], data)
+    projections, sources = _projections(small), _projections(whole)
+    targets = _outputs(whole, sources, data)
     changed = False
-    pairs = tqdm(modules, desc="refit", disable=None)
-    for (module, calls), (source, _), target in zip(pairs, sources, targets, strict=True):
-        changed = changed or matrix(module).shape != matrix(source).shape
+    progress = tqdm(projections, desc="refit", disable=None)
+    for projection, source, target in zip(progress, sources, targets, strict=True):
+        module = projection.module
+        changed = changed or matrix(module).shape != matrix(source.module).shape
         if changed:  # before the first pruned projection, inputs and outputs are those of the unpruned model
-            inputs = torch.cat([_inputs(small, module, calls, batch) for batch in data])
+            states = torch.cat([_inputs(small, projection, batch) for batch in data])
             bias = 0 if module.bias is None else module.bias.data
-            set_matrix(module, ridge(inputs, target.float() - bias, matrix(module)))
+            set_matrix(module, ridge(states, target.float() - bias, matrix(module)))
 
 
-def _projections(model: torch.nn.Module) -> list[tuple[Linear, int]]:
-    """Returns the output projections of attentions and feed-forwards, in order, and how often each one runs."""
+class _Projection(NamedTuple):
+    """An output projection of an attention or a feed-forward; `runs` in each forward pass."""
+
+    module: Linear
+    runs: int
+    in_decoder: bool  # of a model that has an encoder, too
+
+
+def _projections(model: torch.nn.Module) -> list[_Projection]:
+    """Returns the output projections in the order in which they run."""
+    depths = surgery.depths(model)
     return [
-        (part, layer.repeats)
-        for layer in surgery.layers(model)
-        for part in (layer.projection, layer.down)
-        if part is not None
+        _Projection(module, layer.repeats, len(depths) > 1 and index >= depths[0])
+        for index, layer in enumerate(surgery.layers(model))
+        for module in (layer.projection, layer.down)
+        if module is not None
     ]
 
 
@@ -70,14 +80,15 @@ def ridge(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, pen
 
 
 @torch.inference_mode()
-def _outputs(model: torch.nn.Module, modules: Sequence[torch.nn.Module], data: Sequence[Any]) -> list[torch.Tensor]:
-    """Returns the outputs of each module without padding, `(tokens, hidden)`, in bfloat16 to halve the memory."""
-    outputs: list[list[torch.Tensor]] = [[] for _ in modules]
+def _outputs(model: torch.nn.Module, projections: Sequence[_Projection], data: Sequence[Any]) -> list[torch.Tensor]:
+    """Returns the outputs of each projection without padding, `(tokens, hidden)`, in bfloat16 to halve the memory."""
+    outputs: list[list[torch.Tensor]] = [[] for _ in projections]
     for batch in tqdm(data, desc="targets", unit="batch", disable=None):
         with ExitStack() as hooks:
-            for module, rows in zip(modules, outputs, strict=True):
-                hook = module.register_forward_hook(
-                    lambda _, __, output, rows=rows, batch=batch: rows.append(output[_real(output, batch)].bfloat16())
+            for projection, rows in zip(projections, outputs, strict=True):
+                mask = _mask(batch, projection)
+                hook = projection.module.register_forward_hook(
+                    lambda _, __, output, rows=rows, mask=mask: rows.append(output[mask].bfloat16())
                 )
                 hooks.callback(hook.remove)
             model(**inputs(model, batch))
@@ -85,16 +96,17 @@ def _outputs(model: torch.nn.Module, modules: Sequence[torch.nn.Module], data: S
 
 
 @torch.inference_mode()
-def _inputs(model: torch.nn.Module, module: torch.nn.Module, calls: int, batch: Any) -> torch.Tensor:
-    """Returns the inputs of a module in all its calls without padding, `(tokens, kept)`."""
+def _inputs(model: torch.nn.Module, projection: _Projection, batch: Any) -> torch.Tensor:
+    """Returns the inputs of a projection in all its runs without padding, `(tokens, kept)`."""
     arrays: list[torch.Tensor] = []
+    mask = _mask(batch, projection)
 
     def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        arrays.append(arguments[0][_real(arguments[0], batch)])
-        if len(arrays) == calls:
+        arrays.append(arguments[0][mask])
+        if len(arrays) == projection.runs:
             raise _Stop
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = projection.module.register_forward_pre_hook(hook)
     try:
         model(**inputs(model, batch))
     except _Stop:
@@ -104,7 +116,8 @@ def _inputs(model: torch.nn.Module, module: torch.nn.Module, calls: int, batch: 
     return torch.cat(arrays)
 
 
-def _real(states: torch.Tensor, batch: Any) -> torch.Tensor:
-    """Returns which states, `(batch, tokens, size)`, are not padding; those of a decoder belong to the targets."""
-    mask: torch.Tensor = batch["attention_mask"].bool()
-    return mask if mask.shape == states.shape[:2] else batch["labels"] != IGNORED
+def _mask(batch: Any, projection: _Projection) -> torch.Tensor:
+    """Returns which tokens are not padding, `(batch, tokens)`; those of a decoder are the targets of its encoder."""
+    if projection.in_decoder:
+        return torch.as_tensor(batch["labels"] != IGNORED)
+    return torch.as_tensor(batch["attention_mask"].bool())

@@ -115,7 +115,7 @@ class Runtime:
     @property
     def alive(self) -> bool:
         """Whether the engine still finishes its batches."""
-        return self._model is None or self._model.batcher.busy_s < self.settings.stuck_s
+        return self._model is None or self._model.batcher.oldest_batch_s < self.settings.stuck_s
 
     def identify(self, text: str | None, scope: Scope) -> Client | Refusal:
         """Decides whether a key or an identity provider's token opens a scope; without keys, every request may."""

@@ -128,7 +128,7 @@ class Job:
             predictor,
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            metrics=scoring.judge(self.task, self.dataset(), fields["labels"], scores, recipe.seed),
+            metrics=scoring.compute_metrics(self.task, self.dataset(), fields["labels"], scores, recipe.seed),
         )
         return seal(
             folder,

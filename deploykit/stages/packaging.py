@@ -31,7 +31,7 @@ def package(job: Job) -> Artifact:
     predictor, rows = Predictor.load(source, hardware.cpu_limit()), dataset.validation
     scores = load_predictions(source)
     before, after = scores[f"{REFERENCE}validation"], scores["validation"]
-    lengths = scoring.lengths(predictor.tokenizer, rows)
+    lengths = scoring.count_tokens(predictor.tokenizer, rows)
     comparison = compare(job.task, rows, predictor.labels, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
     gold = [job.task.targets(example, predictor.labels) for example in dataset.test]

@@ -34,7 +34,7 @@ def prune(job: Job) -> Artifact:
     scores = scoring.score_all(predictor, dataset)
     require_scores(scores, "the pruned model")
     before = load_predictions(job.source)["validation"]
-    lengths = scoring.lengths(tokenizer, dataset.validation)
+    lengths = scoring.count_tokens(tokenizer, dataset.validation)
     comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed, lengths)
 
     with draft(job.target) as folder:

@@ -90,7 +90,7 @@ def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
 
     def judge(_: Spec, predictor: Predictor) -> Judged:
         scores = scoring.score(predictor, dataset.validation, "validation")
-        metrics = scoring.judge(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
+        metrics = scoring.compute_metrics(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
         comparison = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
         gated = job.recipe.gates.max_p95_ms is not None
         p95_ms = timing.p95(predictor, dataset.validation, seed) if gated else None

@@ -30,7 +30,7 @@ def train(job: Job) -> Artifact:
         ModelError: weights or logits are NaN, infinite or far too large.
     """
     recipe, task, dataset = job.recipe, job.task, job.dataset()
-    base = base_model.find(recipe.model, recipe.revision)
+    base = base_model.resolve(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
     with draft(job.target) as folder:
         tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)

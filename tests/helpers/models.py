@@ -240,7 +240,7 @@ def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
             Predictor(tasks.load(task), found.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch"))),
             found,
         )
-        metrics = scoring.judge(problem.task, found, found.labels, scores, 0)
+        metrics = scoring.compute_metrics(problem.task, found, found.labels, scores, 0)
         facts = manifest_facts(
             kind="checkpoint",
             task=task,

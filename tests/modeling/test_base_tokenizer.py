@@ -20,7 +20,7 @@ KEYS = {"tokenizer_class", "model_max_length", "padding_side", "model_input_name
 
 @pytest.fixture
 def base(tmp_path, tiny_model):
-    return base_model.find(str(tiny_model(tmp_path / "base")))
+    return base_model.resolve(str(tiny_model(tmp_path / "base")))
 
 
 def edit(base, file="tokenizer_config.json", gone=(), **values):
@@ -263,7 +263,7 @@ def test_without_the_library_of_sentencepiece_the_command_that_adds_it_is_named(
     program = (
         "import sys; sys.modules['sentencepiece'] = None\n"
         "from pathlib import Path\nfrom deploykit.modeling import base_model, base_tokenizer\n"
-        "base_tokenizer.save(base_model.find(sys.argv[1]), Path(sys.argv[2]))\n"
+        "base_tokenizer.save(base_model.resolve(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", program, str(base.folder), str(tmp_path / "out")], capture_output=True, text=True

@@ -23,7 +23,7 @@ AUTO = {
 @pytest.fixture
 def base(tmp_path, tiny_model):
     """A fine-tuned text classifier on disk, as `find` sees it."""
-    return base_model.find(str(tiny_model(tmp_path / "base")))
+    return base_model.resolve(str(tiny_model(tmp_path / "base")))
 
 
 # finding a base model
@@ -35,21 +35,21 @@ def test_a_missing_directory_is_refused(reference, tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match=f"^the model directory {reference} does not exist\\. Give a directory, package"
     ):
-        base_model.find(reference)
+        base_model.resolve(reference)
 
 
 def test_an_empty_directory_is_refused(tmp_path):
     with pytest.raises(
         ModelError, match=r"is no model directory: expected config\.json and model\.safetensors, found nothing\."
     ):
-        base_model.find(str(tmp_path))
+        base_model.resolve(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_directory_without_configuration_or_safetensors_is_refused(name, base):
     (base.folder / name).unlink()
     with pytest.raises(ModelError, match=rf"expected config\.json and model\.safetensors, found (?!.*{name},)"):
-        base_model.find(base.name)
+        base_model.resolve(base.name)
 
 
 def test_pickled_weights_are_not_read(base, monkeypatch):
@@ -58,7 +58,7 @@ def test_pickled_weights_are_not_read(base, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
     message = r"found .*pytorch_model\.bin.*\. Pickled weights \(pytorch_model\.bin\) are not read: save the model with"
     with pytest.raises(ModelError, match=message):
-        base_model.find(base.name)
+        base_model.resolve(base.name)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_pickled_weights_are_not_read(base, monkeypatch):
 )
 def test_an_unknown_package_or_directory_in_it_is_refused(reference, message, capsys):
     with pytest.raises(ModelError, match=f"^{re.escape(reference)}: {message}"):
-        base_model.find(reference)
+        base_model.resolve(reference)
     assert capsys.readouterr().out == ""  # nothing was imported to look
 
 
@@ -88,7 +88,7 @@ def test_an_id_that_the_hub_does_not_give_is_refused(tmp_path, monkeypatch):
         ModelError,
         match=r"^the model 'some/model' is no directory here, and it could not be downloaded from the hub \(O",
     ):
-        base_model.find("some/model")
+        base_model.resolve("some/model")
 
 
 def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerprint(base, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerpr
     shutil.copytree(base.folder, package / "model")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    found = base_model.find("package://tiny_package/model")
+    found = base_model.resolve("package://tiny_package/model")
     assert (found.folder, found.name, found.revision) == (package / "model", "package://tiny_package/model", "")
     assert found.fingerprint == base.fingerprint
 
@@ -104,17 +104,17 @@ def test_a_model_is_found_in_a_package_and_in_a_directory_with_the_same_fingerpr
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 def test_the_fingerprint_follows_what_the_model_is(name, base):
     (base.folder / "notes.md").write_text("something else")
-    assert base_model.find(base.name).fingerprint == base.fingerprint
+    assert base_model.resolve(base.name).fingerprint == base.fingerprint
     file = base.folder / name
     file.write_bytes(file.read_bytes() + b" ")
-    assert base_model.find(base.name).fingerprint != base.fingerprint
+    assert base_model.resolve(base.name).fingerprint != base.fingerprint
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_the_directory(base, monkeypatch):
     glob = Path.glob
     for order in (sorted, lambda found: sorted(found, reverse=True)):
         monkeypatch.setattr(Path, "glob", lambda path, pattern, order=order: iter(order(glob(path, pattern))))
-        assert base_model.find(base.name).fingerprint == base.fingerprint
+        assert base_model.resolve(base.name).fingerprint == base.fingerprint
 
 
 # opening it with a head
@@ -127,7 +127,7 @@ def test_a_model_of_a_kind_without_such_a_head_is_refused(tmp_path):
     transformers.ViTModel(config).save_pretrained(tmp_path)
     message = r"has the model type 'vit' in config\.json, which is not a text model of transformers \d"
     with pytest.raises(ModelError, match=message):
-        base_model.open_base(base_model.find(str(tmp_path)), AUTO["token-classification"], ("O",), fine_tuned=False)
+        base_model.open_base(base_model.resolve(str(tmp_path)), AUTO["token-classification"], ("O",), fine_tuned=False)
 
 
 def test_weights_of_another_model_are_refused(base, tiny_encoder):
@@ -158,7 +158,7 @@ def test_weights_of_another_size_are_refused(base, tiny_encoder):
 
 
 def test_a_fine_tuned_model_needs_its_head(tmp_path, tiny_model):
-    base = base_model.find(str(tiny_model(tmp_path / "base", task="token-classification")))
+    base = base_model.resolve(str(tiny_model(tmp_path / "base", task="token-classification")))
     body = transformers.BertModel.from_pretrained(base.folder, add_pooling_layer=False)
     body.config.id2label = {0: "negative", 1: "positive"}
     body.save_pretrained(base.folder)
@@ -194,7 +194,7 @@ def test_a_base_model_gets_a_new_head_for_the_labels(task, base):
 
 def test_a_base_model_in_half_precision_is_trained_saved_and_loaded_in_float32(tmp_path, tiny_encoder, logits_of):
     tiny_encoder().half().save_pretrained(tmp_path / "half")
-    base = base_model.find(str(tmp_path / "half"))
+    base = base_model.resolve(str(tmp_path / "half"))
     model = base_model.open_base(base, AUTO["text-classification"], LABELS["text-classification"], fine_tuned=True)
     small = surgery.shrunk(model.eval(), KEPT)
     checkpoint.save(small, tmp_path / "small")
@@ -214,7 +214,7 @@ def test_positions_bound_the_tokens_and_the_bound_is_exact(kind, pad, tmp_path, 
     model = tiny_encoder(kind, max_position_embeddings=34, pad_token_id=pad)
     shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
     checkpoint.save(model, tmp_path)
-    limit = base_tokenizer.save(base_model.find(str(tmp_path)), tmp_path / "out").max_tokens
+    limit = base_tokenizer.save(base_model.resolve(str(tmp_path)), tmp_path / "out").max_tokens
     assert limit == (33 - pad if kind in ("roberta", "xlm-roberta", "camembert", "mpnet") else 34)
     model(torch.full((1, limit), 7))
     with pytest.raises((IndexError, RuntimeError)):
@@ -393,7 +393,7 @@ def test_an_encoder_of_another_size_is_refused_though_a_new_head_is_made(base):
     (base.folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     with pytest.raises(ModelError, match=r"or has them in another size, first bert\.encoder\.layer\.0\.intermediate"):
         base_model.open_base(
-            base_model.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
+            base_model.resolve(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
         )
 
 
@@ -401,12 +401,12 @@ def test_a_pruned_model_is_no_base(base):
     (base.folder / "deploykit_arch.json").write_text("{}")
     with pytest.raises(ModelError, match=r"was pruned, .*or use it as it is with train: null"):
         base_model.open_base(
-            base_model.find(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
+            base_model.resolve(str(base.folder)), AUTO["text-classification"], ("a", "b", "c"), fine_tuned=False
         )
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "added_tokens.json", "spiece.model"])
 def test_every_file_that_decides_tokens_is_in_the_fingerprint(base, name):
-    before = base_model.find(str(base.folder)).fingerprint
+    before = base_model.resolve(str(base.folder)).fingerprint
     (base.folder / name).write_text("changed")
-    assert base_model.find(str(base.folder)).fingerprint != before
+    assert base_model.resolve(str(base.folder)).fingerprint != before

@@ -18,7 +18,7 @@ AUTO = "AutoModelForSequenceClassification"
 @pytest.fixture
 def base(tmp_path, tiny_model):
     """A text classifier on disk, as `find` sees it."""
-    return base_model.find(str(tiny_model(tmp_path / "base")))
+    return base_model.resolve(str(tiny_model(tmp_path / "base")))
 
 
 def edit(base, file="config.json", **values):
@@ -259,7 +259,7 @@ def test_rotary_positions_that_transformers_5_wrote_are_not_forgotten(
 
 def opened(folder):
     labels = ("LABEL_0", "LABEL_1")
-    return base_model.open_base(base_model.find(str(folder)), AUTO, labels, fine_tuned=True).eval()
+    return base_model.open_base(base_model.resolve(str(folder)), AUTO, labels, fine_tuned=True).eval()
 
 
 @pytest.mark.skipif(not TRANSFORMERS_4, reason="transformers 5 reads what it wrote")

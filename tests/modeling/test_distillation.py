@@ -105,13 +105,13 @@ def test_labels_are_not_used_where_the_teacher_says_all(tiny_encoder, problem_of
         distillation.distill(tiny_encoder(), tiny_encoder(), problem_of(), DistillOptions(soft=soft), tmp_path)
     batch = collate(problem_of().tokenizer, problem_of().train[:6])
     labels = batch.pop("labels")
-    found = distillation.Pupil(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
+    found = distillation.StudentWithTeacher(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
     for soft, same in ((0.9, False), (1.0, True)):
         assert torch.equal(losses[soft](found, labels), losses[soft](found, 1 - labels)) is same
 
 
 def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
-    pupil = distillation.Pupil(tiny_encoder(), tiny_encoder(seed=2).train())
+    pupil = distillation.StudentWithTeacher(tiny_encoder(), tiny_encoder(seed=2).train())
     count = sum(parameter.numel() for parameter in tiny_encoder().parameters())
     assert sum(parameter.numel() for parameter in pupil.parameters()) == count
     assert all(name.startswith("student.") for name in pupil.state_dict())
@@ -119,7 +119,7 @@ def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
 
 
 def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
-    pupil = distillation.Pupil(tiny_encoder("distilbert"), tiny_encoder("distilbert", seed=1)).eval()
+    pupil = distillation.StudentWithTeacher(tiny_encoder("distilbert"), tiny_encoder("distilbert", seed=1)).eval()
     batch = collate(problem_of().tokenizer, problem_of().train[:2])
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}

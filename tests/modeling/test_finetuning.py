@@ -211,7 +211,7 @@ def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_cut(
     curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
     predictor = Predictor(task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch")))
     scores = {"validation": scoring.score(predictor, dataset.validation, "validation")}
-    stated = scoring.judge(task, dataset, dataset.labels, scores, 0)["validation"]
+    stated = scoring.compute_metrics(task, dataset, dataset.labels, scores, 0)["validation"]
     epochs = [point for point in curve if point["split"] == "validation"]
     kept = max(epochs, key=lambda point: point["entity_f1"])
     assert 0 < stated["entity_f1"].value < 1

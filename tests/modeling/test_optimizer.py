@@ -5,7 +5,7 @@ import torch
 from models import VARIANTS
 
 from deploykit.modeling import optimizer
-from deploykit.modeling.distillation import Pupil
+from deploykit.modeling.distillation import StudentWithTeacher
 
 
 def test_layers_near_the_input_move_least():
@@ -73,4 +73,4 @@ def test_no_table_of_embeddings_and_no_layer_learns_as_fast_as_the_head(kind, ta
 
 def test_a_pupil_has_the_depths_of_the_student(tiny_encoder):
     student = tiny_encoder("gpt2")
-    assert optimizer.depths(Pupil(student, tiny_encoder("gpt2"))) == optimizer.depths(student)
+    assert optimizer.depths(StudentWithTeacher(student, tiny_encoder("gpt2"))) == optimizer.depths(student)

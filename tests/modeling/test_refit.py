@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,8 +48,19 @@ def test_inputs_that_are_all_zero_leave_the_weights():
 
 def outputs(model, rows, tokenizer):
     """What every output projection puts out for the real tokens of rows."""
-    parts = [part for layer in surgery.layers(model) for part in (layer.projection, layer.down)]
-    return [found.float() for found in refit._outputs(model, parts, list(padded(rows, tokenizer)))]
+    return [array.float() for array in refit._outputs(model, refit._projections(model), list(padded(rows, tokenizer)))]
+
+
+def test_a_decoder_is_refitted_to_its_targets_even_if_they_are_padded_like_the_source(
+    tiny_encoder, problem_of, tokenizer
+):
+    rows = sorted(problem_of("text2text-generation").train[:20], key=lambda row: len(row.encoding))
+    short, long = rows[0], rows[-1]
+    rows = [replace(short, target=long.target), replace(long, target=short.target[:2])]
+    sources, targets = sum(len(row.encoding) for row in rows), sum(len(row.target) for row in rows)
+    assert sources != targets
+    sizes = [len(array) for array in outputs(tiny_encoder("t5", "text2text-generation"), rows, tokenizer)]
+    assert sizes == [sources] * 2 + [targets] * 2
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -161,6 +161,8 @@ def test_the_metric_is_the_one_that_evaluation_finds(task, fitted, problem_of, d
     model, problem, dataset = fitted(task)[0], problem_of(task), dataset_of(task)
     predictor = Predictor(problem.task, problem.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch")))
     scores = scoring.score_all(predictor, dataset)
-    judged = scoring.judge(problem.task, dataset, problem.labels, scores, 0)["validation"][problem.task.METRICS[0]]
+    judged = scoring.compute_metrics(problem.task, dataset, problem.labels, scores, 0)["validation"][
+        problem.task.METRICS[0]
+    ]
     assert first_metric(model, problem) == pytest.approx(judged.value)
     assert np.isfinite(judged.value)

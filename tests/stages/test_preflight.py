@@ -46,7 +46,7 @@ def base_of(tmp_path, tokenizer_folder, tokenizer):
             transformers.AutoConfig.for_model(kind, **values, **names)
         )
         checkpoint.save(model, folder)
-        return base_model.find(str(folder))
+        return base_model.resolve(str(folder))
 
     return build
 

@@ -20,7 +20,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.errors import ModelError
 from deploykit.evaluation import bootstrap, timing
-from deploykit.evaluation.workload import MIXED_TEXTS, QUANTILES
+from deploykit.evaluation.workload import LENGTH_QUANTILES, MIXED_TEXTS
 from deploykit.graphs import export
 from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
@@ -74,7 +74,7 @@ def relative_timer(
 def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at typical lengths."""
     rows = sorted((row.encoding for row in problem.train), key=len)
-    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in QUANTILES]
+    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in LENGTH_QUANTILES]
 
 
 def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:

@@ -25,6 +25,7 @@ from deploykit.serving.http.response import FAILED, NO_CONTENT, Response
 from deploykit.serving.http.routes import JSON, UNKNOWN, Answer, Content, Route, match
 from deploykit.serving.http.slots import Slots
 from deploykit.serving.problems import CLIENT_GONE, Problem, retry_after
+from deploykit.serving.queue.jobs import DEADLINE_DETAIL
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.telemetry.logs import request_line
 
@@ -185,7 +186,7 @@ class Guard:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Problem(504, "deadline", "no answer in the time that this service allows") from None
+            raise Problem(504, "deadline", DEADLINE_DETAIL) from None
 
     def _trace(self, route: Route, status: int, exchange: Exchange) -> None:
         """Sends the spans of a request with a body, if traces are configured."""

@@ -12,7 +12,7 @@ from deploykit.artifact.cost import Cost
 
 # Why a batch is not larger: no other text waits (`all`), it reaches the limit of `items` or of padded `tokens`, another
 # text would raise the total waiting time (`cost`), or the engine would add rows as padding (`shape`).
-Release = Literal["all", "items", "tokens", "cost", "shape"]
+LimitReason = Literal["all", "items", "tokens", "cost", "shape"]
 
 
 class Bounds(NamedTuple):
@@ -24,14 +24,14 @@ class Bounds(NamedTuple):
     wait_s: float = inf
 
 
-Rule = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], Release]]
+Rule = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], LimitReason]]
 
 
-def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], Release]:
+def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[int], LimitReason]:
     """Adds texts to the first, closest length first, as long as each lowers the total waiting time of all texts.
 
     Args:
-        lengths: tokens of the waiting texts, at least one; the first text is the next in turn.
+        lengths: tokens to which the engine pads each waiting text alone, at least one; the first text is next in turn.
         cost: predicts the seconds of a batch.
         bounds: limits of the batch; a first text that exceeds them runs alone.
 
@@ -39,7 +39,7 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
         Positions in `lengths`, starting with 0, and why the batch is not larger.
     """
     chosen, width = [0], lengths[0]
-    release: Release = "all"
+    reason: LimitReason = "all"
     worth_trying = {False: True, True: True}  # shorter and longer texts: once one does not pay, no farther one does
     for index in sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0])):
         longer = lengths[index] > lengths[0]
@@ -49,10 +49,10 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
             return chosen, "items"
         padded = (len(chosen) + 1) * max(width, lengths[index])
         if not cost.pays(len(chosen), width, lengths[index], len(lengths) - len(chosen)):
-            release, worth_trying[longer] = "cost", False
+            reason, worth_trying[longer] = "cost", False
         elif padded > bounds.batch_tokens:
-            release = "tokens" if release == "all" else release
+            reason = "tokens" if reason == "all" else reason
         else:
             chosen.append(index)
             width = max(width, lengths[index])
-    return chosen, release
+    return chosen, reason

@@ -25,7 +25,9 @@ from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
 MAX_CANDIDATES = 1024  # waiting texts considered for one batch: bounds the time on the event loop
-MIN_LEARNED_WAIT_SHARE = 0.1  # of the longest allowed wait; errors of shorter estimates do not matter
+MIN_LEARNED_ESTIMATE_SHARE = (
+    0.1  # of the longest allowed wait; shorter estimates need not be exact, and are not corrected
+)
 HARD_LIMIT_RATIO = 2  # times `queue_tokens`; between the two limits, only clients below their fair share are admitted
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 Shape = Callable[[int, int], tuple[int, int]]
@@ -63,19 +65,21 @@ class Batcher:
         self._cost = LearnedCost(cost or Cost())
         self._waiting: FairQueue[Item] = FairQueue()
         self._waits = WaitEstimator(streams)
-        self._excess = 0  # tokens above the limit by huge requests into an empty queue; they must not cause refusals
+        self._excess = (
+            0  # tokens by which requests that an empty queue let in exceed its limit: not counted against others
+        )
         self._workers: set[asyncio.Task[None] | None] = set()
         self._starts: list[float] = []  # of the running batches
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="engine")
 
     @property
     def oldest_start(self) -> float | None:
-        """Start of the longest running batch, by `perf_counter`; None if the engine is idle."""
+        """Start of the oldest batch that still runs, by `perf_counter`; None if none does."""
         return min(self._starts, default=None)
 
     @property
-    def busy_s(self) -> float:
-        """Seconds since the longest running batch started; 0 if the engine is idle."""
+    def oldest_batch_s(self) -> float:
+        """Age of the oldest batch that still runs, in seconds, which liveness limits to `stuck_s`; 0 if none runs."""
         start = self.oldest_start
         return 0.0 if start is None else perf_counter() - start
 
@@ -92,17 +96,17 @@ class Batcher:
         disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
     ) -> tuple[list[Float32], Timing]:
-        """Waits for the scores of a request.
+        """Queues the windows of a request and waits for their scores; refuses it if the wait would be too long.
 
         Args:
-            texts: at least one.
-            encodings: of the texts.
-            timeout_s: how long the client waits, in seconds.
+            texts: texts of the windows, at least one; token scores are mapped to their words.
+            encodings: of the windows.
+            timeout_s: seconds until the deadline of the request.
             disconnect: done when the client has left.
             client: name of the client; clients share the engine fairly.
 
         Returns:
-            One array `(units, labels)` per text, and the times of the request.
+            One array `(units, labels)` per window, and the times of the request.
 
         Raises:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
@@ -115,7 +119,7 @@ class Batcher:
             Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone_s(len(encoding)))
             for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
         ]
-        if estimate_s > MIN_LEARNED_WAIT_SHARE * self._bounds.wait_s:
+        if estimate_s > MIN_LEARNED_ESTIMATE_SHARE * self._bounds.wait_s:
             job.estimate_s = estimate_s + self._waits.estimate_s(sum(item.seconds for item in items[:-1]))
         excess = max(sum(map(len, encodings)) - self._bounds.queue_tokens, 0)
         self._excess += excess
@@ -142,7 +146,7 @@ class Batcher:
         Args:
             client: name of the client.
             lengths: of all texts of the request, in tokens; empty if not yet known.
-            timeout_s: how long the client waits, in seconds.
+            timeout_s: seconds until the deadline of the request.
 
         Returns:
             The estimated wait of the request, in seconds.
@@ -151,7 +155,7 @@ class Batcher:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed.
         """
         if timeout_s <= 0:
-            raise Problem(504, "deadline", jobs.MISSED_DEADLINE)
+            raise Problem(504, "deadline", jobs.DEADLINE_DETAIL)
         queue, limit = self._waiting, self._bounds.queue_tokens
         if not queue:
             return 0.0
@@ -196,11 +200,11 @@ class Batcher:
         items = [first, *(item for item in candidates if item is not first and not item.job.done.done())]
         share = ceil(len(items) / (self._streams - len(self._starts)))
         bounds = self._bounds._replace(batch_items=min(share, self._bounds.batch_items))
-        positions, release = self._choose([item.width for item in items], self._cost.current, bounds)
+        positions, reason = self._choose([item.width for item in items], self._cost.current, bounds)
         while self._shape(len(positions), 1)[0] > len(positions):
             positions.pop()
-            release = "shape"
-        self._metrics.batches.labels(release).inc()
+            reason = "shape"
+        self._metrics.batches.labels(reason).inc()
         batch, now = [items[position] for position in positions], perf_counter()
         for item in batch:
             self._waiting.take(item)

@@ -9,15 +9,16 @@ from deploykit.serving.problems import CLIENT_GONE, Problem
 from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
-MISSED_DEADLINE = "no answer in the time that this service allows, because it is busy. Send fewer texts, or try again"
-CLIENT_LEFT = "the client has left"
+DEADLINE_DETAIL = "no answer before the deadline of this request. Send fewer texts, allow more time, or try again"
+DISCONNECT_DETAIL = "the client has left"
 
 
 @dataclass
 class Timing:
-    """Times of a request, in seconds: the longest wait of a text, and the longest time of one in the engine.
+    """Times of a request: the longest wait of its windows, and their longest batch, in seconds.
 
-    `since`, `begun` and `ended` are the times when the request arrived, first entered the engine, and last left it.
+    `since`, `begun` and `ended` are readings of the clock: when the request arrived, when its first batch started, and
+    when its last batch ended.
     """
 
     queue_s: float = 0.0
@@ -80,11 +81,11 @@ async def wait(done: asyncio.Future[None], timeout_s: float, disconnect: asyncio
         Problem: 504 the deadline has passed, 499 the client left.
     """
     if disconnect is not None:
-        disconnect.add_done_callback(lambda _: fail(done, Problem(CLIENT_GONE, "client_gone", CLIENT_LEFT)))
+        disconnect.add_done_callback(lambda _: fail(done, Problem(CLIENT_GONE, "client_gone", DISCONNECT_DETAIL)))
     try:
         async with asyncio.timeout(timeout_s):
             await done
     except TimeoutError:
-        raise Problem(504, "deadline", MISSED_DEADLINE) from None
+        raise Problem(504, "deadline", DEADLINE_DETAIL) from None
     finally:
         done.cancel()

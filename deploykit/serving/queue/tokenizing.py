@@ -21,7 +21,7 @@ from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, Window
 
-INLINE_CHARACTERS = 2000  # of a request that is tokenized on the event loop, because the thread would take longer
+MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
 PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
 OVERHANG_CHARACTERS = 256  # read only for masking: they may complete a number or an address at the end of the text
 INITIAL_S_PER_CHARACTER = 1e-6  # until the first pieces are measured
@@ -42,7 +42,7 @@ class _Request:
 
 @dataclass(eq=False)
 class _Piece:
-    """Some texts of a request. Its length is a rough number of tokens."""
+    """Some texts of a request. Its length is a rough number of tokens, four characters each."""
 
     job: _Request
     rows: slice
@@ -90,7 +90,7 @@ class TokenizerQueue:
         Args:
             texts: the first, or only, text of each input.
             pairs: the second texts, for a model that reads pairs.
-            timeout_s: how long the client waits, in seconds.
+            timeout_s: seconds until the deadline of the request.
             disconnect: done when the client has left.
             client: name of the client; clients share the thread fairly.
 
@@ -98,7 +98,7 @@ class TokenizerQueue:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
         finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
-        if not finds_names and sum(map(len, texts)) + sum(map(len, pairs or ())) <= INLINE_CHARACTERS:
+        if not finds_names and sum(map(len, texts)) + sum(map(len, pairs or ())) <= MAX_INLINE_CHARACTERS:
             return self._windows(texts, pairs)
         request = _Request(client, texts, pairs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(request))
@@ -121,7 +121,7 @@ class TokenizerQueue:
         self._pool.shutdown(wait=False)
 
     def _pieces(self, request: _Request) -> Iterator[_Piece]:
-        """Splits a request into turns of the thread; each has whole texts."""
+        """Splits a request into pieces, each tokenized in one turn of the thread; texts are not split."""
         sizes = [min(len(text), self._max_characters) for text in request.texts]
         if request.pairs is not None:
             pair_sizes = [min(len(text), self._max_characters) for text in request.pairs]

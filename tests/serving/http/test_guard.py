@@ -165,7 +165,7 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     go = threading.Event()
     client._app._runtime._model.batcher._compute = lambda texts, encodings: go.wait(2)
     late = [client.start("POST", PREDICT, json_body={"texts": ["a great film"]})]
-    while not client._app._runtime._model.batcher.busy_s:
+    while not client._app._runtime._model.batcher.oldest_batch_s:
         pass
     late += [client.start("POST", PREDICT, json_body={"texts": ["a great film"]}) for _ in range(2)]
     refused = client.post(PREDICT, json_body=BODY)
@@ -331,7 +331,7 @@ def test_a_failure_inside_is_a_problem_too(client, monkeypatch):
 def test_a_handler_that_never_answers_is_given_up(client, monkeypatch):
     monkeypatch.setattr(guard, "BACKSTOP_S", 0.05 - client._app._runtime.settings.timeout_s)
     monkeypatch.setattr(client._app._runtime, "predict", lambda *_, **__: guard.asyncio.sleep(10))
-    assert_problem(client.post(PREDICT, json_body=BODY), 504, "no answer in the time")
+    assert_problem(client.post(PREDICT, json_body=BODY), 504, "no answer before the deadline")
 
 
 def test_nothing_of_a_request_is_kept_after_its_answer(client, monkeypatch):

@@ -191,7 +191,7 @@ def test_an_idle_engine_starts_at_once():
     async def scenario(submit, batcher):
         for _ in range(3):
             await submit("a")
-        return batcher.busy_s
+        return batcher.oldest_batch_s
 
     assert run(scenario, engine)[0] == 0.0
     assert engine.batches == [["a"]] * 3
