@@ -42,7 +42,8 @@ def entity_f1(gold: Rows, predicted: Rows, labels: Sequence[str]) -> float:
     return float(seqeval.metrics.f1_score(*tags, average="micro", zero_division=0))
 
 
-# The value of each metric by name. For its interval, a new one also needs a case in `count_rows` and `compute_ratio`.
+# The value of each metric by name. For its interval, a new one also needs a case in `count_rows` and `compute_ratio`,
+# and in `count_labels` if it counts entities.
 METRIC_FUNCTIONS: dict[str, Callable[[Rows, Rows, Sequence[str]], float]] = {
     metric.__name__: metric for metric in (accuracy, macro_f1, entity_f1)
 }

@@ -43,7 +43,7 @@ class Base:
 
 
 def resolve(reference: str, revision: str | None = None) -> Base:
-    """Returns the directory of a base model, downloaded from the hub if needed, and hashes its files.
+    """Finds a base model, downloads it from the hub if needed, and hashes its files.
 
     Args:
         reference: a directory, `package://MODULE/PATH` inside an installed package, or an id on the Hugging Face hub.

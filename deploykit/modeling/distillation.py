@@ -16,10 +16,8 @@ from torch.nn import functional
 from deploykit.modeling import surgery
 from deploykit.modeling.finetuning import FitOptions, fit
 from deploykit.modeling.losses import cross_entropy
-from deploykit.modeling.problem import Problem, Teacher, inputs
+from deploykit.modeling.problem import SHIFT, Problem, Teacher, inputs
 from deploykit.tasks import IGNORED
-
-SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of encoder-decoder models, which the Trainer looks for
 
 
 class DistillOptions(FitOptions):
@@ -138,7 +136,7 @@ def matching_layers(teacher: Teacher) -> list[int]:
 
 
 def _copy_aliases(_: torch.nn.Module, state: dict[str, torch.Tensor], *__: Any) -> None:
-    """Copies tensors that have two names, which safetensors refuses; the Trainer copies those of its own models."""
+    """Copies tensors that have two names, which safetensors refuses; transformers' own models save one name only."""
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.data_ptr() in seen:

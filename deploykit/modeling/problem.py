@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from deploykit.modeling.losses import require_logits
 from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
 from deploykit.tokenizer import Encoding, Tokenizer
 
+SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
 BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
 
 
@@ -78,8 +78,8 @@ def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
     """Returns the tensors of a batch that a model reads, without targets; a decoder reads those shifted by one."""
     names = input_names(model)
     tensors = {name: tensor for name, tensor in batch.items() if name in names and name != "labels"}
-    if "labels" in batch and hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        tensors["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(batch["labels"])
+    if "labels" in batch and hasattr(model, SHIFT):
+        tensors["decoder_input_ids"] = getattr(model, SHIFT)(batch["labels"])
     return tensors
 
 

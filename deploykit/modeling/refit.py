@@ -8,13 +8,14 @@ in order, each on its inputs in the pruned model, so that later layers correct t
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import Row, inputs, padded
+from deploykit.modeling.problem import SHIFT, Row, inputs, padded
 from deploykit.modeling.surgery import Linear, matrix, set_matrix
 from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer
@@ -47,14 +48,14 @@ class _Projection(NamedTuple):
 
     module: Linear
     runs: int
-    in_decoder: bool  # of a model that has an encoder, too
+    reads_targets: bool  # in the decoder of a model that writes a text after reading another
 
 
 def _projections(model: torch.nn.Module) -> list[_Projection]:
     """Returns the output projections in the order in which they run."""
-    depths = surgery.depths(model)
+    encoder_layers = surgery.depths(model)[0] if hasattr(model, SHIFT) else inf
     return [
-        _Projection(module, layer.repeats, len(depths) > 1 and index >= depths[0])
+        _Projection(module, layer.repeats, index >= encoder_layers)
         for index, layer in enumerate(surgery.layers(model))
         for module in (layer.projection, layer.down)
         if module is not None
@@ -117,7 +118,10 @@ def _inputs(model: torch.nn.Module, projection: _Projection, batch: Any) -> torc
 
 
 def _mask(batch: Any, projection: _Projection) -> torch.Tensor:
-    """Returns which tokens are not padding, `(batch, tokens)`; those of a decoder are the targets of its encoder."""
-    if projection.in_decoder:
+    """Returns which positions of a projection's inputs are not padding, `(batch, positions)`.
+
+    The decoder of a model that writes has one position for each target, every other stack one for each input token.
+    """
+    if projection.reads_targets:
         return torch.as_tensor(batch["labels"] != IGNORED)
     return torch.as_tensor(batch["attention_mask"].bool())

@@ -93,3 +93,10 @@ def test_a_refit_leaves_no_hooks(tiny_encoder, problem_of, tokenizer):
     small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
     refit.refit(small, whole, problem_of().train[:8], tokenizer)
     assert not any(part._forward_hooks or part._forward_pre_hooks for one in (whole, small) for part in one.modules())
+
+
+def test_a_classifier_with_a_decoder_is_refitted_without_padding(tiny_encoder, problem_of, tokenizer):
+    """Its decoder reads the text again, one place later."""
+    rows = problem_of().train[:20]
+    tokens = sum(len(row.encoding) for row in rows)
+    assert [len(array) for array in outputs(tiny_encoder("t5"), rows, tokenizer)] == [tokens] * 4

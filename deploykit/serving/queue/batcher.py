@@ -25,9 +25,7 @@ from deploykit.tasks import Float32
 from deploykit.tokenizer import Encoding
 
 MAX_CANDIDATES = 1024  # waiting texts considered for one batch: bounds the time on the event loop
-MIN_LEARNED_ESTIMATE_SHARE = (
-    0.1  # of the longest allowed wait; shorter estimates need not be exact, and are not corrected
-)
+MIN_LEARNED_ESTIMATE_SHARE = 0.1  # of the longest allowed wait; waits with shorter estimates are not learned from
 HARD_LIMIT_RATIO = 2  # times `queue_tokens`; between the two limits, only clients below their fair share are admitted
 Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
 Shape = Callable[[int, int], tuple[int, int]]
