@@ -192,7 +192,7 @@ def test_a_sound_model_passes_every_check(seed, make):
     golden.verify(package.path)
     (verdict,) = package.manifest.own["verdicts"]
     assert (verdict["gate"], verdict["outcome"]) == ("max_drop", "passed")
-    assert golden.load(package).tolerance == golden.LEAST
+    assert golden.load(package).tolerance == golden.MIN_TOLERANCE
     assert max(package.manifest.details["export"]["parity"].values()) < 1e-5
 
 

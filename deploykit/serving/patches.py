@@ -21,7 +21,7 @@ VERSIONS = {
 SERVER = "uvicorn.protocols.http.httptools_impl"
 USED_METHODS = (
     *("connection_made", "connection_lost", "data_received", "on_url", "on_header"),
-    *("on_headers_complete", "on_message_complete", "pause_writing", "resume_writing"),
+    *("on_body", "on_headers_complete", "on_message_complete", "pause_writing", "resume_writing"),
 )
 USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")
 TRAFFIC, TRACING = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"

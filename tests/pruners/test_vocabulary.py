@@ -51,7 +51,7 @@ def test_a_missing_corpus_is_refused(tiny_encoder, problem_of, tmp_path):
 def test_rows_of_a_corpus_that_cannot_be_read_are_refused(tiny_encoder, problem_of, tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     options = vocabulary.Options(corpus=tmp_path / "corpus.jsonl")
-    with pytest.raises(DataError, match=r"corpus\.jsonl, line 2: no JSON"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 2: not JSON"):
         vocabulary.prune(tiny_encoder(), problem_of(), options, tmp_path)
 
 
