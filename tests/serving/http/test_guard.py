@@ -172,7 +172,7 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     assert_problem(refused, 503, "too many texts are waiting")
     assert int(refused.headers["retry-after"]) >= 1
     for answer in late:
-        assert_problem(answer.result(5), 504, "it is busy")
+        assert_problem(answer.result(5), 504, "no answer before the deadline")
     go.set()
     assert metrics(client)['deploykit_rejected_total{reason="deadline"}'] == 3
 
