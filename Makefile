@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# What to run before each commit: everything that starts no service and trains no model.
+# What to run before each commit: everything that starts no process and needs no model; then the tests of what changed.
 check: $(VENV)/installed lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process and not browser and not training"
 

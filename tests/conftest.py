@@ -1,7 +1,7 @@
 """Everything small that tests share: sentences, a tokenizer, models of two layers, graphs known in closed form.
 
 All of it is made in code from seeds. What needs torch imports it inside the fixture, so that the tests of
-the numpy-only rooms stay quick.
+the folders that need only numpy stay quick.
 """
 
 import json
@@ -31,43 +31,37 @@ for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
-TIERS = {  # marks of whole files; what has none is quick, and `make check` runs it
-    "browser": ("serving/api/test_browser",),
+TIERS = {  # marks of whole folders and files; what has none is quick, and `make check` runs it
+    "browser": ("serving/api/test_browser.py",),
     "process": (
-        *("cli/test_cli", "serving/access/test_rotation", "serving/api/test_openapi", "serving/api/test_protocols"),
-        *("serving/http/test_hostile", "serving/telemetry/test_metrics_table", "serving/telemetry/test_traces"),
-        *("serving/test_build", "serving/test_launch", "serving/test_old_packages", "serving/test_serve_from_python"),
-        *(
-            "serving/test_signed",
-            "serving/test_trouble",
-            "serving/test_with_client",
-            "test_no_telemetry",
-            "test_readme",
-        ),
+        *("cli/test_cli.py", "test_no_telemetry.py", "test_readme.py"),
+        *(f"serving/test_{name}.py" for name in ("build", "launch", "old_packages", "serve_from_python", "signed")),
+        *(f"serving/test_{name}.py" for name in ("trouble", "with_client")),
+        *("serving/access/test_rotation.py", "serving/access/test_mounted_files.py", "serving/api/test_openapi.py"),
+        *("serving/api/test_protocols.py", "serving/http/test_connections.py", "serving/http/test_hostile.py"),
+        *("serving/telemetry/test_metrics_table.py", "serving/telemetry/test_traces.py"),
     ),
     "training": (
-        *(
-            "modeling/test_checkpoint",
-            "modeling/test_deadline",
-            "modeling/test_distillation",
-            "modeling/test_finetuning",
-        ),
-        *("modeling/test_losses", "modeling/test_base_model", "modeling/test_surgery", "pruners/test_layers"),
-        *("pruners/test_vocabulary", "pruners/test_width", "quantizers/test_every_quantizer", "selection/test_search"),
-        *("stages/test_exporting", "stages/test_packaging", "stages/test_preflight", "stages/test_pruning"),
-        *("stages/test_quantization", "stages/test_retuning", "test_contracts", "test_faults", "test_pipeline"),
-        *("test_process_state", "trainers/test_full", "trainers/test_none"),
+        *("engines", "graphs", "modeling", "pruners", "quantizers", "selection", "stages", "trainers"),
+        *("test_contracts.py", "test_faults.py", "test_pipeline.py", "test_process_state.py"),
     ),
 }
+TESTS = Path(__file__).parent
+TIER_OF = {TESTS / name: tier for tier, names in TIERS.items() for name in names}
+assert all(path.exists() for path in TIER_OF)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Saves the imports of a tier that is left out by `-m "not ..."`."""
+    tier = TIER_OF.get(collection_path)
+    return True if tier and f"not {tier}" in config.option.markexpr else None
 
 
 def pytest_collection_modifyitems(items):
-    folder = Path(__file__).parent
-    tier_of = {folder / f"{name}.py": tier for tier, names in TIERS.items() for name in names}
-    assert all(file.is_file() for file in tier_of)
     for item in items:
-        if tier := tier_of.get(item.path):
-            item.add_marker(tier)
+        for path in (item.path, *item.path.parents):
+            if tier := TIER_OF.get(path):
+                item.add_marker(tier)
 
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")

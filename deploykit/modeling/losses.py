@@ -13,8 +13,8 @@ from deploykit.errors import ModelError
 from deploykit.tasks import IGNORED, Float32
 
 Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
-# Largest absolute logit on the validation split; training that exceeds it has diverged, and the train stage stops.
-# Pruned models, and models used without training, may exceed it: if the parity of their export fails, the error then
+# Largest absolute logit on the validation split; a trained model that exceeds it has diverged, and its stage stops.
+# Pruned models, and models used without training, may exceed it: if parity fails in their export stage, its error
 # blames float32, which is too coarse for `export.tolerance` at such values, and not the graph.
 MAX_LOGIT = 1000.0
 ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."

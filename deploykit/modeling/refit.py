@@ -120,7 +120,8 @@ def _inputs(model: torch.nn.Module, projection: _Projection, batch: Any) -> torc
 def _mask(batch: Any, projection: _Projection) -> torch.Tensor:
     """Returns which positions of a projection's inputs are not padding, `(batch, positions)`.
 
-    The decoder of a model that writes has one position for each target, every other stack one for each input token.
+    The decoder of a model that writes a text after reading another has one position for each target, whose padding is
+    `IGNORED`; every other stack has one for each input token.
     """
     if projection.reads_targets:
         return torch.as_tensor(batch["labels"] != IGNORED)

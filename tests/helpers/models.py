@@ -1,4 +1,4 @@
-"""Fixtures of the rooms that need torch: models of every architecture, something to learn, a stage's job.
+"""Fixtures that need torch: models of every architecture, something to learn, a stage's job.
 
 A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; nothing is downloaded.
 """
