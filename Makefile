@@ -22,7 +22,7 @@ test: $(VENV)/installed lint
 
 # What to run before each commit: everything that starts no process and needs no model; then the tests of what changed.
 check: $(VENV)/installed lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process and not browser and not training"
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal -m "not process and not browser and not training"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
