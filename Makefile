@@ -32,7 +32,7 @@ lint: $(VENV)/installed
 
 # The same with transformers 4.57, in an environment of its own.
 test-transformers4: $(VENV)-transformers4/installed
-	$(VENV)-transformers4/bin/python -m pytest $(TRANSFORMERS4)
+	$(VENV)-transformers4/bin/python -m pytest --numprocesses 2 --dist loadfile $(TRANSFORMERS4)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -187,7 +187,7 @@ def _full_attention_period(layer_types: list[str]) -> int | None:
 
 def _untranslatable(key: str) -> ModelError:
     return ModelError(
-        f"was saved by transformers 5, and its {key} means nothing to transformers {transformers.__version__}."
+        f"was saved by transformers 5, and transformers {transformers.__version__} cannot read its {key}."
         " Install transformers 5, or save the model with 4.57."
     )
 

@@ -276,7 +276,7 @@ def opened(folder):
 )
 def test_what_has_no_words_in_the_older_version_is_refused(kind, written, key, base, tmp_path):
     (base.folder / "config.json").write_text(json.dumps({"model_type": kind, **written}))
-    message = rf"was saved by transformers 5, and transformers 4\.57\.\d does not know what its {key} means\. Install"
+    message = rf"was saved by transformers 5, and transformers 4\.57\.\d cannot read its {key}\. Install"
     with pytest.raises(ModelError, match=message):
         configuration.read(base.folder, base.name)
 
