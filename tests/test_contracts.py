@@ -16,7 +16,7 @@ from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import metrics
 from deploykit.modeling import checkpoint
-from deploykit.modeling.finetuning import FitOptions
+from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Row, collate, inputs
 from deploykit.recipe import template
 from deploykit.stages import exporting

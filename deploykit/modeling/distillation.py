@@ -10,27 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch.nn import functional
 
 from deploykit.modeling import surgery
-from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.finetuning import fit
 from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.options import DistillOptions
 from deploykit.modeling.problem import SHIFT, Problem, Teacher, inputs
 from deploykit.tasks import IGNORED
-
-
-class DistillOptions(FitOptions):
-    """How the unpruned model trains the pruned one; labels of the validation split decide which epoch is best."""
-
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training rows; may be a fraction."""
-    temperature: float = Field(default=2.0, gt=0)
-    """Temperature of both models' logits."""
-    soft: float = Field(default=0.9, ge=0, le=1)
-    """Weight of the teacher's logits against the labels; at 1 the training labels are not used."""
-    hidden: float = Field(default=1.0, ge=0)
-    """Weight of the difference between the hidden states."""
 
 
 class StudentWithTeacher(torch.nn.Module):

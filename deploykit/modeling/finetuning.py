@@ -10,20 +10,19 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import load_model
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from deploykit import hardware
 from deploykit.artifact import WEIGHTS
-from deploykit.methods import Options
 from deploykit.modeling.callbacks import Deadline, Progress
 from deploykit.modeling.losses import Loss, checked
 from deploykit.modeling.optimizer import adamw
+from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, Row, collate, inputs, quality
 from deploykit.modeling.surgery import TRANSFORMERS_4
 from deploykit.process_state import draws, environment, quiet, threads
@@ -35,33 +34,6 @@ BY_LENGTH: dict[str, Any] = (
 LOGGED_PER_EPOCH = 20  # points of the learning curve
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second")
 log = logging.getLogger(__name__)
-
-
-class FitOptions(Options):
-    """How a module is fitted: AdamW with linear warm-up and linear decay of the learning rate."""
-
-    epochs: float = Field(default=3.0, gt=0)
-    """Passes over the training rows; may be a fraction."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """Highest learning rate, reached after the warm-up."""
-    batch_size: int = Field(default=32, ge=1)
-    """Rows per batch."""
-    accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients are added up to one step."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of AdamW; biases and normalizations have none."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the learning rate from each layer to the one below it (Howard and Ruder, 2018, section 3.2)."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Norm to which gradients are clipped."""
-    bf16: Literal["auto", "on", "off"] = "auto"
-    """Autocast to bfloat16; `auto`: if the hardware has instructions for it."""
-    patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better validation metric after which training ends; null: all epochs."""
-    minutes: float | None = Field(default=None, gt=0)
-    """Minutes after which training ends; the learning-rate schedule is adapted to them."""
 
 
 def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:

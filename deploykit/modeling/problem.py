@@ -114,3 +114,23 @@ def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, fl
 def first_metric(model: torch.nn.Module, problem: Problem) -> float:
     """Returns the task's first metric of a model that is being pruned; see `quality`."""
     return quality(model, problem, "the model during pruning")[problem.task.METRICS[0]]
+
+
+def sample(rows: tuple[Row, ...], count: int, seed: int) -> list[Row]:
+    """Draws rows without replacement."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[index] for index in order[:count]]
+
+
+def within(rows: list[Row], tokens: int) -> list[Row]:
+    """Returns the first rows that together hold at most `tokens` tokens, and at least one."""
+    totals = np.cumsum([len(row.encoding) for row in rows])
+    return rows[: max(1, int((totals <= tokens).sum()))]
+
+
+def balanced_weights(problem: Problem) -> torch.Tensor:
+    """Returns `rows / (labels * count)` for each label, shape `(labels,)` (King and Zeng, 2001)."""
+    targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
+    counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.labels))
+    weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32)

@@ -1,16 +1,22 @@
 """Pruners: methods to remove parts of a model. One file each: `Options` and `prune`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.modeling.problem import Problem
-from deploykit.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from deploykit.modeling.problem import Problem
+    from deploykit.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,18 @@ before, which is verified, while other texts may become more tokens. The layers 
 memory, but time only in an output layer over the vocabulary.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
-import numpy as np
-import tokenizers
-import torch
-
-from deploykit.data import sources
-from deploykit.errors import ModelError
 from deploykit.methods import Options as Base
-from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
-from deploykit.modeling.problem import Problem
-from deploykit.pruners import Pruned
-from deploykit.pruners._vocabulary import necessary, reduced
 
-TEXTS_PER_CALL = 1024  # of the tokenizer; bounds the encodings held in memory
-FLOAT_BYTES = 4
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import torch
+
+    from deploykit.modeling.problem import Problem
+    from deploykit.pruners import Pruned
 
 
 class Options(Base):
@@ -38,64 +28,6 @@ class Options(Base):
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
     """Returns a copy of the model with a smaller vocabulary, the matching tokenizer, and how much was saved."""
-    texts = [*problem.texts, *(sources.texts(str(options.corpus)) if options.corpus else ())]
-    whole = tokenizers.Tokenizer.from_str(problem.tokenizer.backend.to_str())
-    whole.no_truncation()
-    ids = necessary(whole, used(whole, texts) | _fixed(model, whole))
-    backend = reduced(whole, ids)
-    verify(whole, backend, texts)
-    pruned = surgery.with_tokens(model, ids)
-    new_ids = {old: new for new, old in enumerate(ids)}
-    unknown = problem.tokenizer.unknown_id
-    tokenizer = replace(
-        problem.tokenizer,
-        backend=backend,
-        pad_id=new_ids[problem.tokenizer.pad_id],
-        unknown_id=None if unknown is None else new_ids[unknown],
-    )
-    saved = FLOAT_BYTES * (checkpoint.parameters(model) - checkpoint.parameters(pruned))
-    unchanged = np.mean([np.isin(row.encoding.ids, ids).all() for row in problem.validation])
-    counts = {"tokens": len(ids), "tokens_before": whole.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
-    log.info("kept %(tokens)d of %(tokens_before)d tokens, which saves %(bytes_saved)d bytes", counts)
-    return Pruned(pruned, {**counts, "validation_unchanged": float(unchanged)}, tokenizer, tuple(ids))
+    from deploykit.pruners._vocabulary import pruning
 
-
-def used(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> set[int]:
-    """Returns the ids of all tokens of the texts, special tokens included."""
-    return {token for chunk in _chunks(texts) for encoding in backend.encode_batch(chunk) for token in encoding.ids}
-
-
-def verify(whole: tokenizers.Tokenizer, small: tokenizers.Tokenizer, texts: Sequence[str]) -> None:
-    """Checks that two tokenizers give the same tokens for every text.
-
-    Raises:
-        ModelError: names the first text with other tokens.
-    """
-    for chunk in _chunks(texts):
-        encodings = zip(whole.encode_batch(chunk), small.encode_batch(chunk), strict=True)
-        for text, (before, after) in zip(chunk, encodings, strict=True):
-            if before.tokens != after.tokens:
-                raise ModelError(
-                    f"with the reduced vocabulary {text[:80]!r} is tokenized as {after.tokens[:20]}, not as"
-                    f" {before.tokens[:20]}. Leave the text out, or the vocabulary step."
-                )
-
-
-def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
-    """Returns the ids that the model's configuration names, and those below a padding id from which positions count.
-
-    Raises:
-        ModelError: the tokenizer has more tokens than the model.
-    """
-    loaded = cast(Any, model)
-    size, rows = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
-    if size > rows:
-        raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
-    fixed = {token for token in surgery.token_ids(model) if whole.id_to_token(token) is not None}
-    if loaded.config.model_type in POSITIONS_AFTER_PADDING:
-        fixed |= set(range(loaded.config.pad_token_id + 1))
-    return fixed
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (texts[start : start + TEXTS_PER_CALL] for start in range(0, len(texts), TEXTS_PER_CALL))
+    return pruning.prune(model, problem, options, work)

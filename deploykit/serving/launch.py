@@ -7,6 +7,7 @@ own BentoML home: two servers in one would wipe each other's metrics.
 import atexit
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from deploykit.serving.settings import AUTH, DRAIN, KEYS, PACKAGE, absolute, dra
 from deploykit.serving.telemetry.logs import NEVER_READY
 
 PORT = 3000
+PORTS = range(20_000, 32_000)  # of `free_port`; Linux gives 32,768 and above to whatever names no port
 SHUTDOWN_S = 25  # for requests in flight, once the process is told to stop
 READY_S = 60.0
 LOG_LINES = 20  # of the end of a log in an error message
@@ -255,10 +257,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port(host: str = HOST) -> int:
-    """Returns a port on which no process listens."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Returns a port on which no process listens.
+
+    It is below those that Linux gives to connections and to listeners that name none. Otherwise another process could
+    get it before the service listens, for example BentoML's for the sockets between its workers.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return port
+    raise DeploykitError(f"all ports from {PORTS[0]} to {PORTS[-1]} are in use on {host}. Name one with --port.")
 
 
 def _home(environ: Mapping[str, str], port: int) -> Path:

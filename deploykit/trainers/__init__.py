@@ -1,13 +1,19 @@
 """Trainers: methods to fine-tune a model. One file each: `Options`, `FINE_TUNED` and `train`."""
 
-from pathlib import Path
-from typing import Any, Protocol, cast
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
 from pydantic import BaseModel
 
 from deploykit import methods
-from deploykit.modeling.problem import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from deploykit.modeling.problem import Problem
 
 
 class Trainer(Protocol):

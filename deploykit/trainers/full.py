@@ -1,16 +1,19 @@
 """Fine-tunes every weight."""
 
-from pathlib import Path
-from typing import Any, Literal
+from __future__ import annotations
 
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Literal
+
 from pydantic import Field
 
-from deploykit.modeling.finetuning import FitOptions, fit
-from deploykit.modeling.losses import cross_entropy
-from deploykit.modeling.problem import Problem
-from deploykit.tasks import IGNORED
+from deploykit.modeling.options import FitOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from deploykit.modeling.problem import Problem
 
 FINE_TUNED = False
 
@@ -26,13 +29,9 @@ class Options(FitOptions):
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> list[dict[str, Any]]:
     """Fits the model to the training rows and leaves it at its best epoch."""
+    from deploykit.modeling.finetuning import fit
+    from deploykit.modeling.losses import cross_entropy
+    from deploykit.modeling.problem import balanced_weights
+
     weights = balanced_weights(problem) if options.class_weights else None
     return fit(model, problem, options, cross_entropy(weights, options.label_smoothing), work)
-
-
-def balanced_weights(problem: Problem) -> torch.Tensor:
-    """Returns `rows / (labels * count)` for each label, shape `(labels,)` (King and Zeng, 2001)."""
-    targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
-    counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.labels))
-    weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
-    return torch.tensor(weights, dtype=torch.float32)

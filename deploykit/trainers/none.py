@@ -1,12 +1,17 @@
 """Uses a model that is fine-tuned already without changing it; `train: null` in a recipe."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deploykit.methods import Options
-from deploykit.modeling.problem import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from deploykit.modeling.problem import Problem
 
 __all__ = ["FINE_TUNED", "Options", "train"]
 

@@ -205,8 +205,9 @@ def problem_of(dataset_of, tokenizer):
 def fitted(tiny_encoder, problem_of, tmp_path_factory):
     """`fitted(task) -> (model, learning curve)`: a BERT that has learned its task; the model is a copy."""
     from deploykit import hardware
-    from deploykit.modeling.finetuning import FitOptions, fit
+    from deploykit.modeling.finetuning import fit
     from deploykit.modeling.losses import cross_entropy
+    from deploykit.modeling.options import FitOptions
 
     @cache
     def learn(task):

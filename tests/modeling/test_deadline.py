@@ -4,8 +4,9 @@ import torch
 
 from deploykit.modeling import callbacks, finetuning
 from deploykit.modeling.callbacks import Deadline
-from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.finetuning import fit
 from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.options import FitOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"batch_size": 16, "learning_rate": 3e-3, "bf16": "off"}

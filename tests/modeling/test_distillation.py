@@ -6,8 +6,8 @@ import torch
 from models import TASKS
 
 from deploykit.modeling import distillation, surgery
-from deploykit.modeling.distillation import DistillOptions
 from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.options import DistillOptions
 from deploykit.modeling.problem import Teacher, collate
 from deploykit.tasks import IGNORED
 

@@ -14,8 +14,9 @@ from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
-from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.finetuning import fit
 from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, collate, first_metric, inputs
 from deploykit.modeling.problem import rows as rows_of
 from deploykit.tasks import IGNORED

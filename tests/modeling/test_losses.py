@@ -12,10 +12,11 @@ import deploykit
 from deploykit.errors import ModelError
 from deploykit.evaluation import parity
 from deploykit.modeling import finetuning
-from deploykit.modeling.distillation import DistillOptions, distill
-from deploykit.modeling.finetuning import FitOptions, fit
+from deploykit.modeling.distillation import distill
+from deploykit.modeling.finetuning import fit
 from deploykit.modeling.importance import importance
 from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.options import DistillOptions, FitOptions
 from deploykit.modeling.problem import first_metric
 from deploykit.pruners import layers, width
 from deploykit.tasks import IGNORED

@@ -13,7 +13,7 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import distillation, surgery
 from deploykit.modeling.problem import Teacher, first_metric, padded
-from deploykit.pruners import layers
+from deploykit.pruners import _layers, layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,7 +123,7 @@ def test_idle_layers_are_removed_by_default(tiny_encoder, problem_of, tmp_path):
     whole, problem = silenced(tiny_encoder("gpt2", layers=4), [0, 2]), problem_of(count=40)
     pruned = layers.prune(whole, problem, layers.Options(), tmp_path)
     assert set(pruned.facts["gone"][:2]) == {0, 2}
-    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - layers.MAX_DROP
+    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - _layers.MAX_DROP
 
 
 # recovery
@@ -131,7 +131,7 @@ def test_idle_layers_are_removed_by_default(tiny_encoder, problem_of, tmp_path):
 
 def test_the_teacher_is_the_unpruned_model_with_matched_layers(tiny_encoder, problem_of, tmp_path, monkeypatch):
     captured = []
-    monkeypatch.setattr(layers, "distill", lambda *arguments: captured.append(arguments) or [])
+    monkeypatch.setattr(_layers, "distill", lambda *arguments: captured.append(arguments) or [])
     model, problem = silenced(tiny_encoder("gpt2", layers=4), [1, 2]), problem_of(count=20)
     options = layers.Options(keep=2, distill={})
     layers.prune(model, problem, options, tmp_path)
@@ -147,7 +147,7 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
         pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
         data = list(padded(problem.validation, problem.tokenizer))
         loss.append(
-            float(distillation.divergence(layers._logits(pruned.model, data), layers._logits(whole, data), 1.0))
+            float(distillation.divergence(_layers._logits(pruned.model, data), _layers._logits(whole, data), 1.0))
         )
     assert loss[1] < 0.7 * loss[0]
     assert [point["epoch"] for point in pruned.facts["curve"] if point["split"] == "validation"] == [1, 2]

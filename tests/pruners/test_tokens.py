@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from deploykit.errors import ModelError
-from deploykit.pruners._vocabulary import necessary, reduced
+from deploykit.pruners._vocabulary.tokens import necessary, reduced
 
 WORDS = ("wonderful", "story", "stories", "storytelling", "told", "teller", "untold", "wonder", "wondering", "full")
 ELSEWHERE = ("quantum", "mechanics", "mechanical", "quarks", "quartz", "quarters", "equations", "equals", "measures")

@@ -11,7 +11,8 @@ from deploykit.errors import DataError, ModelError
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.problem import inputs
 from deploykit.pruners import vocabulary
-from deploykit.pruners._vocabulary import necessary, reduced
+from deploykit.pruners._vocabulary import pruning
+from deploykit.pruners._vocabulary.tokens import necessary, reduced
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,15 +64,15 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_encoder, problem_of, tmp_p
 
 def test_a_text_that_would_be_tokenized_differently_is_refused_and_named(problem_of):
     whole = problem_of().tokenizer.backend
-    used = vocabulary.used(whole, ["the film"])
+    used = pruning.used(whole, ["the film"])
     small = reduced(whole, necessary(whole, used))
-    vocabulary.verify(whole, small, ["the film"])
+    pruning.verify(whole, small, ["the film"])
     message = (
         r"^with the reduced vocabulary 'the story' is tokenized as \['\[CLS\]', 'the', 's', .*,"
         r" not as \['\[CLS\]', 'the', 'story'"
     )
     with pytest.raises(ModelError, match=message):
-        vocabulary.verify(whole, small, ["the film", "the story"])
+        pruning.verify(whole, small, ["the film", "the story"])
 
 
 # results

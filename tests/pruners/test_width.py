@@ -12,10 +12,10 @@ from deploykit import recipe
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import collate, inputs
+from deploykit.modeling.problem import collate, inputs, sample, within
 from deploykit.modeling.surgery import Shape
 from deploykit.pruners import width
-from deploykit.pruners._width import meter
+from deploykit.pruners._width import meter, pruning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,15 +97,15 @@ def test_a_model_of_an_unknown_type_is_refused(tiny_encoder, problem_of, tmp_pat
 
 def test_calibration_rows_are_drawn_once_and_the_same_for_a_seed(problem_of):
     rows = problem_of().train
-    drawn = width.sample(rows, 50, 3)
+    drawn = sample(rows, 50, 3)
     assert len({id(row) for row in drawn}) == 50
-    assert [id(row) for row in drawn] == [id(row) for row in width.sample(rows, 50, 3)]
-    assert [id(row) for row in drawn] != [id(row) for row in width.sample(rows, 50, 4)]
-    assert len(width.sample(rows, 10**6, 0)) == len(rows)
+    assert [id(row) for row in drawn] == [id(row) for row in sample(rows, 50, 3)]
+    assert [id(row) for row in drawn] != [id(row) for row in sample(rows, 50, 4)]
+    assert len(sample(rows, 10**6, 0)) == len(rows)
     lengths = np.cumsum([len(row.encoding) for row in drawn])
-    assert width.within(drawn, int(lengths[9])) == drawn[:10]
-    assert width.within(drawn, int(lengths[9]) - 1) == drawn[:9]
-    assert width.within(drawn, 1) == drawn[:1]
+    assert within(drawn, int(lengths[9])) == drawn[:10]
+    assert within(drawn, int(lengths[9]) - 1) == drawn[:9]
+    assert within(drawn, 1) == drawn[:1]
 
 
 # the whole method
@@ -164,7 +164,7 @@ def test_the_same_seed_prunes_the_same(tiny_encoder, problem_of, tmp_path):
 @pytest.fixture
 def machine(monkeypatch):
     """A machine on which a tiny model takes 0.36, and 0.03 for each head and 0.1 for each block of neurons."""
-    monkeypatch.setattr(width, "relative_timer", lambda *_: additive(0.03, 0.1, 0.36))
+    monkeypatch.setattr(pruning, "relative_timer", lambda *_: additive(0.03, 0.1, 0.36))
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def recovery(monkeypatch):
         found.append((surgery.shapes(small), options, work))
         return [{"step": len(found)}]
 
-    monkeypatch.setattr(width, "distill", distill)
+    monkeypatch.setattr(pruning, "distill", distill)
     return found
 
 
@@ -204,8 +204,8 @@ def test_a_part_of_an_epoch_can_be_learned(tiny_encoder, problem_of, tmp_path):
 
 def test_importance_is_looked_at_anew_in_each_step(tiny_encoder, problem_of, tmp_path, monkeypatch):
     seen = []
-    real = width.importance
-    monkeypatch.setattr(width, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
+    real = pruning.importance
+    monkeypatch.setattr(pruning, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
     whole = tiny_encoder()
     small, _ = prune(whole, problem_of(count=40), width.Options(keep=0.3, steps=3, calibration_rows=8), tmp_path)
     assert seen[0] is whole
@@ -254,7 +254,7 @@ def test_what_has_no_heads_to_remove_or_shares_its_layers_gets_faster_too(
 ):
     whole = tiny_encoder(kind)
     total = additive(0.03, 0.1, 0.36)(whole).value
-    monkeypatch.setattr(width, "relative_timer", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
+    monkeypatch.setattr(pruning, "relative_timer", lambda *_: additive(0.03 / total, 0.1 / total, 0.36 / total))
     small, facts = prune(whole, problem_of(count=40), width.Options(speedup=1.1, calibration_rows=8), tmp_path)
     assert facts["speedup"]["measured"]["value"] >= 1.1
     for size, before in zip(surgery.shapes(small), surgery.shapes(whole), strict=True):
@@ -272,7 +272,7 @@ def judged(monkeypatch):
 
     def given(*metrics):
         values = iter(metrics)
-        monkeypatch.setattr(width, "first_metric", lambda *_: next(values))
+        monkeypatch.setattr(pruning, "first_metric", lambda *_: next(values))
 
     return given
 
@@ -300,8 +300,8 @@ def test_a_search_returns_the_last_model_that_is_good_enough(
 def test_each_step_of_a_search_starts_from_the_last_that_has_recovered(
     tiny_encoder, problem_of, tmp_path, machine, recovery, judged, monkeypatch
 ):
-    seen, real = [], width.importance
-    monkeypatch.setattr(width, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
+    seen, real = [], pruning.importance
+    monkeypatch.setattr(pruning, "importance", lambda model, *rest: seen.append(model) or real(model, *rest))
     judged(0.9, 0.9, 0.5)
     whole = tiny_encoder()
     small, _ = prune(whole, problem_of(count=40), width.Options(**SEARCH, distill={}), tmp_path)
@@ -337,8 +337,8 @@ def test_no_step_is_begun_that_would_not_end_in_time(
         now["seconds"] += 60
         return []
 
-    monkeypatch.setattr(width.time, "monotonic", lambda: now["seconds"])
-    monkeypatch.setattr(width, "distill", distill)
+    monkeypatch.setattr(pruning.time, "monotonic", lambda: now["seconds"])
+    monkeypatch.setattr(pruning, "distill", distill)
     judged(*[0.9] * 3, 0.1)
     _, facts = prune(
         tiny_encoder(), problem_of(count=40), width.Options(**SEARCH, minutes=minutes, distill={}), tmp_path

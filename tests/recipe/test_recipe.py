@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -301,8 +303,7 @@ def test_recipes_that_are_shipped_are_valid(path):
 
 
 def test_parts_of_an_epoch_are_epochs():
-    from deploykit.modeling.distillation import DistillOptions
-    from deploykit.modeling.finetuning import FitOptions
+    from deploykit.modeling.options import DistillOptions, FitOptions
 
     assert (FitOptions(epochs=0.5).epochs, FitOptions(epochs=3).model_dump(mode="json")["epochs"]) == (0.5, 3)
     half = DistillOptions().model_copy(update={"epochs": 0.5})
@@ -316,3 +317,11 @@ def test_parts_of_an_epoch_are_epochs():
 def test_infinite_numbers_are_refused(tmp_path, tiny_recipe, override):
     with pytest.raises(RecipeError, match=r"should be a finite number"):
         recipe.load(tiny_recipe(tmp_path), [override])
+
+
+def test_a_recipe_is_read_without_torch(tmp_path, tiny_recipe):
+    prune = [{"method": "vocabulary"}, {"method": "layers", "keep": 1}, {"method": "width", "keep": 0.5, "distill": {}}]
+    path = tiny_recipe(tmp_path, prune=prune, quantize={"method": "dynamic"})
+    code = "import sys; from deploykit import recipe; recipe.load(sys.argv[1]); print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert {"deploykit.pruners.width", "torch"} & {*process.stdout.split()} == {"deploykit.pruners.width"}

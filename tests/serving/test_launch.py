@@ -301,3 +301,9 @@ def test_requests_in_flight_finish_after_sigterm(copied, key_file, alice, tmp_pa
             process.send_signal(signal.SIGTERM)
             assert [answer.result(20)[0] for answer in answers] == [200, 200]
         assert process.wait(20) == 0
+
+
+def test_a_free_port_is_none_that_linux_gives_to_connections():
+    """Otherwise the sockets of another process could take it before the service listens."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 <= launch.free_port() < first for _ in range(20))

@@ -5,6 +5,8 @@ from models import TASKS
 from pydantic import ValidationError
 from sklearn.utils.class_weight import compute_class_weight
 
+from deploykit.modeling import finetuning
+from deploykit.modeling.problem import balanced_weights
 from deploykit.tasks import IGNORED
 from deploykit.trainers import full
 
@@ -25,7 +27,7 @@ def test_balanced_weights_are_those_of_scikit_learn(task, problem_of):
     targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
     targets = targets[targets != IGNORED]
     expected = compute_class_weight("balanced", classes=np.arange(len(problem.labels)), y=targets)
-    weights = full.balanced_weights(problem)
+    weights = balanced_weights(problem)
     assert weights.dtype == torch.float32
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     assert len(set(expected)) > 1
@@ -34,7 +36,7 @@ def test_balanced_weights_are_those_of_scikit_learn(task, problem_of):
 
 def test_weights_and_smoothing_reach_the_loss(monkeypatch, tmp_path, problem_of):
     seen = []
-    monkeypatch.setattr(full, "fit", lambda model, problem, options, loss, work: seen.append(loss) or [])
+    monkeypatch.setattr(finetuning, "fit", lambda model, problem, options, loss, work: seen.append(loss) or [])
     problem = problem_of("token-classification", 37)
     options = full.Options(class_weights="balanced", label_smoothing=0.1)
     assert full.train(torch.nn.Identity(), problem, options, tmp_path) == []
@@ -42,7 +44,7 @@ def test_weights_and_smoothing_reach_the_loss(monkeypatch, tmp_path, problem_of)
     expected = torch.nn.functional.cross_entropy(
         logits.reshape(-1, 3),
         labels.reshape(-1),
-        weight=full.balanced_weights(problem),
+        weight=balanced_weights(problem),
         label_smoothing=0.1,
         reduction="sum",
     )

@@ -1,0 +1,1 @@
+"""How the vocabulary is reduced."""
