@@ -81,7 +81,14 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         if name is not None and name not in stages:
             raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(stages)}.")
     last = stages.index(until) + 1 if until else None
-    parent = key_of(parent=_base_fingerprint(recipe), stage="base", method=recipe.task, options={}, data="", seed=0)
+    parent = key_of(
+        parent=_base_fingerprint(recipe),
+        stage="base",
+        method=recipe.task_name,
+        options=recipe.task_options().model_dump(mode="json"),
+        data="",
+        seed=0,
+    )
     fingerprint, run_again = data.fingerprint(recipe.data, recipe.seed), False
     planned = []
     for stage in stages[:last]:
@@ -101,7 +108,7 @@ def _base_fingerprint(recipe: Recipe) -> str:
     if recipe.prune is not None:
         base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
-    preflight.check(base, tasks.load(recipe.task).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
+    preflight.check(base, tasks.load(recipe.task_name).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
     return base.fingerprint
 
 
@@ -167,7 +174,7 @@ def run(
         for draft in output(recipe).glob(".*.draft"):  # of a run that was killed
             shutil.rmtree(draft, ignore_errors=True)
         outcomes: list[Outcome] = []
-        dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task), recipe.seed))
+        dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task_name), recipe.seed))
         for planned in plan(recipe, first=first, until=until or only):
             if only is not None and planned.stage != only and not planned.finished:
                 raise InputError(f"{only} starts from {planned.stage}, which is not finished. Run deploykit run first.")

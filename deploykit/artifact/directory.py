@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from deploykit.artifact import atomic
 from deploykit.artifact.files import FORMAT_VERSION, MANIFEST, OLDEST_FORMAT, PYCACHE, SIGNATURE, STORED, sha256_of
-from deploykit.artifact.manifest import FileEntry, Manifest, _from_format_2
+from deploykit.artifact.manifest import FileEntry, Manifest, upgraded
 from deploykit.errors import ArtifactError, storage_errors
 
 
@@ -56,7 +56,7 @@ class Artifact:
                 f" {FORMAT_VERSION}. Run the recipe again."
             )
         try:
-            return cls(path, Manifest.model_validate(_from_format_2(content) if version == 2 else content))
+            return cls(path, Manifest.model_validate(upgraded(content) if isinstance(version, int) else content))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-FORMAT_VERSION, OLDEST_FORMAT = 3, 2  # of manifests: written, and the oldest that is read
+FORMAT_VERSION, OLDEST_FORMAT = 4, 2  # of manifests: written, and the oldest that is read
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

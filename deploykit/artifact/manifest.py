@@ -85,8 +85,6 @@ class ServeOptions(Options):
     """Maximum number of texts in a request."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Maximum size of a request in bytes."""
-    max_windows: int = Field(default=16, ge=1)
-    """Maximum number of overlapping windows in which a long text is read; 1 cuts it instead."""
     redact: bool = False
     """Masks personal data before the model reads a text."""
     redact_names: str | None = Field(default=None, min_length=1)
@@ -120,16 +118,18 @@ class ServeOptions(Options):
 class Manifest(Frozen):
     """The record inside an artifact.
 
-    `pair` says whether an input is two texts. `execution` is how the model is run. `weights_precision` is the number
-    format of the weights in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of its
-    batches, if it was measured. `history` lists the stages so far, this one last. `details` has the other results of
-    each stage, such as data summary, learning curve, parity, candidates and prediction changes.
+    `task_options` are the options of the task, and `labels` its labels in the order of the outputs. `pair` says whether
+    an input is two texts. `execution` is how the model is run. `weights_precision` is the number format of the weights
+    in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of its batches, if it was
+    measured. `history` lists the stages so far, this one last. `details` has the other results of each stage, such as
+    data summary, learning curve, parity, candidates and prediction changes.
     """
 
     format_version: int
     kind: Kind
     name: str
     task: str
+    task_options: dict[str, Any]
     labels: tuple[str, ...]
     pair: bool
     max_tokens: int
@@ -167,6 +167,20 @@ class Manifest(Frozen):
     def step(self) -> Step:
         """The last step of the history: this artifact's own."""
         return self.history[-1]
+
+
+def upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of a manifest of an older format as the newest has it."""
+    for version, upgrade in ((2, _from_format_2), (3, _from_format_3)):
+        if content["format_version"] <= version:
+            content = upgrade(content)
+    return content
+
+
+def _from_format_3(content: dict[str, Any]) -> dict[str, Any]:
+    """Adds the options of the task: the number of windows was an option of the service."""
+    serve = dict(content["serve"])
+    return {**content, "task_options": {"max_windows": serve.pop("max_windows", 16)}, "serve": serve}
 
 
 def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
     shares = {name: float(getattr(section, f"{name}_share")) for name in NAMES[1:] if name not in named}
     parts = _with_cut_splits(named, shares, task, seed)
     checks.refuse(list(checks.find_problems(parts, task, section.allow_leakage)))
-    summary = statistics.summarize(parts, shares)
+    summary = statistics.summarize(parts, shares, task)
     for warning in summary["warnings"]:
         logger.warning(warning)
     train, validation, test = (parts[name].examples for name in NAMES)

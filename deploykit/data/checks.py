@@ -6,7 +6,7 @@ Each check yields sentences, so that several problems are reported together.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from deploykit.data.examples import Key, Split, describe_some, key_of, label_counts
+from deploykit.data.examples import Key, Split, describe_some, key_of
 from deploykit.errors import DataError
 from deploykit.tasks import Task
 
@@ -40,7 +40,7 @@ def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) 
     if splits["train"].examples:
         yield from _one_class(splits["train"], task)
         for name in ("validation", "test"):
-            yield from _unseen(splits["train"], splits[name])
+            yield from _unseen(splits["train"], splits[name], task)
     if not allow_leakage:
         for first, second in combinations(splits.values(), 2):
             yield from _leakage(first, second)
@@ -55,11 +55,11 @@ def _one_class(train: Split, task: Task) -> Iterator[str]:
         )
 
 
-def _unseen(train: Split, split: Split) -> Iterator[str]:
-    trained = {label for example in train.examples for label in label_counts(example)}
+def _unseen(train: Split, split: Split, task: Task) -> Iterator[str]:
+    trained = {label for example in train.examples for label in task.label_counts(example)}
     lines_of: dict[str, list[int]] = {}
     for example, line in zip(split.examples, split.lines, strict=True):
-        for label in set(label_counts(example)) - trained:
+        for label in set(task.label_counts(example)) - trained:
             lines_of.setdefault(label, []).append(line)
     for label, lines in sorted(lines_of.items()):
         yield (
@@ -87,7 +87,7 @@ def _leakage(first: Split, second: Split) -> Iterator[str]:
         pairs,
         lambda pair: (
             f"{first.name} {first.unit} {first.lines[pair[0]]}, {second.name} {second.unit} {second.lines[pair[1]]}:"
-            f" {second.examples[pair[1]].text[:SHOWN_CHARACTERS]!r}"
+            f" {second.examples[pair[1]].input.texts[0][:SHOWN_CHARACTERS]!r}"
         ),
     )
     title = (

@@ -16,7 +16,7 @@ from deploykit.tasks import Example, Task
 
 LISTED_ITEMS = 10  # shown in a message
 ROLES = ("text", "text_pair", "label", "tokens", "tags", "spans")
-Key = tuple[str, str | None]
+Key = tuple[str, ...]
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], Example]
 
@@ -42,12 +42,10 @@ def make_reader(tables: Iterable[Table], task: Task, section: DataSection) -> Re
 
     Args:
         tables: all of the data set. A row may depend on others: the scheme of tags is that of all rows.
-        task: reads the rows; with its function `reader(rows, columns)`, if it has one.
+        task: reads the rows.
         section: names the columns.
     """
-    columns, rows = _columns(section), (row.values for table in tables for row in table.rows)
-    task_reader: Callable[..., Read] | None = getattr(task, "reader", None)
-    return task_reader(rows, columns) if task_reader else lambda row: task.read(row, columns)
+    return task.reader((row.values for table in tables for row in table.rows), _columns(section))
 
 
 def parse(name: str, table: Table, task: Task, section: DataSection, read: Read | None = None) -> Split:
@@ -92,7 +90,7 @@ def _example(row: Row, read: Read) -> Example | Broken:
     except ValueError as error:
         return Broken(row.line, str(error))
     try:
-        f"{example.text}{example.pair}{example.label}".encode()
+        f"{example.input.texts}{example.target}".encode()
     except UnicodeEncodeError:
         return Broken(row.line, "half of a surrogate pair, which is not a character")
     return example
@@ -103,7 +101,8 @@ def _missing_columns(table: Table, task: Task, columns: Mapping[str, str | None]
     missing: dict[str, str] = {}
     while table.rows:
         try:
-            task.read({**table.rows[0].values, **missing}, columns)
+            row = {**table.rows[0].values, **missing}
+            task.reader([row], columns)(row)
         except KeyError as error:
             if error.args[0] in missing:  # an error of the task: it was filled in
                 raise
@@ -141,12 +140,7 @@ def describe_some(items: Sequence[T], describe: Callable[[T], str]) -> Iterator[
 
 def key_of(example: Example) -> Key:
     """Returns the texts with single spaces; inputs with the same key count as copies."""
-    return " ".join(example.text.split()), example.pair and " ".join(example.pair.split())
-
-
-def label_counts(example: Example) -> tuple[str, ...]:
-    """Lists the labels of an example, each as often as it occurs."""
-    return (example.label,) if example.label else tuple(span.label for span in example.spans)
+    return tuple(" ".join(text.split()) for text in example.input.texts)
 
 
 def short_name(source: str) -> str:

@@ -37,10 +37,10 @@ def cut(split: Split, name: str, share: float, task: Task, seed: int) -> tuple[S
 
 def _strata(examples: Sequence[Example], task: Task) -> dict[str, list[Key]]:
     """Lists the distinct texts of each stratum, in the order of the rows."""
-    counts = Counter(label for example in examples for label in task.classes(example))
+    counts = Counter(label for example in examples for label in set(task.label_counts(example)))
     stratum_of: dict[Key, str] = {}
     for example in examples:
-        rarest = min(task.classes(example), key=lambda label: (counts[label], label))
+        rarest = min(task.label_counts(example), key=lambda label: (counts[label], label), default="")
         stratum_of.setdefault(key_of(example), rarest)
     strata = defaultdict(list)
     for key, stratum in stratum_of.items():
@@ -60,12 +60,12 @@ def _choose(strata: dict[str, list[Key]], share: float, seed: int) -> set[Key]:
 def _needed(examples: Sequence[Example], keys: Sequence[Key], chosen: set[Key], task: Task) -> set[Key]:
     """Returns the chosen texts that must stay, so that each of their labels remains at least once."""
     rows = list(zip(examples, keys, strict=True))
-    remaining = {label for example, key in rows if key not in chosen for label in task.classes(example)}
+    remaining = {label for example, key in rows if key not in chosen for label in task.label_counts(example)}
     needed: set[Key] = set()
     for example, key in rows:
-        if key in needed or not remaining.issuperset(task.classes(example)):
+        if key in needed or not remaining.issuperset(task.label_counts(example)):
             needed.add(key)
-            remaining.update(task.classes(example))
+            remaining.update(task.label_counts(example))
     return needed
 
 

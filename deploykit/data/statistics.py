@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deploykit.data.checks import find_shared
-from deploykit.data.examples import Split, key_of, label_counts, short_name
-from deploykit.tasks import Example
+from deploykit.data.examples import Split, key_of, short_name
+from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99)
@@ -21,12 +21,13 @@ BATCH_TEXTS = 1024  # tokenized at once, to bound the memory
 WARNING_IMBALANCE = 10.0  # most frequent label to least
 
 
-def summarize(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str, Any]:
+def summarize(splits: Mapping[str, Split], cut: Mapping[str, float], task: Task) -> dict[str, Any]:
     """Describes checked splits.
 
     Args:
         splits: `train`, `validation` and `test`.
         cut: the shares of the splits that were cut from `train`.
+        task: lists the labels of an example.
 
     Returns:
         `rows`, `sources`, `labels`, `duplicates`, `conflicts` (copies of a text with another label), `leakage`,
@@ -34,9 +35,10 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str
         no text has spans) and `warnings`, which are sentences.
     """
     labels = {
-        name: Counter(label for row in split.examples for label in label_counts(row)) for name, split in splits.items()
+        name: Counter(label for row in split.examples for label in task.label_counts(row))
+        for name, split in splits.items()
     }
-    spans = any(example.spans for split in splits.values() for example in split.examples)
+    spans = any(isinstance(row.target, tuple) and row.target for split in splits.values() for row in split.examples)
     figures: dict[str, Any] = {
         "rows": {name: len(split.examples) for name, split in splits.items()},
         "sources": {name: _origin(split, cut) for name, split in splits.items()},
@@ -48,7 +50,7 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float]) -> dict[str
         "leakage": {f"{a.name}/{b.name}": len(find_shared(a, b)) for a, b in combinations(splits.values(), 2)},
         "imbalance": round(max(labels["train"].values()) / min(labels["train"].values()), 3),
         "characters": {
-            name: describe_distribution([len(row.text) + len(row.pair or "") for row in split.examples])
+            name: describe_distribution([sum(map(len, row.input.texts)) for row in split.examples])
             for name, split in splits.items()
         },
         "without_spans": {name: _without_spans(split.examples) for name, split in splits.items()} if spans else {},
@@ -69,7 +71,7 @@ def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) ->
     unknown: list[int] = []
     for start in range(0, len(examples), BATCH_TEXTS):
         batch = examples[start : start + BATCH_TEXTS]
-        texts = [row.text if row.pair is None else (row.text, row.pair) for row in batch]
+        texts = [row.input.texts[0] if len(row.input.texts) == 1 else row.input.texts[:2] for row in batch]
         for encoding in tokenizer.backend.encode_batch(texts):
             lengths.append(len(encoding.ids))
             unknown.append(0 if tokenizer.unknown_id is None else encoding.ids.count(tokenizer.unknown_id))
@@ -107,17 +109,19 @@ def _conflicts(examples: Sequence[Example]) -> int:
     return sum(_meaning(before) != _meaning(after) for before, after in zip(earlier, examples, strict=True))
 
 
-def _meaning(example: Example) -> tuple[object, ...]:
+def _meaning(example: Example) -> object:
     """Returns the labels; spans by the words they cover, since white space may differ between copies."""
+    if not isinstance(example.target, tuple):
+        return (example.target,)
+    text = example.input.texts[0]
     spans = (
-        (len(example.text[: span.start].split()), example.text[span.start : span.end].split(), span.label)
-        for span in example.spans
+        (len(text[: span.start].split()), text[span.start : span.end].split(), span.label) for span in example.target
     )
-    return (example.label, *spans)
+    return tuple(spans)
 
 
 def _without_spans(examples: Sequence[Example]) -> float:
-    return round(sum(not example.spans for example in examples) / len(examples), 4)
+    return round(sum(not example.target for example in examples) / len(examples), 4)
 
 
 def _alike(labels: Iterable[str]) -> list[list[str]]:

@@ -15,21 +15,24 @@ from deploykit import methods
 from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.errors import EngineError
 
+Arrays = Mapping[str, npt.NDArray[Any]]
+Float32 = npt.NDArray[np.float32]
+
 
 class Engine(Protocol):
     """A loaded model. `run` may be called from as many threads at once as the execution has streams."""
 
     execution: Execution
 
-    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    def run(self, batch: Arrays) -> dict[str, Float32]:
         """Runs one padded batch.
 
         Args:
-            batch: `input_ids`, `attention_mask`, `token_type_ids`, each int64 of shape `(batch, tokens)`; those that
-                the model does not take are ignored.
+            batch: the inputs by name, for example `input_ids` and `attention_mask`, int64 of shape `(batch, tokens)`;
+                those that the model does not take are ignored.
 
         Returns:
-            The logits, `(batch, labels)` or `(batch, tokens, labels)`.
+            The outputs by name, for example `logits`, of shape `(batch, labels)` or `(batch, tokens, labels)`.
         """
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
@@ -62,19 +65,21 @@ class EngineModule(Protocol):
         """Returns the versions of its libraries."""
 
 
-def whole(engine: str, batch: Mapping[str, npt.NDArray[Any]], logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Returns the logits of a batch, if they have as many rows as it; `engine` is named in the message.
+def whole(engine: str, batch: Arrays, outputs: dict[str, Float32]) -> dict[str, Float32]:
+    """Returns the outputs of a batch, if each has as many rows as it; `engine` is named in the message.
 
     Raises:
         EngineError: there are more rows or fewer.
     """
-    expected, rows = len(next(iter(batch.values()))), len(logits) if logits.ndim else 0
-    if rows != expected:
-        raise EngineError(
-            f"{engine} answered {rows} rows for a batch of {expected}: it does not compute this graph right on this"
-            " machine. Use another engine, or export the model again."
-        )
-    return cast("npt.NDArray[np.float32]", logits)
+    expected = len(next(iter(batch.values())))
+    for name, output in outputs.items():
+        rows = len(output) if output.ndim else 0
+        if rows != expected:
+            raise EngineError(
+                f"{engine} answered {rows} rows of {name} for a batch of {expected}: it does not compute this graph"
+                " right on this machine. Use another engine, or export the model again."
+            )
+    return outputs
 
 
 def load(name: str) -> EngineModule:

@@ -5,17 +5,14 @@ treats denormal numbers as zero is not set: it would change the arithmetic of al
 OpenVINO then returns no rows on some CPUs.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from deploykit import hardware
 from deploykit.artifact.execution import Device, Execution, Precision
-from deploykit.engines import whole
+from deploykit.engines import Arrays, Float32, whole
 from deploykit.errors import ModelError
 
 KIND = "onnx"
@@ -28,7 +25,7 @@ PROVIDERS: dict[Device, list[str]] = {
 
 
 class Session:
-    """An inference session and the names of its inputs."""
+    """An inference session and the names of its inputs and outputs."""
 
     def __init__(self, graph: Path, execution: Execution) -> None:
         options = onnxruntime.SessionOptions()
@@ -48,11 +45,12 @@ class Session:
                 " driver and the CUDA libraries; or run on the CPU."
             )
         self._inputs = [node.name for node in self._session.get_inputs()]
+        self._outputs = [node.name for node in self._session.get_outputs()]
 
-    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Runs one padded batch and returns its logits."""
-        (logits, *_) = self._session.run(None, {name: batch[name] for name in self._inputs})
-        return whole("onnxruntime", batch, logits)
+    def run(self, batch: Arrays) -> dict[str, Float32]:
+        """Runs one padded batch and returns its outputs by name."""
+        arrays = self._session.run(self._outputs, {name: batch[name] for name in self._inputs})
+        return whole("onnxruntime", batch, dict(zip(self._outputs, arrays, strict=True)))
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the same shape: no padding makes a batch faster."""

@@ -14,13 +14,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino
 from openvino import properties
 from openvino.properties import hint
 
 from deploykit.artifact.execution import Device, Execution, Precision
-from deploykit.engines import whole
+from deploykit.engines import Arrays, Float32, whole
 
 KIND = "onnx"
 FUSED = False
@@ -43,16 +42,18 @@ class CompiledModel:
         }
         compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
         self._inputs = [node.get_any_name() for node in compiled.inputs]
+        self._outputs = [node.get_any_name() for node in compiled.outputs]
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(execution.streams):
             self._free.put(compiled.create_infer_request())
 
-    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Runs one padded batch and returns its logits."""
+    def run(self, batch: Arrays) -> dict[str, Float32]:
+        """Runs one padded batch and returns its outputs by name."""
         request = self._free.get()
         try:
             request.infer({name: batch[name] for name in self._inputs}, share_inputs=True)
-            return whole("openvino", batch, request.get_output_tensor(0).data.astype(np.float32))
+            arrays = (request.get_output_tensor(index).data.astype(np.float32) for index in range(len(self._outputs)))
+            return whole("openvino", batch, dict(zip(self._outputs, arrays, strict=True)))
         finally:
             self._free.put(request)
 

@@ -1,16 +1,13 @@
 """PyTorch in eager mode: the reference for all other engines."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from deploykit.artifact.execution import Device, Execution, Precision
-from deploykit.engines import input_names, whole
+from deploykit.engines import Arrays, Float32, input_names, whole
 from deploykit.modeling import checkpoint
 from deploykit.process_state import evaluating, threads
 
@@ -29,12 +26,13 @@ class TorchModel:
         self._model = deepcopy(model).to(dtype) if other else model
         self._inputs = input_names(model)
 
-    def run(self, batch: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Runs one padded batch and returns its logits."""
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items() if name in self._inputs}
+    def run(self, batch: Arrays) -> dict[str, Float32]:
+        """Runs one padded batch and returns its outputs by name: those whose name ends in `logits`."""
+        device = next(self._model.parameters()).device
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items() if name in self._inputs}
         with threads(self.execution.threads), evaluating(self._model), torch.inference_mode():
-            logits = self._model(**tensors).logits
-        return whole("torch", batch, logits.float().numpy())
+            outputs = {name: value for name, value in self._model(**tensors).items() if name.endswith("logits")}
+        return whole("torch", batch, {name: logits.float().cpu().numpy() for name, logits in outputs.items()})
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the same shape: no padding makes a batch faster."""

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array, diags_array, hstack
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
 from deploykit.methods import Frozen
-from deploykit.tasks import Example, Float32, Task
+from deploykit.tasks import Example, Prediction, Spec, Task
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
 Counts = npt.NDArray[np.float64]
@@ -57,10 +57,10 @@ class Comparison(Frozen):
 
 def compare(
     task: Task,
+    spec: Spec,
     examples: Sequence[Example],
-    labels: Sequence[str],
-    reference: Sequence[Float32],
-    scores: Sequence[Float32],
+    reference: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     seed: int,
     lengths: Sequence[int] | None = None,
 ) -> Comparison:
@@ -68,18 +68,19 @@ def compare(
 
     Args:
         task: its first metric is compared.
+        spec: of both models.
         examples: the labelled rows.
-        labels: names of the label indices.
-        reference: scores of the reference, one array `(units, labels)` per row.
-        scores: scores of the model, like `reference`.
+        reference: predictions of the reference, one per row.
+        predictions: predictions of the model, one per row.
         seed: of the bootstrap.
         lengths: tokens of each row; without them, `by_length` is empty.
     """
-    name, gold = task.METRICS[0], [task.targets(example, labels) for example in examples]
-    before, after = metrics.predictions(reference), metrics.predictions(scores)
+    name, labels, gold = task.METRICS[0], spec.labels, [task.gold(example, spec) for example in examples]
+    before, after = ([task.decide(row, spec) for row in rows] for rows in (reference, predictions))
     changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
     counts = hstack([metrics.count_rows(name, gold, rows, labels) for rows in (before, after)], format="csr")
-    confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in (reference, scores)], axis=1)
+    observed = [task.observe(rows, spec) for rows in (reference, predictions)]
+    confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in observed], axis=1)
     (members, first), (_, second) = (metrics.count_recalls(name, gold, rows, labels) for rows in (before, after))
     decrease = partial(_decrease, partial(metrics.compute_ratio, name))
     figures = [
@@ -105,25 +106,23 @@ def compare(
 
 def flips(
     task: Task,
+    spec: Spec,
     examples: Sequence[Example],
-    labels: Sequence[str],
-    reference: Sequence[Float32],
-    scores: Sequence[Float32],
+    reference: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     rows: Sequence[int],
 ) -> list[dict[str, str]]:
-    """Lists the units whose prediction changed in some rows: text, true label, and the labels before and after.
+    """Lists what changed in some rows: the text, what is true, and the predictions before and after.
 
     The arguments are those of `compare`, and the indices of the rows, see `Comparison.flipped`.
     """
-    changes = []
-    for row in rows:
-        text, true = examples[row].text, task.targets(examples[row], labels)
-        before, after = reference[row].argmax(axis=-1), scores[row].argmax(axis=-1)
-        for unit in np.flatnonzero(before != after):
-            start, end = task.units(text)[unit]
-            names = {"true": labels[true[unit]], "before": labels[before[unit]], "after": labels[after[unit]]}
-            changes.append({"text": text[start:end], **names})
-    return changes
+    return [
+        change
+        for row in rows
+        for change in task.changes(
+            examples[row], task.decide(reference[row], spec), task.decide(predictions[row], spec), spec
+        )
+    ]
 
 
 def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:

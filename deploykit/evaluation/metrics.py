@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score as flat_f1_score
 
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap
-from deploykit.tasks import Float32, Int64, softmax
+from deploykit.tasks import Int64, Observations
 from deploykit.tasks._tags import OUTSIDE, decode_entities
 
 Rows = Sequence[Int64]
@@ -162,7 +162,7 @@ def compute_recall(summed: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return right / np.maximum(true, 1)
 
 
-def count_calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.float64]:
+def count_calibration(gold: Rows, observed: Observations) -> npt.NDArray[np.float64]:
     """Returns for each row the counts from which `compute_calibration_error` follows, `(rows, BINS + 1)`.
 
     The last column counts the units. Each other column belongs to a bin, and sums hits minus probability over the units
@@ -170,16 +170,14 @@ def count_calibration(gold: Rows, scores: Sequence[Float32]) -> npt.NDArray[np.f
 
     Args:
         gold: the true label of each unit, one array per row.
-        scores: one array `(units, labels)` per row.
+        observed: of the predictions for the same rows.
     """
-    units = np.array([len(row) for row in gold])
-    probabilities = softmax(np.concatenate(scores))
-    hits = probabilities.argmax(axis=-1) == np.concatenate(gold)
-    confidence = np.nan_to_num(probabilities.max(axis=-1), nan=1.0)  # NaN is wrong with full confidence
+    hits = observed.labels == np.concatenate(gold)
+    confidence = np.nan_to_num(observed.confidences, nan=1.0)  # NaN is wrong with full confidence
     table = np.zeros((len(gold), BINS + 1))
-    table[:, BINS] = units
+    table[:, BINS] = observed.units
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    np.add.at(table, (np.repeat(np.arange(len(gold)), units), bins), hits - confidence)
+    np.add.at(table, (np.repeat(np.arange(len(gold)), observed.units), bins), hits - confidence)
     return table
 
 
@@ -193,11 +191,6 @@ def compute_calibration_error(summed: npt.NDArray[np.float64]) -> npt.NDArray[np
     """
     distances = np.abs(summed[..., :BINS]).sum(axis=-1)
     return cast("npt.NDArray[np.float64]", distances / np.maximum(summed[..., BINS], 1))
-
-
-def predictions(scores: Sequence[Float32]) -> list[Int64]:
-    """Returns the best label of each unit."""
-    return [row.argmax(axis=-1).astype(np.int64) for row in scores]
 
 
 def _spans(rows: Rows, labels: Sequence[str]) -> list[set[tuple[str, int, int]]]:

@@ -9,7 +9,7 @@ from deploykit.engines import Engine
 from deploykit.errors import GateError, ModelError
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
-from deploykit.tokenizer import Side, Tokenizer
+from deploykit.tokenizer import Features, Side, lengthened
 
 SIDES: tuple[Side, ...] = ("right", "left")
 
@@ -31,22 +31,20 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
     """
     exported = replace(reference, engine=engine)
     differences: dict[str, float] = {}
-    for name, rows in make_batches(examples, reference.tokenizer):
-        texts = [example.text for example in rows]
-        encodings = reference.tokenizer.encode(texts, [example.pair for example in rows])
-        for side in SIDES if len(rows) > 1 else SIDES[:1]:
+    for name, features in make_batches(examples, reference):
+        for side in SIDES if len(features) > 1 else SIDES[:1]:
             try:
-                scores = exported.scores(texts, encodings, side)
+                outputs = exported.run(features, side)
             except Exception as error:  # each engine raises its own exceptions
                 raise GateError(f"the exported graph fails on {name}: {error}. Try another export.opset.") from error
-            expected = reference.scores(texts, encodings, side)
-            if not all(np.isfinite(row).all() for row in expected):
+            expected = reference.run(features, side)
+            if not all(np.isfinite(array).all() for row in expected for array in row.values()):
                 raise ModelError(
                     f"the model itself, before its export, gives logits for {name} that are NaN or infinite. Train it"
                     " again with a lower learning_rate, or choose another model."
                 )
-            kind = f"{name}, {side} padding" if len(rows) > 1 else name
-            largest = max(_largest(a - b) for a, b in zip(expected, scores, strict=True))
+            kind = f"{name}, {side} padding" if len(features) > 1 else name
+            largest = max(_largest(a[key] - b[key]) for a, b in zip(expected, outputs, strict=True) for key in a)
             differences[kind] = max(differences.get(kind, 0.0), largest)
     return differences
 
@@ -56,16 +54,16 @@ def _largest(differences: Float32) -> float:
     return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
-def make_batches(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[str, Sequence[Example]]]:
+def make_batches(examples: Sequence[Example], predictor: Predictor) -> Iterator[tuple[str, Sequence[Features]]]:
     """Yields named batches: five single texts from the shortest to the longest, then 3 and 8 texts of mixed lengths.
 
     The last batch has the longest input that the model allows: it fails if the exporter stored the length of its sample
     input as a constant.
     """
-    ordered = sorted(examples, key=lambda example: len(example.text) + len(example.pair or ""))
+    every = predictor.encode([example.input for example in examples])
+    ordered = sorted((part for parts in every for part in parts), key=len)
     spread = [ordered[round(share * (len(ordered) - 1))] for share in np.linspace(0, 1, 8)]
     yield from (("batch 1", [spread[index]]) for index in (0, 2, 4, 6, 7))
     yield "batch 3", spread[:3]
     yield "batch 8", spread
-    text = tokenizer.longest(ordered[0].text)
-    yield f"{tokenizer.max_tokens} tokens", [Example(text, None if ordered[0].pair is None else text)]
+    yield f"{predictor.tokenizer.max_tokens} tokens", [lengthened(ordered[0], predictor.tokenizer.max_tokens)]

@@ -69,30 +69,27 @@ def p95(predictor: Predictor, examples: Sequence[Example], seed: int) -> Metric:
 
 def _predict_ms(predictor: Predictor, example: Example) -> float:
     start = time.perf_counter()
-    predictor.predict([example.text], [example.pair])
+    predictor.predict([example.input])
     return (time.perf_counter() - start) * 1000
 
 
-def typical(
-    predictors: Mapping[str, Predictor], texts: Sequence[str], pairs: Sequence[str | None]
-) -> tuple[dict[str, float], float]:
+def typical(predictors: Mapping[str, Predictor], examples: Sequence[Example]) -> tuple[dict[str, float], float]:
     """Times one input of median length on several models in turn, without tokenization.
 
     Args:
         predictors: by name; the tokenizer of the first decides which input has median length.
-        texts: the first text of each input.
-        pairs: the second text of each input, or None.
+        examples: with the inputs; of one that is read in several windows, the first is timed.
 
     Returns:
         The median milliseconds by name, and the share of the whole time in which other processes held the core.
     """
-    first = next(iter(predictors.values())).tokenizer
-    lengths = [len(encoding) for encoding in first.encode(texts, pairs)]
-    median = sorted(range(len(texts)), key=lengths.__getitem__)[(len(texts) - 1) // 2]
+    first, inputs = next(iter(predictors.values())), [example.input for example in examples]
+    lengths = [sum(map(len, parts)) for parts in first.encode(inputs)]
+    median = sorted(range(len(inputs)), key=lengths.__getitem__)[(len(inputs) - 1) // 2]
     calls = {}
     for name, predictor in predictors.items():
-        encodings = predictor.tokenizer.encode([texts[median]], [pairs[median]])
-        calls[name] = partial(predictor.engine.run, padded(encodings, predictor.tokenizer, predictor.engine))
+        ((features, *_),) = predictor.encode([inputs[median]])
+        calls[name] = partial(predictor.engine.run, padded([features], predictor.tokenizer, predictor.engine))
     waited, start = hardware.waited(), time.perf_counter()
     samples = in_turn(calls, TYPICAL_S)
     share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)

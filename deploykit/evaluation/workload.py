@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploykit.engines import Engine
 from deploykit.errors import InputError
 from deploykit.inference.predictor import batches, padded
-from deploykit.tokenizer import Batch, Encoding, Tokenizer
+from deploykit.tasks import Arrays
+from deploykit.tokenizer import Batch, Encoding, Features, Tokenizer
 
 LENGTH_QUANTILES = (
     0.5,
@@ -120,8 +121,8 @@ class Workload:
     """
 
     tokenizer: Tokenizer
-    singles: Mapping[str, Encoding]
-    mixed: tuple[Encoding, ...]
+    singles: Mapping[str, Features]
+    mixed: tuple[Features, ...]
 
     @property
     def key(self) -> list[int]:
@@ -130,8 +131,9 @@ class Workload:
 
     def batch(self, items: int, width: int, engine: Engine) -> Batch:
         """Returns a batch of `items` texts of `width` tokens each."""
-        pool = np.concatenate([text.ids for text in self.mixed])
-        return padded([_text(pool, width, start) for start in range(items)], self.tokenizer, engine)
+        pool = np.concatenate([text.encoding.ids for text in self.mixed])
+        arrays = self.mixed[0].arrays
+        return padded([_text(pool, width, start, arrays) for start in range(items)], self.tokenizer, engine)
 
     def part(self, share: float) -> "Workload":
         """Keeps a share of the mixed texts, at least one, spread evenly over their lengths."""
@@ -146,30 +148,31 @@ class Workload:
         return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
 
 
-def build(lengths: Lengths, tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Workload:
+def build(lengths: Lengths, tokenizer: Tokenizer, features: Sequence[Features], seed: int) -> Workload:
     """Builds texts from real tokens.
 
     Args:
         lengths: of the training split, or of the traffic of a service.
         tokenizer: of the model; lengths are limited to what it reads.
-        texts: the source of the tokens.
+        features: the source of the tokens, and of further arrays that the model reads.
         seed: of the draw of the mixed lengths.
     """
-    pool = np.concatenate([text.ids for text in tokenizer.encode(list(texts))])
+    pool, arrays = np.concatenate([part.encoding.ids for part in features]), features[0].arrays
     singles = dict.fromkeys(min(lengths.quantile(share), tokenizer.max_tokens) for share in LENGTH_QUANTILES)
     drawn = [min(length, tokenizer.max_tokens) for length in lengths.draw(MIXED_TEXTS, seed)]
     return Workload(
         tokenizer,
-        {f"batch 1, {length} tokens": _text(pool, length, 0) for length in singles},
-        tuple(_text(pool, length, start) for start, length in enumerate(drawn)),
+        {f"batch 1, {length} tokens": _text(pool, length, 0, arrays) for length in singles},
+        tuple(_text(pool, length, start, arrays) for start, length in enumerate(drawn)),
     )
 
 
-def _text(pool: npt.NDArray[np.int64], length: int, start: int) -> Encoding:
+def _text(pool: npt.NDArray[np.int64], length: int, start: int, arrays: Arrays) -> Features:
     """Cuts the `start`-th text of `length` tokens out of a pool, which is repeated as often as needed."""
     ids = np.take(pool, np.arange(start * length, (start + 1) * length), mode="wrap")
     zeros = np.zeros(length, dtype=np.int64)
-    return Encoding(ids, zeros, np.zeros((length, 2), dtype=np.int64), unknown=0, truncated=False)
+    encoding = Encoding(ids, zeros, np.zeros((length, 2), dtype=np.int64), unknown=0, truncated=False)
+    return Features("", 0, encoding, arrays)
 
 
 def _spread(cumulative: Mapping[float, float]) -> dict[int, float]:

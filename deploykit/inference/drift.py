@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit.methods import Frozen
+from deploykit.tasks import Observations
 
 BINS = 10
 MIN_TEXTS = 200  # before a drift is reported
@@ -36,22 +37,21 @@ class Feature(Frozen):
         return cls(edges=tuple(map(float, edges)), shares=tuple((counts / counts.sum()).tolist()))
 
 
-def reference(lengths: Sequence[int], rows: Sequence[npt.NDArray[np.float32]], labels: int) -> dict[str, Feature]:
+def reference(lengths: Sequence[int], observed: Observations, labels: int) -> dict[str, Feature]:
     """Describes the texts of an evaluation.
 
     Args:
         lengths: in tokens.
-        rows: probabilities of the units of each text, `(units, labels)`.
+        observed: of the predictions for these texts.
         labels: number of labels.
 
     Returns:
         The features `length`, `confidence` and `label`; the last two are of units.
     """
-    units = np.concatenate([row for row in rows if len(row)])
     return {
         "length": Feature.of(lengths),
-        "confidence": Feature.of(units.max(axis=1).tolist()),
-        "label": Feature.of(units.argmax(axis=1).tolist(), (np.arange(labels - 1) + 0.5).tolist()),
+        "confidence": Feature.of(observed.confidences.tolist()),
+        "label": Feature.of(observed.labels.tolist(), (np.arange(labels - 1) + 0.5).tolist()),
     }
 
 
@@ -99,10 +99,3 @@ def _psi(shares: Float64, counts: Float64) -> float:
     before, after = shares * counts.sum() + SMOOTHING_TEXTS, counts + SMOOTHING_TEXTS
     before, after = before / before.sum(), after / after.sum()
     return float(((after - before) * np.log(after / before)).sum())
-
-
-def entropies(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Returns the entropy of probabilities `(units, labels)`, from 0 (certain) to 1 (all labels alike)."""
-    largest = np.log(max(rows.shape[1], 2))
-    entropy: npt.NDArray[np.float32] = -(rows * np.log(np.maximum(rows, 1e-12))).sum(axis=1) / largest
-    return entropy

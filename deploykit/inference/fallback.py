@@ -28,9 +28,9 @@ class Served:
     reason: str = ""
 
     @property
-    def expected(self) -> Literal["scores", "float_scores"]:
-        """Which scores of the golden set it must reproduce."""
-        return "float_scores" if self.reason else "scores"
+    def expected(self) -> Literal["predictions", "float_predictions"]:
+        """Which predictions of the golden set it must reproduce."""
+        return "float_predictions" if self.reason else "predictions"
 
 
 def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:

@@ -1,16 +1,16 @@
 """The golden set: inputs with verified answers, replayed wherever the artifact runs.
 
-`reference` holds the scores of the model before compression, `scores` those of the packaged graph, and `float_scores`
-those of the float graph, if the package carries one. A replay must reproduce the answers of the graph that runs: a
-probability may move by `tolerance` (see `tolerance_of`), or by `MIN_TOLERANCE` for the float graph.
+`reference` holds the predictions of the model before compression, `predictions` those of the packaged graph, and
+`float_predictions` those of the float graph, if the package carries one. A replay must reproduce those of the graph
+that runs: they may move by `tolerance` (see `tolerance_of`), or by `MIN_TOLERANCE` for the float graph.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from deploykit import hardware
 from deploykit.artifact import GOLDEN, Artifact, signing
@@ -18,7 +18,8 @@ from deploykit.errors import ArtifactError
 from deploykit.inference import fallback
 from deploykit.inference.predictor import Predictor
 from deploykit.methods import Frozen
-from deploykit.tasks import Float32, softmax
+from deploykit.tasks import Array, Arrays, Prediction, Task
+from deploykit.tokenizer import lengthened
 
 DEFAULT_TOLERANCE = 0.02  # if the answers of the float graph are not known
 MIN_TOLERANCE, MAX_TOLERANCE = 0.001, 0.1  # above the noise of float32, and small enough to find a wrong model
@@ -26,15 +27,66 @@ TOLERANCE_QUANTILE = 0.9  # of the shifts by quantization
 TOLERANCE_FACTOR = 2.0  # times that quantile
 
 
-class Golden(Frozen):
-    """Inputs and scores; each entry of the scores is one array `(units, labels)`."""
+class Stored(Frozen):
+    """An array in JSON: its shape, its type in numpy's notation, and its values in order."""
 
-    texts: list[str]
-    pairs: list[str | None]
-    scores: list[list[list[float]]]
-    reference: list[list[list[float]]]
-    float_scores: list[list[list[float]]] | None = None
+    shape: list[int]
+    dtype: str
+    data: list[float]
+
+    @classmethod
+    def of(cls, array: Array) -> "Stored":
+        """Converts an array of numbers."""
+        return cls(shape=list(array.shape), dtype=array.dtype.str, data=array.reshape(-1).tolist())
+
+    def array(self) -> Array:
+        """Returns the array."""
+        return np.array(self.data).astype(self.dtype).reshape(self.shape)
+
+
+StoredPredictions = dict[str, Stored]  # what the task's `dump` returned
+
+
+class Golden(Frozen):
+    """Inputs of the task, and the predictions for them."""
+
+    inputs: list[dict[str, Any]]
+    predictions: StoredPredictions
+    reference: StoredPredictions
+    float_predictions: StoredPredictions | None = None
     tolerance: float = DEFAULT_TOLERANCE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_earlier_form(cls, content: Any) -> Any:
+        """Converts what formats before 4 have: `texts`, `pairs`, and scores as nested lists, `(units, labels)` each."""
+        if not isinstance(content, dict) or "texts" not in content:
+            return content
+        pairs = zip(content["texts"], content["pairs"], strict=True)
+        kept = {name: content[name] for name in ("tolerance",) if name in content}
+        renamed = {"predictions": "scores", "reference": "reference", "float_predictions": "float_scores"}
+        stored = {name: _stored_rows(content[old]) for name, old in renamed.items() if content.get(old) is not None}
+        return {"inputs": [{"text": text, "text_pair": pair} for text, pair in pairs], **stored, **kept}
+
+    def items(self, task: Task) -> list[Any]:
+        """Returns the inputs as the task's type."""
+        return [task.Input.model_validate(item) for item in self.inputs]
+
+
+def _stored_rows(rows: list[list[list[float]]]) -> dict[str, Any]:
+    arrays = [np.array(row, dtype=np.float32) for row in rows]
+    lengths = np.array([len(array) for array in arrays])
+    return stored({"scores": np.concatenate([array for array in arrays if len(array)]), "lengths": lengths})
+
+
+def stored(arrays: Arrays) -> StoredPredictions:
+    """Converts what the task's `dump` returned for the file."""
+    return {name: Stored.of(array) for name, array in arrays.items()}
+
+
+def loaded(predictions: StoredPredictions, task: Task) -> list[Prediction]:
+    """Returns the predictions that `stored` has converted."""
+    return task.load({name: array.array() for name, array in predictions.items()})
 
 
 def save(folder: Path, golden: Golden) -> None:
@@ -54,38 +106,41 @@ def load(artifact: Artifact) -> Golden:
         raise ArtifactError(f"{artifact.file(GOLDEN)} cannot be read ({error}). Package the model again.") from error
 
 
-def tolerance_of(exact: Sequence[Float32], scores: Sequence[Float32]) -> float:
-    """Returns by how much a probability may move if the same graph runs on another machine.
+def tolerance_of(task: Task, exact: Sequence[Prediction], predictions: Sequence[Prediction]) -> float:
+    """Returns by how much a prediction may move if the same graph runs on another machine.
 
     Another machine rounds differently, but by less than quantization did: the bound is twice the shift that 90 % of the
     answers stayed within when the graph was quantized. The largest shift would be too wide a bound: a few undecided
     answers move by far more than all others.
 
     Args:
-        exact: answers of the float graph, one array `(units, labels)` per input.
-        scores: answers of the packaged graph, the same shapes.
+        task: measures the distance of two predictions.
+        exact: predictions of the float graph.
+        predictions: of the packaged graph for the same inputs.
     """
-    shift = TOLERANCE_FACTOR * np.quantile(moved(scores, exact), TOLERANCE_QUANTILE)
+    shift = TOLERANCE_FACTOR * np.quantile(moved(task, predictions, exact), TOLERANCE_QUANTILE)
     return float(np.clip(shift, MIN_TOLERANCE, MAX_TOLERANCE))
 
 
-def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "float_scores"] = "scores") -> None:
-    """Predicts every input of the set again, and one of the largest length.
+def replay(
+    golden: Golden, predictor: Predictor, expected: Literal["predictions", "float_predictions"] = "predictions"
+) -> None:
+    """Predicts every input of the set again, and runs one of the largest length.
 
     Args:
         golden: the set.
         predictor: of the packaged graph, or of the float graph beside it.
-        expected: the scores that it must reproduce.
+        expected: the predictions that it must reproduce.
 
     Raises:
         ArtifactError: answers moved (says how many, and the largest shift), or the longest input fails.
     """
-    answers = golden.scores if expected == "scores" else golden.float_scores
-    tolerance = golden.tolerance if expected == "scores" else MIN_TOLERANCE
-    if answers is None:
+    before = golden.predictions if expected == "predictions" else golden.float_predictions
+    tolerance = golden.tolerance if expected == "predictions" else MIN_TOLERANCE
+    if before is None:
         raise ArtifactError("the golden set holds no answers of the float graph. Package the model again.")
-    scores = predictor.predict(golden.texts, golden.pairs)
-    shifts = moved(scores, [np.array(rows, dtype=np.float32) for rows in answers])
+    inputs = golden.items(predictor.task)
+    shifts = moved(predictor.task, predictor.predict(inputs), loaded(before, predictor.task))
     wrong = [index for index, shift in enumerate(shifts) if not shift <= tolerance]  # NaN is wrong too
     if wrong:
         raise ArtifactError(
@@ -94,14 +149,14 @@ def replay(golden: Golden, predictor: Predictor, expected: Literal["scores", "fl
             " This machine computes the model differently, or a file is not the one that was verified: choose again"
             " here with `deploykit retune`, or fetch the package again."
         )
-    _predict_longest(golden, predictor)
+    _run_longest(inputs, predictor)
 
 
-def _predict_longest(golden: Golden, predictor: Predictor) -> None:
+def _run_longest(inputs: Sequence[Any], predictor: Predictor) -> None:
     """Finds a graph with fewer positions than the manifest says, before a client's long text does."""
-    text, tokens = predictor.tokenizer.longest(min(golden.texts, key=len)), predictor.tokenizer.max_tokens
+    shortest, tokens = min((parts[0] for parts in predictor.encode(inputs)), key=len), predictor.tokenizer.max_tokens
     try:
-        predictor.predict([text], [None if golden.pairs[0] is None else text])
+        predictor.run([lengthened(shortest, tokens)])
     except Exception as error:  # each engine has its own
         raise ArtifactError(
             f"the graph fails on an input of {tokens} tokens, the most that the manifest names:"
@@ -109,19 +164,18 @@ def _predict_longest(golden: Golden, predictor: Predictor) -> None:
         ) from error
 
 
-def moved(scores: Sequence[Float32], expected: Sequence[Float32]) -> list[float]:
-    """Returns the largest shift of a probability in each answer; infinite if the shapes differ."""
-    return [
-        float(np.abs(softmax(a) - softmax(b)).max(initial=0.0)) if a.shape == b.shape else float("inf")
-        for a, b in zip(scores, expected, strict=True)
-    ]
+def moved(task: Task, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> list[float]:
+    """Returns the distance of each prediction from the expected one."""
+    return [task.distance(first, second) for first, second in zip(predictions, expected, strict=True)]
 
 
-def changed(scores: Sequence[Float32], expected: Sequence[Float32]) -> int:
-    """Counts the answers of which a unit has another label, or scores that are not finite."""
+def changed(predictor: Predictor, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> int:
+    """Counts the predictions that decide otherwise than expected, or are not finite."""
+    task, spec = predictor.task, predictor.spec
     return sum(
-        not np.isfinite(a).all() or not np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
-        for a, b in zip(scores, expected, strict=True)
+        not np.isfinite(task.distance(first, second))
+        or not np.array_equal(task.decide(first, spec), task.decide(second, spec))
+        for first, second in zip(predictions, expected, strict=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""From texts to scores: a tokenizer, a task and an engine.
+"""From inputs to predictions: a tokenizer, a task and an engine.
 
 Evaluation, the golden set and the service all predict through this object, on any engine.
 """
@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
 
 from deploykit import engines, tasks
 from deploykit.artifact import CONFIG, GRAPH, Artifact
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError
-from deploykit.tasks import Float32, Task
-from deploykit.tokenizer import Batch, Encoding, Side, Tokenizer
+from deploykit.tasks import Arrays, Prediction, Spec, Task
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Batch, Features, Side, Tokenizer
 
 WARM_UP_ROWS = range(1, 65)  # of batches that are compiled ahead
 MAX_LENGTH_RATIO = 2  # longest to shortest text in one batch
@@ -27,7 +32,7 @@ class Predictor:
     """Everything that a prediction needs."""
 
     task: Task
-    labels: tuple[str, ...]
+    spec: Spec
     tokenizer: Tokenizer
     engine: engines.Engine
 
@@ -53,35 +58,47 @@ class Predictor:
         model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
         return cls(
             task=tasks.load(manifest.task),
-            labels=manifest.labels,
+            spec=tasks.spec_of(manifest),
             tokenizer=Tokenizer.load(artifact.path, manifest.max_tokens),
             engine=module.load(model, execution),
         )
 
-    def scores(
-        self,
-        texts: Sequence[str],
-        encodings: Sequence[Encoding],
-        padding_side: Side | None = None,
-    ) -> list[Float32]:
+    @property
+    def max_characters(self) -> int:
+        """The most characters of a text that are read; the rest is cut off."""
+        windows: int = getattr(self.spec.options, "max_windows", 1)
+        return windows * self.tokenizer.max_tokens * MAX_CHARACTERS_PER_TOKEN
+
+    def encode(self, inputs: Sequence[Any]) -> list[list[Features]]:
+        """Returns what the model reads of each input: for a long text, several windows."""
+        return self.task.encode(inputs, self.tokenizer, self.spec)
+
+    def run(self, features: Sequence[Features], padding_side: Side | None = None) -> list[Arrays]:
         """Runs one batch, padded to a shape that the engine runs well.
 
         Args:
-            texts: the first text of each input.
-            encodings: of the inputs.
+            features: at least one.
             padding_side: overrides the tokenizer's own.
 
         Returns:
-            One array `(units, labels)` per input.
+            For each of the features the outputs that the task reads, without padding.
         """
-        batch = padded(encodings, self.tokenizer, self.engine, padding_side)
-        logits = self.engine.run(batch)[: len(encodings)]
-        width = batch["input_ids"].shape[1]
-        scores = []
-        for row, text, encoding in zip(logits, texts, encodings, strict=True):
-            unpadded = row[self.tokenizer.place(len(encoding), width, padding_side)] if row.ndim == 2 else row
-            scores.append(self.task.scores(unpadded, text, encoding))
-        return scores
+        batch = padded(features, self.tokenizer, self.engine, padding_side)
+        outputs, width = self.engine.run(batch), batch["input_ids"].shape[1]
+        rows = list[Arrays]()
+        for index, item in enumerate(features):
+            place = self.tokenizer.place(len(item), width, padding_side)
+            rows.append(
+                {
+                    name: outputs[name][index, place] if axes[:1] == ("tokens",) else outputs[name][index]
+                    for name, axes in self.task.OUTPUTS.items()
+                }
+            )
+        return rows
+
+    def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any) -> Prediction:
+        """Returns the prediction for an input, from the outputs for all of its features."""
+        return self.task.decode(outputs, features, item, self.spec)
 
     def warm(self, batch_tokens: int, seconds: float) -> int:
         """Runs batches of the shapes that the engine compiles on first use, small ones first.
@@ -107,36 +124,51 @@ class Predictor:
 
     def predict(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str | None] | None = None,
+        inputs: Sequence[Any],
         batch_tokens: int | None = None,
         track: Callable[[list[list[int]]], Iterable[list[int]]] = iter,
-    ) -> list[Float32]:
-        """Scores any number of inputs, sorted by length and cut into batches of few padding tokens.
+    ) -> list[Prediction]:
+        """Predicts for any number of inputs, sorted by length and cut into batches of few padding tokens.
 
         Args:
-            texts: the first text of each input.
-            pairs: the second texts, for a model that reads pairs.
+            inputs: of the task's type `Input`; a text stands for `Input(text=text)`.
             batch_tokens: the most padded tokens of one batch, default as the engine runs best; a longer input runs
                 alone.
             track: wraps the batches, for a progress bar.
 
         Returns:
-            One array `(units, labels)` per input, in the order of the inputs.
+            One prediction per input, in the order of the inputs; `answer` shows what a client would get.
         """
-        encodings = self.tokenizer.encode(texts, pairs)
+        items = self._items(inputs)
+        encoded = self.encode(items)
+        features = [part for parts in encoded for part in parts]
         budget = batch_tokens or self.engine.execution.batch_tokens
-        work = batches([len(encoding) for encoding in encodings], budget, self.engine.shape)
+        work = batches([len(part) for part in features], budget, self.engine.shape)
 
-        def run(rows: list[int]) -> list[Float32]:
-            return self.scores([texts[index] for index in rows], [encodings[index] for index in rows])
+        def run(rows: list[int]) -> list[Arrays]:
+            return self.run([features[index] for index in rows])
 
-        scores: dict[int, Float32] = {}
+        outputs: dict[int, Arrays] = {}
         parallel = self.engine.execution.streams > 1 and len(work) > 1
         results = self._threads.map(run, work) if parallel else map(run, work)
-        for rows, batch_scores in zip(track(work), results, strict=True):
-            scores.update(zip(rows, batch_scores, strict=True))
-        return [scores[index] for index in range(len(texts))]
+        for rows, batch_outputs in zip(track(work), results, strict=True):
+            outputs.update(zip(rows, batch_outputs, strict=True))
+        ordered = (outputs[index] for index in range(len(features)))
+        return [
+            self.decode(list(islice(ordered, len(parts))), parts, item)
+            for parts, item in zip(encoded, items, strict=True)
+        ]
+
+    def answers(self, inputs: Sequence[Any]) -> list[BaseModel]:
+        """Returns what a client of the service would get for these inputs; see `predict`."""
+        items = self._items(inputs)
+        return [
+            self.task.answer(prediction, parts, item, self.spec)
+            for prediction, parts, item in zip(self.predict(items), self.encode(items), items, strict=True)
+        ]
+
+    def _items(self, inputs: Sequence[Any]) -> list[Any]:
+        return [self.task.Input.model_validate({"text": item}) if isinstance(item, str) else item for item in inputs]
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -157,11 +189,23 @@ def _check_labels(artifact: Artifact) -> None:
 
 
 def padded(
-    encodings: Sequence[Encoding], tokenizer: Tokenizer, engine: engines.Engine, padding_side: Side | None = None
+    features: Sequence[Features], tokenizer: Tokenizer, engine: engines.Engine, padding_side: Side | None = None
 ) -> Batch:
-    """Pads encodings to a shape that the engine runs well; added rows repeat the first encoding."""
-    rows, tokens = engine.shape(len(encodings), max(map(len, encodings)))
-    return tokenizer.collate([*encodings, *[encodings[0]] * (rows - len(encodings))], padding_side, tokens)
+    """Pads features to a shape that the engine runs well; added rows repeat the first features."""
+    rows, tokens = engine.shape(len(features), max(map(len, features)))
+    items = [*features, *[features[0]] * (rows - len(features))]
+    return _stacked(items, tokenizer.collate([item.encoding for item in items], padding_side, tokens))
+
+
+def collated(features: Sequence[Features], tokenizer: Tokenizer, rows: int) -> list[Batch]:
+    """Pads features in batches of `rows`, in their order."""
+    parts = (features[start : start + rows] for start in range(0, len(features), rows))
+    return [_stacked(part, tokenizer.collate([item.encoding for item in part])) for part in parts]
+
+
+def _stacked(features: Sequence[Features], batch: Batch) -> Batch:
+    """Adds the further arrays of features to their padded tokens."""
+    return batch | {name: np.stack([item.arrays[name] for item in features]) for name in features[0].arrays}
 
 
 def batches(

@@ -68,7 +68,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         model=model,
         args=_arguments(problem, options, work),
         train_dataset=_dataset(problem.train),
-        eval_dataset=_dataset(problem.validation),
+        eval_dataset=_dataset(problem.rows(problem.validation)),
         data_collator=batch,
         compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
         compute_metrics=lambda _: quality(model, problem, f"after epoch {trainer.state.epoch:g}, {rate}"),
@@ -142,7 +142,7 @@ def _steps_per_epoch(problem: Problem, options: FitOptions) -> int:
 
 def _dataset(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Returns rows as the Trainer expects them; it groups them by the length of `input_ids`."""
-    return [{"input_ids": row.encoding.ids, "row": row} for row in rows]
+    return [{"input_ids": row.features.encoding.ids, "row": row} for row in rows]
 
 
 def newest_checkpoint(work: Path) -> Path | None:

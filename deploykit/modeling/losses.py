@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from deploykit.errors import ModelError
-from deploykit.tasks import IGNORED, Float32
+from deploykit.tasks import IGNORED, Arrays, Prediction, Task
 
 Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
 # Largest absolute logit on the validation split; a trained model that exceeds it has diverged, and its stage stops.
@@ -72,16 +72,17 @@ def require_logits(logits: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], 
         raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
 
 
-def require_scores(scores: Mapping[str, Sequence[Float32]], name: str) -> None:
-    """Raises a ModelError if scores, one array `(units, labels)` per text of each split, are NaN or infinite."""
-    for split, rows in scores.items():
-        if count := sum(not np.isfinite(row).all() for row in rows):
+def require_finite(task: Task, predictions: Mapping[str, Sequence[Prediction]], name: str) -> None:
+    """Raises a ModelError if predictions, by split, hold NaN or infinite numbers."""
+    for split, rows in predictions.items():
+        if count := sum(not all(np.isfinite(array).all() for array in task.dump([row]).values()) for row in rows):
             raise ModelError(
                 f"{name} gives NaN or infinite logits for {count} of {len(rows)} texts of the {split} split."
                 " Its weights are too large: take another copy, or train it with a lower learning_rate."
             )
 
 
-def largest(rows: Sequence[Float32]) -> float:
-    """Returns the largest absolute score; 0 if there is none."""
-    return max((float(np.abs(row).max(initial=0.0)) for row in rows), default=0.0)
+def largest(arrays: Arrays) -> float:
+    """Returns the largest absolute value of the floating-point arrays of predictions; 0 if there is none."""
+    logits = (array for array in arrays.values() if np.issubdtype(array.dtype, np.floating))
+    return max((float(np.abs(array).max(initial=0.0)) for array in logits), default=0.0)

@@ -1,17 +1,20 @@
 """What a model learns: tokenized rows with their targets, batches of them, and the metrics of a model on them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from deploykit.artifact.execution import Execution
 from deploykit.engines import input_names
+from deploykit.engines.torch import TorchModel
+from deploykit.errors import ModelError
 from deploykit.evaluation import metrics
-from deploykit.inference.predictor import batches
-from deploykit.modeling.losses import require_logits
-from deploykit.tasks import IGNORED, Example, Float32, Int64, Task
-from deploykit.tokenizer import Encoding, Tokenizer
+from deploykit.inference.predictor import Predictor, batches, collated
+from deploykit.modeling.losses import ADVICE
+from deploykit.tasks import IGNORED, Example, Int64, Spec, Task
+from deploykit.tokenizer import Features, Tokenizer
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
 BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
@@ -19,11 +22,13 @@ BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
 
 @dataclass(frozen=True)
 class Row:
-    """A tokenized example and its target for the loss, of shape `()` or `(tokens,)`."""
+    """What the model reads at once in training, and its target for the loss, of shape `()` or `(tokens,)`."""
 
-    encoding: Encoding
+    features: Features
     target: Int64
-    example: Example
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
 @dataclass(frozen=True)
@@ -36,33 +41,46 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Problem:
-    """The tokenized splits, and what is needed to judge predictions on them.
+    """The training rows, the validation examples, and what is needed to evaluate a model on them.
 
     `texts` are those of the training split. `teacher` teaches pruned models (default: the model before pruning).
     """
 
     task: Task
-    labels: tuple[str, ...]
+    spec: Spec
     tokenizer: Tokenizer
     train: tuple[Row, ...]
-    validation: tuple[Row, ...]
+    validation: tuple[Example, ...]
     seed: int
     texts: tuple[str, ...] = ()
     teacher: Teacher | None = None
 
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        spec: Spec,
+        tokenizer: Tokenizer,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        seed: int,
+        teacher: Teacher | None = None,
+    ) -> "Problem":
+        """Tokenizes the training examples."""
+        texts = tuple(text for example in train for text in example.input.texts)
+        problem = cls(task, spec, tokenizer, (), tuple(validation), seed, texts, teacher)
+        return replace(problem, train=problem.rows(train))
 
-def rows(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], labels: Sequence[str]) -> tuple[Row, ...]:
-    """Tokenizes examples and their targets."""
-    encodings = tokenizer.encode([example.text for example in examples], [example.pair for example in examples])
-    return tuple(
-        Row(encoding, task.loss_targets(example, encoding, labels), example)
-        for example, encoding in zip(examples, encodings, strict=True)
-    )
+    def rows(self, examples: Sequence[Example]) -> tuple[Row, ...]:
+        """Tokenizes examples and their targets; a long text becomes several rows, one for each of its windows."""
+        encoded = self.task.encode([example.input for example in examples], self.tokenizer, self.spec)
+        pairs = ((example, part) for example, parts in zip(examples, encoded, strict=True) for part in parts)
+        return tuple(Row(part, self.task.targets(example, part, self.spec)) for example, part in pairs)
 
 
 def collate(tokenizer: Tokenizer, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """Pads rows and their targets (`labels`); targets of padding are `IGNORED`."""
-    batch = tokenizer.collate([row.encoding for row in rows])
+    (batch,) = collated([row.features for row in rows], tokenizer, len(rows))
     targets = [row.target for row in rows]
     if targets[0].ndim == 0:
         batch["labels"] = np.stack(targets)
@@ -85,30 +103,24 @@ def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
 
 def padded(rows: Sequence[Row], tokenizer: Tokenizer) -> Iterator[dict[str, torch.Tensor]]:
     """Yields batches of rows of similar length, targets included."""
-    for indices in batches([len(row.encoding) for row in rows], BATCH_TOKENS):
+    for indices in batches([len(row) for row in rows], BATCH_TOKENS):
         yield collate(tokenizer, [rows[index] for index in indices])
 
 
-@torch.inference_mode()
 def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, float]:
-    """Returns the task's metrics of a model in evaluation mode on the validation rows, as the stages compute them.
+    """Returns the task's metrics of a model on the validation examples, as the stages compute them.
 
     Raises:
-        ModelError: logits are NaN or infinite; `name` is the model's in the message.
+        ModelError: predictions are NaN or infinite; `name` is the model's in the message.
     """
-    rows, scores, device = problem.validation, dict[int, Float32](), next(model.parameters()).device
-    for indices in batches([len(row.encoding) for row in rows], BATCH_TOKENS):
-        batch = collate(problem.tokenizer, [rows[index] for index in indices])
-        logits = model(**inputs(model, {key: tensor.to(device) for key, tensor in batch.items()}))["logits"]
-        logits = logits.float().cpu().numpy()
-        require_logits(logits, batch["labels"].numpy(), name)
-        for index, array in zip(indices, logits, strict=True):
-            row = rows[index]
-            real = array[problem.tokenizer.place(len(row.encoding), len(array))] if array.ndim == 2 else array
-            scores[index] = problem.task.scores(real, row.example.text, row.encoding)
-    gold = [problem.task.targets(row.example, problem.labels) for row in rows]
-    predicted = metrics.predictions([scores[index] for index in range(len(rows))])
-    return metrics.compute(problem.task.METRICS, gold, predicted, problem.labels)
+    task, spec = problem.task, problem.spec
+    execution = Execution(engine="torch", threads=torch.get_num_threads(), batch_tokens=BATCH_TOKENS)
+    predictor = Predictor(task, spec, problem.tokenizer, TorchModel(model, execution))
+    predictions = predictor.predict([example.input for example in problem.validation])
+    if not all(np.isfinite(array).all() for array in task.dump(predictions).values()):
+        raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
+    gold = [task.gold(example, spec) for example in problem.validation]
+    return metrics.compute(task.METRICS, gold, [task.decide(row, spec) for row in predictions], spec.labels)
 
 
 def first_metric(model: torch.nn.Module, problem: Problem) -> float:
@@ -124,13 +136,13 @@ def sample(rows: tuple[Row, ...], count: int, seed: int) -> list[Row]:
 
 def within(rows: list[Row], tokens: int) -> list[Row]:
     """Returns the first rows that together hold at most `tokens` tokens, and at least one."""
-    totals = np.cumsum([len(row.encoding) for row in rows])
+    totals = np.cumsum([len(row) for row in rows])
     return rows[: max(1, int((totals <= tokens).sum()))]
 
 
 def balanced_weights(problem: Problem) -> torch.Tensor:
     """Returns `rows / (labels * count)` for each label, shape `(labels,)` (King and Zeng, 2001)."""
     targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
-    counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.labels))
+    counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.spec.labels))
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32)

@@ -87,7 +87,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
 
 
 def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
-    for place, kind, step in [("task", "task", {"method": content.get("task")}), *_steps(content)]:
+    task = content.get("task")
+    for place, kind, step in [("task", "task", task if isinstance(task, dict) else {"method": task}), *_steps(content)]:
         name = step.get("method")
         if not isinstance(name, str):
             if "[" in place:  # in a list of steps; elsewhere the validation of `Recipe` reports it
@@ -95,8 +96,7 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
             continue
         try:
             method = methods.load(kind, name)
-            if kind != "task":
-                method.Options.model_validate(without_method(step))
+            method.Options.model_validate(without_method(step))
         except ValidationError as error:
             yield from explain(error, method.Options, (place,))
         except DeploykitError as error:

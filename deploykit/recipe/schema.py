@@ -1,10 +1,11 @@
 """The whole recipe as one frozen model, with the options of its methods."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from deploykit import methods
 from deploykit.artifact import ServeOptions
@@ -14,6 +15,7 @@ from deploykit.recipe.sections import DataSection, ExportSection, GateSection, P
 
 KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
 NO_METHOD = "needs `method:`, the name of one of its methods"
+logger = logging.getLogger(__name__)
 STAGES = ("train", "prune", "export", "quantize", "package")
 
 
@@ -28,8 +30,9 @@ class Recipe(Options):
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
     """Name of the run: lower-case letters, digits, dots, dashes and underscores."""
-    task: str
-    """A task that `deploykit methods` lists, for example `text-classification`."""
+    task: str | dict[str, Any]
+    """A task that `deploykit methods` lists, for example `text-classification`; with options, a mapping with `method`
+    and the options."""
     model: str
     """The base model: a directory, `package://MODULE/PATH` inside an installed package, or an id of the model hub."""
     revision: str | None = None
@@ -73,12 +76,34 @@ class Recipe(Options):
             raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
         return section
 
-    @field_validator("train", "prune", "quantize")
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_the_earlier_key(cls, content: Any) -> Any:
+        """Moves `serve.max_windows` to the task: training and evaluation read a long text as the service does."""
+        serve = content.get("serve") if isinstance(content, dict) else None
+        if not isinstance(serve, dict) or "max_windows" not in serve:
+            return content
+        logger.warning("serve.max_windows is now an option of the task: task: {method: ..., max_windows: ...}")
+        task, serve = content.get("task"), dict(serve)
+        method = task if isinstance(task, dict) else {"method": task}
+        return {**content, "task": {"max_windows": serve.pop("max_windows"), **method}, "serve": serve}
+
+    @field_validator("task", "train", "prune", "quantize")
     @classmethod
     def _names_a_method(cls, section: Any) -> Any:
         if isinstance(section, dict) and not isinstance(section.get("method"), str):
             raise ValueError(NO_METHOD)
         return section
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task."""
+        return self.task["method"] if isinstance(self.task, dict) else self.task
+
+    def task_options(self) -> BaseModel:
+        """Returns the validated options of the task; defaults are filled in."""
+        options = without_method(self.task) if isinstance(self.task, dict) else {}
+        return cast(BaseModel, methods.load("task", self.task_name).Options.model_validate(options))
 
     def method(self, stage: str) -> str:
         """Returns the method of a stage: `none` for `train: null`, and the stage's name if it has only one method."""
@@ -101,6 +126,7 @@ class Recipe(Options):
     def resolved(self) -> dict[str, Any]:
         """Returns the whole recipe with every default filled in, as plain values."""
         content = self.model_dump(mode="json")
+        content["task"] = {"method": self.task_name, **self.task_options().model_dump(mode="json")}
         for stage in KIND_OF_STAGE:
             if content[stage] is not None:
                 steps = _dumped(self.steps(stage))

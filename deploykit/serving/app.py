@@ -91,7 +91,7 @@ class Application:
         return file.read_text(encoding="utf-8") if file.is_file() else self.manifest.name
 
     async def _answer(self, protocol: Protocol, body: Any, call: Call) -> Any:
-        answers = await self.runtime.predict(*protocol.read(body), call, counted=protocol.counted)
+        answers = await self.runtime.predict(protocol.read(body), call, counted=protocol.counted)
         return await self.runtime.offload.run(call.large, protocol.write, body, answers)
 
     def _pages(self) -> tuple[Route, ...]:

@@ -15,11 +15,11 @@ from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.redaction import FindNames
 from deploykit.serving.queue.batch_rules import Bounds
 from deploykit.serving.queue.batcher import Batcher
-from deploykit.serving.queue.tokenizing import TextWindows, TokenizerQueue
+from deploykit.serving.queue.tokenizing import TokenizerQueue
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import Float32
-from deploykit.tokenizer import Encoding, joined
+from deploykit.tasks import Arrays, Input, Prediction
+from deploykit.tokenizer import Features
 
 LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
 WARM_UP_S = 1.5  # to compile the likelier shapes of batches before the first request comes
@@ -31,7 +31,7 @@ def make_batcher(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifes
     engine = predictor.engine
     clock = thread_time if engine.execution.device == "cpu" else perf_counter  # the thread sleeps while a GPU works
     streams, shape = engine.execution.streams, engine.shape
-    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, shape=shape, clock=clock)
+    return Batcher(predictor.run, bounds, metrics, manifest.cost, streams, shape=shape, clock=clock)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Model:
         batch_tokens = min(settings.max_batch_tokens, served.execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         compiled_shapes = predictor.warm(batch_tokens, WARM_UP_S)
-        tokenizer = TokenizerQueue(predictor.tokenizer, settings, metrics, names)
+        tokenizer = TokenizerQueue(predictor.encode, predictor.max_characters, settings, metrics, names)
         batcher = make_batcher(predictor, bounds, metrics, artifact.manifest)
         return cls(predictor, served, names, tokenizer, batcher, compiled_shapes)
 
@@ -75,38 +75,33 @@ class Model:
         self.batcher.close()
         self.tokenizer.close()
 
-    async def tokenize(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, timeout_s: float, call: Call
-    ) -> TextWindows:
-        """Tokenizes the texts of a request, and notes in `call` how many tokens there are and how long it took."""
+    async def tokenize(self, inputs: Sequence[Input], timeout_s: float, call: Call) -> list[list[Features]]:
+        """Tokenizes the inputs of a request, and notes in `call` how many tokens there are and how long it took."""
         start = perf_counter()
-        windows = await self.tokenizer.tokenize(texts, pairs, timeout_s, call.gone, call.client.name)
+        features = await self.tokenizer.tokenize(inputs, timeout_s, call.gone, call.client.name)
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
-        call.items, call.tokens = len(texts), sum(len(window.encoding) for parts in windows for window in parts)
-        call.large = call.tokens + call.items * len(self.predictor.labels) > LARGE_ANSWER
-        return windows
+        call.items, call.tokens = len(inputs), sum(len(part) for parts in features for part in parts)
+        call.large = call.tokens + call.items * len(self.predictor.spec.labels) > LARGE_ANSWER
+        return features
 
-    async def scores(self, windows: TextWindows, timeout_s: float, call: Call) -> list[Float32]:
-        """Waits for the scores of all windows, and notes in `call` how long that took."""
-        parts = [window for text_windows in windows for window in text_windows]
-        texts, encodings = [window.text for window in parts], [window.encoding for window in parts]
-        scores, timing = await self.batcher.submit(texts, encodings, timeout_s, call.gone, call.client.name)
+    async def run(self, features: Sequence[Sequence[Features]], timeout_s: float, call: Call) -> list[Arrays]:
+        """Waits for the outputs of the model for all features, and notes in `call` how long that took."""
+        parts = [part for of_input in features for part in of_input]
+        outputs, timing = await self.batcher.submit(parts, timeout_s, call.gone, call.client.name)
         call.queue_s, call.inference_s = timing.queue_s, timing.inference_s
         call.phases["queue"] = (timing.since, timing.since + timing.queue_s)
         call.phases["inference"] = (timing.begun, timing.ended)
-        return scores
+        return outputs
 
     def answers(
-        self, texts: Sequence[str], windows: TextWindows, window_scores: Sequence[Float32]
-    ) -> tuple[list[BaseModel], list[Float32], list[Encoding]]:
-        """Merges the scores of the windows of each text; returns the answers, scores and encodings of the texts."""
-        task, rest = self.predictor.task, iter(window_scores)
-        scores = [
-            next(rest) if len(parts) == 1 else task.merge(list(islice(rest, len(parts))), parts, text)
-            for parts, text in zip(windows, texts, strict=True)
+        self, inputs: Sequence[Input], features: Sequence[Sequence[Features]], outputs: Sequence[Arrays]
+    ) -> tuple[list[BaseModel], list[Prediction]]:
+        """Decodes the outputs of the model; returns the answers and the predictions, one for each input."""
+        task, spec, rest = self.predictor.task, self.predictor.spec, iter(outputs)
+        predictions = [
+            task.decode(list(islice(rest, len(parts))), parts, item, spec)
+            for parts, item in zip(features, inputs, strict=True)
         ]
-        encodings = list(map(joined, windows))
-        rows = zip(scores, texts, encodings, strict=True)
-        answers = [task.answer(row, text, encoding, self.predictor.labels) for row, text, encoding in rows]
-        return answers, scores, encodings
+        rows = zip(predictions, features, inputs, strict=True)
+        return [task.answer(prediction, parts, item, spec) for prediction, parts, item in rows], predictions

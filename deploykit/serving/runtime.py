@@ -33,6 +33,8 @@ from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.serving.telemetry.predictions import PredictionStatistics
 from deploykit.serving.telemetry.traces import Traces
 from deploykit.serving.telemetry.watchdog import Watchdog
+from deploykit.tasks import Input
+from deploykit.tokenizer import joined
 
 GAUGES_S = 5.0  # between two updates of the gauges, which other workers show on their page of metrics
 RETRY_NOT_READY_S = 10
@@ -134,14 +136,11 @@ class Runtime:
         if self._model is not None:
             self._model.batcher.check(client.name)
 
-    async def predict(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, call: Call, *, counted: bool = True
-    ) -> list[BaseModel]:
+    async def predict(self, inputs: Sequence[Input], call: Call, *, counted: bool = True) -> list[BaseModel]:
         """Answers a request.
 
         Args:
-            texts: the first, or only, text of each input.
-            pairs: the second texts, for a model that reads pairs.
+            inputs: of the task.
             call: the request; gains its times and counts for the log.
             counted: whether the answers are counted in the metrics and recorded.
 
@@ -152,21 +151,21 @@ class Runtime:
         if self.fault or model is None:
             raise Problem(503, "not_ready", NOT_READY, headers=retry_after(RETRY_NOT_READY_S))
         timeout_s = min(self.settings.timeout_s, call.timeout_s or self.settings.timeout_s)
-        windows = await model.tokenize(texts, pairs, timeout_s, call)
+        features = await model.tokenize(inputs, timeout_s, call)
         self.metrics.tokenize_seconds.observe(call.tokenize_s)
         timeout_s -= call.tokenize_s
-        lengths = [len(window.encoding) for parts in windows for window in parts]
+        lengths = [len(part) for parts in features for part in parts]
         model.batcher.check(call.client.name, lengths, timeout_s)  # before its tokens are charged to the client
         await self.limits.tokens(call.client, call.tokens)
-        window_scores = await model.scores(windows, timeout_s, call)
+        outputs = await model.run(features, timeout_s, call)
 
         def finish() -> list[BaseModel]:
             """Decodes what the engine returned, counts it and records it."""
-            answers, scores, encodings = model.answers(texts, windows, window_scores)
+            answers, predictions = model.answers(inputs, features, outputs)
             if counted:
-                self._statistics.add(scores, encodings)
+                self._statistics.add(predictions, list(map(joined, features)))
                 if self.records is not None:
-                    self.records.answered(call, texts, pairs, encodings, answers)
+                    self.records.answered(call, inputs, features, answers)
             return answers
 
         return await self.offload.run(call.large, finish)

@@ -40,7 +40,7 @@ from deploykit.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 BUSY = "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
-REFERENCE = "reference."  # prefix of the trained model's scores, which every later artifact carries
+REFERENCE = "reference."  # prefix of the trained model's predictions, which every later artifact carries
 INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnx"),
@@ -78,16 +78,25 @@ class Job:
     @property
     def task(self) -> tasks.Task:
         """The recipe's task."""
-        return tasks.load(self.recipe.task)
+        return tasks.load(self.recipe.task_name)
 
     def tokenizer(self) -> Tokenizer:
         """Loads the parent's tokenizer."""
         return Tokenizer.load(self.source.path, self.source.manifest.max_tokens)
 
-    def torch_predictor(self, model: torch.nn.Module, tokenizer: Tokenizer, labels: tuple[str, ...]) -> Predictor:
+    def spec(self, labels: tuple[str, ...] | None = None) -> tasks.Spec:
+        """Returns the task's labels, by default those of the parent, and the recipe's options of the task."""
+        labels = self.source.manifest.labels if labels is None else labels
+        return tasks.Spec(labels, self.recipe.task_options())
+
+    def torch_predictor(self, model: torch.nn.Module, tokenizer: Tokenizer, spec: tasks.Spec) -> Predictor:
         """Returns a predictor of a torch model on all cores."""
         engine = TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
-        return Predictor(self.task, labels, tokenizer, engine)
+        return Predictor(self.task, spec, tokenizer, engine)
+
+    def predictions(self) -> dict[str, list[tasks.Prediction]]:
+        """Reads the parent's predictions, by split."""
+        return scoring.stored(self.source, self.task)
 
     def copy(self, folder: Path, *names: str) -> None:
         """Copies the parent's configuration, its tokenizer and the named files into a draft, if it has them."""
@@ -101,19 +110,19 @@ class Job:
         *,
         kind: Kind,
         predictor: Predictor,
-        scores: scoring.Scores,
+        predictions: scoring.Predictions,
         parameters: int,
         details: dict[str, Any],
         facts: Mapping[str, Any] | None = None,
         cost: Cost | None = None,
     ) -> Artifact:
-        """Computes the metrics, stores the scores and seals the draft.
+        """Computes the metrics, stores the predictions and seals the draft.
 
         Args:
-            folder: the draft, complete except for the scores.
+            folder: the draft, complete except for the predictions.
             kind: of the artifact.
             predictor: the model, which is timed.
-            scores: of the validation and test splits.
+            predictions: for the validation and test splits.
             parameters: number of weights.
             details: of this stage, for the manifest.
             facts: manifest fields that differ from the parent's; the first stage gives all of them.
@@ -122,13 +131,16 @@ class Job:
         parent, recipe = self.parent.manifest if self.parent else None, self.recipe
         inherited = parent.model_dump(include=INHERITED) if parent else {"weights_precision": "float32"}
         fields = {**inherited, **(facts or {})}
-        reference = self.reference() or {f"{REFERENCE}{name}": rows for name, rows in scores.items()}
-        save_predictions(folder, {**scores, **reference})
+        own = {name: self.task.dump(rows) for name, rows in predictions.items()}
+        reference = self.reference() or {f"{REFERENCE}{name}": arrays for name, arrays in own.items()}
+        save_predictions(folder, {**own, **reference})
         history = self._history(
             predictor,
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            metrics=scoring.compute_metrics(self.task, self.dataset(), fields["labels"], scores, recipe.seed),
+            metrics=scoring.compute_metrics(
+                self.task, self.spec(fields["labels"]), self.dataset(), predictions, recipe.seed
+            ),
         )
         return seal(
             folder,
@@ -137,7 +149,8 @@ class Job:
             **stamp(),
             kind=kind,
             name=recipe.name,
-            task=recipe.task,
+            task=recipe.task_name,
+            task_options=recipe.task_options().model_dump(mode="json"),
             stage=self.stage,
             method=recipe.method(self.stage),
             options=recipe.options(self.stage).model_dump(mode="json"),
@@ -156,8 +169,7 @@ class Job:
         """Returns the steps so far and this stage's, with times that were measured together; see `timing.typical`."""
         cores, rows = hardware.cpu_limit(), self.dataset().validation
         predictors = {artifact.manifest.stage: Predictor.load(artifact, cores) for artifact in self.earlier}
-        texts, pairs = [row.text for row in rows], [row.pair for row in rows]
-        times, waited = timing.typical({**predictors, self.stage: predictor}, texts, pairs)
+        times, waited = timing.typical({**predictors, self.stage: predictor}, rows)
         if waited > BUSY_SHARE:
             log.warning(BUSY, 100 * waited)
         earlier = [
@@ -178,9 +190,9 @@ class Job:
         return [*earlier, own]
 
     def reference(self) -> dict[str, Any]:
-        """Returns the trained model's scores, which the parent carries; empty in the first stage."""
-        scores = load_predictions(self.parent) if self.parent else {}
-        return {name: rows for name, rows in scores.items() if name.startswith(REFERENCE)}
+        """Returns the trained model's predictions as arrays, which the parent carries; empty in the first stage."""
+        splits = load_predictions(self.parent) if self.parent else {}
+        return {name: arrays for name, arrays in splits.items() if name.startswith(REFERENCE)}
 
 
 def stamp() -> dict[str, Any]:

@@ -72,7 +72,7 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         damages = sensitivity.rank(bench.variant(spec.graph), method, options, bench.calibration, Path(folder))
         keeps = [(), *(tuple(sorted(keep)) for keep in sensitivity.groups(damages))]
         prices = _prices([replace(spec, keep=keep) for keep in keeps], bench, package)
-        return Explanation(replace(spec, keep=()).name, len(package.golden.texts), damages, prices)
+        return Explanation(replace(spec, keep=()).name, len(package.golden.inputs), damages, prices)
 
 
 def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
@@ -85,7 +85,7 @@ def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
         Price(
             kept=len(spec.keep),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(predictor.predict(package.golden.texts, package.golden.pairs), package.float_scores),
+            changed=golden.changed(predictor, predictor.predict(package.inputs), package.float_predictions),
             latency=latencies[str(index)][name],
         )
         for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))

@@ -36,7 +36,7 @@ def export(job: Job) -> Artifact:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
         job.copy(folder)
 
-        reference = job.torch_predictor(model, job.tokenizer(), job.source.manifest.labels)
+        reference = job.torch_predictor(model, job.tokenizer(), job.spec())
         engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE, threads=hardware.cpu_limit()))
         differences = parity.difference(reference, engine, dataset.validation)
         _check(job, differences, options.tolerance)
@@ -45,7 +45,7 @@ def export(job: Job) -> Artifact:
             folder,
             kind="onnx",
             predictor=predictor,
-            scores=scoring.score_all(predictor, dataset),
+            predictions=scoring.predict_all(predictor, dataset),
             parameters=checkpoint.parameters(model),
             details={"parity": differences, "tolerance": options.tolerance},
         )

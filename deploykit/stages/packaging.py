@@ -6,7 +6,7 @@ It holds the graph in the layout of Hugging Face, the golden set, and what `bund
 import numpy as np
 
 from deploykit import hardware
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft, load_predictions
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError
 from deploykit.evaluation import gates, metrics, scoring, timing
@@ -16,7 +16,6 @@ from deploykit.inference.predictor import Predictor
 from deploykit.recipe import PackageSection
 from deploykit.stages import bundle
 from deploykit.stages.context import REFERENCE, Job
-from deploykit.tasks import softmax
 
 
 def package(job: Job) -> Artifact:
@@ -29,14 +28,14 @@ def package(job: Job) -> Artifact:
     if options is None:
         raise RuntimeError("the recipe skips packaging")
     predictor, rows = Predictor.load(source, hardware.cpu_limit()), dataset.validation
-    scores = load_predictions(source)
-    before, after = scores[f"{REFERENCE}validation"], scores["validation"]
-    lengths = scoring.count_tokens(predictor.tokenizer, rows)
-    comparison = compare(job.task, rows, predictor.labels, before, after, job.recipe.seed, lengths)
+    task, spec, predictions = job.task, predictor.spec, job.predictions()
+    before, after = predictions[f"{REFERENCE}validation"], predictions["validation"]
+    lengths = scoring.count_tokens(predictor, rows)
+    comparison = compare(task, spec, rows, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
-    gold = [job.task.targets(example, predictor.labels) for example in dataset.test]
-    table = metrics.per_label(job.task.METRICS, gold, metrics.predictions(scores["test"]), predictor.labels)
-    usual = drift.reference(lengths, [softmax(row) for row in after], len(predictor.labels))
+    gold = [task.gold(example, spec) for example in dataset.test]
+    table = metrics.per_label(task.METRICS, gold, [task.decide(row, spec) for row in predictions["test"]], spec.labels)
+    usual = drift.reference(lengths, task.observe(after, spec), len(spec.labels))
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))
         golden.save(folder, _golden(job, options, predictor))
@@ -46,12 +45,12 @@ def package(job: Job) -> Artifact:
             folder,
             kind="package",
             predictor=predictor,
-            scores={name: scores[name] for name in ("validation", "test")},
+            predictions={name: predictions[name] for name in ("validation", "test")},
             parameters=source.manifest.step.parameters,
             details={
                 "comparison": comparison.model_dump(),
                 "verdicts": [verdict.model_dump() for verdict in verdicts],
-                "flips": flips(job.task, rows, predictor.labels, before, after, comparison.flipped),
+                "flips": flips(task, spec, rows, before, after, comparison.flipped),
                 "test": table,
                 "reference": {name: histogram.model_dump(mode="json") for name, histogram in usual.items()},
             },
@@ -84,17 +83,16 @@ def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.G
     cores, has_float_graph = hardware.cpu_limit(), job.source.file(FLOAT_GRAPH).is_file()
     graph = FLOAT_GRAPH if has_float_graph else GRAPH
     float_predictor = Predictor.load(job.source, cores, Execution(threads=cores), graph)
-    rows, reference = job.dataset().validation, load_predictions(job.source)[f"{REFERENCE}validation"]
-    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].text))
+    rows, reference = job.dataset().validation, job.predictions()[f"{REFERENCE}validation"]
+    by_length = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index].input.texts)))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
     chosen = [by_length[position] for position in positions]
-    texts, pairs = [rows[index].text for index in chosen], [rows[index].pair for index in chosen]
-    scores, float_scores = predictor.predict(texts, pairs), float_predictor.predict(texts, pairs)
+    inputs = [rows[index].input for index in chosen]
+    predictions, exact = predictor.predict(inputs), float_predictor.predict(inputs)
     return golden.Golden(
-        texts=texts,
-        pairs=pairs,
-        scores=[array.tolist() for array in scores],
-        reference=[reference[index].tolist() for index in chosen],
-        float_scores=[array.tolist() for array in float_scores],
-        tolerance=golden.tolerance_of(float_scores, scores),
+        inputs=[item.model_dump(mode="json") for item in inputs],
+        predictions=golden.stored(job.task.dump(predictions)),
+        reference=golden.stored(job.task.dump([reference[index] for index in chosen])),
+        float_predictions=golden.stored(job.task.dump(exact)),
+        tolerance=golden.tolerance_of(job.task, exact, predictions),
     )

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from deploykit import pruners
-from deploykit.artifact import Artifact, draft, load_predictions
+from deploykit.artifact import Artifact, draft
 from deploykit.evaluation import scoring
 from deploykit.evaluation.comparison import compare
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.losses import require_scores, require_weights
-from deploykit.modeling.problem import Problem, Teacher, rows
+from deploykit.modeling.losses import require_finite, require_weights
+from deploykit.modeling.problem import Problem, Teacher
 from deploykit.pruners import Pruned
 from deploykit.stages.context import Job
 from deploykit.tokenizer import Tokenizer
@@ -26,16 +26,15 @@ def prune(job: Job) -> Artifact:
     Raises:
         ModelError: weights or logits are NaN or infinite.
     """
-    task, dataset, labels, seed = job.task, job.dataset(), job.source.manifest.labels, job.recipe.seed
+    task, spec, dataset, seed = job.task, job.spec(), job.dataset(), job.recipe.seed
     pruned, steps = _run_steps(job)
     tokenizer = pruned.tokenizer or job.tokenizer()
 
-    predictor = job.torch_predictor(pruned.model, tokenizer, labels)
-    scores = scoring.score_all(predictor, dataset)
-    require_scores(scores, "the pruned model")
-    before = load_predictions(job.source)["validation"]
-    lengths = scoring.count_tokens(tokenizer, dataset.validation)
-    comparison = compare(task, dataset.validation, labels, before, scores["validation"], seed, lengths)
+    predictor = job.torch_predictor(pruned.model, tokenizer, spec)
+    predictions = scoring.predict_all(predictor, dataset)
+    require_finite(task, predictions, "the pruned model")
+    before, after, rows = job.predictions()["validation"], predictions["validation"], dataset.validation
+    comparison = compare(task, spec, rows, before, after, seed, scoring.count_tokens(predictor, rows))
 
     with draft(job.target) as folder:
         job.copy(folder)
@@ -46,7 +45,7 @@ def prune(job: Job) -> Artifact:
             folder,
             kind="checkpoint",
             predictor=predictor,
-            scores=scores,
+            predictions=predictions,
             parameters=checkpoint.parameters(pruned.model),
             details={
                 "steps": [{name: fact for name, fact in step.items() if name != "curve"} for step in steps],
@@ -72,10 +71,8 @@ def _run_steps(job: Job) -> tuple[Pruned, list[dict[str, Any]]]:
 
 
 def _problem(job: Job, tokenizer: Tokenizer, teacher: Teacher) -> Problem:
-    task, dataset, labels = job.task, job.dataset(), job.source.manifest.labels
-    training, validation = (rows(task, tokenizer, part, labels) for part in (dataset.train, dataset.validation))
-    texts = tuple(text for example in dataset.train for text in (example.text, example.pair) if text is not None)
-    return Problem(task, labels, tokenizer, training, validation, job.recipe.seed, texts, teacher)
+    dataset = job.dataset()
+    return Problem.of(job.task, job.spec(), tokenizer, dataset.train, dataset.validation, job.recipe.seed, teacher)
 
 
 def _next_teacher(teacher: Teacher, step: Pruned) -> Teacher:

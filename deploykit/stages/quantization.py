@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from deploykit import hardware
-from deploykit.artifact import GRAPH, Artifact, draft, load_predictions
+from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
 from deploykit.evaluation import scoring, timing, workload
 from deploykit.evaluation.comparison import compare, flips
 from deploykit.evaluation.workload import Lengths
-from deploykit.inference.predictor import Predictor
+from deploykit.inference.predictor import Predictor, collated
 from deploykit.quantizers import auto
 from deploykit.selection import candidates as candidate_grid
 from deploykit.selection import search
@@ -27,7 +27,7 @@ from deploykit.selection.candidates import Spec
 from deploykit.selection.evaluator import Bench, Judged
 from deploykit.stages.context import Job
 from deploykit.tasks import Example
-from deploykit.tokenizer import Batch, Encoding, Tokenizer
+from deploykit.tokenizer import Batch, Features
 
 CALIBRATION_ROWS = 256  # training rows for the quantizers that measure activations
 BATCH_ROWS = 8  # of calibration
@@ -40,7 +40,7 @@ def quantize(job: Job) -> Artifact:
     dataset, source = job.dataset(), job.source
     base = Predictor.load(source, hardware.cpu_limit())
     specs, options = _specs(job)
-    measured = lengths(options.lengths, dataset, base.tokenizer)
+    measured = lengths(options.lengths, dataset, base)
     bench = _bench(job, base, measured)
     entries, candidates = search.search(specs, bench, options)
     for candidate in candidates:
@@ -51,14 +51,14 @@ def quantize(job: Job) -> Artifact:
     with draft(job.target) as folder:
         job.copy(folder)
         predictor = bench.write(folder, spec, kept)
-        before, scores = load_predictions(source)["validation"], scoring.score_all(predictor, dataset)
+        before, predictions = job.predictions()["validation"], scoring.predict_all(predictor, dataset)
         flipped = kept.comparison.flipped if kept.comparison else ()
-        changes = flips(job.task, dataset.validation, base.labels, before, scores["validation"], flipped)
+        changes = flips(job.task, base.spec, dataset.validation, before, predictions["validation"], flipped)
         return job.finish(
             folder,
             kind="onnx",
             predictor=predictor,
-            scores=scores,
+            predictions=predictions,
             parameters=source.manifest.step.parameters,
             cost=timing.cost(predictor.engine, bench.work),
             facts={"weights_precision": kept.precision},
@@ -85,44 +85,41 @@ def _specs(job: Job) -> tuple[list[Spec], auto.Options]:
 
 def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
     dataset, seed = job.dataset(), job.recipe.seed
-    before = load_predictions(job.source)["validation"]
-    tokens = [len(encoding) for encoding in _encode(base.tokenizer, dataset.validation)]
+    before, tokens = job.predictions()["validation"], scoring.count_tokens(base, dataset.validation)
 
     def judge(_: Spec, predictor: Predictor) -> Judged:
-        scores = scoring.score(predictor, dataset.validation, "validation")
-        metrics = scoring.compute_metrics(job.task, dataset, base.labels, {"validation": scores}, seed)["validation"]
-        comparison = compare(job.task, dataset.validation, base.labels, before, scores, seed, tokens)
+        after = scoring.predict(predictor, dataset.validation, "validation")
+        metrics = scoring.compute_metrics(job.task, base.spec, dataset, {"validation": after}, seed)["validation"]
+        comparison = compare(job.task, base.spec, dataset.validation, before, after, seed, tokens)
         gated = job.recipe.gates.max_p95_ms is not None
         p95_ms = timing.p95(predictor, dataset.validation, seed) if gated else None
         return Judged(metric=metrics[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
 
-    texts = [row.text for row in dataset.train[:CALIBRATION_ROWS]]
     return Bench(
         graph=job.source.file(GRAPH),
         base=base,
         folder=job.work / "graphs",
-        work=workload.build(measured, base.tokenizer, texts, seed),
-        calibration=calibration(dataset, base.tokenizer, seed),
+        work=workload.build(measured, base.tokenizer, _features(base, dataset.train[:CALIBRATION_ROWS]), seed),
+        calibration=calibration(dataset, base, seed),
         judge=judge,
         gates=job.recipe.gates,
         data=job.parent_key,
     )
 
 
-def _encode(tokenizer: Tokenizer, rows: Sequence[Example]) -> list[Encoding]:
-    return tokenizer.encode([row.text for row in rows], [row.pair for row in rows])
+def _features(base: Predictor, rows: Sequence[Example]) -> list[Features]:
+    return [part for parts in base.encode([row.input for row in rows]) for part in parts]
 
 
-def lengths(page: Path | None, dataset: Dataset, tokenizer: Tokenizer) -> Lengths:
+def lengths(page: Path | None, dataset: Dataset, base: Predictor) -> Lengths:
     """Returns the lengths of texts to measure with: from a service's saved metrics, or those of the training texts."""
     if page is not None:
         return Lengths.read(page)
-    encodings = _encode(tokenizer, dataset.train[:COUNTED_ROWS])
-    return Lengths.from_counts(Counter(len(encoding) for encoding in encodings))
+    return Lengths.from_counts(Counter(map(len, _features(base, dataset.train[:COUNTED_ROWS]))))
 
 
-def calibration(dataset: Dataset, tokenizer: Tokenizer, seed: int) -> list[Batch]:
+def calibration(dataset: Dataset, base: Predictor, seed: int) -> list[Batch]:
     """Draws training rows and pads them in batches of similar lengths."""
     drawn = np.random.default_rng(seed).permutation(len(dataset.train))[:CALIBRATION_ROWS]
-    encodings = sorted(_encode(tokenizer, [dataset.train[index] for index in drawn]), key=len)
-    return [tokenizer.collate(encodings[start : start + BATCH_ROWS]) for start in range(0, len(encodings), BATCH_ROWS)]
+    features = sorted(_features(base, [dataset.train[index] for index in drawn]), key=len)
+    return collated(features, base.tokenizer, BATCH_ROWS)

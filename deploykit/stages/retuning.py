@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
@@ -26,7 +25,7 @@ from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference import golden
 from deploykit.inference.golden import Golden
-from deploykit.inference.predictor import Predictor
+from deploykit.inference.predictor import Predictor, collated
 from deploykit.quantizers import auto
 from deploykit.recipe import GateSection
 from deploykit.selection import candidates as candidate_grid
@@ -36,7 +35,7 @@ from deploykit.selection.choice import Candidate
 from deploykit.selection.evaluator import Bench, Judged
 from deploykit.stages import bundle
 from deploykit.stages.context import stamp
-from deploykit.tasks import Float32
+from deploykit.tasks import Prediction
 
 log = logging.getLogger(__name__)
 BASE = Execution().place  # of the float graph, with which all others are compared
@@ -53,9 +52,14 @@ class Package:
     base: Predictor
 
     @property
-    def float_scores(self) -> list[Float32]:
-        """The float graph's answers to the golden set, one array `(units, labels)` per text."""
-        return [np.array(rows, dtype=np.float32) for rows in self.golden.float_scores or ()]
+    def inputs(self) -> list[Any]:
+        """The inputs of the golden set."""
+        return self.golden.items(self.base.task)
+
+    @property
+    def float_predictions(self) -> list[Prediction]:
+        """The float graph's predictions for them."""
+        return golden.loaded(self.golden.float_predictions or {}, self.base.task)
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def open_package(path: Path | str) -> Package:
     package = Package(artifact, golden.load(artifact), artifact.file(graph), base)
     if graph == GRAPH and (package.kept.graph, package.kept.quantizer) != ("exported", "none"):
         raise ArtifactError(f"{path} carries no float graph to choose from. Package it with package.float_graph: true.")
-    golden.replay(package.golden, base, "float_scores")
+    golden.replay(package.golden, base, "float_predictions")
     return package
 
 
@@ -173,8 +177,8 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
 
     A candidate whose golden answers are right keeps the metric and comparison that it had in `passed`.
     """
-    tokenizer, questions = package.base.tokenizer, package.golden
-    encodings = sorted(tokenizer.encode(questions.texts, questions.pairs), key=len)
+    base, inputs = package.base, package.inputs
+    features = sorted((part for parts in base.encode(inputs) for part in parts), key=len)
     counts = package.quantization["lengths"]
     lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(counts)
 
@@ -182,32 +186,34 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
         before = passed[spec]
         if before.metric is None or before.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
-        _require_alike(predictor.predict(questions.texts, questions.pairs), package.float_scores, before.comparison)
+        _require_alike(predictor, inputs, package.float_predictions, before.comparison)
         return Judged(metric=before.metric, comparison=before.comparison)
 
     return Bench(
         graph=package.graph,
-        base=package.base,
+        base=base,
         folder=folder,
-        work=workload.build(lengths, tokenizer, questions.texts, package.artifact.manifest.seed),
-        calibration=[tokenizer.collate(encodings[start : start + 8]) for start in range(0, len(encodings), 8)],
+        work=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
+        calibration=collated(features, base.tokenizer, 8),
         judge=judge,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
         data=package.artifact.digest,
     )
 
 
-def _require_alike(scores: Sequence[Float32], float_scores: Sequence[Float32], before: Comparison) -> None:
+def _require_alike(
+    predictor: Predictor, inputs: Sequence[Any], exact: Sequence[Prediction], before: Comparison
+) -> None:
     """Compares the share of changed golden answers here with the share of changed rows where the package was made.
 
     Raises:
         ArtifactError: so many changes are improbable, so this machine computes something else.
     """
-    changed = golden.changed(scores, float_scores)
+    changed = golden.changed(predictor, predictor.predict(inputs), exact)
     expected = min(1.0, max(before.flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
-    if binomtest(changed, len(float_scores), expected, alternative="greater").pvalue < MIN_PROBABILITY:
+    if binomtest(changed, len(exact), expected, alternative="greater").pvalue < MIN_PROBABILITY:
         raise ArtifactError(
-            f"{changed} of {len(float_scores)} golden answers change on this machine, compared with"
+            f"{changed} of {len(exact)} golden answers change on this machine, compared with"
             f" {before.flips.value:.1%} where the package was made"
         )
 
@@ -218,9 +224,9 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
     with draft(target) as folder:
         _copy(artifact, folder)
         predictor = bench.write(folder, spec, kept)
-        scores = predictor.predict(questions.texts, questions.pairs)
-        tolerance = golden.tolerance_of(package.float_scores, scores)
-        answers = {"scores": [rows.tolist() for rows in scores], "tolerance": tolerance}
+        task, predictions = predictor.task, predictor.predict(package.inputs)
+        tolerance = golden.tolerance_of(task, package.float_predictions, predictions)
+        answers = {"predictions": golden.stored(task.dump(predictions)), "tolerance": tolerance}
         golden.save(folder, questions.model_copy(update=answers))
         changes: dict[str, Any] = {
             "key": key_of(

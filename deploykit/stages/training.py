@@ -10,13 +10,14 @@ from deploykit import data, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.errors import ModelError
 from deploykit.evaluation import metrics, scoring
+from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_model, base_tokenizer, checkpoint
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_scores, require_weights
-from deploykit.modeling.problem import Problem, Row, rows
+from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
+from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Task
+from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
@@ -35,30 +36,30 @@ def train(job: Job) -> Artifact:
     with draft(job.target) as folder:
         tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
         model, labels = _open(job, base, tokenizer)
-        predictor, pair = job.torch_predictor(model, tokenizer, labels), dataset.train[0].pair is not None
+        spec, pair = job.spec(labels), len(dataset.train[0].input.texts) > 1
+        predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
         _log_data(dataset, lengths)
 
-        training, validation = (rows(task, tokenizer, part, labels) for part in (dataset.train, dataset.validation))
-        _warn_of_spans(task, training, labels)
-        problem = Problem(task, labels, tokenizer, training, validation, recipe.seed)
+        _warn_of_spans(predictor, dataset.train)
+        problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
         curve = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
 
         model.eval()
-        scores = scoring.score_all(predictor, dataset)
-        _check_scores(job, scores, base)
-        gold = [task.targets(example, labels) for example in dataset.test]
-        table = metrics.per_label(task.METRICS, gold, metrics.predictions(scores["test"]), labels)
+        predictions = scoring.predict_all(predictor, dataset)
+        _check_predictions(job, predictions, base)
+        gold = [task.gold(example, spec) for example in dataset.test]
+        table = metrics.per_label(task.METRICS, gold, [task.decide(row, spec) for row in predictions["test"]], labels)
 
         checkpoint.save(model, folder)
         return job.finish(
             folder,
             kind="checkpoint",
             predictor=predictor,
-            scores=scores,
+            predictions=predictions,
             parameters=checkpoint.parameters(model),
             details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},
             facts={
@@ -88,10 +89,10 @@ def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreT
     return model, labels
 
 
-def _check_scores(job: Job, scores: scoring.Scores, base: Base) -> None:
+def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -> None:
     trained = job.recipe.train is not None
-    require_scores(scores, f"{base.name}, after training," if trained else base.name)
-    if trained and (logit := largest(scores["validation"])) > MAX_LOGIT:
+    require_finite(job.task, predictions, f"{base.name}, after training," if trained else base.name)
+    if trained and (logit := largest(job.task.dump(predictions["validation"]))) > MAX_LOGIT:
         raise ModelError(f"the logits reach {logit:.0e}, expected at most {MAX_LOGIT:g}: training diverged. {ADVICE}")
 
 
@@ -113,16 +114,17 @@ def _log_data(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
             )
 
 
-def _warn_of_spans(task: Task, training: Sequence[Row], labels: Sequence[str]) -> None:
+def _warn_of_spans(predictor: Predictor, training: Sequence[Example]) -> None:
     """Warns of spans that do not begin and end at tokens, if the task has spans."""
-    inexpressible = getattr(task, "inexpressible", None)
+    inexpressible = getattr(predictor.task, "inexpressible", None)
     if inexpressible is None:
         return
-    pairs = [(row.example, span) for row in training for span in inexpressible(row.example, row.encoding, labels)]
+    rows = zip(training, predictor.encode([example.input for example in training]), strict=True)
+    pairs = [(example, span) for example, parts in rows for span in inexpressible(example, parts, predictor.spec)]
     if pairs:
         example, span = pairs[0]
         log.warning(
             "%d of %d spans of the training split begin or end inside a token of the model's tokenizer, such as %r:"
             " the model cannot predict them. Choose a model whose tokenizer splits there, or spans of whole tokens",
-            *(len(pairs), sum(len(row.example.spans) for row in training), example.text[span.start : span.end]),
+            *(len(pairs), sum(len(row.target) for row in training), example.input.text[span.start : span.end]),
         )

@@ -1,23 +1,53 @@
 """What inputs and predictions mean. Each task is one file that needs only numpy and pydantic.
 
-Training, evaluation and serving share these functions. A *unit* is what gets one label: the whole text in text
-classification, a word in token classification. Scores have shape `(units, labels)`.
+Training, evaluation and serving share these functions. An *input* is what a client or a row of the data gives. It
+becomes *features*, of which each is read by the model at once; a long text becomes several. From the outputs of the
+model for all features of an input, the task makes a *prediction*, which may be anything, and from it the *answer* that
+a client gets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deploykit import methods
-from deploykit.tokenizer import Encoding, Window
+from deploykit.artifact import Manifest
+from deploykit.methods import Frozen, Options
+from deploykit.tokenizer import Features, Tokenizer
 
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Prediction = Any  # the task's own
 IGNORED = -100  # target that torch's cross-entropy ignores
+
+
+class Input(Frozen):
+    """Base of what a task predicts for."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts among its fields, in order."""
+        return tuple(value for _, value in self if isinstance(value, str))
+
+
+class TextInput(Input):
+    """A text, or two that belong together."""
+
+    text: str
+    text_pair: str | None = None
+
+
+class TextOptions(Options):
+    """Options of tasks that read texts."""
+
+    max_windows: int = Field(default=16, ge=1)
+    """Maximum number of overlapping windows in which a long text is read; 1 cuts it instead."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +61,62 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled input of any task."""
+    """A labelled input; the target is the task's own, for example a label or spans."""
 
-    text: str
-    pair: str | None = None
-    label: str = ""
-    spans: tuple[Span, ...] = ()
+    input: Any
+    target: Any
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a task needs to know about a model: its labels in the order of the outputs, and the task's options."""
+
+    labels: tuple[str, ...]
+    options: Any
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the metrics of a service count of some predictions.
+
+    A *unit* is what gets one label: a text, or a word. `units` is the number of units of each prediction,
+    `(predictions,)`; `labels` are the indices of their labels, `confidences` the probabilities of these, and
+    `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`.
+    """
+
+    units: Int64
+    labels: Int64
+    confidences: Float32
+    entropies: Float32
 
 
 class Task(Protocol):
     """The module-level names that a file of this folder provides.
 
     `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
-    is the exporter's name for the task. `METRICS` are computed in `evaluation`; gates and searches use the first.
-    `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether Hugging Face's inference API
-    wraps the answer to a single input into a list.
+    is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the task reads, each with its
+    axes after the batch, for example `("tokens", "labels")`. `METRICS` are computed in `evaluation`; gates and searches
+    use the first. `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether Hugging
+    Face's inference API wraps the answer to a single input into a list.
     """
 
     AUTO_CLASS: str
     ORT_CLASS: str
     OPTIMUM_TASK: str
+    OUTPUTS: Mapping[str, tuple[str, ...]]
     METRICS: tuple[str, ...]
+    Options: type[BaseModel]
+    Input: type[Input]
     Answer: type[BaseModel]
     PIPELINE_NESTED: bool
 
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-        """Turns a row of a file into an example; raises ValueError if it cannot."""
+    def reader(
+        self, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+    ) -> Callable[[Mapping[str, Any]], Example]:
+        """Returns a function that turns one of these rows of a file into an example.
+
+        It raises KeyError for a missing column and ValueError for a value that it cannot read.
+        """
 
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """Lists the labels of a model trained on these examples, in the order of its outputs."""
@@ -64,29 +124,57 @@ class Task(Protocol):
     def label_order(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Returns labels in the order that the outputs must have, keeping the given order where possible."""
 
-    def classes(self, example: Example) -> tuple[str, ...]:
-        """Lists the labels of an example, as the data names them."""
+    def label_counts(self, example: Example) -> tuple[str, ...]:
+        """Lists the labels of an example as the data names them, each as often as it occurs."""
 
-    def units(self, text: str) -> Int64:
-        """Returns the character offsets of the units of a text, `(units, 2)`."""
+    def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
+        """Returns what the model reads of each input, at least one features each."""
 
-    def targets(self, example: Example, labels: Sequence[str]) -> Int64:
-        """Returns the true label of each unit, shape `(units,)`."""
-
-    def loss_targets(self, example: Example, encoding: Encoding, labels: Sequence[str]) -> Int64:
+    def targets(self, example: Example, features: Features, spec: Spec) -> Int64:
         """Returns the targets of the training loss, `()` or `(tokens,)`, some of which may be `IGNORED`."""
 
-    def scores(self, logits: Float32, text: str, encoding: Encoding) -> Float32:
-        """Turns the logits of one input, padding removed, into scores of its units, `(units, labels)`."""
+    def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any, spec: Spec) -> Prediction:
+        """Returns the prediction for one input.
 
-    def merge(self, scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
-        """Turns the scores of overlapping windows of a text into scores of the text's units."""
+        Args:
+            outputs: of the model, for each of the features: arrays by name without the axis of the batch and without
+                padding.
+            features: of the input.
+            item: the input.
+            spec: of the model.
+        """
 
-    def answer(self, scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> BaseModel:
-        """Turns scores into the answer for a client."""
+    def gold(self, example: Example, spec: Spec) -> Any:
+        """Returns what `decide` would return for a model that is always right."""
+
+    def decide(self, prediction: Prediction, spec: Spec) -> Any:
+        """Returns what metrics compare with `gold`, and what must not change when a model is compressed."""
+
+    def changes(self, example: Example, before: Any, after: Any, spec: Spec) -> list[dict[str, str]]:
+        """Describes how two decisions differ: `text`, `true`, `before` and `after` for each difference."""
+
+    def distance(self, first: Prediction, second: Prediction) -> float:
+        """Returns by how much two predictions for an input differ, from 0 to 1; infinite if they cannot be compared."""
+
+    def observe(self, predictions: Sequence[Prediction], spec: Spec) -> Observations:
+        """Returns what the metrics of a service count of these predictions."""
+
+    def dump(self, predictions: Sequence[Prediction]) -> dict[str, Array]:
+        """Turns predictions into arrays, for a file."""
+
+    def load(self, arrays: Arrays) -> list[Prediction]:
+        """Turns the arrays of `dump` into predictions."""
+
+    def answer(self, prediction: Prediction, features: Sequence[Features], item: Any, spec: Spec) -> BaseModel:
+        """Turns the prediction for an input into the answer for a client."""
 
     def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
         """Turns an answer into the format of transformers' pipeline for this task."""
+
+
+def spec_of(manifest: Manifest) -> Spec:
+    """Returns the labels and the options of an artifact's task."""
+    return Spec(manifest.labels, load(manifest.task).Options.model_validate(manifest.task_options))
 
 
 def load(name: str) -> Task:

@@ -1,20 +1,32 @@
 """Predicts one label of two or more for a text or a pair of texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from deploykit.methods import Frozen
-from deploykit.tasks import Example, Float32, Int64, softmax
-from deploykit.tokenizer import Encoding, Window
+from deploykit.tasks import Arrays, Example, Float32, Int64, Spec, TextInput, TextOptions, softmax
+from deploykit.tokenizer import Features, joined
+
+__all__ = [
+    *("AUTO_CLASS", "METRICS", "OPTIMUM_TASK", "ORT_CLASS", "OUTPUTS", "PIPELINE_NESTED", "Answer", "Input", "Options"),
+    *("answer", "changes", "decide", "decode", "distance", "dump", "encode", "gold", "label_counts", "label_names"),
+    *("label_order", "load", "observe", "pipeline", "reader", "targets"),
+]
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
 OPTIMUM_TASK = "text-classification"
+OUTPUTS = {"logits": ("labels",)}
 METRICS = ("accuracy", "macro_f1")
 PIPELINE_NESTED = True
+Input = TextInput
+
+
+class Options(TextOptions):
+    """How long texts are read."""
 
 
 class Answer(Frozen):
@@ -28,13 +40,20 @@ class Answer(Frozen):
     truncated: bool = Field(description="whether the end of the text was cut off")
 
 
-def read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-    """Reads the columns `text`, `text_pair` (if named) and `label`."""
+def reader(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns a function that reads the columns `text`, `text_pair` (if named) and `label`."""
+    return lambda row: _read(row, columns)
+
+
+def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
     pair = columns.get("text_pair")
     label = row[str(columns["label"])]
     if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
         raise ValueError(f"the label is {label!r}, expected a word or a whole number")
-    return Example(_text(row, str(columns["text"])), _text(row, pair) if pair else None, str(label).strip())
+    texts = TextInput(text=_text(row, str(columns["text"])), text_pair=_text(row, pair) if pair else None)
+    return Example(texts, str(label).strip())
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -46,7 +65,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Sorts the labels; numbers by value."""
-    names = {example.label for example in examples}
+    names = {example.target for example in examples}
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))  # the name orders "01" and "1"
     return tuple(sorted(names))
@@ -57,47 +76,51 @@ def label_order(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def classes(example: Example) -> tuple[str, ...]:
-    """Returns the one label."""
-    return (example.label,)
+def label_counts(example: Example) -> tuple[str, ...]:
+    """Returns the label."""
+    return (example.target,)
 
 
-def units(text: str) -> Int64:
-    """Returns the whole text as the one unit, `(1, 2)`."""
-    return np.array([[0, len(text)]], dtype=np.int64)
-
-
-def targets(example: Example, labels: Sequence[str]) -> Int64:
+def gold(example: Example, spec: Spec) -> Int64:
     """Returns the label's index, shape `(1,)`."""
-    return np.array([labels.index(example.label)], dtype=np.int64)
+    return np.array([spec.labels.index(example.target)], dtype=np.int64)
 
 
-def loss_targets(example: Example, encoding: Encoding, labels: Sequence[str]) -> Int64:
+def targets(example: Example, features: Features, spec: Spec) -> Int64:
     """Returns the label's index, shape `()`."""
-    return np.array(labels.index(example.label), dtype=np.int64)
+    return np.array(spec.labels.index(example.target), dtype=np.int64)
 
 
-def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
-    """Reshapes the logits `(labels,)` to the one unit, `(1, labels)`."""
-    return logits.reshape(1, -1)
+def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
+    """Returns the logits, `(1, labels)`; of several windows, the logarithms of their mean probabilities.
 
-
-def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
-    """Averages the probabilities of the windows, weighted by tokens; returns their logarithms, `(1, labels)`."""
-    weights = np.array([len(window.encoding) for window in windows], dtype=np.float32)
-    mean = weights @ softmax(np.concatenate(scores)) / weights.sum()
+    Windows count by their tokens.
+    """
+    logits = np.stack([arrays["logits"] for arrays in outputs])
+    if len(logits) == 1:
+        return logits
+    weights = np.array([len(window) for window in features], dtype=np.float32)
+    mean = weights @ softmax(logits) / weights.sum()
     merged: Float32 = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).reshape(1, -1)
     return merged
 
 
-def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
+def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
+    """Returns the text with the true label and those before and after, if they differ."""
+    if np.array_equal(before, after):
+        return []
+    names = {"before": spec.labels[before[0]], "after": spec.labels[after[0]]}
+    return [{"text": example.input.text, "true": example.target, **names}]
+
+
+def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:
     """Returns the most probable label with all probabilities."""
-    probabilities = softmax(scores[0])
+    probabilities, encoding = softmax(prediction[0]), joined(features)
     best = int(probabilities.argmax())
     return Answer(
-        label=labels[best],
+        label=spec.labels[best],
         score=float(probabilities[best]),
-        scores={label: float(value) for label, value in zip(labels, probabilities, strict=True)},
+        scores=dict(zip(spec.labels, probabilities.tolist(), strict=True)),
         tokens=len(encoding),
         windows=encoding.windows,
         truncated=encoding.truncated,

@@ -15,18 +15,31 @@ import numpy as np
 from pydantic import Field
 
 from deploykit.methods import Frozen
-from deploykit.tasks import IGNORED, Example, Float32, Int64, Span, softmax
+from deploykit.tasks import IGNORED, Arrays, Example, Float32, Int64, Span, Spec, TextInput, TextOptions, softmax
+from deploykit.tasks._classification import decide
 from deploykit.tasks._tags import OUTSIDE, decode_entities, recognize_scheme
 from deploykit.tasks._units import UNIT, join, units
-from deploykit.tokenizer import Encoding, Window
+from deploykit.tokenizer import Encoding, Features, joined
+
+__all__ = [
+    *("AUTO_CLASS", "METRICS", "OPTIMUM_TASK", "ORT_CLASS", "OUTPUTS", "PIPELINE_NESTED", "Answer", "Entity", "Input"),
+    *("Options", "answer", "changes", "decide", "decode", "distance", "dump", "encode", "gold", "inexpressible"),
+    *("label_counts", "label_names", "label_order", "load", "observe", "pipeline", "reader", "targets"),
+]
 
 AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
 OPTIMUM_TASK = "token-classification"
+OUTPUTS = {"logits": ("tokens", "labels")}
 METRICS = ("entity_f1", "accuracy")
 PIPELINE_NESTED = False
+Input = TextInput
 
 CUT_OFF_LOGIT = 30.0  # of OUTSIDE for units that the model did not read: certain, but finite
+
+
+class Options(TextOptions):
+    """How long texts are read."""
 
 
 class Entity(Frozen):
@@ -46,11 +59,6 @@ class Answer(Frozen):
     tokens: int = Field(description="tokens that the model read")
     windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
-
-
-def read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-    """Reads the columns `tokens` and `tags`, or, if `spans` is named, `text` and `spans`."""
-    return reader([row], columns)(row)
 
 
 def reader(
@@ -122,12 +130,12 @@ def _example(text: str, spans: Sequence[Span]) -> Example:
     for before, after in pairwise(trimmed):
         if after.start < before.end:
             raise ValueError(f"the spans {before} and {after} overlap, expected one label per word")
-    return Example(text=text, spans=tuple(trimmed))
+    return Example(TextInput(text=text), tuple(trimmed))
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Returns `O`, and B- and I- of each label, sorted by label."""
-    return _bio(sorted({span.label for example in examples for span in example.spans}))
+    return _bio(sorted({span.label for example in examples for span in example.target}))
 
 
 def label_order(labels: Sequence[str]) -> tuple[str, ...]:
@@ -139,18 +147,22 @@ def _bio(names: Iterable[str]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
 
 
-def classes(example: Example) -> tuple[str, ...]:
-    """Returns the distinct labels of the spans; `O` if there are none."""
-    return tuple(sorted({span.label for span in example.spans})) or (OUTSIDE,)
+def label_counts(example: Example) -> tuple[str, ...]:
+    """Returns the labels of the spans."""
+    return tuple(span.label for span in example.target)
 
 
-def targets(example: Example, labels: Sequence[str]) -> Int64:
+def gold(example: Example, spec: Spec) -> Int64:
     """Returns the true BIO label of each unit, shape `(units,)`."""
-    starts, ends = units(example.text).T
+    return _unit_labels(example.input.text, example.target, spec.labels)
+
+
+def _unit_labels(text: str, spans: Sequence[Span], labels: Sequence[str]) -> Int64:
+    starts, ends = units(text).T
     indices = np.zeros(len(starts), dtype=np.int64)
-    first = np.searchsorted(ends, [span.start for span in example.spans], side="right")
-    last = np.searchsorted(starts, [span.end for span in example.spans], side="left")
-    for span, begin, end in zip(example.spans, first, last, strict=True):
+    first = np.searchsorted(ends, [span.start for span in spans], side="right")
+    last = np.searchsorted(starts, [span.end for span in spans], side="left")
+    for span, begin, end in zip(spans, first, last, strict=True):
         indices[begin:end] = labels.index(f"I-{span.label}")
         indices[begin : min(begin + 1, end)] = labels.index(f"B-{span.label}")
     return indices
@@ -165,14 +177,27 @@ def first_tokens(text: str, encoding: Encoding) -> Int64:
     return np.where(overlaps, np.append(real, -1)[first], -1)
 
 
-def loss_targets(example: Example, encoding: Encoding, labels: Sequence[str]) -> Int64:
+def targets(example: Example, features: Features, spec: Spec) -> Int64:
     """Returns the label of the unit that each token begins, `(tokens,)`; `IGNORED` if it begins none."""
-    by_token = np.full(len(encoding), IGNORED, dtype=np.int64)
-    tokens = first_tokens(example.text, encoding)
-    for token, label in zip(tokens[::-1], targets(example, labels)[::-1], strict=True):
-        if token >= 0:  # backwards, so that the first of two units that share a token decides
-            by_token[token] = label
+    by_token = np.full(len(features), IGNORED, dtype=np.int64)
+    text = example.input.text
+    label_at = dict(zip(units(text)[:, 0].tolist(), gold(example, spec).tolist(), strict=True))
+    starts = (units(features.text)[:, 0] + features.start).tolist()
+    rows = list(zip(first_tokens(features.text, features.encoding).tolist(), starts, strict=True))
+    for token, start in reversed(rows):  # backwards, so that the first of two units that share a token decides
+        if token >= 0 and start in label_at:  # not where a window begins inside a word
+            by_token[token] = label_at[start]
     return by_token
+
+
+def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
+    """Returns the logits of the units of the text, `(units, labels)`; units that were not read are outside."""
+    if len(features) == 1:
+        return scores(outputs[0]["logits"], item.text, features[0].encoding)
+    rows = [
+        scores(arrays["logits"], window.text, window.encoding) for arrays, window in zip(outputs, features, strict=True)
+    ]
+    return merge(rows, features, item.text)
 
 
 def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
@@ -192,27 +217,33 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
     return of_units
 
 
-def inexpressible(example: Example, encoding: Encoding, labels: Sequence[str]) -> list[Span]:
+def inexpressible(example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
     """Lists the spans that begin or end inside a token, so that no model with this tokenizer can predict them."""
-    perfect = np.eye(len(labels), dtype=np.float32)[np.maximum(loss_targets(example, encoding, labels), 0)]
-    best = scores(perfect * CUT_OFF_LOGIT, example.text, encoding).argmax(axis=-1)
-    possible = set(decode_entities([labels[index] for index in best]))
-    true = decode_entities([labels[index] for index in targets(example, labels)])
-    was_read = first_tokens(example.text, encoding) >= 0
-    pairs = zip(example.spans, true, strict=True)
-    return [span for span, entity in pairs if entity not in possible and was_read[[*entity[1:]]].all()]
+    perfect = CUT_OFF_LOGIT * np.eye(len(spec.labels), dtype=np.float32)
+    outputs = [{"logits": perfect[np.maximum(targets(example, window, spec), 0)]} for window in features]
+    best = decide(decode(outputs, features, example.input, spec), spec)
+    possible = set(decode_entities([spec.labels[index] for index in best]))
+    true = decode_entities([spec.labels[index] for index in gold(example, spec)])
+    end = features[-1].start + int(features[-1].encoding.offsets[:, 1].max(initial=0))  # of what was read
+    pairs = zip(example.target, true, strict=True)
+    return [span for span, entity in pairs if entity not in possible and span.end <= end]
 
 
-def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Float32:
-    """Chooses for each unit the scores of the window that shows most of the text around it.
+def merge(scores: Sequence[Float32], windows: Sequence[Features], text: str) -> Float32:
+    """Chooses for each unit the logits of the window that shows most of the text around it.
 
     A word that the edge of a window cuts is not a unit of that window. A word that is cut in every window, because it
-    is longer than their overlap, has the scores of its longest visible beginning.
+    is longer than their overlap, has the logits of its longest visible beginning.
+
+    Args:
+        scores: logits of the units of each window, `(units, labels)`.
+        windows: of the text.
+        text: the whole text.
 
     Returns:
-        Scores of the units in the part of the text that was read, `(units, labels)`.
+        Logits of the units of the whole text, `(units, labels)`.
     """
-    spans = units(text[: windows[-1].start + len(windows[-1].text)])
+    spans = units(text)
     unit_at = {start: unit for unit, (start, _) in enumerate(spans.tolist())}
     merged = np.zeros((len(spans), scores[0].shape[1]), dtype=np.float32)
     merged[:, 0], context = CUT_OFF_LOGIT, np.full(len(spans), -np.inf)  # characters shown on the shorter side
@@ -229,12 +260,28 @@ def merge(scores: Sequence[Float32], windows: Sequence[Window], text: str) -> Fl
     return merged
 
 
-def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]) -> Answer:
+def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
+    """Returns the units whose label differs, with the true label and those before and after."""
+    text, true = example.input.text, gold(example, spec)
+    spans = units(text)
+    return [
+        {
+            "text": text[spans[unit, 0] : spans[unit, 1]],
+            "true": spec.labels[true[unit]],
+            "before": spec.labels[before[unit]],
+            "after": spec.labels[after[unit]],
+        }
+        for unit in np.flatnonzero(before != after)
+    ]
+
+
+def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:
     """Joins units into entities; an I- label continues an entity of the same label, or begins one."""
+    text, encoding = item.text, joined(features)
     spans = units(text[: encoding.offsets[:, 1].max(initial=0)])  # only what was read
     if len(spans) and (whole := UNIT.match(text, int(spans[-1, 0]))):
         spans[-1, 1] = whole.end()  # to the end of the word if only a part of it was read
-    probabilities = softmax(scores[: len(spans)]) if len(spans) else scores[:0]
+    probabilities = softmax(prediction[: len(spans)]) if len(spans) else prediction[:0]
     predicted = [
         Entity(
             label=label,
@@ -243,7 +290,7 @@ def answer(scores: Float32, text: str, encoding: Encoding, labels: Sequence[str]
             end=int(spans[last, 1]),
             score=float(probabilities[first : last + 1].max(axis=-1).min()),
         )
-        for label, first, last in decode_entities([labels[index] for index in probabilities.argmax(axis=-1)])
+        for label, first, last in decode_entities([spec.labels[index] for index in probabilities.argmax(axis=-1)])
     ]
     return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 

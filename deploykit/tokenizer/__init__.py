@@ -15,7 +15,7 @@ import tokenizers
 
 from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from deploykit.errors import ModelError
-from deploykit.tokenizer.encoding import Encoding, Int64, Slot, Tokens, Window, joined
+from deploykit.tokenizer.encoding import Encoding, Features, Int64, Slot, Tokens, joined, lengthened
 
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
@@ -104,37 +104,40 @@ class Tokenizer:
         cut = [tokens[:length] for tokens, length in zip(parts, lengths, strict=False)]
         return self._with_special(cut, truncated or sum(map(len, parts)) > sum(map(len, cut)))
 
-    def windows(self, texts: Sequence[str], max_windows: int) -> "list[list[Window]]":
+    def windows(self, texts: Sequence[str], max_windows: int) -> "list[list[Features]]":
         """Tokenizes texts that may be longer than the model reads.
 
         Args:
             texts: no pairs.
-            max_windows: of one text; the rest of the text is cut off.
+            max_windows: of one text; the rest of the text is cut off. A text is also cut at `MAX_CHARACTERS_PER_TOKEN`
+                characters for each token of these windows.
 
         Returns:
             For each text its windows, at least one; each overlaps with the one before.
         """
-        rows = zip(texts, self._tokens(texts), strict=True)
-        return [self._windows(text, tokens, max_windows) for text, tokens in rows]
+        limit = max_windows * self.max_tokens * MAX_CHARACTERS_PER_TOKEN
+        short = [text[:limit] for text in texts]
+        rows = zip(texts, short, self._tokens(short), strict=True)
+        return [self._windows(part, tokens, max_windows, len(text) > limit) for text, part, tokens in rows]
 
-    def _windows(self, text: str, tokens: "Tokens", max_windows: int) -> "list[Window]":
+    def _windows(self, text: str, tokens: "Tokens", max_windows: int, truncated: bool) -> "list[Features]":
         capacity = self._capacity()
         step = capacity - capacity // OVERLAP_DIVISOR
         starts = range(0, max(len(tokens) - capacity, 0) + step, step)
-        cut = len(starts) > max_windows
+        cut = truncated or len(starts) > max_windows
         starts = starts[:max_windows]
         encodings = [
             self._with_special([tokens[start : start + capacity]], cut and start == starts[-1]) for start in starts
         ]
         if len(encodings) == 1:
-            return [Window(text, 0, encodings[0])]
+            return [Features(text, 0, encodings[0])]
         windows = []
         for encoding in encodings:
             is_text = encoding.offsets[:, 1] > encoding.offsets[:, 0]
             start = int(encoding.offsets[is_text, 0].min(initial=len(text)))
             end = int(encoding.offsets[:, 1].max(initial=0))
             offsets = np.where(is_text[:, None], encoding.offsets - start, 0)
-            windows.append(Window(text[start:end], start, replace(encoding, offsets=offsets)))
+            windows.append(Features(text[start:end], start, replace(encoding, offsets=offsets)))
         return windows
 
     def _tokens(self, texts: Sequence[str]) -> "Iterator[Tokens]":
@@ -171,15 +174,6 @@ class Tokenizer:
             unknown=0 if self.unknown_id is None else int(np.count_nonzero(ids == self.unknown_id)),
             truncated=truncated,
         )
-
-    def longest(self, text: str) -> str:
-        """Repeats a text, or a part of a long one, until it is longer than the model reads.
-
-        Returns at most `MAX_CHARACTERS_PER_TOKEN` characters for each token that the model reads.
-        """
-        limit = self.max_tokens * MAX_CHARACTERS_PER_TOKEN
-        tokens = next(self._tokens([text[:limit]]))
-        return " ".join([text[:limit]] * -(-self.max_tokens // max(1, len(tokens))))[:limit]
 
     def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None, tokens: int = 0) -> Batch:
         """Pads encodings to the longest of them.
@@ -252,10 +246,11 @@ __all__ = [
     "OVERLAP_DIVISOR",
     "Batch",
     "Encoding",
+    "Features",
     "Int64",
     "Side",
     "Tokenizer",
-    "Window",
     "joined",
+    "lengthened",
     "longest_first",
 ]

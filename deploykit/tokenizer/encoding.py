@@ -1,7 +1,8 @@
 """Token ids of a text, of a pair or of a window, with their offsets in the text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,15 +54,41 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A part of a text that the model reads at once; its encoding's offsets count from `start`."""
+class Features:
+    """What the model reads at once: a text, a window of a long text, or a pair of texts.
+
+    The offsets of the encoding count from `start`, which is the place of `text` in the whole text. `arrays` are further
+    inputs of the graph by name, without the axis of the batch; their shapes are the same in all features. `part` holds
+    what the task needs to read the outputs.
+    """
 
     text: str
     start: int
     encoding: Encoding
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    part: Any = None
+
+    def __len__(self) -> int:
+        return len(self.encoding)
 
 
-def joined(windows: Sequence[Window]) -> Encoding:
+def lengthened(features: Features, tokens: int) -> Features:
+    """Returns features of more tokens, by repeating each of them but the first and last.
+
+    They have no text and no offsets, so that outputs for them cannot be decoded.
+
+    Args:
+        features: that are repeated.
+        tokens: the new number, at least as many as before.
+    """
+    encoding, inner = features.encoding, max(len(features) - 2, 1)
+    stretched = 1 + np.arange(tokens - 2) * inner // max(tokens - 2, 1)
+    places = np.minimum([0, *stretched, len(features) - 1], len(features) - 1)[:tokens]
+    ids, type_ids, offsets = encoding.ids[places], encoding.type_ids[places], np.zeros((tokens, 2), np.int64)
+    return replace(features, text="", encoding=Encoding(ids, type_ids, offsets, unknown=0, truncated=False))
+
+
+def joined(windows: Sequence[Features]) -> Encoding:
     """Joins the windows of a text; offsets are into the whole text, and overlaps occur twice."""
     if len(windows) == 1:
         return windows[0].encoding

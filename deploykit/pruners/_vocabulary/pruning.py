@@ -42,7 +42,8 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
         unknown_id=None if unknown is None else new_ids[unknown],
     )
     saved = FLOAT_BYTES * (checkpoint.parameters(model) - checkpoint.parameters(pruned))
-    unchanged = np.mean([np.isin(row.encoding.ids, ids).all() for row in problem.validation])
+    encoded = problem.task.encode([row.input for row in problem.validation], problem.tokenizer, problem.spec)
+    unchanged = np.mean([all(np.isin(part.encoding.ids, ids).all() for part in parts) for parts in encoded])
     counts = {"tokens": len(ids), "tokens_before": whole.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
     log.info("kept %(tokens)d of %(tokens_before)d tokens, which saves %(bytes_saved)d bytes", counts)
     return Pruned(pruned, {**counts, "validation_unchanged": float(unchanged)}, tokenizer, tuple(ids))

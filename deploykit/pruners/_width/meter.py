@@ -26,7 +26,7 @@ from deploykit.inference.predictor import batches, padded
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.problem import Problem
 from deploykit.recipe import ExportSection
-from deploykit.tokenizer import Batch, Encoding
+from deploykit.tokenizer import Batch, Features
 
 Objective = Literal["latency", "throughput"]
 Measure = Callable[[torch.nn.Module], Metric]  # returns the time of a model as a share of the whole model's
@@ -73,21 +73,21 @@ def relative_timer(
 
 def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at typical lengths."""
-    rows = sorted((row.encoding for row in problem.train), key=len)
+    rows = sorted((row.features for row in problem.train), key=len)
     return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in LENGTH_QUANTILES]
 
 
 def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
     """Returns training rows of all lengths, in batches of the size that the whole model runs fastest."""
     order = np.random.default_rng(problem.seed).permutation(len(problem.train))[:MIXED_TEXTS]
-    rows = [problem.train[index].encoding for index in order]
+    rows = [problem.train[index].features for index in order]
     workloads = {tokens: _batched(problem, rows, tokens, whole) for tokens in BATCH_TOKENS}
     calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
     times = timing.in_turn(calls, TIMING_S, burst=1)
     return workloads[min(times, key=lambda tokens: float(np.median(times[tokens])))]
 
 
-def _batched(problem: Problem, rows: Sequence[Encoding], tokens: int, engine: Engine) -> list[Batch]:
+def _batched(problem: Problem, rows: Sequence[Features], tokens: int, engine: Engine) -> list[Batch]:
     groups = batches([len(row) for row in rows], tokens, engine.shape)
     return [padded([rows[index] for index in group], problem.tokenizer, engine) for group in groups]
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
-from deploykit.serving.api.protocols import EXAMPLE, Model, Protocol, Texts
-from deploykit.tasks import Task
+from deploykit.serving.api.protocols import EXAMPLE, Model, Protocol, text_inputs
+from deploykit.tasks import Input, Task
 
 PATH = "/v1/explain"
 WORD = re.compile(r"\S+")
@@ -49,10 +49,10 @@ def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
         return ()
     model = Model(name=manifest.name, version=manifest.version)
 
-    def read(body: Any) -> Texts:
+    def read(body: Any) -> list[Input]:
         (text,) = body.texts
         texts = [text, *(text[:start] + text[end:] for start, end in parts(text))]
-        return texts, None if body.text_pairs is None else body.text_pairs * len(texts)
+        return text_inputs(texts, None if body.text_pairs is None else body.text_pairs * len(texts))
 
     def write(body: Any, answers: Sequence[Any]) -> BaseModel:
         (text,), (whole, *without) = body.texts, (answer.scores for answer in answers)

@@ -11,11 +11,11 @@ from deploykit import __version__
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
 from deploykit.serving.api import tensors
-from deploykit.serving.api.protocols import EXAMPLE, Protocol, Texts
+from deploykit.serving.api.protocols import EXAMPLE, Protocol, text_inputs
 from deploykit.serving.api.tensors import Output, Parameters, Tensor
 from deploykit.serving.http.bodies import JSON_LENGTH
 from deploykit.serving.http.routes import Content
-from deploykit.tasks import Task
+from deploykit.tasks import Input, Task
 
 TEXT, PAIR = "text", "text_pair"  # names of the input tensors
 MAX_OUTPUTS = 16  # of a request, before each one is validated
@@ -35,9 +35,9 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
     output_names = [output["name"] for output in _output_metadata(manifest, task)]
     request = _request_model(_input_names(manifest), output_names, manifest.serve.max_texts)
 
-    def read(body: Any) -> Texts:
+    def read(body: Any) -> list[Input]:
         data = {tensor.name: tensor.data for tensor in body.inputs}
-        return data[TEXT], data.get(PAIR)
+        return text_inputs(data[TEXT], data.get(PAIR))
 
     def write(body: Any, answers: Sequence[BaseModel]) -> Any:
         names = output_names if body.outputs is None else {output.name for output in body.outputs}

@@ -77,7 +77,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         pair=manifest.pair,
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,
-        max_windows=manifest.serve.max_windows,
+        max_windows=manifest.task_options.get("max_windows", 1),
         timeout_s=manifest.serve.timeout_s,
         redact=manifest.serve.redact,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",

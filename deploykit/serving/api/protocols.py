@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
 from deploykit.serving.call import Scope
-from deploykit.tasks import Task
+from deploykit.tasks import Input, Task, TextInput
 
 EXAMPLE = "A film that I will watch again."
-Texts = tuple[list[str], list[str] | None]  # first (or only) texts, and second texts of pairs
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Protocol:
         path: of the route.
         request: the type of the body.
         response: the type of the answer, for the OpenAPI document.
-        read: returns the texts in a body.
+        read: returns the inputs in a body.
         write: returns the content of the response, from the body and its answers.
         scope: that a key needs.
         counted: whether the metrics count the answers as predictions.
@@ -40,7 +39,7 @@ class Protocol:
     path: str
     request: type[BaseModel]
     response: Any
-    read: Callable[[Any], Texts]
+    read: Callable[[Any], Sequence[Input]]
     write: Callable[[Any, Sequence[BaseModel]], Any]
     scope: Scope = "predict"
     counted: bool = True
@@ -73,13 +72,19 @@ class Pair(Frozen):
     text_pair: str
 
 
+def text_inputs(texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Input]:
+    """Returns inputs of one text each, or of two if there are pairs."""
+    second: Sequence[str | None] = pairs or [None] * len(texts)
+    return [TextInput.model_construct(text=text, text_pair=pair) for text, pair in zip(texts, second, strict=True)]
+
+
 def predict(manifest: Manifest, task: Task) -> Protocol:
     """Returns this service's own route, typed for the model and its task."""
     request, response = _request_model(manifest), _response_model(task)
     model = Model(name=manifest.name, version=manifest.version)
 
-    def read(body: Any) -> Texts:
-        return body.texts, getattr(body, "text_pairs", None)
+    def read(body: Any) -> list[Input]:
+        return text_inputs(body.texts, getattr(body, "text_pairs", None))
 
     def write(_: BaseModel, answers: Sequence[BaseModel]) -> BaseModel:
         return response.model_construct(predictions=list(answers), model=model)
@@ -136,11 +141,11 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         parameters: Parameters | None = None
         options: dict[str, Any] = {}
 
-    def read(body: PipelineRequest) -> Texts:
+    def read(body: PipelineRequest) -> list[Input]:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         if manifest.pair:
-            return [pair.text for pair in inputs], [pair.text_pair for pair in inputs]
-        return inputs, None
+            return text_inputs([pair.text for pair in inputs], [pair.text_pair for pair in inputs])
+        return text_inputs(inputs)
 
     def write(body: PipelineRequest, answers: Sequence[BaseModel]) -> Any:
         top_k = None if body.parameters is None else body.parameters.top_k

@@ -29,7 +29,8 @@ from deploykit.serving.call import Call
 from deploykit.serving.privacy.record_files import Files
 from deploykit.serving.privacy.redaction import FindNames, redact
 from deploykit.serving.settings import RECORDS, Settings
-from deploykit.tokenizer import Encoding
+from deploykit.tasks import Input
+from deploykit.tokenizer import Features
 
 MASKED_FIELDS = ("text", "text_pair", "comment")
 BYTES_PER_MEGABYTE = 1_000_000
@@ -81,15 +82,14 @@ class Recorder:
     def answered(
         self,
         call: Call,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        encodings: Sequence[Encoding],
+        inputs: Sequence[Input],
+        features: Sequence[Sequence[Features]],
         answers: Sequence[BaseModel],
     ) -> None:
-        """Records a random share of the texts of a request, with their answers."""
-        for index, (text, encoding, answer) in enumerate(zip(texts, encodings, answers, strict=True)):
+        """Records a random share of the inputs of a request, with their answers."""
+        for index, (item, parts, answer) in enumerate(zip(inputs, features, answers, strict=True)):
             if self._random.random() < self._share:
-                content = {"text": text, **({"text_pair": pairs[index]} if pairs else {}), "tokens": len(encoding)}
+                content = {**item.model_dump(exclude_none=True), "tokens": sum(map(len, parts))}
                 if self._put(PREDICTION, call, call.id, index, **content, **_without_text(answer)):
                     self._recorded.add(call.client.name, call.id, index)
 

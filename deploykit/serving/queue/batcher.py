@@ -21,13 +21,13 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.jobs import Item, Job, Timing
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import Float32
-from deploykit.tokenizer import Encoding
+from deploykit.tasks import Arrays
+from deploykit.tokenizer import Features
 
 MAX_CANDIDATES = 1024  # waiting texts considered for one batch: bounds the time on the event loop
 MIN_LEARNED_ESTIMATE_SHARE = 0.1  # of the longest allowed wait; waits with shorter estimates are not learned from
 HARD_LIMIT_RATIO = 2  # times `queue_tokens`; between the two limits, only clients below their fair share are admitted
-Compute = Callable[[Sequence[str], Sequence[Encoding]], Sequence[Float32]]
+Compute = Callable[[Sequence[Features]], Sequence[Arrays]]
 Shape = Callable[[int, int], tuple[int, int]]
 logger = logging.getLogger("deploykit.serving")
 
@@ -88,38 +88,36 @@ class Batcher:
 
     async def submit(
         self,
-        texts: Sequence[str],
-        encodings: Sequence[Encoding],
+        features: Sequence[Features],
         timeout_s: float,
         disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
-    ) -> tuple[list[Float32], Timing]:
-        """Queues the windows of a request and waits for their scores; refuses it if the wait would be too long.
+    ) -> tuple[list[Arrays], Timing]:
+        """Queues what the model reads of a request and waits for the outputs; refuses it if that would take too long.
 
         Args:
-            texts: texts of the windows, at least one; token scores are mapped to their words.
-            encodings: of the windows.
+            features: at least one.
             timeout_s: seconds until the deadline of the request.
             disconnect: done when the client has left.
             client: name of the client; clients share the engine fairly.
 
         Returns:
-            One array `(units, labels)` per window, and the times of the request.
+            The outputs for each of the features, and the times of the request.
 
         Raises:
             Problem: 503 the queue is full or the wait would be too long, 504 the deadline has passed, 499 the
                 client left, 500 the engine failed on one of these texts.
         """
-        estimate_s = self.check(client, list(map(len, encodings)), timeout_s)
+        estimate_s = self.check(client, list(map(len, features)), timeout_s)
         done = asyncio.get_running_loop().create_future()
-        job = Job(client, done, [None] * len(texts), len(texts))
+        job = Job(client, done, [None] * len(features), len(features))
         items = [
-            Item(job, index, text, encoding, self._shape(1, len(encoding))[1], self._alone_s(len(encoding)))
-            for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+            Item(job, index, part, self._shape(1, len(part))[1], self._alone_s(len(part)))
+            for index, part in enumerate(features)
         ]
         if estimate_s > MIN_LEARNED_ESTIMATE_SHARE * self._bounds.wait_s:
             job.estimate_s = estimate_s + self._waits.estimate_s(sum(item.seconds for item in items[:-1]))
-        excess = max(sum(map(len, encodings)) - self._bounds.queue_tokens, 0)
+        excess = max(sum(map(len, features)) - self._bounds.queue_tokens, 0)
         self._excess += excess
         self._enter(items)
         try:
@@ -130,7 +128,7 @@ class Batcher:
                 self._learn_wait(items[-1])  # the full wait would have been even longer
             for item in items:
                 self._waiting.discard(item)
-        return [scores for scores in job.scores if scores is not None], job.timing
+        return [outputs for outputs in job.outputs if outputs is not None], job.timing
 
     def close(self) -> None:
         """Ends the engine's threads after their current batches, without waiting for them: an engine may hang."""
@@ -167,7 +165,7 @@ class Batcher:
         return estimate_s
 
     def _learn_wait(self, item: Item) -> None:
-        if item.job.estimate_s and item.index == len(item.job.scores) - 1:
+        if item.job.estimate_s and item.index == len(item.job.outputs) - 1:
             self._waits.learn_wait(perf_counter() - item.since, item.job.estimate_s)
 
     def _alone_s(self, tokens: int) -> float:
@@ -214,8 +212,8 @@ class Batcher:
     async def _run(self, batch: Sequence[Item]) -> None:
         """Runs a batch; if it fails, runs its items one by one, so that only requests with a failing text fail."""
         try:
-            for item, scores in zip(batch, await self._timed(batch), strict=True):
-                item.job.put(item.index, scores)
+            for item, outputs in zip(batch, await self._timed(batch), strict=True):
+                item.job.put(item.index, outputs)
         except Exception as error:
             if len(batch) == 1:
                 logger.error("the engine failed on a text of %d tokens", len(batch[0]), exc_info=error)
@@ -226,14 +224,14 @@ class Batcher:
                 if not item.job.done.done():
                     await self._run([item])
 
-    async def _timed(self, batch: Sequence[Item]) -> Sequence[Float32]:
+    async def _timed(self, batch: Sequence[Item]) -> Sequence[Arrays]:
         start = perf_counter()
         self._starts.append(start)
         width = max(item.width for item in batch)
-        texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
+        features = [item.features for item in batch]
         try:
             loop = asyncio.get_running_loop()
-            scores, compute_s = await loop.run_in_executor(self._pool, self._clocked, texts, encodings)
+            outputs, compute_s = await loop.run_in_executor(self._pool, self._clocked, features)
         finally:
             self._starts.remove(start)
         seconds = perf_counter() - start
@@ -242,10 +240,10 @@ class Batcher:
         for item in batch:
             item.job.timing.add(start, seconds)
         self._metrics.batched([len(item) for item in batch], width, seconds)
-        return scores
+        return outputs
 
-    def _clocked(self, texts: Sequence[str], encodings: Sequence[Encoding]) -> tuple[Sequence[Float32], float]:
-        """Runs a batch in an engine's thread; returns its scores and the seconds by the thread's clock."""
+    def _clocked(self, features: Sequence[Features]) -> tuple[Sequence[Arrays], float]:
+        """Runs a batch in an engine's thread; returns its outputs and the seconds by the thread's clock."""
         start = self._clock()
-        scores = self._compute(texts, encodings)
-        return scores, self._clock() - start
+        outputs = self._compute(features)
+        return outputs, self._clock() - start

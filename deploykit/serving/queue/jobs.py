@@ -6,8 +6,8 @@ from math import inf
 from time import perf_counter
 
 from deploykit.serving.problems import CLIENT_GONE, Problem
-from deploykit.tasks import Float32
-from deploykit.tokenizer import Encoding
+from deploykit.tasks import Arrays
+from deploykit.tokenizer import Features
 
 DEADLINE_DETAIL = "no answer before the deadline of this request. Send fewer texts, allow more time, or try again"
 DISCONNECT_DETAIL = "the client has left"
@@ -35,34 +35,36 @@ class Timing:
 
 @dataclass(eq=False)
 class Item:
-    """One text of a request; if it runs alone, the engine pads it to `width` tokens and takes about `seconds`."""
+    """A part of a request that the engine reads at once.
+
+    If it runs alone, the engine pads it to `width` tokens and takes about `seconds`.
+    """
 
     job: "Job"
     index: int
-    text: str
-    encoding: Encoding
+    features: Features
     width: int
     seconds: float
     since: float = field(default_factory=perf_counter)
 
     def __len__(self) -> int:
-        return len(self.encoding)
+        return len(self.features)
 
 
 @dataclass(eq=False)
 class Job:
-    """One request; `done` when all its items have scores, or when the first one fails."""
+    """One request; `done` when all its items have outputs, or when the first one fails."""
 
     client: str
     done: asyncio.Future[None]
-    scores: list[Float32 | None]
+    outputs: list[Arrays | None]
     remaining: int
     estimate_s: float = 0.0  # until its last text enters the engine; 0 if that is too short to learn from
     timing: Timing = field(default_factory=Timing)
 
-    def put(self, index: int, scores: Float32) -> None:
-        """Stores the scores of one item."""
-        self.scores[index] = scores
+    def put(self, index: int, outputs: Arrays) -> None:
+        """Stores the outputs of the model for one item."""
+        self.outputs[index] = outputs
         self.remaining -= 1
         if not self.remaining and not self.done.done():
             self.done.set_result(None)

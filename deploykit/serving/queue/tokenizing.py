@@ -6,10 +6,9 @@ A request that would wait too long is refused at once.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from deploykit.serving.privacy.redaction import FindNames, redact
@@ -19,14 +18,15 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, Window
+from deploykit.tasks import Input
+from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
 PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
 OVERHANG_CHARACTERS = 256  # read only for masking: they may complete a number or an address at the end of the text
 INITIAL_S_PER_CHARACTER = 1e-6  # until the first pieces are measured
 
-TextWindows = list[list[Window]]  # of each text
+Encode = Callable[[Sequence[Input]], list[list[Features]]]
 
 
 @dataclass(eq=False)
@@ -34,15 +34,14 @@ class _Request:
     """A request; `done` when all its pieces are tokenized, or when the first one fails."""
 
     client: str
-    texts: Sequence[str]
-    pairs: Sequence[str] | None
+    inputs: Sequence[Input]
     done: asyncio.Future[None]
-    windows: TextWindows = field(default_factory=list)
+    features: list[list[Features]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class _Piece:
-    """Some texts of a request. Its length is a rough number of tokens, four characters each."""
+    """Some inputs of a request. Its length is a rough number of tokens, four characters each."""
 
     job: _Request
     rows: slice
@@ -60,18 +59,23 @@ class TokenizerQueue:
     """The tokenizer's thread, and the requests that wait for it.
 
     Args:
-        tokenizer: of the model.
-        settings: say what is masked, the most windows of a text, and the longest wait.
+        encode: tokenizes inputs, as the task does.
+        max_characters: of a text that are read; the rest is cut off.
+        settings: say what is masked, and the longest wait.
         metrics: count masked data.
         names: finds the names of people, if they are masked.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, settings: Settings, metrics: Metrics, names: FindNames | None = None
+        self,
+        encode: Encode,
+        max_characters: int,
+        settings: Settings,
+        metrics: Metrics,
+        names: FindNames | None = None,
     ) -> None:
-        self._tokenizer, self._settings, self._metrics, self._names = tokenizer, settings, metrics, names
-        max_tokens = settings.max_windows * tokenizer.max_tokens
-        self._max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN  # of a text; the rest is cut off
+        self._encode, self._max_characters = encode, max_characters
+        self._settings, self._metrics, self._names = settings, metrics, names
         self._waiting: FairQueue[_Piece] = FairQueue()
         self._waits = WaitEstimator(1)
         self._worker: asyncio.Task[None] | None = None
@@ -79,17 +83,15 @@ class TokenizerQueue:
 
     async def tokenize(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
+        inputs: Sequence[Input],
         timeout_s: float,
         disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
-    ) -> TextWindows:
-        """Tokenizes the texts of a request; a long text becomes windows, a long pair is cut.
+    ) -> list[list[Features]]:
+        """Tokenizes the inputs of a request.
 
         Args:
-            texts: the first, or only, text of each input.
-            pairs: the second texts, for a model that reads pairs.
+            inputs: of the task.
             timeout_s: seconds until the deadline of the request.
             disconnect: done when the client has left.
             client: name of the client; clients share the thread fairly.
@@ -98,9 +100,9 @@ class TokenizerQueue:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
         finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
-        if not finds_names and sum(map(len, texts)) + sum(map(len, pairs or ())) <= MAX_INLINE_CHARACTERS:
-            return self._windows(texts, pairs)
-        request = _Request(client, texts, pairs, asyncio.get_running_loop().create_future())
+        if not finds_names and sum(map(_characters, inputs)) <= MAX_INLINE_CHARACTERS:
+            return self._features(inputs)
+        request = _Request(client, inputs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(request))
         ahead_s = self._waits.estimate_s(self._waiting.ahead_of(client, sum(piece.seconds for piece in pieces)))
         if self._waiting and ahead_s > min(timeout_s, self._settings.max_wait_s):
@@ -114,25 +116,22 @@ class TokenizerQueue:
         finally:
             for piece in pieces:
                 self._waiting.discard(piece)
-        return request.windows
+        return request.features
 
     def close(self) -> None:
         """Ends the thread after its current piece."""
         self._pool.shutdown(wait=False)
 
     def _pieces(self, request: _Request) -> Iterator[_Piece]:
-        """Splits a request into pieces, each tokenized in one turn of the thread; texts are not split."""
-        sizes = [min(len(text), self._max_characters) for text in request.texts]
-        if request.pairs is not None:
-            pair_sizes = [min(len(text), self._max_characters) for text in request.pairs]
-            sizes = [sum(both) for both in zip(sizes, pair_sizes, strict=True)]
+        """Splits a request into pieces, each tokenized in one turn of the thread; inputs are not split."""
         start, characters = 0, 0
-        for index, size in enumerate(sizes):
+        for index, item in enumerate(request.inputs):
+            size = sum(min(len(text), self._max_characters) for text in item.texts)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
             characters += size
-        yield _Piece(request, slice(start, len(sizes)), characters)
+        yield _Piece(request, slice(start, len(request.inputs)), characters)
 
     async def _work(self) -> None:
         """Tokenizes one piece after the other until none waits."""
@@ -140,36 +139,33 @@ class TokenizerQueue:
             piece = self._waiting.first()
             self._waiting.take(piece)
             request, start = piece.job, perf_counter()
-            texts, pairs = request.texts[piece.rows], request.pairs and request.pairs[piece.rows]
             loop = asyncio.get_running_loop()
             try:
-                windows = await loop.run_in_executor(self._pool, self._windows, texts, pairs)
+                features = await loop.run_in_executor(self._pool, self._features, request.inputs[piece.rows])
             except Exception as error:
                 jobs.fail(request.done, error)
                 continue
             self._waits.learn_batch(perf_counter() - start, piece.seconds)
-            request.windows += windows
-            if len(request.windows) == len(request.texts) and not request.done.done():
+            request.features += features
+            if len(request.features) == len(request.inputs) and not request.done.done():
                 request.done.set_result(None)
 
-    def _windows(self, texts: Sequence[str], pairs: Sequence[str] | None) -> TextWindows:
-        first, second = self._masked(texts), pairs and self._masked(pairs)
-        if second is None:
-            windows = self._tokenizer.windows(first, self._settings.max_windows)
-        else:
-            encodings = self._tokenizer.encode(first, second)
-            windows = [[Window(text, 0, encoding)] for text, encoding in zip(first, encodings, strict=True)]
-        for row, sides in enumerate(zip(texts, pairs or texts, strict=True)):
-            if max(map(len, sides)) > self._max_characters:
-                last = windows[row][-1]
-                windows[row][-1] = replace(last, encoding=replace(last.encoding, truncated=True))
-        return windows
+    def _features(self, inputs: Sequence[Input]) -> list[list[Features]]:
+        """Encodes inputs, masked if the recipe asks for it."""
+        return self._encode([self._masked(item) for item in inputs] if self._settings.redact else inputs)
 
-    def _masked(self, texts: Sequence[str]) -> Sequence[str]:
-        """Returns texts as the model reads them: cut, and masked if the recipe asks for it."""
-        if not self._settings.redact:
-            return [text[: self._max_characters] for text in texts]
-        masked = [redact(text[: self._max_characters + OVERHANG_CHARACTERS], self._names) for text in texts]
-        for kind, count in sum((counts for _, counts in masked), Counter[str]()).items():
-            self._metrics.redacted.labels(kind).inc(count)
-        return [text[: self._max_characters] for text, _ in masked]
+    def _masked(self, item: Input) -> Input:
+        """Masks the part of the texts that is read."""
+        masked: dict[str, str] = {}
+        for name, value in item:
+            if isinstance(value, str):
+                text, counts = redact(value[: self._max_characters + OVERHANG_CHARACTERS], self._names)
+                was_cut = len(value) > self._max_characters
+                masked[name] = text.ljust(self._max_characters + 1) if was_cut else text  # so that it counts as cut
+                for kind, count in counts.items():
+                    self._metrics.redacted.labels(kind).inc(count)
+        return item.model_copy(update=masked)
+
+
+def _characters(item: Input) -> int:
+    return sum(map(len, item.texts))

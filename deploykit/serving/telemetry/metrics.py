@@ -25,7 +25,7 @@ from deploykit.hardware import CPU_FEATURES
 from deploykit.serving import patches
 from deploykit.serving.privacy.redaction import NAMES
 from deploykit.serving.problems import REASONS
-from deploykit.tasks import Float32, Int64
+from deploykit.tasks import Observations
 from deploykit.tokenizer import Encoding
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -126,21 +126,14 @@ class Metrics:
         if MULTIPROCESS in os.environ:
             _reserve_disk(Path(os.environ[MULTIPROCESS]))
 
-    def predicted(self, labels: Sequence[str], best: Int64, confidences: Float32, entropies: Float32) -> None:
-        """Counts predictions.
-
-        Args:
-            labels: of the model.
-            best: index of the predicted label of each unit, shape `(units,)`.
-            confidences: its probability, shape `(units,)`.
-            entropies: shape `(units,)`.
-        """
-        counts = np.bincount(best, minlength=len(labels))
+    def predicted(self, labels: Sequence[str], observed: Observations) -> None:
+        """Counts predictions of a model with these labels."""
+        counts = np.bincount(observed.labels, minlength=len(labels))
         for index in np.flatnonzero(counts).tolist():
             label = labels[index] if labels[index] in self._counted_labels else OTHER
             self.predictions.labels(label).inc(int(counts[index]))
-        self.confidence.observe_all(confidences)
-        self.entropy.observe_all(entropies)
+        self.confidence.observe_all(observed.confidences)
+        self.entropy.observe_all(observed.entropies)
 
     def read(self, encodings: Sequence[Encoding]) -> None:
         """Counts texts that were answered."""

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deploykit import tasks
 from deploykit.artifact import Manifest
-from deploykit.inference.drift import Drift, Feature, entropies
+from deploykit.inference.drift import Drift, Feature
 from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
-from deploykit.tasks import Float32, softmax
+from deploykit.tasks import Prediction
 from deploykit.tokenizer import Encoding
 
-MAX_WAITING = 64  # texts and units that are not counted yet
+MAX_WAITING = 1024  # tokens of texts that are not counted yet
 
 
 class PredictionStatistics:
@@ -27,47 +28,41 @@ class PredictionStatistics:
     """
 
     def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
-        self._metrics, self._labels = metrics, manifest.labels
+        self._metrics, self._task, self._spec = metrics, tasks.load(manifest.task), tasks.spec_of(manifest)
         features = manifest.details.get("package", {}).get("reference", {})
         self._drift = Drift({name: Feature.model_validate(features[name]) for name in DRIFTING if name in features})
-        self._scores: list[Float32] = []
+        self._predictions: list[Prediction] = []
         self._encodings: list[Encoding] = []
         self._waiting = 0
         self._lock = threading.Lock()
 
-    def add(self, scores: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
-        """Adds the answers of a request.
-
-        Args:
-            scores: one array `(units, labels)` per text.
-            encodings: of the texts.
-        """
+    def add(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
+        """Adds the predictions of a request, and the encodings of its texts."""
         with self._lock:
-            self._scores += scores
+            self._predictions += predictions
             self._encodings += encodings
-            self._waiting += sum(max(len(rows), 1) for rows in scores)
+            self._waiting += sum(map(len, encodings))
         if self._waiting > MAX_WAITING:
             self.count()
 
     def count(self) -> None:
         """Counts the answers that were added, and updates the gauges of drift."""
         with self._lock:
-            scores, encodings = self._scores, self._encodings
-            self._scores, self._encodings, self._waiting = [], [], 0
+            predictions, encodings = self._predictions, self._encodings
+            self._predictions, self._encodings, self._waiting = [], [], 0
         if encodings:
-            self._count(scores, encodings)
+            self._count(predictions, encodings)
         for name, index in self._drift.psi().items():
             self._metrics.drift.labels(name).set(index)
 
-    def _count(self, scores: Sequence[Float32], encodings: Sequence[Encoding]) -> None:
+    def _count(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
         self._metrics.read(encodings)
         self._drift.see("length", list(map(len, encodings)))
-        units = [len(rows) for rows in scores if len(rows)]
-        if not units:
+        observed = self._task.observe(predictions, self._spec)
+        if not len(observed.labels):
             return
-        probabilities = softmax(np.concatenate([rows for rows in scores if len(rows)]))
+        units = observed.units[observed.units > 0]
         weights = 1 / np.repeat(units, units)  # the units of a text count as one text
-        best, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        self._drift.see("label", best, weights)
-        self._drift.see("confidence", confidences, weights)
-        self._metrics.predicted(self._labels, best, confidences, entropies(probabilities))
+        self._drift.see("label", observed.labels, weights)
+        self._drift.see("confidence", observed.confidences, weights)
+        self._metrics.predicted(self._spec.labels, observed)

@@ -1,0 +1,57 @@
+"""What tasks share that give one label to each unit: a prediction is an array of logits, `(units, labels)`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deploykit.tasks import Array, Arrays, Float32, Int64, Observations, Spec, TextInput, TextOptions, softmax
+from deploykit.tokenizer import Features, Tokenizer
+
+
+def encode(inputs: Sequence[TextInput], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
+    """Tokenizes texts, long ones in windows, or pairs, long ones cut."""
+    options: TextOptions = spec.options
+    texts = [item.text for item in inputs]
+    if not any(item.text_pair is not None for item in inputs):
+        return tokenizer.windows(texts, options.max_windows)
+    encodings = tokenizer.encode(texts, [item.text_pair for item in inputs])
+    return [[Features(text, 0, encoding)] for text, encoding in zip(texts, encodings, strict=True)]
+
+
+def decide(prediction: Float32, spec: Spec) -> Int64:
+    """Returns the index of the best label of each unit, `(units,)`."""
+    best: Int64 = prediction.argmax(axis=-1).astype(np.int64)
+    return best
+
+
+def distance(first: Float32, second: Float32) -> float:
+    """Returns the largest difference of a probability; infinite if the shapes differ."""
+    if first.shape != second.shape:
+        return float("inf")
+    return float(np.abs(softmax(first) - softmax(second)).max(initial=0.0))
+
+
+def observe(predictions: Sequence[Float32], spec: Spec) -> Observations:
+    """Returns label, confidence and entropy of each unit."""
+    units = np.array([len(rows) for rows in predictions], dtype=np.int64)
+    logits = [rows for rows in predictions if len(rows)] or [np.zeros((0, len(spec.labels)), np.float32)]
+    probabilities = softmax(np.concatenate(logits))
+    return Observations(units, probabilities.argmax(axis=1), probabilities.max(axis=1), entropies(probabilities))
+
+
+def entropies(probabilities: Float32) -> Float32:
+    """Returns the entropy of probabilities `(units, labels)`, from 0 (certain) to 1 (all labels alike)."""
+    largest = np.log(max(probabilities.shape[1], 2))
+    entropy: Float32 = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1) / largest
+    return entropy
+
+
+def dump(predictions: Sequence[Float32]) -> dict[str, Array]:
+    """Returns all rows as `scores`, `(units, labels)`, and the number of units of each prediction as `lengths`."""
+    lengths = np.array([len(rows) for rows in predictions], dtype=np.int64)
+    return {"scores": np.concatenate(list(predictions)).astype(np.float32), "lengths": lengths}
+
+
+def load(arrays: Arrays) -> list[Float32]:
+    """Turns the arrays of `dump` into predictions."""
+    return np.split(arrays["scores"], np.cumsum(arrays["lengths"])[:-1])
