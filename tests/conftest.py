@@ -265,6 +265,7 @@ def manifest_facts():
             "kind": "onnx",
             "name": "tiny",
             "task": "text-classification",
+            "task_options": {},
             "labels": ("negative", "positive"),
             "pair": False,
             "max_tokens": MAX_TOKENS,

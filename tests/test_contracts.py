@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import TASKS, VARIANTS
 from pydantic import BaseModel, ValidationError
+from rows import example_of
 
 from deploykit import engines, methods, pruners, quantizers, tasks, trainers
 from deploykit.artifact.execution import Execution
@@ -20,7 +21,7 @@ from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Row, collate, inputs
 from deploykit.recipe import template
 from deploykit.stages import exporting
-from deploykit.tasks import IGNORED, Example
+from deploykit.tasks import IGNORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,7 +170,7 @@ def test_a_trainer_leaves_a_model_that_can_be_saved_and_predicts_the_same_again(
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
     checkpoint.save(model, tmp_path / "saved")
     again = TorchModel(checkpoint.load(tmp_path / "saved"), Execution(engine="torch"))
-    batch = problem.tokenizer.collate([row.encoding for row in problem.validation])
+    batch = problem.tokenizer.collate([row.features.encoding for row in problem.validation])
     np.testing.assert_array_equal(again.run(batch), TorchModel(model, Execution(engine="torch")).run(batch))
 
 
@@ -191,7 +192,8 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     tokenizer = made.tokenizer or problem.tokenizer
     encodings = tokenizer.encode(problem.texts[:8])
     rows = [
-        Row(encoding, encoding.ids, Example(text)) for encoding, text in zip(encodings, problem.texts[:8], strict=True)
+        Row(encoding, encoding.ids, example_of(text))
+        for encoding, text in zip(encodings, problem.texts[:8], strict=True)
     ]
     batch = collate(tokenizer, rows)
     checkpoint.save(made.model, tmp_path / "saved")
@@ -215,7 +217,7 @@ def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
     method, source, target = quantizers.load(name), exported_of("bert", task) / "model.onnx", tmp_path / "model.onnx"
     before = source.read_bytes()
     tokenizer = problem_of(task).tokenizer
-    batch = tokenizer.collate([row.encoding for row in problem_of(task).validation[:8]])
+    batch = tokenizer.collate([row.features.encoding for row in problem_of(task).validation[:8]])
     facts = method.quantize(source, quick(method.Options), target, [batch])
     assert {"quantized", "float"} <= set(facts)
     assert method.PRECISION in ("float32", "float16", "int8", "int4")
@@ -245,7 +247,7 @@ def test_an_engine_computes_what_torch_computes(kind, name, task, tiny_encoder, 
     assert all(isinstance(value, str) and value for value in module.versions().values())
     assert module.versions()
     tokenizer = problem_of(task).tokenizer
-    encodings = [row.encoding for row in problem_of(task).validation[:8]]
+    encodings = [row.features.encoding for row in problem_of(task).validation[:8]]
     for side in ("right", "left"):
         batch = tokenizer.collate(encodings, side)
         with torch.inference_mode():

@@ -21,7 +21,7 @@ from deploykit import data, hardware, recipe, tasks
 from deploykit.artifact import GRAPH, Artifact
 from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
-from deploykit.evaluation import metrics, timing
+from deploykit.evaluation import scoring, timing
 from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.quantizers import auto
 from deploykit.stages import retuning
@@ -61,7 +61,7 @@ def alone(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     for row in rows:
         calls = {}
         for name, predictor in found.items():
-            batch = padded(predictor.tokenizer.encode([row.text], [row.pair]), predictor.tokenizer, predictor.engine)
+            batch = padded(predictor.encode([row.input])[0], predictor.tokenizer, predictor.engine)
             calls[name] = lambda run=predictor.engine.run, batch=batch: run(batch)
         for name, samples in timing.in_turn(calls, SECONDS / len(rows)).items():
             times[name].append(float(np.median(samples)))
@@ -72,10 +72,10 @@ def together(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     """Returns texts a second, `(rounds,)`, of the way to batch that suits each candidate best."""
     calls = {}
     for name, predictor in found.items():
-        encodings = predictor.tokenizer.encode([row.text for row in rows], [row.pair for row in rows])
-        for way, groups in ways(name, [len(one) for one in encodings], predictor.engine).items():
+        features = [part for parts in predictor.encode([row.input for row in rows]) for part in parts]
+        for way, groups in ways(name, list(map(len, features)), predictor.engine).items():
             filled = [
-                padded([encodings[index] for index in group], predictor.tokenizer, predictor.engine) for group in groups
+                padded([features[index] for index in group], predictor.tokenizer, predictor.engine) for group in groups
             ]
             calls[name, way] = lambda engine=predictor.engine, filled=filled: run_all(engine, filled)
     rates = {key: 1000 * len(rows) / samples for key, samples in timing.in_turn(calls, SECONDS, burst=1).items()}
@@ -109,11 +109,9 @@ def ratio(samples: Any, base: Any, seed: int = 0) -> dict[str, float]:
 
 def quality(predictor: Predictor, dataset: Any, seed: int) -> dict[str, float]:
     """Returns the task's first metric on the test split, with its interval."""
-    gold = [predictor.task.targets(row, predictor.labels) for row in dataset.test]
-    scores = predictor.predict([row.text for row in dataset.test], [row.pair for row in dataset.test])
-    name = predictor.task.METRICS[0]
-    found = metrics.with_intervals([name], gold, metrics.predictions(scores), predictor.labels, seed)
-    return found[name].model_dump()
+    task, spec = predictor.task, predictor.spec
+    predictions = {"test": scoring.predict(predictor, dataset.test, "test")}
+    return scoring.compute_metrics(task, spec, dataset, predictions, seed)["test"][task.METRICS[0]].model_dump()
 
 
 def main() -> None:
@@ -127,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     loaded = recipe.load(arguments.recipe)
-    dataset = data.load(loaded.data, tasks.load(loaded.task), loaded.seed)
+    dataset = data.load(loaded.data, tasks.load(loaded.task_name), loaded.seed)
     found = predictors(arguments.run, arguments.pruned, arguments.minutes)
     random = np.random.default_rng(0)
     timed = [dataset.validation[index] for index in random.permutation(len(dataset.validation))[:TEXTS]]

@@ -29,13 +29,13 @@ def timings(run: Path, threads: int, rounds: int) -> dict[str, np.ndarray]:
         "torch": Predictor.load(Artifact.load(run / "train"), threads),
         "package": Predictor.load(package, threads),
     }
-    questions = golden.load(package)
-    encodings = predictors["torch"].tokenizer.encode(questions.texts, questions.pairs)
+    inputs = golden.load(package).items(predictors["package"].task)
+    encoded = predictors["package"].encode(inputs)
     found: dict[str, list[float]] = {name: [] for name in predictors}
     for turn in range(rounds + 1):
-        for index, encoding in enumerate(encodings):
+        for index, features in enumerate(encoded):
             for name in sorted(predictors, reverse=bool((turn + index) % 2)):
-                batch = padded([encoding], predictors["torch"].tokenizer, predictors[name].engine)
+                batch = padded(features, predictors["torch"].tokenizer, predictors[name].engine)
                 time.sleep(PAUSE_S)
                 start = time.perf_counter()
                 predictors[name].engine.run(batch)

@@ -117,7 +117,7 @@ def by_torch(model: Any, batch: Batch) -> npt.NDArray[Any]:
 def by_graph(kind: str, folder: Path, batch: Batch) -> npt.NDArray[Any]:
     """Returns the logits of an exported model."""
     if kind not in TWO_STACKS:
-        return engines.load("onnxruntime").load(folder / "model.onnx", Execution()).run(batch)
+        return engines.load("onnxruntime").load(folder / "model.onnx", Execution()).run(batch)["logits"]
     encoder, decoder = (onnxruntime.InferenceSession(folder / f"{part}_model.onnx") for part in ("encoder", "decoder"))
     (states,) = encoder.run(None, {name: batch[name] for name in ("input_ids", "attention_mask")})
     read = {"encoder_hidden_states": states, "encoder_attention_mask": batch["attention_mask"]}

@@ -65,8 +65,13 @@ def batches(seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def first_output(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the logits, or the states of an encoder."""
+    return next(iter(outputs.values()))
+
+
 def decibels(before: np.ndarray, after: np.ndarray) -> float:
-    """Returns the signal to noise ratio of logits, or other last values, of the same shape."""
+    """Returns the signal to noise ratio of logits, or other first outputs, of the same shape."""
     return sensitivity.decibels(sensitivity.damage(before, after))
 
 
@@ -81,7 +86,7 @@ def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, targ
     seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     (batch,) = batches(1)
     engine, execution = engines.load("onnxruntime"), Execution(threads=hardware.cpu_limit())
-    near = decibels(*(engine.load(graph, execution).run(batch) for graph in (source, target)))
+    near = decibels(*(first_output(engine.load(graph, execution).run(batch)) for graph in (source, target)))
     share = target.stat().st_size / source.stat().st_size
     print(f"| {name} | {seconds:.1f} s | {share:.2f} | {near:.0f} dB | {memory:.1f} GB so far | {facts} |", flush=True)
 
@@ -89,14 +94,14 @@ def report(name: str, step: Callable[[Path], dict[str, Any]], source: Path, targ
 def run_everywhere(name: str, claimed: Sequence[str], model: Path, source: Path) -> None:
     """Runs a graph, or a checkpoint, in every engine that claims it, and prints a line for each precision."""
     (batch,) = batches(1)
-    before = engines.load("onnxruntime").load(source, Execution(threads=hardware.cpu_limit())).run(batch)
+    before = first_output(engines.load("onnxruntime").load(source, Execution(threads=hardware.cpu_limit())).run(batch))
     for engine in claimed:
         for precision in engines.load(engine).PRECISIONS:
             execution = Execution(engine=engine, precision=precision, threads=hardware.cpu_limit())
             opened = engines.load(engine).load(model, execution)
             opened.run(batch)
             start = time.perf_counter()
-            after = opened.run(batch)
+            after = first_output(opened.run(batch))
             seconds = time.perf_counter() - start
             near = decibels(before, after)
             print(f"| {name} in {execution} | {1000 * seconds:.0f} ms | {near:.0f} dB |", flush=True)

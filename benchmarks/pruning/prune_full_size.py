@@ -10,6 +10,7 @@ and loading.
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from tokenizers import models, pre_tokenizers, processors
 from deploykit import methods, pruners, tasks
 from deploykit.modeling import checkpoint
 from deploykit.modeling.problem import Problem, Row, collate, inputs
-from deploykit.tokenizer import Tokenizer
+from deploykit.tasks import Example, Spec, TextInput, TextOptions
+from deploykit.tokenizer import Features, Tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -79,18 +81,19 @@ def made_up(vocabulary: int, rows: int, *, writes: bool) -> Problem:
     tokenizer = Tokenizer(backend, pad_id=0, padding_side="right", unknown_id=1, max_tokens=128)
     random = np.random.default_rng(0)
     texts = tuple(" ".join(random.choice(known[len(pieces) :], size)) for size in random.integers(8, 32, rows))
-    encodings = tokenizer.encode(texts)
-    targets = [found.ids if writes else np.array(index % 2) for index, found in enumerate(encodings)]
-    found = tuple(Row(encoding, target) for encoding, target in zip(encodings, targets, strict=True))
-    task = tasks.load("text-classification")
-    return Problem(task, ("no", "yes"), tokenizer, found, found[:8], seed=0, texts=texts)
+    task, spec = tasks.load("text-classification"), Spec(("no", "yes"), TextOptions())
+    examples = [Example(TextInput(text=text), spec.labels[index % 2]) for index, text in enumerate(texts)]
+    problem = Problem.of(task, spec, tokenizer, examples, examples[:8], seed=0)
+    if not writes:
+        return problem
+    return replace(problem, train=tuple(replace(row, target=row.features.encoding.ids) for row in problem.train))
 
 
 def difference(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, ...], folder: Path) -> float:
     """Saves and loads a model; returns the largest difference of its logits."""
     checkpoint.save(model, folder)
     loaded = checkpoint.load(folder, attention=None)
-    batch = collate(tokenizer, [Row(found, found.ids) for found in tokenizer.encode(texts[:8])])
+    batch = collate(tokenizer, [Row(Features("", 0, found), found.ids) for found in tokenizer.encode(texts[:8])])
     with torch.inference_mode():
         one, other = (found.eval()(**inputs(found, batch)).logits for found in (model, loaded))
     return float((one - other).abs().max())

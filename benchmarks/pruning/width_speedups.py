@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import data, hardware, pipeline, recipe, tasks
-from deploykit.artifact import Artifact, load_predictions
+from deploykit.artifact import Artifact
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
+from deploykit.evaluation import scoring
 from deploykit.evaluation.comparison import compare
 from deploykit.modeling import checkpoint
-from deploykit.modeling.problem import Problem, rows
+from deploykit.modeling.problem import Problem
 from deploykit.pruners import width
 from deploykit.pruners._width import meter
 from deploykit.recipe import GateSection, Recipe
@@ -38,10 +39,9 @@ def variant(base: Recipe, speedup: float, epochs: int) -> Recipe:
 def measured_again(base: Recipe, trained: Artifact, pruned: Artifact) -> dict[str, float]:
     """Returns the speedup with its 95 % interval."""
     options = pruned.manifest.options
-    task, tokenizer = tasks.load(base.task), Tokenizer.load(trained.path, trained.manifest.max_tokens)
+    task, tokenizer = tasks.load(base.task_name), Tokenizer.load(trained.path, trained.manifest.max_tokens)
     dataset = data.load(base.data, task, base.seed)
-    learned = rows(task, tokenizer, dataset.train, dataset.labels)
-    problem = Problem(task, trained.manifest.labels, tokenizer, learned, (), base.seed)
+    problem = Problem.of(task, tasks.spec_of(trained.manifest), tokenizer, dataset.train, (), base.seed)
     execution = Execution(engine=options["engine"], precision=options["precision"], threads=hardware.cpu_limit())
     whole, small = (checkpoint.load(found.path, attention=None) for found in (trained, pruned))
     with tempfile.TemporaryDirectory() as work:
@@ -53,11 +53,12 @@ def measured_again(base: Recipe, trained: Artifact, pruned: Artifact) -> dict[st
 def row(base: Recipe, speedup: float, epochs: int) -> dict[str, Any]:
     """Runs one variant and returns its figures."""
     trained, pruned = (outcome.artifact for outcome in pipeline.run(variant(base, speedup, epochs), until="prune"))
-    task, dataset = tasks.load(base.task), data.load(base.data, tasks.load(base.task), base.seed)
-    before, after, labels = load_predictions(trained), load_predictions(pruned), trained.manifest.labels
+    task, spec = tasks.load(base.task_name), tasks.spec_of(trained.manifest)
+    dataset = data.load(base.data, task, base.seed)
+    before, after = (scoring.stored(artifact, task) for artifact in (trained, pruned))
     drops = {
-        split: compare(task, getattr(dataset, split), labels, before[split], after[split], base.seed).drop.model_dump()
-        for split in ("validation", "test")
+        split: compare(task, spec, getattr(dataset, split), before[split], after[split], base.seed).drop.model_dump()
+        for split in scoring.EVALUATED_SPLITS
     }
     step = pruned.manifest.history[-1]
     return {

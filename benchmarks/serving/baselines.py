@@ -24,15 +24,14 @@ from deploykit.serving.queue.batch_rules import Bounds, LimitReason
 from deploykit.serving.queue.batcher import Batcher, Compute
 from deploykit.serving.queue.jobs import DEADLINE_DETAIL, DISCONNECT_DETAIL, Timing
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import Float32
-from deploykit.tokenizer import Encoding
+from deploykit.tasks import Arrays
+from deploykit.tokenizer import Features
 
 logger = logging.getLogger("deploykit.serving")
 
 
 class _Text(NamedTuple):
-    text: str
-    encoding: Encoding
+    features: Features
     timing: Timing
     since: float
 
@@ -50,7 +49,7 @@ class BentoMLBatcher:
     def __init__(self, compute: Compute, bounds: Bounds, metrics: Metrics, timeout_s: float) -> None:
         self._compute, self._metrics, self._started = compute, metrics, 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._dispatcher: CorkDispatcher[_Text, Float32] = CorkDispatcher(
+        self._dispatcher: CorkDispatcher[_Text, Arrays] = CorkDispatcher(
             max_latency_in_ms=round(timeout_s * 1000),
             max_batch_size=bounds.batch_items,
             fallback=_overloaded,
@@ -78,24 +77,20 @@ class BentoMLBatcher:
 
     async def submit(
         self,
-        texts: Sequence[str],
-        encodings: Sequence[Encoding],
+        features: Sequence[Features],
         timeout_s: float,
         disconnect: asyncio.Future[None] | None = None,
         client: str = "none",
-    ) -> tuple[list[Float32], Timing]:
-        """Waits for the scores of a request; see `Batcher.submit`. The client is ignored."""
+    ) -> tuple[list[Arrays], Timing]:
+        """Waits for the outputs of a request; see `Batcher.submit`. The client is ignored."""
         timing = Timing()
-        calls = [
-            asyncio.ensure_future(self._call(_Text(*pair, timing, perf_counter())))
-            for pair in zip(texts, encodings, strict=True)
-        ]
+        calls = [asyncio.ensure_future(self._call(_Text(part, timing, perf_counter()))) for part in features]
         results = asyncio.gather(*calls)
         if disconnect is not None:
             disconnect.add_done_callback(lambda _: results.cancel())
         try:
             async with asyncio.timeout(timeout_s) as deadline:
-                return [scores for scores in await results if scores is not None], timing
+                return [outputs for outputs in await results if outputs is not None], timing
         except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:
             if disconnect is not None and disconnect.done():  # BentoML reports a cancelled call as unavailable
                 raise Problem(CLIENT_GONE, "client_gone", DISCONNECT_DETAIL) from None
@@ -113,25 +108,25 @@ class BentoMLBatcher:
         self._dispatcher.shutdown()
         self._pool.shutdown(wait=False)
 
-    async def _run(self, batch: Sequence[_Text]) -> Sequence[Float32]:
+    async def _run(self, batch: Sequence[_Text]) -> Sequence[Arrays]:
         self._started = now = perf_counter()
         for item in batch:
             item.timing.queue_s = max(item.timing.queue_s, now - item.since)
             self._metrics.queue_seconds.observe(now - item.since)
-        texts, encodings = [item.text for item in batch], [item.encoding for item in batch]
+        features = [item.features for item in batch]
         try:
-            scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, texts, encodings)
+            outputs = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, features)
         finally:
             self._started = 0.0
         seconds = perf_counter() - now
         for item in batch:
             item.timing.add(now, seconds)
-        lengths = [len(encoding) for encoding in encodings]
+        lengths = list(map(len, features))
         self._metrics.batched(lengths, max(lengths), seconds)
-        return scores
+        return outputs
 
 
-def _overloaded() -> Float32:
+def _overloaded() -> Arrays:
     raise ServiceUnavailable("too many texts are waiting")
 
 
@@ -149,10 +144,10 @@ def in_order(lengths: Sequence[int], _: Cost, bounds: Bounds) -> tuple[list[int]
 
 def make_bentoml(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> BentoMLBatcher:
     """Makes the queue of a service that batches as BentoML does."""
-    return BentoMLBatcher(predictor.scores, bounds, metrics, manifest.serve.timeout_s)
+    return BentoMLBatcher(predictor.run, bounds, metrics, manifest.serve.timeout_s)
 
 
 def make_fifo(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> Batcher:
     """Makes the queue of a service that fills batches in order of arrival."""
     streams, shape = predictor.engine.execution.streams, predictor.engine.shape
-    return Batcher(predictor.scores, bounds, metrics, manifest.cost, streams, in_order, shape)
+    return Batcher(predictor.run, bounds, metrics, manifest.cost, streams, in_order, shape)

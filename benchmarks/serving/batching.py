@@ -33,6 +33,7 @@ from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.stages import bundle
+from deploykit.tasks import TextInput
 
 BATCHERS = {"cost": "", "fifo": "make_fifo", "none": "", "bentoml": "make_bentoml"}  # functions of `baselines`
 DOCUMENTED = "bentoml as documented"  # a plain service with a batchable method, as its documentation has it
@@ -64,6 +65,7 @@ PLAIN = """
 import bentoml
 from deploykit.inference.predictor import Predictor
 from deploykit.artifact import Artifact
+from deploykit.tokenizer import Features
 
 @bentoml.service(traffic={"timeout": 10})
 class Plain:
@@ -72,9 +74,10 @@ class Plain:
 
     @bentoml.api(batchable=True, route="/v1/predict")
     def predict(self, texts: list[str]) -> list[dict]:
-        found = self.predictor.tokenizer.encode(texts)
-        scores = self.predictor.scores(texts, found)
-        return [{"label": self.predictor.labels[int(rows.argmax())]} for rows in scores]
+        predictor = self.predictor
+        encodings = predictor.tokenizer.encode(texts)
+        outputs = predictor.run([Features(text, 0, encoding) for text, encoding in zip(texts, encodings)])
+        return [{"label": predictor.spec.labels[int(found["logits"].argmax())]} for found in outputs]
 """
 
 
@@ -160,7 +163,8 @@ def in_process(package: Path, trace: load.Trace) -> Callable[[float], float]:
     texts = [text for body in trace.bodies[:SAMPLE] for text in json.loads(body)["texts"]][:SAMPLE]
     with on_core(0):
         predictor = Predictor.load(Artifact.load(package), 1)
-    windows = [window.encoding for found in predictor.tokenizer.windows(texts, 16) for window in found]
+    inputs = [TextInput(text=text) for text in texts]
+    windows = [window for found in predictor.encode(inputs) for window in found]
     grouped = {
         budget: [
             padded([windows[index] for index in rows], predictor.tokenizer, predictor.engine)

@@ -179,8 +179,9 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 def _from_format_3(content: dict[str, Any]) -> dict[str, Any]:
     """Adds the options of the task: the number of windows was an option of the service."""
-    serve = dict(content["serve"])
-    return {**content, "task_options": {"max_windows": serve.pop("max_windows", 16)}, "serve": serve}
+    options = {"max_windows": content["serve"].get("max_windows", 16)}
+    serve = {name: value for name, value in content["serve"].items() if name != "max_windows"}
+    return {**content, "task_options": options, "serve": serve}
 
 
 def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
     examples, lines, broken = [], [], list(table.broken)
     for row in table.rows:
-        example = _example(row, read)
+        example = _example(row, read, task)
         if isinstance(example, Broken):
             broken.append(example)
         else:
@@ -82,7 +82,7 @@ def _columns(section: DataSection) -> dict[str, str | None]:
     return {role: getattr(section, role) for role in ROLES}
 
 
-def _example(row: Row, read: Read) -> Example | Broken:
+def _example(row: Row, read: Read, task: Task) -> Example | Broken:
     try:
         example = read(row.values)
     except KeyError as error:
@@ -90,7 +90,7 @@ def _example(row: Row, read: Read) -> Example | Broken:
     except ValueError as error:
         return Broken(row.line, str(error))
     try:
-        f"{example.input.texts}{example.target}".encode()
+        "".join((*example.input.texts, *task.label_counts(example))).encode()
     except UnicodeEncodeError:
         return Broken(row.line, "half of a surrogate pair, which is not a character")
     return example

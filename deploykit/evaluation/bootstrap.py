@@ -1,7 +1,6 @@
 """95 % intervals by the bootstrap (Efron and Tibshirani, 1993), with the same resamples and quantiles everywhere."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +12,11 @@ QUANTILES = (0.025, 0.975)  # the ends of an interval
 CHUNK = 50  # resamples drawn at once: the draws of a million rows take 400 MB
 
 
-def draw_sums(table: Any, seed: int) -> Iterator[Floats]:
-    """Draws rows with replacement and yields the sums of their counts, `(CHUNK, columns)`, `RESAMPLES` sums in all.
-
-    Args:
-        table: counts of each row, `(rows, columns)`; sparse, because most labels do not occur in a row. To compare two
-            models on the same draws, put their columns side by side.
-        seed: of the draws.
-    """
-    rows = table.shape[0]
+def draw_weights(rows: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Draws rows with replacement, and yields how often each was drawn, `(CHUNK, rows)`, `RESAMPLES` draws in all."""
     random, chances = np.random.default_rng(seed), np.full(rows, 1 / rows)
     for _ in range(RESAMPLES // CHUNK):
-        yield random.multinomial(rows, chances, size=CHUNK) @ table
+        yield random.multinomial(rows, chances, size=CHUNK)
 
 
 def resample(values: Floats, statistic: Callable[[Floats], Floats], random: np.random.Generator) -> Floats:

@@ -1,38 +1,31 @@
 """Compares two models on the same rows: metric, prediction changes, calibration, and losses per label and per length.
 
-Every figure is a function of counts summed over rows, so one paired bootstrap gives all intervals: rows are drawn with
-replacement, the same rows for both models. `gates` decides from these intervals.
+One paired bootstrap gives all intervals: rows are drawn with replacement, the same rows for both models. `gates`
+decides from these intervals.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, diags_array, hstack
 
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, of_sums, units
 from deploykit.methods import Frozen
 from deploykit.tasks import Example, Prediction, Spec, Task
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
-Counts = npt.NDArray[np.float64]
 
 
 class Figure(NamedTuple):
-    """A function of counts that are summed over rows.
-
-    `table` holds the counts of each row, sparse `(rows, columns)`, those of both models side by side. `function` maps
-    sums `(samples, columns)` to a value for each of `members`.
-    """
+    """A figure of some rows; `statistic` returns a value for each of `members`, `(samples, members)`."""
 
     name: str
-    table: metrics.Table
-    function: Callable[[Counts], Counts]
+    statistic: Statistic
     members: tuple[str, ...] = ("",)
 
 
@@ -48,7 +41,7 @@ class Comparison(Frozen):
     metric: str
     drop: Metric
     flips: Metric
-    calibration: Metric
+    calibration: Metric | None
     by_label: dict[str, Metric]
     by_length: dict[str, Metric]
     rows: int
@@ -75,31 +68,28 @@ def compare(
         seed: of the bootstrap.
         lengths: tokens of each row; without them, `by_length` is empty.
     """
-    name, labels, gold = task.METRICS[0], spec.labels, [task.gold(example, spec) for example in examples]
-    before, after = ([task.decide(row, spec) for row in rows] for rows in (reference, predictions))
-    changed = np.array([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)], dtype=float)
-    counts = hstack([metrics.count_rows(name, gold, rows, labels) for rows in (before, after)], format="csr")
-    observed = [task.observe(rows, spec) for rows in (reference, predictions)]
-    confidences = np.concatenate([metrics.count_calibration(gold, rows) for rows in observed], axis=1)
-    (members, first), (_, second) = (metrics.count_recalls(name, gold, rows, labels) for rows in (before, after))
-    decrease = partial(_decrease, partial(metrics.compute_ratio, name))
-    figures = [
-        Figure("drop", counts, decrease),
-        Figure("flips", csr_array(changed[:, None]), lambda summed: summed / len(gold)),
-        Figure(
-            "calibration", csr_array(confidences), lambda summed: -_decrease(metrics.compute_calibration_error, summed)
-        ),
-        Figure("by_label", hstack([first, second], format="csr"), partial(_decrease, metrics.compute_recall), members),
-    ]
-    for bucket, inside in group_by_length(lengths or ()).items():
-        figures.append(Figure("by_length", diags_array(inside.astype(float)) @ counts, decrease, (bucket,)))
-    values = _bootstrap(figures, seed)
+    before, after = (Outcomes.of(task, spec, examples, rows) for rows in (reference, predictions))
+    name, decisions = task.METRICS[0], zip(before.decisions, after.decisions, strict=True)
+    changed = np.array([not np.array_equal(first, second) for first, second in decisions], dtype=float)
+    loss = metrics.differences(name, before, after)
+    figures = [Figure("drop", loss), Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples)))]
+    if "calibration" in task.FIGURES:
+        error = [units.calibration_error(rows) for rows in (before, after)]
+        figures.append(Figure("calibration", lambda weights: error[1](weights) - error[0](weights)))
+    if "labels" in task.FIGURES:
+        members, recall = items.recalls(before, after)
+        figures.append(Figure("by_label", recall, members))
+    for group, inside in group_by_length(lengths or ()).items():
+        figures.append(Figure("by_length", partial(_within, loss, inside), (group,)))
+    values = _bootstrap(figures, len(examples), seed)
     return Comparison(
         metric=name,
-        **{figure: values[figure][""] for figure in ("drop", "flips", "calibration")},
-        by_label=values["by_label"],
+        drop=values["drop"][""],
+        flips=values["flips"][""],
+        calibration=values["calibration"][""] if "calibration" in values else None,
+        by_label=values.get("by_label", {}),
         by_length=values.get("by_length", {}),
-        rows=len(gold),
+        rows=len(examples),
         flipped=tuple(np.flatnonzero(changed)[:MAX_FLIPPED_ROWS].tolist()),
     )
 
@@ -140,27 +130,22 @@ def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     return {f"{starts[group]} {edge} tokens": groups == group for group, edge in enumerate(edges)}
 
 
-def _decrease(value: Callable[[Counts], Counts], summed: Counts) -> Counts:
-    """Returns by how much a value is lower for the model; `summed` has the reference's counts, then the model's."""
-    reference, model = np.split(summed, 2, axis=-1)
-    return value(reference) - value(model)
+def _within(statistic: Statistic, inside: npt.NDArray[np.bool_], weights: Weights) -> Values:
+    """Returns the statistic of those of the drawn rows that are inside a group."""
+    return statistic(weights * inside)
 
 
-def _bootstrap(figures: Sequence[Figure], seed: int) -> dict[str, dict[str, Metric]]:
+def _bootstrap(figures: Sequence[Figure], rows: int, seed: int) -> dict[str, dict[str, Metric]]:
     """Returns every figure with its interval, by name and member; all figures use the same draws of rows.
 
     Intervals are widened to include their value: the calibration error of a draw tends to be larger than that of the
     rows it is drawn from, so the quantiles of its change may both lie on one side of the value.
     """
-    table = hstack([figure.table for figure in figures], format="csr")
-    ends = np.cumsum([figure.table.shape[1] for figure in figures])[:-1]
-    samples: list[list[Counts]] = [[] for _ in figures]
-    for summed in chain([table.sum(axis=0)[None]], bootstrap.draw_sums(table, seed)):  # the sum of the rows comes first
-        for figure, part, results in zip(figures, np.split(summed, ends, axis=1), samples, strict=True):
-            results.append(figure.function(part).reshape(len(part), -1) + 0.0)  # + 0.0 turns -0.0 into 0.0
+    draws = [np.ones((1, rows), dtype=np.int64), *bootstrap.draw_weights(rows, seed)]  # the rows as they are come first
     values: dict[str, dict[str, Metric]] = defaultdict(dict)
-    for figure, results in zip(figures, samples, strict=True):
-        for member, (value, *resampled) in zip(figure.members, np.concatenate(results).T.tolist(), strict=True):
+    for figure in figures:
+        samples = [figure.statistic(weights).reshape(len(weights), -1) + 0.0 for weights in draws]  # no -0.0
+        for member, (value, *resampled) in zip(figure.members, np.concatenate(samples).T.tolist(), strict=True):
             low, high = bootstrap.interval(np.array(resampled))
             values[figure.name][member] = Metric(value=value, low=min(low, value), high=max(high, value))
     return values

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
 from deploykit.artifact import Artifact, Metric, load_predictions
 from deploykit.data import Dataset
 from deploykit.evaluation import metrics
+from deploykit.evaluation.metrics import Outcomes, items, units
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Prediction, Spec, Task
 
@@ -42,7 +44,13 @@ def compute_metrics(
     """Computes the task's metrics on each split that has predictions."""
     by_split = {}
     for name, rows in predictions.items():
-        gold = [task.gold(example, spec) for example in getattr(dataset, name)]
-        decisions = [task.decide(row, spec) for row in rows]
-        by_split[name] = metrics.with_intervals(task.METRICS, gold, decisions, spec.labels, seed)
+        outcomes = Outcomes.of(task, spec, getattr(dataset, name), rows)
+        by_split[name] = metrics.with_intervals(task.METRICS, outcomes, seed)
     return by_split
+
+
+def tables(task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Returns precision, recall, F1 and support of each label, and the confusion matrix, if the task has them."""
+    outcomes = Outcomes.of(task, spec, examples, predictions)
+    figures: dict[str, Any] = {"labels": items.per_label(outcomes)} if "labels" in task.FIGURES else {}
+    return {**figures, "confusion": units.confusion(outcomes)} if "confusion" in task.FIGURES else figures

@@ -119,8 +119,7 @@ def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, fl
     predictions = predictor.predict([example.input for example in problem.validation])
     if not all(np.isfinite(array).all() for array in task.dump(predictions).values()):
         raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
-    gold = [task.gold(example, spec) for example in problem.validation]
-    return metrics.compute(task.METRICS, gold, [task.decide(row, spec) for row in predictions], spec.labels)
+    return metrics.compute(task.METRICS, metrics.Outcomes.of(task, spec, problem.validation, predictions))
 
 
 def first_metric(model: torch.nn.Module, problem: Problem) -> float:

@@ -9,7 +9,7 @@ from deploykit import hardware
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError
-from deploykit.evaluation import gates, metrics, scoring, timing
+from deploykit.evaluation import gates, scoring, timing
 from deploykit.evaluation.comparison import Comparison, compare, flips
 from deploykit.inference import drift, golden
 from deploykit.inference.predictor import Predictor
@@ -33,8 +33,7 @@ def package(job: Job) -> Artifact:
     lengths = scoring.count_tokens(predictor, rows)
     comparison = compare(task, spec, rows, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
-    gold = [task.gold(example, spec) for example in dataset.test]
-    table = metrics.per_label(task.METRICS, gold, [task.decide(row, spec) for row in predictions["test"]], spec.labels)
+    table = scoring.tables(task, spec, dataset.test, predictions["test"])
     usual = drift.reference(lengths, task.observe(after, spec), len(spec.labels))
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))

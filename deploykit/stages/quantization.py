@@ -16,7 +16,7 @@ from deploykit import hardware
 from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
-from deploykit.evaluation import scoring, timing, workload
+from deploykit.evaluation import metrics, scoring, timing, workload
 from deploykit.evaluation.comparison import compare, flips
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor, collated
@@ -89,11 +89,12 @@ def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
 
     def judge(_: Spec, predictor: Predictor) -> Judged:
         after = scoring.predict(predictor, dataset.validation, "validation")
-        metrics = scoring.compute_metrics(job.task, base.spec, dataset, {"validation": after}, seed)["validation"]
+        outcomes = metrics.Outcomes.of(job.task, base.spec, dataset.validation, after)
+        first = metrics.with_intervals(job.task.METRICS[:1], outcomes, seed)
         comparison = compare(job.task, base.spec, dataset.validation, before, after, seed, tokens)
         gated = job.recipe.gates.max_p95_ms is not None
         p95_ms = timing.p95(predictor, dataset.validation, seed) if gated else None
-        return Judged(metric=metrics[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
+        return Judged(metric=first[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
 
     return Bench(
         graph=job.source.file(GRAPH),

@@ -9,7 +9,7 @@ import transformers
 from deploykit import data, trainers
 from deploykit.artifact import Artifact, draft
 from deploykit.errors import ModelError
-from deploykit.evaluation import metrics, scoring
+from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_model, base_tokenizer, checkpoint
 from deploykit.modeling.base_model import Base
@@ -51,8 +51,7 @@ def train(job: Job) -> Artifact:
         model.eval()
         predictions = scoring.predict_all(predictor, dataset)
         _check_predictions(job, predictions, base)
-        gold = [task.gold(example, spec) for example in dataset.test]
-        table = metrics.per_label(task.METRICS, gold, [task.decide(row, spec) for row in predictions["test"]], labels)
+        table = scoring.tables(task, spec, dataset.test, predictions["test"])
 
         checkpoint.save(model, folder)
         return job.finish(

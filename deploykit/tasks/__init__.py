@@ -96,8 +96,9 @@ class Task(Protocol):
     `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
     is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the task reads, each with its
     axes after the batch, for example `("tokens", "labels")`. `METRICS` are computed in `evaluation`; gates and searches
-    use the first. `Answer` is the pydantic model of one served prediction. `PIPELINE_NESTED` says whether Hugging
-    Face's inference API wraps the answer to a single input into a list.
+    use the first. `FIGURES` names what else is computed: `labels` (precision and recall of each), and for tasks with
+    one label per unit `confusion` and `calibration`. `Answer` is the pydantic model of one served prediction.
+    `PIPELINE_NESTED` says whether Hugging Face's inference API wraps the answer to a single input into a list.
     """
 
     AUTO_CLASS: str
@@ -105,6 +106,7 @@ class Task(Protocol):
     OPTIMUM_TASK: str
     OUTPUTS: Mapping[str, tuple[str, ...]]
     METRICS: tuple[str, ...]
+    FIGURES: frozenset[str]
     Options: type[BaseModel]
     Input: type[Input]
     Answer: type[BaseModel]
@@ -149,6 +151,15 @@ class Task(Protocol):
 
     def decide(self, prediction: Prediction, spec: Spec) -> Any:
         """Returns what metrics compare with `gold`, and what must not change when a model is compressed."""
+
+    def items(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
+        """Lists what a decision claims, for F1 and recall: tuples that begin with a label, such as an entity."""
+
+    def item_labels(self, spec: Spec) -> tuple[str, ...]:
+        """Lists the labels that items may have."""
+
+    def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
+        """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
 
     def changes(self, example: Example, before: Any, after: Any, spec: Spec) -> list[dict[str, str]]:
         """Describes how two decisions differ: `text`, `true`, `before` and `after` for each difference."""

@@ -11,17 +11,21 @@ from deploykit.tokenizer import Features, Tokenizer
 def encode(inputs: Sequence[TextInput], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
     """Tokenizes texts, long ones in windows, or pairs, long ones cut."""
     options: TextOptions = spec.options
-    texts = [item.text for item in inputs]
-    if not any(item.text_pair is not None for item in inputs):
-        return tokenizer.windows(texts, options.max_windows)
-    encodings = tokenizer.encode(texts, [item.text_pair for item in inputs])
-    return [[Features(text, 0, encoding)] for text, encoding in zip(texts, encodings, strict=True)]
+    pairs = [item for item in inputs if item.text_pair is not None]
+    windows = iter(tokenizer.windows([item.text for item in inputs if item.text_pair is None], options.max_windows))
+    encodings = iter(tokenizer.encode([item.text for item in pairs], [item.text_pair for item in pairs]))
+    return [next(windows) if item.text_pair is None else [Features(item.text, 0, next(encodings))] for item in inputs]
 
 
 def decide(prediction: Float32, spec: Spec) -> Int64:
     """Returns the index of the best label of each unit, `(units,)`."""
     best: Int64 = prediction.argmax(axis=-1).astype(np.int64)
     return best
+
+
+def probabilities(prediction: Float32, spec: Spec) -> Float32:
+    """Returns the probability of each label, `(units, labels)`."""
+    return softmax(prediction)
 
 
 def distance(first: Float32, second: Float32) -> float:

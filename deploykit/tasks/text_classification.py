@@ -8,19 +8,23 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 from deploykit.tasks import Arrays, Example, Float32, Int64, Spec, TextInput, TextOptions, softmax
+from deploykit.tasks._classification import (  # noqa: F401  functions of this task
+    decide,
+    distance,
+    dump,
+    encode,
+    load,
+    observe,
+    probabilities,
+)
 from deploykit.tokenizer import Features, joined
-
-__all__ = [
-    *("AUTO_CLASS", "METRICS", "OPTIMUM_TASK", "ORT_CLASS", "OUTPUTS", "PIPELINE_NESTED", "Answer", "Input", "Options"),
-    *("answer", "changes", "decide", "decode", "distance", "dump", "encode", "gold", "label_counts", "label_names"),
-    *("label_order", "load", "observe", "pipeline", "reader", "targets"),
-]
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
 OPTIMUM_TASK = "text-classification"
 OUTPUTS = {"logits": ("labels",)}
-METRICS = ("accuracy", "macro_f1")
+METRICS = ("accuracy", "macro_f1", "matthews", "roc_auc")
+FIGURES = frozenset({"labels", "confusion", "calibration"})
 PIPELINE_NESTED = True
 Input = TextInput
 
@@ -105,6 +109,16 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextIn
     return merged
 
 
+def items(decision: Int64, spec: Spec) -> list[tuple[str]]:
+    """Returns the label."""
+    return [(spec.labels[decision[0]],)]
+
+
+def item_labels(spec: Spec) -> tuple[str, ...]:
+    """Returns the labels of the model."""
+    return spec.labels
+
+
 def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
     """Returns the text with the true label and those before and after, if they differ."""
     if np.array_equal(before, after):
@@ -115,12 +129,12 @@ def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[d
 
 def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:
     """Returns the most probable label with all probabilities."""
-    probabilities, encoding = softmax(prediction[0]), joined(features)
-    best = int(probabilities.argmax())
+    shares, encoding = softmax(prediction[0]), joined(features)
+    best = int(shares.argmax())
     return Answer(
         label=spec.labels[best],
-        score=float(probabilities[best]),
-        scores=dict(zip(spec.labels, probabilities.tolist(), strict=True)),
+        score=float(shares[best]),
+        scores=dict(zip(spec.labels, shares.tolist(), strict=True)),
         tokens=len(encoding),
         windows=encoding.windows,
         truncated=encoding.truncated,

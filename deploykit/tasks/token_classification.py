@@ -16,22 +16,25 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 from deploykit.tasks import IGNORED, Arrays, Example, Float32, Int64, Span, Spec, TextInput, TextOptions, softmax
-from deploykit.tasks._classification import decide
+from deploykit.tasks._classification import (  # noqa: F401  functions of this task
+    decide,
+    distance,
+    dump,
+    encode,
+    load,
+    observe,
+    probabilities,
+)
 from deploykit.tasks._tags import OUTSIDE, decode_entities, recognize_scheme
 from deploykit.tasks._units import UNIT, join, units
 from deploykit.tokenizer import Encoding, Features, joined
-
-__all__ = [
-    *("AUTO_CLASS", "METRICS", "OPTIMUM_TASK", "ORT_CLASS", "OUTPUTS", "PIPELINE_NESTED", "Answer", "Entity", "Input"),
-    *("Options", "answer", "changes", "decide", "decode", "distance", "dump", "encode", "gold", "inexpressible"),
-    *("label_counts", "label_names", "label_order", "load", "observe", "pipeline", "reader", "targets"),
-]
 
 AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
 OPTIMUM_TASK = "token-classification"
 OUTPUTS = {"logits": ("tokens", "labels")}
 METRICS = ("entity_f1", "accuracy")
+FIGURES = frozenset({"labels", "confusion", "calibration"})
 PIPELINE_NESTED = False
 Input = TextInput
 
@@ -260,6 +263,16 @@ def merge(scores: Sequence[Float32], windows: Sequence[Features], text: str) -> 
     return merged
 
 
+def items(decision: Int64, spec: Spec) -> list[tuple[str, int, int]]:
+    """Lists label, first and last unit of each entity."""
+    return decode_entities([spec.labels[index] for index in decision])
+
+
+def item_labels(spec: Spec) -> tuple[str, ...]:
+    """Lists the labels of entities, which have no prefix."""
+    return tuple(sorted({label.partition("-")[2] for label in spec.labels if label != OUTSIDE}))
+
+
 def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
     """Returns the units whose label differs, with the true label and those before and after."""
     text, true = example.input.text, gold(example, spec)
@@ -281,16 +294,16 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
     spans = units(text[: encoding.offsets[:, 1].max(initial=0)])  # only what was read
     if len(spans) and (whole := UNIT.match(text, int(spans[-1, 0]))):
         spans[-1, 1] = whole.end()  # to the end of the word if only a part of it was read
-    probabilities = softmax(prediction[: len(spans)]) if len(spans) else prediction[:0]
+    certainty = softmax(prediction[: len(spans)]) if len(spans) else prediction[:0]
     predicted = [
         Entity(
             label=label,
             text=text[spans[first, 0] : spans[last, 1]],
             start=int(spans[first, 0]),
             end=int(spans[last, 1]),
-            score=float(probabilities[first : last + 1].max(axis=-1).min()),
+            score=float(certainty[first : last + 1].max(axis=-1).min()),
         )
-        for label, first, last in decode_entities([spec.labels[index] for index in probabilities.argmax(axis=-1)])
+        for label, first, last in decode_entities([spec.labels[index] for index in certainty.argmax(axis=-1)])
     ]
     return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 

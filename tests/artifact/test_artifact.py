@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from deploykit import artifact
+from deploykit import artifact, tasks
 from deploykit.artifact import Artifact, directory
 from deploykit.errors import ArtifactError, StorageError
 
@@ -38,14 +38,14 @@ def test_a_manifest_that_cannot_be_parsed_is_damaged(sealed, content):
 
 
 def test_an_artifact_of_a_newer_format_is_refused_before_its_fields_are_read(sealed):
-    rewrite(sealed, format_version=4, something="new")
-    with pytest.raises(ArtifactError, match=r"export has format version 4, and this deploykit reads 3\. Upgrade"):
+    rewrite(sealed, format_version=5, something="new")
+    with pytest.raises(ArtifactError, match=r"export has format version 5, and this deploykit reads 4\. Upgrade"):
         Artifact.load(sealed.path)
 
 
 def test_an_artifact_of_a_format_that_is_no_longer_read_is_refused(sealed):
     rewrite(sealed, format_version=1)
-    with pytest.raises(ArtifactError, match=r"format version 1, .*this one reads 2 to 3\. Run the recipe again\.$"):
+    with pytest.raises(ArtifactError, match=r"format version 1, .*this one reads 2 to 4\. Run the recipe again\.$"):
         Artifact.load(sealed.path)
 
 
@@ -69,6 +69,24 @@ def test_format_2_left_the_precision_of_the_weights_to_the_candidates(sealed, de
     del content["weights_precision"]
     sealed.file("manifest.json").write_text(json.dumps({**content, "format_version": 2, "details": details}))
     assert Artifact.load(sealed.path).manifest.weights_precision == expected
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(("serve", "windows"), [({}, 16), ({"max_windows": 3, "timeout_s": 5}, 3)])
+def test_formats_2_and_3_had_the_windows_of_a_text_among_the_options_of_the_service(sealed, version, serve, windows):
+    content = json.loads(sealed.file("manifest.json").read_text())
+    del content["task_options"]
+    sealed.file("manifest.json").write_text(json.dumps({**content, "format_version": version, "serve": serve}))
+    manifest = Artifact.load(sealed.path).manifest
+    assert manifest.task_options == {"max_windows": windows}
+    assert manifest.serve.timeout_s == serve.get("timeout_s", artifact.ServeOptions().timeout_s)
+
+
+@pytest.mark.parametrize("serve", [3, "max_windows", None, []])
+def test_a_service_section_of_format_3_that_makes_no_sense_is_damage(sealed, serve):
+    rewrite(sealed, format_version=3, serve=serve)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        Artifact.load(sealed.path)
 
 
 @pytest.mark.parametrize("details", [{"quantize": 1}, {"quantize": {"candidates": 3}}, {"retune": {"candidates": [1]}}])
@@ -222,17 +240,33 @@ def test_the_key_does_not_depend_on_the_order_of_options_and_does_on_the_format(
     assert artifact.key_of(**BASE) != before
 
 
-def test_predictions_come_back_row_by_row_without_pickle(tmp_path, tiny_artifact):
+def test_predictions_come_back_as_they_were_without_pickle(tmp_path, tiny_artifact):
     generator = np.random.default_rng(0)
-    rows = {
-        "validation": [generator.normal(size=(units, 3)).astype(np.float32) for units in (1, 4, 2)],
-        "reference.test": [np.zeros((0, 3), dtype=np.float32), np.ones((2, 3), dtype=np.float32)],
+    splits = {
+        "validation": {"scores": generator.normal(size=(7, 3)).astype(np.float32), "lengths": np.array([1, 4, 2])},
+        "reference.test": {"scores": np.ones((2, 3), dtype=np.float32), "lengths": np.array([0, 2])},
+        "test": {"boxes": generator.normal(size=(2, 5, 4)), "is_cut": np.array([True, False])},
     }
-    found = tiny_artifact(tmp_path / "a", fill=lambda folder: artifact.save_predictions(folder, rows))
+    found = tiny_artifact(tmp_path / "a", fill=lambda folder: artifact.save_predictions(folder, splits))
     loaded = artifact.load_predictions(found)
-    assert list(loaded) == list(rows)
-    for name, expected in rows.items():
-        assert [row.shape for row in loaded[name]] == [row.shape for row in expected]
-        assert all(np.array_equal(one, other) for one, other in zip(loaded[name], expected, strict=True))
-    with np.load(found.file("predictions.npz"), allow_pickle=False) as arrays:
-        assert {str(array.dtype) for array in arrays.values()} == {"float32", "int64"}
+    assert list(loaded) == list(splits)
+    for split, arrays in splits.items():
+        assert list(loaded[split]) == list(arrays)
+        for name, array in arrays.items():
+            assert loaded[split][name].dtype == array.dtype
+            np.testing.assert_array_equal(loaded[split][name], array)
+
+
+def test_predictions_of_older_formats_are_read_as_the_task_stores_them_now(tmp_path, tiny_artifact):
+    rows = [np.full((units, 3), units, dtype=np.float32) for units in (1, 4, 2)]
+    arrays = {"validation": np.concatenate(rows), "validation.lengths": np.array([1, 4, 2])}
+    arrays |= {f"reference.{name}": array for name, array in arrays.items()}
+
+    def fill(folder):
+        np.savez_compressed(folder / "predictions.npz", **arrays)
+
+    loaded = artifact.load_predictions(tiny_artifact(tmp_path / "a", fill=fill))
+    assert list(loaded) == ["validation", "reference.validation"]
+    for split in loaded.values():
+        found = tasks.load("token-classification").load(split)
+        assert all(np.array_equal(one, other) for one, other in zip(found, rows, strict=True))

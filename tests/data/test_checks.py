@@ -1,10 +1,11 @@
 import pytest
+from rows import example_of
 
 from deploykit import tasks
 from deploykit.data import checks
 from deploykit.data.examples import Split
 from deploykit.errors import DataError
-from deploykit.tasks import Example, Span
+from deploykit.tasks import Span
 
 TEXT = tasks.load("text-classification")
 TOKEN = tasks.load("token-classification")
@@ -12,7 +13,7 @@ GOOD = [("a", "x"), ("b", "y")]
 
 
 def split(name, rows, unit="line"):
-    examples = tuple(Example(text, label=label) for text, label in rows)
+    examples = tuple(example_of(text, label=label) for text, label in rows)
     return Split(name, f"{name}.csv", unit, examples, tuple(range(2, len(rows) + 2)))
 
 
@@ -34,7 +35,7 @@ def test_one_class_only_is_refused():
 
 def test_token_classification_without_any_span_has_one_class():
     parts = {
-        name: Split(name, f"{name}.csv", "line", (Example(name),), (2,)) for name in ("train", "validation", "test")
+        name: Split(name, f"{name}.csv", "line", (example_of(name, spans=()),), (2,)) for name in ("train", "validation", "test")
     }
     assert list(checks.find_problems(parts, TOKEN, allow_leakage=False)) == [
         "train.csv has only one label, O (rows: 1), expected at least two. Add rows of another label."
@@ -53,7 +54,9 @@ def test_labels_that_training_never_saw_are_listed_with_their_lines():
 
 def test_a_label_of_spans_that_training_never_saw():
     def part(name, label):
-        return Split(name, f"{name}.csv", "row", (Example(name, spans=(Span(0, 1, label), Span(2, 3, label))),), (5,))
+        return Split(
+            name, f"{name}.csv", "row", (example_of(name, spans=(Span(0, 1, label), Span(2, 3, label))),), (5,)
+        )
 
     parts = {name: part(name, label) for name, label in (("train", "A"), ("validation", "B"), ("test", "A"))}
     (problem,) = checks.find_problems(parts, TOKEN, allow_leakage=False)

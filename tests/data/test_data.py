@@ -83,7 +83,7 @@ def test_leakage_is_counted_where_it_is_allowed(tmp_path, caplog):
 def test_given_splits_are_taken_as_they_are(review_files, sentences):
     found = data.load(DataSection(**three(review_files)), TEXT, 0)
     rows = [*found.train, *found.validation, *found.test]
-    assert [(row.text, row.label) for row in rows] == sentences
+    assert [(row.input.text, row.target) for row in rows] == sentences
     assert found.labels == ("negative", "positive")
     assert found.summary["rows"] == {"train": 280, "validation": 60, "test": 60}
     assert found.summary["warnings"] == []
@@ -92,7 +92,7 @@ def test_given_splits_are_taken_as_they_are(review_files, sentences):
 def test_tagged_files(tagged_files, tagged_sentences):
     found = data.load(DataSection(**three(tagged_files)), TOKEN, 0)
     assert found.labels == ("O", "B-NAME", "I-NAME")
-    assert [row.text.split() for row in found.validation] == [tokens for tokens, _ in tagged_sentences[:15]]
+    assert [row.input.text.split() for row in found.validation] == [tokens for tokens, _ in tagged_sentences[:15]]
     spans = sum(tag == "B-NAME" for _, tags in tagged_sentences[30:] for tag in tags)
     assert found.summary["labels"]["train"] == {"NAME": spans}
 
@@ -105,7 +105,7 @@ def test_the_scheme_of_the_tags_is_that_of_all_splits_together(tmp_path):
     jsonl(tmp_path / "test.jsonl", [{"tokens": ["we", "saw", "Rome"], "tags": ["O", "O", "PER"]}])
     found = data.load(DataSection(**folder), TOKEN, 0)
     assert found.labels == ("O", "B-PER", "I-PER")
-    assert [(span.start, span.end) for span in found.validation[0].spans] == [(0, 10)]
+    assert [(span.start, span.end) for span in found.validation[0].target] == [(0, 10)]
 
 
 def test_a_tag_of_another_scheme_is_refused_with_its_line(tmp_path):
@@ -164,7 +164,7 @@ def test_a_data_set_of_the_hub_gives_its_own_splits(monkeypatch):
     monkeypatch.setattr(sources, "read", read)
     found = data.load(DataSection(train="owner/reviews", validation="dev", test="test"), TEXT, 0)
     assert asked == [("owner/reviews", "train"), ("owner/reviews", "dev"), ("owner/reviews", "test")]
-    assert [row.text for row in found.validation] == ["dev 0", "dev 1"]
+    assert [row.input.text for row in found.validation] == ["dev 0", "dev 1"]
     assert found.summary["sources"]["test"] == "owner/reviews[test]"
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rows import example_of
 
 from deploykit import tasks
 from deploykit.data import splits
 from deploykit.data.examples import Split, key_of
-from deploykit.tasks import Example, Span
+from deploykit.tasks import Span
 
 TEXT = tasks.load("text-classification")
 TOKEN = tasks.load("token-classification")
@@ -19,11 +20,11 @@ def split(examples):
 
 
 def labelled(**counts):
-    return [Example(f"{label} {number}", label=label) for label, count in counts.items() for number in range(count)]
+    return [example_of(f"{label} {number}", label=label) for label, count in counts.items() for number in range(count)]
 
 
 def counts(part):
-    return Counter(example.label for example in part.examples)
+    return Counter(example.target for example in part.examples)
 
 
 def test_a_label_of_one_text_stays_in_training():
@@ -33,7 +34,7 @@ def test_a_label_of_one_text_stays_in_training():
 
 
 def test_copies_of_a_text_are_kept_together_even_with_other_labels():
-    rows = [Example(f"text {number % 40}", label="ab"[number % 3 == 0]) for number in range(400)]
+    rows = [example_of(f"text {number % 40}", label="ab"[number % 3 == 0]) for number in range(400)]
     rest, part = splits.cut(split(rows), "test", 0.25, TEXT, 0)
     assert not {key_of(row) for row in rest.examples} & {key_of(row) for row in part.examples}
     assert len(rest.examples) + len(part.examples) == 400
@@ -44,11 +45,13 @@ def test_copies_of_a_text_are_kept_together_even_with_other_labels():
 def test_each_label_keeps_a_text_in_training_where_texts_have_several(seed):
     pairs = [("P", "X"), ("Q", "X"), ("P", "R"), ("Q", "S"), ("R", "S")]
     rows = [
-        Example(f"a b {number}", spans=tuple(Span(2 * index, 2 * index + 1, label) for index, label in enumerate(pair)))
+        example_of(
+            f"a b {number}", spans=tuple(Span(2 * index, 2 * index + 1, label) for index, label in enumerate(pair))
+        )
         for number, pair in enumerate(pairs)
     ]
     rest, _ = splits.cut(split(rows), "test", 0.49, TOKEN, seed)
-    assert {label for row in rest.examples for label in TOKEN.classes(row)} == set("PQRSX")
+    assert {label for row in rest.examples for label in TOKEN.label_counts(row)} == set("PQRSX")
 
 
 def test_shares_are_exact_and_proportional():
@@ -75,10 +78,10 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_an_example_with_several_labels_counts_for_its_rarest(seed):
-    both = [Example(f"a b {n}", spans=(Span(0, 1, "COMMON"), Span(2, 3, "RARE"))) for n in range(20)]
-    common = [Example(f"c d {n}", spans=(Span(0, 1, "COMMON"),)) for n in range(80)]
+    both = [example_of(f"a b {n}", spans=(Span(0, 1, "COMMON"), Span(2, 3, "RARE"))) for n in range(20)]
+    common = [example_of(f"c d {n}", spans=(Span(0, 1, "COMMON"),)) for n in range(80)]
     _, part = splits.cut(split([*both, *common]), "test", 0.1, TOKEN, seed)
-    assert Counter(len(row.spans) for row in part.examples) == {2: 2, 1: 8}
+    assert Counter(len(row.target) for row in part.examples) == {2: 2, 1: 8}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abcd")), min_size
 
 @given(ROWS, st.floats(0.01, 0.49), st.integers(0, 100))
 def test_a_cut_loses_no_row_parts_no_copies_and_leaves_every_label(rows, share, seed):
-    whole = split([Example(f"text {number}", label=label) for number, label in rows])
+    whole = split([example_of(f"text {number}", label=label) for number, label in rows])
     rest, part = splits.cut(whole, "test", share, TEXT, seed)
     assert sorted((*rest.lines, *part.lines)) == list(whole.lines)
     assert {key_of(example) for example in rest.examples}.isdisjoint(key_of(example) for example in part.examples)

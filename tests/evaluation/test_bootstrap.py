@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
 
 from deploykit.evaluation import bootstrap
 
@@ -17,14 +16,12 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
     )
 
 
-def test_sums_of_sparse_counts_are_those_of_dense_ones():
-    counts = np.random.default_rng(1).integers(0, 3, (130, 7)).astype(float)
-    sums = np.concatenate(list(bootstrap.draw_sums(csr_array(counts), seed=3)))
-    draws = np.random.default_rng(3)
-    size = bootstrap.CHUNK
-    expected = [draws.multinomial(130, np.full(130, 1 / 130), size=size) @ counts for _ in range(1000 // size)]
-    np.testing.assert_allclose(sums, np.concatenate(expected))
-    assert sums.shape == (bootstrap.RESAMPLES, 7)
+def test_rows_are_drawn_with_replacement_as_often_as_there_are_rows():
+    weights = np.concatenate(list(bootstrap.draw_weights(130, seed=3)))
+    assert weights.shape == (bootstrap.RESAMPLES, 130)
+    assert set(weights.sum(axis=1)) == {130}
+    assert weights.var() == pytest.approx(1 - 1 / 130, rel=0.02)  # of a binomial distribution
+    np.testing.assert_array_equal(weights[: bootstrap.CHUNK], next(bootstrap.draw_weights(130, seed=3)))
 
 
 def test_a_median_lies_within_its_interval_and_equal_values_have_none():

@@ -4,41 +4,44 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rows import example_of, spec_of
 
 from deploykit import tasks
 from deploykit.artifact import Metric
 from deploykit.evaluation import comparison, metrics
 from deploykit.evaluation.comparison import Comparison
-from deploykit.tasks import Example, Span
+from deploykit.evaluation.metrics import Outcomes, items, units
+from deploykit.tasks import Span
 
 TASK = tasks.load("text-classification")
 LABELS = ("negative", "positive")
+SPEC = spec_of(LABELS)
 RIGHT, WRONG = 1.0, -1.0
 NOTHING = Metric(value=0, low=0, high=0)
 
 
 def examples(count):
-    return [Example(text=f"text {index}", label=LABELS[index % 2]) for index in range(count)]
+    return [example_of(text=f"text {index}", label=LABELS[index % 2]) for index in range(count)]
 
 
 def scores(rows, right):
     """Returns scores `(1, 2)` per row; `right` says for each row whether they predict its label."""
     arrays = []
     for row, good in zip(rows, right, strict=True):
-        margin = (RIGHT if good else WRONG) * (1 if row.label == "positive" else -1)
+        margin = (RIGHT if good else WRONG) * (1 if row.target == "positive" else -1)
         arrays.append(np.array([[0.0, margin]], dtype=np.float32))
     return arrays
 
 
 def compared(before, after, seed=0):
     rows = examples(len(before))
-    return comparison.compare(TASK, rows, LABELS, scores(rows, before), scores(rows, after), seed)
+    return comparison.compare(TASK, SPEC, rows, scores(rows, before), scores(rows, after), seed)
 
 
 def test_as_many_scores_as_rows():
     rows = examples(2)
-    with pytest.raises(ValueError, match="shorter"):
-        comparison.compare(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 1])[:1], 0)
+    with pytest.raises(ValueError, match="2 examples and 1 predictions"):
+        comparison.compare(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 1])[:1], 0)
 
 
 def test_between_two_equal_models_nothing_changes():
@@ -83,11 +86,11 @@ def test_a_better_model_has_a_negative_drop():
 
 def test_prediction_changes_are_listed_as_units_with_the_label_before_and_after():
     task, labels = tasks.load("token-classification"), ("O", "B-NAME", "I-NAME")
-    rows = [Example("Anna lives in Lisbon", spans=(Span(0, 4, "NAME"), Span(14, 20, "NAME")))]
+    rows = [example_of("Anna lives in Lisbon", spans=(Span(0, 4, "NAME"), Span(14, 20, "NAME")))]
     before, after = (np.eye(3, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 1], [1, 0, 1, 0]))
-    result = comparison.compare(task, rows, labels, [before], [after], 0)
+    result = comparison.compare(task, spec_of(labels), rows, [before], [after], 0)
     assert (result.metric, result.flips.value, result.flipped) == ("entity_f1", 1.0, (0,))
-    assert comparison.flips(task, rows, labels, [before], [after], result.flipped) == [
+    assert comparison.flips(task, spec_of(labels), rows, [before], [after], result.flipped) == [
         {"text": "in", "true": "O", "before": "O", "after": "B-NAME"},
         {"text": "Lisbon", "true": "B-NAME", "before": "B-NAME", "after": "O"},
     ]
@@ -95,9 +98,9 @@ def test_prediction_changes_are_listed_as_units_with_the_label_before_and_after(
 
 def test_prediction_changes_of_texts_list_the_whole_text():
     rows = examples(2)
-    changes = comparison.flips(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
+    changes = comparison.flips(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
     assert changes == [{"text": "text 1", "true": "positive", "before": "positive", "after": "negative"}]
-    assert comparison.flips(TASK, rows, LABELS, scores(rows, [1, 1]), scores(rows, [1, 1]), (0, 1)) == []
+    assert comparison.flips(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 1]), (0, 1)) == []
 
 
 # losses by label and by length
@@ -114,7 +117,7 @@ def test_the_drop_of_each_label_is_that_of_its_recall():
 
 def test_a_label_that_no_row_has_is_not_listed():
     rows = examples(9)
-    result = comparison.compare(TASK, rows, ("negative", "positive", "unseen"), *[three(rows)] * 2, 0)
+    result = comparison.compare(TASK, spec_of(("negative", "positive", "unseen")), rows, *[three(rows)] * 2, 0)
     assert list(result.by_label) == ["negative", "positive"]
 
 
@@ -124,20 +127,23 @@ def three(rows):
 
 def test_labels_of_entities_are_those_of_whole_entities():
     task, labels = tasks.load("token-classification"), ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
-    rows = [Example("Anna lives in New York", spans=(Span(0, 4, "NAME"), Span(14, 22, "PLACE")))] * 30
+    rows = [example_of("Anna lives in New York", spans=(Span(0, 4, "NAME"), Span(14, 22, "PLACE")))] * 30
     before, after = (np.eye(5, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 3, 4], [1, 0, 0, 3, 0]))
-    found = comparison.compare(task, rows, labels, [before] * 30, [after] * 30, 0)
+    found = comparison.compare(task, spec_of(labels), rows, [before] * 30, [after] * 30, 0)
     assert {name: metric.value for name, metric in found.by_label.items()} == {"NAME": 0, "PLACE": 1}
-    gold = [task.targets(row, labels) for row in rows]
-    names, counts = metrics.count_recalls("entity_f1", gold, [after.argmax(-1)] * 30, labels)
+    names, counts = items.count(Outcomes.of(task, spec_of(labels), rows, [after] * 30))
     assert names == ("NAME", "PLACE")
-    assert counts.sum(axis=0).tolist() == [30, 0, 30, 30]  # found, and true
+    assert counts.sum(axis=0)[:4].tolist() == [30, 0, 30, 30]  # right, and true
 
 
 def test_many_labels_take_little_memory():
     """Each row has to do with two labels of 400: a table of all of them would take gigabytes."""
-    task, rows, count = SimpleNamespace(METRICS=("macro_f1",), targets=lambda row, _: row), 4000, 400
-    labels = [f"label {index}" for index in range(count)]
+    task, rows, count = (
+        SimpleNamespace(**{**vars(TASK), "METRICS": ("macro_f1",), "gold": lambda row, _: row}),
+        4000,
+        400,
+    )
+    spec = spec_of(f"label {index}" for index in range(count))
     random = np.random.default_rng(0)
     gold = random.integers(0, count, (rows, 1))
     logits = random.normal(size=(rows, 1, count)).astype(np.float32)
@@ -146,11 +152,11 @@ def test_many_labels_take_little_memory():
         right = np.flatnonzero(random.random(rows) < share)
         scores[right, 0, gold[right, 0]] = 9
     lengths = random.integers(5, 60, rows).tolist()
-    predicted = metrics.predictions(list(after))
     tracemalloc.start()
     try:
-        found = comparison.compare(task, list(gold), labels, list(before), list(after), 0, lengths)
-        metrics.with_intervals(("macro_f1",), list(gold), predicted, labels, 0)
+        found = comparison.compare(task, spec, list(gold), list(before), list(after), 0, lengths)
+        outcomes = Outcomes.of(task, spec, list(gold), list(after))
+        metrics.with_intervals(("macro_f1", "matthews"), outcomes, 0)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -164,7 +170,7 @@ def test_buckets_of_length_are_quarters_with_their_own_drop():
     lengths = [10 + index // 50 * 10 + index % 10 for index in range(200)]  # 10 to 19, then to 29, 39 and 49 tokens
     after = [not (100 <= index < 125) for index in range(200)]
     rows = examples(200)
-    result = comparison.compare(TASK, rows, LABELS, scores(rows, [True] * 200), scores(rows, after), 0, lengths)
+    result = comparison.compare(TASK, SPEC, rows, scores(rows, [True] * 200), scores(rows, after), 0, lengths)
     assert {name: metric.value for name, metric in result.by_length.items()} == {
         "up to 19 tokens": 0,
         "20 to 29 tokens": 0,
@@ -208,7 +214,7 @@ def sure(rows, hits, probability):
 )
 def test_calibration_is_the_growth_of_the_distance_between_probability_and_accuracy(before, after, shift):
     rows, hits = examples(500), [index % 5 > 0 for index in range(500)]  # 80 % are right
-    result = comparison.compare(TASK, rows, LABELS, sure(rows, hits, before), sure(rows, hits, after), 0)
+    result = comparison.compare(TASK, SPEC, rows, sure(rows, hits, before), sure(rows, hits, after), 0)
     assert result.calibration.value == pytest.approx(shift, abs=1e-6)
     assert result.calibration.low <= result.calibration.value <= result.calibration.high
     assert (result.calibration.low < result.calibration.high) == (before != after)
@@ -228,33 +234,32 @@ def test_the_calibration_error_is_that_of_its_definition():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - top[inside].mean())
     assert error > 0.1
-    assert float(metrics.compute_calibration_error(metrics.count_calibration(gold, rows).sum(axis=0))) == pytest.approx(
-        error, abs=1e-5
-    )
+    outcomes = Outcomes(TASK, spec_of("abcd"), gold, rows)
+    assert float(units.calibration_error(outcomes)(np.ones((1, 80)))[0]) == pytest.approx(error, abs=1e-5)
 
 
 def test_a_probability_that_is_nan_counts_as_confidence_one():
-    rows = [Example("", label="positive")] * 40
+    rows = [example_of("", label="positive")] * 40
     undefined = [np.full((1, 2), np.nan, dtype=np.float32)] * 40
-    result = comparison.compare(TASK, rows, LABELS, sure(rows, [True] * 40, 0.9), undefined, 0)
+    result = comparison.compare(TASK, SPEC, rows, sure(rows, [True] * 40, 0.9), undefined, 0)
     assert result.calibration.value == pytest.approx(1 - 0.1, abs=1e-6)
     assert result.drop.value == 1
 
 
 def test_draws_without_a_row_of_a_label_or_length_count_as_no_loss():
     """Of four rows, many draws leave out the only row of a label or of a length."""
-    rows = [Example("", label="positive"), *[Example("", label="negative")] * 3]
+    rows = [example_of("", label="positive"), *[example_of("", label="negative")] * 3]
     result = comparison.compare(
-        TASK, rows, LABELS, scores(rows, [True] * 4), scores(rows, [False, True, True, True]), 0, [1, 2, 3, 4]
+        TASK, SPEC, rows, scores(rows, [True] * 4), scores(rows, [False, True, True, True]), 0, [1, 2, 3, 4]
     )
     assert result.by_label["positive"] == result.by_length["up to 1 tokens"] == Metric(value=1, low=0, high=1)
 
 
 def test_ten_thousand_rows_of_twenty_labels_are_compared_in_one_pass():
     random, names = np.random.default_rng(0), tuple(f"label {index}" for index in range(20))
-    rows = [Example("", label=names[index % 20]) for index in range(10_000)]
+    rows = [example_of("", label=names[index % 20]) for index in range(10_000)]
     drawn = random.normal(size=(2, 10_000, 1, 20)).astype(np.float32)
     start = time.process_time()
-    result = comparison.compare(TASK, rows, names, list(drawn[0]), list(drawn[1]), 0, list(range(10_000)))
+    result = comparison.compare(TASK, spec_of(names), rows, list(drawn[0]), list(drawn[1]), 0, list(range(10_000)))
     assert time.process_time() - start < 60  # about one second; row by row it would be many minutes
     assert (len(result.by_label), len(result.by_length), len(result.flipped)) == (20, 4, comparison.MAX_FLIPPED_ROWS)

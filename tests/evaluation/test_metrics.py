@@ -1,15 +1,47 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import seqeval.metrics
-from scipy.sparse import hstack
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from rows import spec_of
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from deploykit import methods, tasks
-from deploykit.evaluation import bootstrap, metrics
+from deploykit.evaluation import bootstrap, metrics, scoring
+from deploykit.evaluation.metrics import Outcomes, items
+from deploykit.evaluation.metrics.registry import METRICS
 
 FLAT = ("bad", "fair", "good", "unseen")
 BIO = ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
-LABELS = {"accuracy": FLAT, "macro_f1": FLAT, "entity_f1": BIO}
+LABELS = {**dict.fromkeys(("accuracy", "macro_f1", "micro_f1", "matthews", "roc_auc"), FLAT), "entity_f1": BIO}
+# predictions are the decisions themselves, and the probabilities follow from them
+UNITS = SimpleNamespace(
+    FIGURES={"labels", "confusion"},
+    decide=lambda prediction, _: prediction,
+    items=lambda decision, spec: [(spec.labels[index], unit) for unit, index in enumerate(decision)],
+    item_labels=lambda spec: spec.labels,
+    probabilities=lambda prediction, spec: (
+        np.eye(len(spec.labels))[prediction] * 0.8 + 0.05 * (prediction % 3)[:, None]
+    ),
+)
+ENTITIES = SimpleNamespace(
+    **{**vars(UNITS), **{name: getattr(tasks.load("token-classification"), name) for name in ("items", "item_labels")}}
+)
+
+
+def outcomes(gold, predicted, labels=FLAT):
+    """Rows whose gold and predicted labels are these indices."""
+    return Outcomes(ENTITIES if labels is BIO else UNITS, spec_of(labels), gold, predicted)
+
+
+def value_of(statistic, rows):
+    return float(statistic(np.ones((1, rows), dtype=int))[0])
 
 
 def random_rows(seed, name):
@@ -26,60 +58,64 @@ def tags(rows):
 
 
 def library(name, gold, predicted):
-    """The metric straight from its library, where it has one."""
+    """The metric straight from its library."""
     if name == "entity_f1":
         return seqeval.metrics.f1_score(tags(gold), tags(predicted))
     flat = np.concatenate(gold), np.concatenate(predicted)
-    if name == "accuracy":
-        return accuracy_score(*flat)
-    return f1_score(*flat, labels=range(len(FLAT)), average="macro", zero_division=0.0)
+    if name == "roc_auc":
+        probabilities = UNITS.probabilities(flat[1], spec_of(FLAT))
+        sides = [(flat[0] == label, probabilities[:, label]) for label in range(len(FLAT))]
+        return float(np.mean([roc_auc_score(*side) for side in sides if side[0].any()]))
+    averages = {"macro_f1": "macro", "micro_f1": "micro"}
+    if name in averages:
+        return f1_score(*flat, labels=range(len(FLAT)), average=averages[name], zero_division=0.0)
+    return {"accuracy": accuracy_score, "matthews": matthews_corrcoef}[name](*flat)
 
 
 def test_an_unknown_metric_is_refused():
     with pytest.raises(KeyError, match="bleu"):
-        metrics.compute(("bleu",), [np.array([0])], [np.array([0])], FLAT)
+        metrics.compute(("bleu",), outcomes([np.array([0])], [np.array([0])]))
 
 
-@pytest.mark.parametrize("name", metrics.METRIC_FUNCTIONS)
-def test_as_many_predictions_as_rows(name):
-    with pytest.raises(ValueError, match="shorter"):
-        metrics.count_rows(name, [np.array([0])] * 2, [np.array([0])], LABELS[name])
+def test_as_many_predictions_as_rows():
+    with pytest.raises(ValueError, match="2 examples and 1 predictions"):
+        Outcomes.of(UNITS, spec_of(FLAT), [None] * 2, [np.array([0])])
 
 
 def test_every_metric_that_a_task_names_is_known():
     named = {name for task in methods.available("task") for name in tasks.load(task).METRICS}
     assert named
-    assert named <= set(metrics.METRIC_FUNCTIONS) == set(LABELS)
+    assert named <= set(METRICS) == set(LABELS)
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("name", metrics.METRIC_FUNCTIONS)
+@pytest.mark.parametrize("name", METRICS)
 def test_counts_give_the_librarys_value(name, seed):
     gold, predicted = random_rows(seed, name)
-    expected = library(name, gold, predicted)
-    assert 0.1 < expected < 0.9
-    counted = metrics.compute_ratio(name, metrics.count_rows(name, gold, predicted, LABELS[name]).sum(axis=0))
-    assert float(counted) == pytest.approx(expected, abs=1e-12)
-    assert metrics.compute((name,), gold, predicted, LABELS[name]) == {name: pytest.approx(expected, abs=1e-12)}
+    expected, rows = library(name, gold, predicted), outcomes(gold, predicted, LABELS[name])
+    assert 0.1 < expected < 0.95
+    assert value_of(metrics.load(name).statistic(rows), len(gold)) == pytest.approx(expected, abs=1e-12)
+    assert metrics.compute((name,), rows) == {name: pytest.approx(expected, abs=1e-12)}
 
 
-@pytest.mark.parametrize("name", metrics.METRIC_FUNCTIONS)
+@pytest.mark.parametrize("name", METRICS)
 def test_each_resample_has_the_value_that_the_library_gives_for_its_rows(name):
     gold, predicted = random_rows(9, name)
-    counts = metrics.count_rows(name, gold, predicted, LABELS[name])
     draws = np.random.default_rng(3).multinomial(len(gold), np.full(len(gold), 1 / len(gold)), size=4)
-    for sampled, draw in zip(metrics.compute_ratio(name, next(bootstrap.draw_sums(counts, 3))[:4]), draws, strict=True):
+    np.testing.assert_array_equal(next(bootstrap.draw_weights(len(gold), 3))[:4], draws)
+    sampled = metrics.load(name).statistic(outcomes(gold, predicted, LABELS[name]))(draws)
+    for value, draw in zip(sampled, draws, strict=True):
         rows = np.repeat(np.arange(len(gold)), draw)
         expected = library(name, [gold[row] for row in rows], [predicted[row] for row in rows])
-        assert float(sampled) == pytest.approx(expected, abs=1e-12)
+        assert float(value) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("name", metrics.METRIC_FUNCTIONS)
+@pytest.mark.parametrize("name", METRICS)
 def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
     gold, predicted = random_rows(seed, name)
     few, many = (
-        metrics.with_intervals((name,), gold * times, predicted * times, LABELS[name], seed=seed)[name]
+        metrics.with_intervals((name,), outcomes(gold * times, predicted * times, LABELS[name]), seed=seed)[name]
         for times in (1, 16)
     )
     assert few.low < few.value < few.high
@@ -90,27 +126,25 @@ def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation():
     gold = [np.array([0])] * 400
     predicted = [np.array([int(index < 100)]) for index in range(400)]
-    found = metrics.with_intervals(("accuracy",), gold, predicted, FLAT, seed=0)["accuracy"]
+    metric = metrics.with_intervals(("accuracy",), outcomes(gold, predicted), seed=0)["accuracy"]
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    assert found.value == 0.75
-    assert (found.low, found.high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
+    assert metric.value == 0.75
+    assert (metric.low, metric.high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
-    gold, predicted = random_rows(0, "macro_f1")
-    found = [metrics.with_intervals(("macro_f1",), gold, predicted, FLAT, seed)["macro_f1"] for seed in (1, 1, 2)]
-    assert found[0] == found[1] != found[2]
+    rows = outcomes(*random_rows(0, "macro_f1"))
+    first, same, other = [metrics.with_intervals(("macro_f1",), rows, seed)["macro_f1"] for seed in (1, 1, 2)]
+    assert first == same != other
 
 
-@pytest.mark.parametrize("name", metrics.METRIC_FUNCTIONS)
+@pytest.mark.parametrize("name", METRICS)
 def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
-    gold, predicted = random_rows(0, name)
-    counts = metrics.count_rows(name, gold, predicted, LABELS[name])
-    sums = np.concatenate(list(bootstrap.draw_sums(hstack([counts, counts], format="csr"), 0)))
-    samples = np.stack([metrics.compute_ratio(name, part) for part in np.split(sums, 2, axis=1)], axis=1)
-    assert samples.shape == (bootstrap.RESAMPLES, 2)
-    assert samples[:, 0].std() > 0
-    np.testing.assert_array_equal(samples[:, 0], samples[:, 1])
+    rows = outcomes(*random_rows(0, name), LABELS[name])
+    loss, own = metrics.differences(name, rows, rows), metrics.load(name).statistic(rows)
+    for weights in bootstrap.draw_weights(len(rows), 0):
+        assert own(weights).std() > 0
+        np.testing.assert_array_equal(loss(weights), np.zeros(len(weights)))
 
 
 @pytest.mark.parametrize(
@@ -127,28 +161,38 @@ def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
 )
 def test_entities_are_right_only_as_a_whole(gold, predicted, right, f1):
     rows = [[np.array([BIO.index(tag) for tag in tags.split()])] for tags in (gold, predicted)]
-    assert metrics.count_rows("entity_f1", *rows, BIO)[0, 0] == right
-    assert metrics.compute(("entity_f1",), *rows, BIO)["entity_f1"] == pytest.approx(f1)
+    outcome = outcomes(*rows, BIO)
+    assert items.count(outcome)[1].sum(axis=0)[:2].sum() == right
+    assert metrics.compute(("entity_f1",), outcome)["entity_f1"] == pytest.approx(f1)
 
 
 def test_rows_without_units_count_nothing():
     nothing = np.array([], dtype=np.int64)
     gold, predicted = [nothing, np.array([1, 2])], [nothing, np.array([1, 2])]
-    found = metrics.compute(("entity_f1", "accuracy"), gold, predicted, BIO)
-    assert found == {"entity_f1": 1.0, "accuracy": 1.0}
+    assert metrics.compute(("entity_f1", "accuracy"), outcomes(gold, predicted, BIO)) == {
+        "entity_f1": 1.0,
+        "accuracy": 1.0,
+    }
 
 
 def test_no_entity_anywhere_is_zero_and_no_error():
     gold = [np.array([0, 0])]
-    assert metrics.with_intervals(("entity_f1",), gold, gold, BIO, 0)["entity_f1"].value == 0.0
+    assert metrics.with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
+
+
+def tables(gold, predicted, labels):
+    """The tables of rows whose gold are these indices."""
+    rows = outcomes(gold, predicted, labels)
+    task = SimpleNamespace(**{**vars(rows.task), "gold": lambda example, _: example})
+    return scoring.tables(task, rows.spec, gold, predicted)
 
 
 def test_the_table_of_labels_is_that_of_scikit_learn():
     gold, predicted = random_rows(0, "accuracy")
-    table = metrics.per_label(("accuracy", "macro_f1"), gold, predicted, FLAT)
+    table = tables(gold, predicted, FLAT)
     flat = np.concatenate(gold), np.concatenate(predicted)
     expected = precision_recall_fscore_support(*flat, labels=range(len(FLAT)), zero_division=0.0)
-    assert list(table["labels"]) == list(FLAT)
+    assert list(table["labels"]) == list(FLAT[:3])  # no row has the last one, and none was predicted
     for index, row in enumerate(table["labels"].values()):
         assert list(row) == ["precision", "recall", "f1-score", "support"]
         assert list(row.values()) == pytest.approx([column[index] for column in expected])
@@ -159,22 +203,16 @@ def test_the_table_of_labels_is_that_of_scikit_learn():
 
 def test_the_table_of_entities_names_them_without_their_prefix():
     gold, predicted = random_rows(0, "entity_f1")
-    table = metrics.per_label(("entity_f1", "accuracy"), gold, predicted, BIO)
+    table = tables(gold, predicted, BIO)
     assert sorted(table["labels"]) == ["NAME", "PLACE"]
     assert np.array(table["confusion"]).shape == (5, 5)
     right = sum(row["recall"] * row["support"] for row in table["labels"].values())
-    counted = metrics.count_rows("entity_f1", gold, predicted, BIO).sum(axis=0)
-    assert right == pytest.approx(counted[0])
+    assert right == pytest.approx(items.count(outcomes(gold, predicted, BIO))[1].sum(axis=0)[:2].sum())
 
 
 def test_the_table_of_entities_is_that_of_seqeval():
     gold, predicted = random_rows(1, "entity_f1")
-    table = metrics.per_label(("entity_f1", "accuracy"), gold, predicted, BIO)["labels"]
+    table = tables(gold, predicted, BIO)["labels"]
     expected = seqeval.metrics.classification_report(tags(gold), tags(predicted), output_dict=True)
     for label in ("NAME", "PLACE"):
         assert table[label] == pytest.approx(expected[label])
-
-
-def test_predictions_are_the_best_label_of_each_unit():
-    scores = [np.array([[1, 3, 2]], dtype=np.float32), np.zeros((0, 3), dtype=np.float32), np.eye(3, dtype=np.float32)]
-    assert [row.tolist() for row in metrics.predictions(scores)] == [[1], [], [0, 1, 2]]

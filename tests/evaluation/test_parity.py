@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from rows import example_of
 
 from deploykit.artifact.execution import Execution
 from deploykit.engines import onnxruntime as engine
 from deploykit.errors import GateError
 from deploykit.evaluation import parity
 from deploykit.inference.predictor import Predictor
-from deploykit.tasks import Example
 
 BATCHES = {
     "batch 1",
@@ -35,7 +35,7 @@ def reference(artifact):
 
 @pytest.fixture
 def rows(sentences):
-    return [Example(text) for text, _ in sentences]
+    return [example_of(text) for text, _ in sentences]
 
 
 def planted(artifact, change):
@@ -57,9 +57,9 @@ class OnlyPadded:
         self.whole, self.column, self.amount = whole, column, amount
 
     def run(self, batch):
-        logits = self.whole.run(batch).copy()
+        logits = self.whole.run(batch)["logits"].copy()
         logits[batch["attention_mask"][:, self.column] == 0] += self.amount
-        return logits
+        return {"logits": logits}
 
     def shape(self, rows, tokens):
         return rows, tokens
@@ -78,7 +78,7 @@ def test_one_changed_token_is_noticed_by_as_much_as_it_changed(artifact, referen
         weights[token] += 0.5
         return weights
 
-    differences = parity.difference(reference, planted(artifact, change), [Example("the film")])
+    differences = parity.difference(reference, planted(artifact, change), [example_of("the film")])
     assert differences.pop("64 tokens") > 0.49
     assert list(differences.values()) == pytest.approx([0.5] * len(differences), rel=1e-4)
 
@@ -102,19 +102,20 @@ def test_a_graph_equals_itself(reference, rows):
 
 
 def test_probes_range_from_the_shortest_text_to_the_longest_input(reference, rows):
-    names, batches = zip(*parity.make_batches(rows, reference.tokenizer), strict=True)
-    lengths = sorted(len(row.text) for row in rows)
+    names, batches = zip(*parity.make_batches(rows, reference), strict=True)
+    lengths = sorted(len(part) for parts in reference.encode([row.input for row in rows]) for part in parts)
     assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 3, 8, 1]
-    assert (len(batches[0][0].text), len(batches[4][0].text)) == (lengths[0], lengths[-1])
-    assert len({len(row.text) for row in batches[-2]}) > 4
-    (longest,) = reference.tokenizer.encode([batches[-1][0].text])
-    assert (names[-1], len(longest), longest.truncated) == ("64 tokens", 64, True)
+    assert (len(batches[0][0]), len(batches[4][0])) == (lengths[0], lengths[-1])
+    assert len({len(features) for features in batches[-2]}) == 4
+    ((longest,),), first = batches[-1:], batches[0][0].encoding
+    assert (names[-1], len(longest)) == ("64 tokens", 64)
+    assert (longest.encoding.ids[0], longest.encoding.ids[-1]) == (first.ids[0], first.ids[-1])  # special tokens
+    assert set(longest.encoding.ids[1:-1]) == set(first.ids[1:-1])
 
 
 def test_pairs_are_probed_at_length_as_pairs(reference):
-    *_, (_, (example,)) = parity.make_batches([Example("a film", "the end")], reference.tokenizer)
-    (longest,) = reference.tokenizer.encode([example.text], [example.pair])
-    assert (len(longest), set(longest.type_ids)) == (64, {0, 1})
+    *_, (_, (longest,)) = parity.make_batches([example_of("a film", "the end")], reference)
+    assert (len(longest), set(longest.encoding.type_ids)) == (64, {0, 1})
 
 
 def test_a_graph_that_does_not_run_is_refused_with_the_batch_on_which_it_failed(reference, rows):
@@ -134,4 +135,4 @@ def test_a_graph_that_does_not_run_is_refused_with_the_batch_on_which_it_failed(
 
 
 def test_one_text_is_enough(reference):
-    assert parity.difference(reference, reference.engine, [Example("a film")])
+    assert parity.difference(reference, reference.engine, [example_of("a film")])

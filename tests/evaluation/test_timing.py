@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from rows import example_of
 
 from deploykit.artifact.execution import Execution
 from deploykit.evaluation import timing, workload
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor
-from deploykit.tasks import Example
 
 LENGTHS = Lengths.from_counts({5: 15, 9: 75, 40: 9, 500: 1})
 
@@ -48,7 +48,8 @@ class Clocked:
 
 @pytest.fixture
 def work(tokenizer, sentences):
-    return workload.build(LENGTHS, tokenizer, [text for text, _ in sentences], seed=0)
+    windows = tokenizer.windows([text for text, _ in sentences], max_windows=1)
+    return workload.build(LENGTHS, tokenizer, [part for parts in windows for part in parts], seed=0)
 
 
 def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the_model_reads(work, tokenizer):
@@ -57,7 +58,7 @@ def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the
     counts = Counter(map(len, work.mixed))
     assert set(counts) <= {5, 9, 40, tokenizer.max_tokens}
     assert 0.7 < counts[9] / workload.MIXED_TEXTS < 0.8
-    assert {int(token) for text in work.mixed for token in text.ids} > {2, 3}  # real ones, of many texts
+    assert {int(token) for text in work.mixed for token in text.encoding.ids} > {2, 3}  # real ones, of many texts
 
 
 def test_mixed_texts_are_grouped_within_the_budget(work, clock):
@@ -193,10 +194,10 @@ def test_no_part_of_a_cost_is_negative(clock, work):
 def test_the_typical_time_is_that_of_one_input_of_median_length(words, clock, tmp_path, tiny_artifact):
     loaded = Predictor.load(tiny_artifact(tmp_path / "export"), cores=1)
     engine = Clocked(clock, per_token=0.5)
-    predictor = Predictor(loaded.task, loaded.labels, loaded.tokenizer, engine)
+    predictor = Predictor(loaded.task, loaded.spec, loaded.tokenizer, engine)
     median = sorted(words)[(len(words) - 1) // 2] + 2
-    texts = [" ".join(["film"] * count) for count in words]
-    assert timing.typical({"it": predictor}, texts, [None] * len(words)) == ({"it": pytest.approx(0.5 * median)}, 0.0)
+    rows = [example_of(" ".join(["film"] * count)) for count in words]
+    assert timing.typical({"it": predictor}, rows) == ({"it": pytest.approx(0.5 * median)}, 0.0)
     assert set(engine.shapes) == {(1, median)}
 
 
@@ -214,7 +215,7 @@ def test_typical_times_are_measured_in_turn_and_say_how_busy_the_machine_was(clo
     predictors = {
         name: replace(loaded, engine=Drifting(clock, fixed=ms)) for name, ms in (("torch", 4.0), ("int8", 1.0))
     }
-    times, waited = timing.typical(predictors, ["a film"], [None])
+    times, waited = timing.typical(predictors, [example_of("a film")])
     assert times["torch"] / times["int8"] == pytest.approx(4.0)
     assert waited == pytest.approx(0.25)
     rounds = [sorted(seen[start : start + 2 * timing.BURST]) for start in range(2, len(seen), 2 * timing.BURST)]
@@ -228,15 +229,15 @@ class ClockedPredictor:
         self.now, self.asked = 0.0, []
         monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
 
-    def predict(self, texts, pairs):
-        self.asked += zip(texts, pairs, strict=True)
-        self.now += float(texts[0]) / 1000
+    def predict(self, inputs):
+        self.asked += [(item.text, item.text_pair) for item in inputs]
+        self.now += float(inputs[0].text) / 1000
 
 
 @pytest.mark.parametrize(("count", "timed"), [(40, 40), (5, 5), (1000, 300)])
 def test_texts_are_timed_one_by_one_and_the_tail_is_reported(count, timed, monkeypatch):
     predictor = ClockedPredictor(monkeypatch)
-    rows = [Example(str(index % 100), "pair") for index in range(count)]
+    rows = [example_of(str(index % 100), "pair") for index in range(count)]
     found = timing.p95(predictor, rows, seed=0)
     times = [float(text) for text, _ in predictor.asked[-timed:]]
     assert len(predictor.asked) == timed + min(timed, timing.P95_WARMUP_TEXTS)

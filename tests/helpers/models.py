@@ -184,19 +184,17 @@ def dataset_of(review_files, tagged_files):
 def problem_of(dataset_of, tokenizer):
     """`problem_of(task, count=None, seed=0) -> Problem`: `count` limits the training split."""
     from deploykit import tasks
-    from deploykit.modeling.problem import Problem, rows
+    from deploykit.modeling.problem import Problem
 
     def build(task="text-classification", count=None, seed=0):
         if task == "text2text-generation":  # to say again what was said
             problem = build(count=count, seed=seed)
-            parts = (problem.train, problem.validation)
-            learned, judged = (tuple(replace(row, target=row.encoding.ids) for row in part) for part in parts)
-            return replace(problem, train=learned, validation=judged)
+            return replace(
+                problem, train=tuple(replace(row, target=row.features.encoding.ids) for row in problem.train)
+            )
         found, module = dataset_of(task), tasks.load(task)
-        learned = rows(module, tokenizer, found.train[:count], found.labels)
-        judged = rows(module, tokenizer, found.validation, found.labels)
-        texts = tuple(example.text for example in found.train[:count])
-        return Problem(module, found.labels, tokenizer, learned, judged, seed, texts)
+        spec = tasks.Spec(found.labels, module.Options())
+        return Problem.of(module, spec, tokenizer, found.train[:count], found.validation, seed)
 
     return build
 
@@ -228,7 +226,7 @@ def fitted(tiny_encoder, problem_of, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
     """`sealed_checkpoint(target, model, task=...) -> Artifact`: a model in memory as the stage train seals it."""
-    from deploykit import artifact, tasks
+    from deploykit import artifact
     from deploykit.artifact.execution import Execution
     from deploykit.engines.torch import TorchModel
     from deploykit.evaluation import scoring
@@ -237,11 +235,9 @@ def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
 
     def build(target, model, task="text-classification"):
         found, problem = dataset_of(task), problem_of(task)
-        scores = scoring.score_all(
-            Predictor(tasks.load(task), found.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch"))),
-            found,
-        )
-        metrics = scoring.compute_metrics(problem.task, found, found.labels, scores, 0)
+        engine = TorchModel(model, Execution(engine="torch"))
+        predictions = scoring.predict_all(Predictor(problem.task, problem.spec, problem.tokenizer, engine), found)
+        metrics = scoring.compute_metrics(problem.task, problem.spec, found, predictions, 0)
         facts = manifest_facts(
             kind="checkpoint",
             task=task,
@@ -256,9 +252,8 @@ def sealed_checkpoint(tokenizer_folder, manifest_facts, dataset_of, problem_of):
         with artifact.draft(target) as folder:
             shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
             checkpoint.save(model, folder)
-            artifact.save_predictions(
-                folder, {**scores, **{f"reference.{name}": rows for name, rows in scores.items()}}
-            )
+            arrays = {name: problem.task.dump(rows) for name, rows in predictions.items()}
+            artifact.save_predictions(folder, arrays | {f"reference.{name}": rows for name, rows in arrays.items()})
             return artifact.seal(folder, target, **facts)
 
     return build

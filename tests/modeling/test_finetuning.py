@@ -206,7 +206,7 @@ def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_cut(
     task, dataset = tasks.load("token-classification"), dataset_of("token-classification")
     tokenizer = replace(Tokenizer.load(tokenizer_folder, max_tokens=8), padding_side=side)
     learned, judged = (rows_of(task, tokenizer, rows, dataset.labels) for rows in (dataset.train, dataset.validation))
-    assert 0 < sum(row.encoding.truncated for row in judged) < len(judged)
+    assert 0 < sum(row.features.encoding.truncated for row in judged) < len(judged)
     problem = Problem(task, dataset.labels, tokenizer, learned, judged, 0)
     model = tiny_encoder(task="token-classification", seed=1)
     curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
@@ -244,12 +244,14 @@ def test_targets_are_padded_where_the_tokens_are(problem_of):
     for row, labels in zip(problem.train, batch["labels"].numpy(), strict=True):
         np.testing.assert_array_equal(labels[: len(row.target)], row.target)
         assert (labels[len(row.target) :] == IGNORED).all()
-    assert int((batch["labels"] != IGNORED).sum()) == sum(len(row.encoding) - 2 - pieces(row) for row in problem.train)
+    assert int((batch["labels"] != IGNORED).sum()) == sum(
+        len(row.features.encoding) - 2 - pieces(row) for row in problem.train
+    )
 
 
 def pieces(row):
     """Tokens that continue a word."""
-    starts, ends = row.encoding.offsets[1:-1].T
+    starts, ends = row.features.encoding.offsets[1:-1].T
     return int((starts[1:] == ends[:-1]).sum())
 
 
@@ -293,8 +295,8 @@ def test_options_that_make_no_sense_are_refused(name, value):
 
 def test_a_problem_is_not_changed_by_learning_it(tmp_path, tiny_encoder, problem_of):
     problem = problem_of(count=16)
-    before = deepcopy([(row.encoding.ids, row.target) for row in problem.train])
+    before = deepcopy([(row.features.encoding.ids, row.target) for row in problem.train])
     fit(tiny_encoder(), problem, FitOptions(epochs=1, **QUICK), cross_entropy(), tmp_path)
     for (ids, target), row in zip(before, problem.train, strict=True):
-        np.testing.assert_array_equal(ids, row.encoding.ids)
+        np.testing.assert_array_equal(ids, row.features.encoding.ids)
         np.testing.assert_array_equal(target, row.target)

@@ -21,7 +21,7 @@ def brute_force(model, row):
             found[part] = fed[0]
 
         hooks.append(part.register_forward_pre_hook(keep))
-    ids = torch.from_numpy(row.encoding.ids)[None]
+    ids = torch.from_numpy(row.features.encoding.ids)[None]
     logits = model(input_ids=ids).logits.reshape(-1, model.config.num_labels)
     targets = torch.from_numpy(row.target).reshape(-1)
     torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").backward()
@@ -36,7 +36,7 @@ def brute_force(model, row):
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_importance_is_the_squared_gradient_of_each_row_alone(kind, task, tiny_encoder, problem_of, tokenizer):
     model, rows = tiny_encoder(kind, task), problem_of(task).train[:3]
-    assert len({len(row.encoding) for row in rows}) > 1  # so that some are padded
+    assert len({len(row.features.encoding) for row in rows}) > 1  # so that some are padded
     heads, neurons = importance.importance(model, rows, tokenizer)
     each = [brute_force(model, row) for row in rows]
     for layer in range(2):

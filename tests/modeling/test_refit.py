@@ -54,10 +54,10 @@ def outputs(model, rows, tokenizer):
 def test_a_decoder_is_refitted_to_its_targets_even_if_they_are_padded_like_the_source(
     tiny_encoder, problem_of, tokenizer
 ):
-    rows = sorted(problem_of("text2text-generation").train[:20], key=lambda row: len(row.encoding))
+    rows = sorted(problem_of("text2text-generation").train[:20], key=lambda row: len(row.features.encoding))
     short, long = rows[0], rows[-1]
     rows = [replace(short, target=long.target), replace(long, target=short.target[:2])]
-    sources, targets = sum(len(row.encoding) for row in rows), sum(len(row.target) for row in rows)
+    sources, targets = sum(len(row.features.encoding) for row in rows), sum(len(row.target) for row in rows)
     assert sources != targets
     sizes = [len(array) for array in outputs(tiny_encoder("t5", "text2text-generation"), rows, tokenizer)]
     assert sizes == [sources] * 2 + [targets] * 2
@@ -98,5 +98,5 @@ def test_a_refit_leaves_no_hooks(tiny_encoder, problem_of, tokenizer):
 def test_a_classifier_with_a_decoder_is_refitted_without_padding(tiny_encoder, problem_of, tokenizer):
     """Its decoder reads the text again, one place later."""
     rows = problem_of().train[:20]
-    tokens = sum(len(row.encoding) for row in rows)
+    tokens = sum(len(row.features.encoding) for row in rows)
     assert [len(array) for array in outputs(tiny_encoder("t5"), rows, tokenizer)] == [tokens] * 4

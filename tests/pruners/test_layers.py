@@ -83,7 +83,7 @@ def test_the_damage_of_every_candidate_is_reported_and_correct(tiny_encoder, pro
     assert set(second["damage"]) == {"0", "1", "2"} - {str(first["gone"][0])}
     assert second["gone"] == pruned.facts["gone"] == [*first["gone"], second["gone"][-1]]
     whole = TorchModel(model, Execution(engine="torch"))
-    batch = problem.tokenizer.collate([row.encoding for row in problem.train])
+    batch = problem.tokenizer.collate([row.features.encoding for row in problem.train])
     for step, before in ((first, []), (second, first["gone"])):
         for layer, damage in step["damage"].items():
             small = TorchModel(surgery.without(model, [*before, int(layer)]), Execution(engine="torch"))

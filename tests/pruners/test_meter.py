@@ -74,7 +74,7 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
 
 def test_single_rows_have_typical_lengths(problem_of):
     problem = problem_of()
-    lengths = sorted(len(row.encoding) for row in problem.train)
+    lengths = sorted(len(row.features.encoding) for row in problem.train)
     shapes = [batch["input_ids"].shape for (batch,) in meter.single_rows(problem, Engine())]
     assert shapes == [(1, lengths[int(at * (len(lengths) - 1))]) for at in (0.5, 0.1, 0.95)]
 

@@ -102,7 +102,7 @@ def test_calibration_rows_are_drawn_once_and_the_same_for_a_seed(problem_of):
     assert [id(row) for row in drawn] == [id(row) for row in sample(rows, 50, 3)]
     assert [id(row) for row in drawn] != [id(row) for row in sample(rows, 50, 4)]
     assert len(sample(rows, 10**6, 0)) == len(rows)
-    lengths = np.cumsum([len(row.encoding) for row in drawn])
+    lengths = np.cumsum([len(row.features.encoding) for row in drawn])
     assert within(drawn, int(lengths[9])) == drawn[:10]
     assert within(drawn, int(lengths[9]) - 1) == drawn[:9]
     assert within(drawn, 1) == drawn[:1]

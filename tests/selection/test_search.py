@@ -18,7 +18,7 @@ from deploykit.evaluation import timing, workload
 from deploykit.evaluation.comparison import compare
 from deploykit.evaluation.workload import Lengths
 from deploykit.graphs import variants
-from deploykit.inference.predictor import Predictor
+from deploykit.inference.predictor import Predictor, collated
 from deploykit.quantizers import auto, dynamic
 from deploykit.recipe import GateSection
 from deploykit.selection import candidates as candidate_grid
@@ -38,7 +38,7 @@ def base(exported_of, problem_of):
     """The float graph of a tiny model on one core, and its file."""
     problem, file = problem_of("text-classification"), exported_of("bert") / "model.onnx"
     engine = engines.load("onnxruntime").load(file, Execution())
-    return Predictor(problem.task, problem.labels, problem.tokenizer, engine), file
+    return Predictor(problem.task, problem.spec, problem.tokenizer, engine), file
 
 
 @pytest.fixture
@@ -47,9 +47,8 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
     predictor, file = base
     rows = dataset_of("text-classification").validation
-    scores = predictor.predict([row.text for row in rows])
-    labels = predictor.labels
-    none = compare(predictor.task, rows, labels, scores, scores, 0)
+    predictions = predictor.predict([row.input for row in rows])
+    none = compare(predictor.task, predictor.spec, rows, predictions, predictions, 0)
     bench_drops, judged = {}, Counter()
 
     def judge(spec, opened):
@@ -61,13 +60,13 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
             metric=metric, comparison=none.model_copy(update={"drop": Metric(value=drop, low=drop, high=drop)})
         )
 
-    encodings = predictor.tokenizer.encode([row.text for row in rows[:16]])
+    features = [part for parts in predictor.encode([row.input for row in rows]) for part in parts]
     found = Bench(
         graph=file,
         base=predictor,
         folder=tmp_path / "graphs",
-        work=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, [row.text for row in rows], 0),
-        calibration=[predictor.tokenizer.collate(encodings[:8]), predictor.tokenizer.collate(encodings[8:])],
+        work=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
+        calibration=collated(features[:16], predictor.tokenizer, 8),
         judge=judge,
         gates=LIMITS,
         data="d",

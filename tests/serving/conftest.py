@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from asgi import Client
+from rows import inputs_of
 
 from deploykit import artifact
 from deploykit.artifact.execution import Execution
@@ -60,14 +61,15 @@ def pytest_unconfigure():
 def write_package(folder, manifest):
     """Adds to a draft what makes a model a package."""
     made = artifact.Artifact(folder, manifest)
-    pairs = ["the end"] * len(TEXTS) if manifest.pair else [None] * len(TEXTS)
+    inputs = inputs_of(TEXTS, ["the end"] * len(TEXTS) if manifest.pair else None)
 
     def answers(*how):
-        return [rows.tolist() for rows in Predictor.load(made, 1, *how).predict(TEXTS, pairs)]
+        predictor = Predictor.load(made, 1, *how)
+        return golden.stored(predictor.task.dump(predictor.predict(inputs)))
 
     exact = answers(Execution(), artifact.FLOAT_GRAPH if made.file(artifact.FLOAT_GRAPH).is_file() else artifact.GRAPH)
-    scores = answers()
-    golden.save(folder, golden.Golden(texts=TEXTS, pairs=pairs, scores=scores, reference=scores, float_scores=exact))
+    questions, own = [item.model_dump() for item in inputs], answers()
+    golden.save(folder, golden.Golden(inputs=questions, predictions=own, reference=own, float_predictions=exact))
     (folder / artifact.SERVICE).write_text(SERVICE)
     (folder / artifact.BENTOFILE).write_text(BENTOFILE)
     (folder / artifact.REQUIREMENTS).write_text("bentoml\nonnxruntime\n")
@@ -174,11 +176,11 @@ def hold():
         found = SimpleNamespace(started=threading.Event(), go=threading.Event(), batches=[])
         compute = batcher._compute
 
-        def wait(texts, encodings):
-            found.batches.append(len(texts))
+        def wait(features):
+            found.batches.append(len(features))
             found.started.set()
             assert found.go.wait(10)
-            return compute(texts, encodings)
+            return compute(features)
 
         batcher._compute = wait
         held.append(found)

@@ -10,8 +10,9 @@ from threading import Barrier, Event
 import numpy as np
 import pytest
 from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
+from rows import spec_of
 
-from deploykit import hardware
+from deploykit import hardware, tasks
 from deploykit.artifact import FLOAT_GRAPH, GRAPH, ServeOptions
 from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
@@ -93,9 +94,9 @@ def test_as_many_batches_at_once_as_the_choice_has_streams(serve, make_package, 
     engine, together = client._app._runtime._model.batcher, Barrier(2)
     compute = engine._compute
 
-    def meet(texts, encodings):
+    def meet(features):
         together.wait(timeout=10)  # fails unless two batches are in the engine at once
-        return compute(texts, encodings)
+        return compute(features)
 
     engine._compute = meet
     asked = [client.start("POST", PREDICT, json_body={"texts": [text]}) for text in TEXTS]
@@ -155,7 +156,9 @@ def test_batches_are_chosen_by_the_cost_that_was_measured(serve, hold, make_pack
 
 
 def test_drift_is_told_from_the_first_scrape_and_grows_when_texts_change(serve, make_package, tmp_path):
-    known = drift.reference([50, 60, 70], [np.array([[0.9, 0.1]], np.float32)] * 3, 2)
+    spec = spec_of(("negative", "positive"))
+    observed = tasks.load("text-classification").observe([np.log(np.float32([[0.9, 0.1]]))] * 3, spec)
+    known = drift.reference([50, 60, 70], observed, 2)
     details = {"package": {"reference": {name: found.model_dump(mode="json") for name, found in known.items()}}}
     client = serve(make_package(tmp_path / "p", details=details).path)
     names = {feature: f'deploykit_drift_psi{{feature="{feature}"}}' for feature in known}
@@ -179,8 +182,9 @@ def test_how_undecided_and_how_unknown_texts_are(client):
 
 
 def test_entropy_is_of_all_labels_alike():
-    rows = np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]], np.float32)
-    assert drift.entropies(rows) == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
+    logits = np.float32([[99, 0, 0], [5, 5, 5], [99, 99, 0]])
+    observed = tasks.load("text-classification").observe([row[None] for row in logits], spec_of("abc"))
+    assert observed.entropies == pytest.approx([0, 1, np.log(2) / np.log(3)], abs=1e-5)
 
 
 def test_the_garbage_collector_leaves_alone_what_was_loaded(package, key_file, alice, monkeypatch):

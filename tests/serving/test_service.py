@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from asgi import BODY, PREDICT, TEXTS, Client, assert_problem, metrics
 
-from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact, ServeOptions
+from deploykit.artifact import GOLDEN, GRAPH, MANIFEST, Artifact
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.access import check, keys
 from deploykit.serving.service import build
@@ -28,8 +28,8 @@ def test_a_flipped_byte_keeps_the_service_from_getting_ready(serve, copied, capf
 
 def test_moved_golden_answers_keep_the_service_from_getting_ready(serve, make_package, tmp_path, monkeypatch, capfd):
     made = make_package(tmp_path / "p")
-    predict = Predictor.scores
-    monkeypatch.setattr(Predictor, "scores", lambda *args: [rows + np.float32([[0.0, 0.5]]) for rows in predict(*args)])
+    run, shift = Predictor.run, np.float32([0.0, 0.5])
+    monkeypatch.setattr(Predictor, "run", lambda *args: [{"logits": part["logits"] + shift} for part in run(*args)])
     client = serve(made.path)
     assert_problem(client.get("/readyz"), 503, "not ready")
     assert "golden answers moved" in capfd.readouterr().out
@@ -90,12 +90,7 @@ def test_answers(client, package):
     assert answer.status == 200
     artifact = Artifact.load(package)
     predictor = Predictor.load(artifact, cores=1)
-    expected = [
-        predictor.task.answer(scores, text, encoding, predictor.labels).model_dump()
-        for scores, text, encoding in zip(
-            predictor.predict(TEXTS), TEXTS, predictor.tokenizer.encode(TEXTS), strict=True
-        )
-    ]
+    expected = [answer.model_dump() for answer in predictor.answers(TEXTS)]
     content = answer.json()
     assert content["model"] == {"name": "tiny", "version": artifact.manifest.key[:12]}
     for found, wanted in zip(content["predictions"], expected, strict=True):
@@ -109,7 +104,7 @@ def test_answers(client, package):
 def test_a_long_text_is_read_in_windows_and_what_is_cut_says_so(
     serve, make_package, tmp_path, most, words, windows, truncated
 ):
-    client = serve(make_package(tmp_path / "p", serve=ServeOptions(max_windows=most)).path)
+    client = serve(make_package(tmp_path / "p", task_options={"max_windows": most}).path)
     texts = ["the plot is weak", "great " * words, "great"]
     found = client.post(PREDICT, json_body={"texts": texts}).json()["predictions"]
     assert [answer["windows"] for answer in found] == [1, windows, 1]

@@ -232,7 +232,7 @@ def test_transformers_opens_a_package_and_reads_texts_as_the_service_does(task, 
     _, package = packaged(task)
     plain = transformers.AutoTokenizer.from_pretrained(package.path)
     config = transformers.AutoConfig.from_pretrained(package.path)
-    texts = [row.text for row in dataset_of(task).validation[:8]]
+    texts = [row.input.text for row in dataset_of(task).validation[:8]]
     expected = [encoding.ids.tolist() for encoding in tokenizer.encode(texts)]
     assert plain(texts, truncation=True)["input_ids"] == expected
     assert (config.model_type, tuple(config.id2label.values())) == ("bert", package.manifest.labels)
@@ -245,10 +245,10 @@ def test_optimum_opens_a_package_and_gives_the_same_logits(task, packaged, token
 
     _, package = packaged(task)
     opened = getattr(optimum, tasks.load(task).ORT_CLASS).from_pretrained(package.path)
-    texts = [row.text for row in dataset_of(task).validation[:8]]
+    texts = [row.input.text for row in dataset_of(task).validation[:8]]
     batch = tokenizer.collate(tokenizer.encode(texts))
     logits = opened(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
-    ours = engines.load("onnxruntime").load(package.file("model.onnx"), Execution()).run(batch)
+    ours = engines.load("onnxruntime").load(package.file("model.onnx"), Execution()).run(batch)["logits"]
     np.testing.assert_allclose(logits, ours, atol=1e-6)
     assert [opened.config.id2label[index] for index in range(len(ours[0][0] if ours.ndim == 3 else ours[0]))] == list(
         package.manifest.labels
@@ -261,16 +261,17 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     found = golden.load(package)
     rows = dataset_of(task).validation
     count = min(16, len(rows))
-    assert len(found.texts) == len(set(found.texts)) == count
-    lengths = [len(text) for text in found.texts]
-    assert (lengths[0], lengths[-1]) == (min(len(row.text) for row in rows), max(len(row.text) for row in rows))
-    for expected in ("scores", "float_scores"):  # this package's graph is the float graph
+    texts, of_rows = [item["text"] for item in found.inputs], [row.input.text for row in rows]
+    assert len(texts) == len(set(texts)) == count
+    assert all(item["text_pair"] is None for item in found.inputs)
+    assert (len(texts[0]), len(texts[-1])) == (min(map(len, of_rows)), max(map(len, of_rows)))
+    for expected in ("predictions", "float_predictions"):  # this package's graph is the float graph
         golden.replay(found, Predictor.load(package, 1), expected)
     assert found.tolerance == golden.MIN_TOLERANCE
-    reference = load_predictions(graph)["reference.validation"]
-    place = {row.text: index for index, row in enumerate(rows)}
-    for text, scores in zip(found.texts, found.reference, strict=True):
-        np.testing.assert_allclose(scores, reference[place[text]], rtol=1e-6)
+    module = tasks.load(task)
+    reference = module.load(load_predictions(graph)["reference.validation"])
+    for text, prediction in zip(texts, golden.loaded(found.reference, module), strict=True):
+        np.testing.assert_allclose(prediction, reference[of_rows.index(text)], rtol=1e-6)
 
 
 def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packaged, job_of, tmp_path):
@@ -286,10 +287,11 @@ def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packa
     found = golden.load(package)
     floating, served = (Predictor.load(package, 1, graph=name) for name in (FLOAT_GRAPH, GRAPH))
     golden.replay(found, served)
-    golden.replay(found, floating, "float_scores")
-    answers = [floating.predict(found.texts), served.predict(found.texts)]
-    assert found.tolerance == golden.tolerance_of(*answers)
-    assert max(golden.moved(*answers)) > 0
+    golden.replay(found, floating, "float_predictions")
+    task, inputs = served.task, found.items(served.task)
+    answers = [floating.predict(inputs), served.predict(inputs)]
+    assert found.tolerance == golden.tolerance_of(task, *answers)
+    assert max(golden.moved(task, *answers)) > 0
 
     options["package"]["float_graph"] = False
     package = packaging.package(job_of("package", Artifact(both, manifest), **options))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rows import spec_of
 
 from deploykit import pipeline, recipe
 from deploykit.artifact.execution import Execution
@@ -188,7 +189,7 @@ def test_a_model_without_a_padding_id_counts_positions_from_the_tokenizers(kind,
     model, tokenizer = tried(base, tmp_path)
     assert (model.config.pad_token_id, tokenizer.max_tokens) == (0, 33)
     batch = tokenizer.collate(tokenizer.encode(["the film is great", "awful"]))
-    one, other = (TorchModel(found, Execution(engine="torch")).run(batch) for found in (expected, model))
+    one, other = (TorchModel(found, Execution(engine="torch")).run(batch)["logits"] for found in (expected, model))
     np.testing.assert_array_equal(one, other)
 
 
@@ -201,7 +202,7 @@ def test_types_that_no_exporter_was_written_for_are_tried(kind, base_of, tmp_pat
     base = base_of(kind, **{"input_embedding_size": 32} if kind == "rembert" else {})
     model, tokenizer = tried(base, tmp_path)
     task = tasks.load("text-classification")
-    predictor = Predictor(task, LABELS, tokenizer, TorchModel(model, Execution(engine="torch")))
+    predictor = Predictor(task, spec_of(LABELS), tokenizer, TorchModel(model, Execution(engine="torch")))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     preflight.try_export(predictor, model, dataset_of().validation, ExportSection(), base.name)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from rows import inputs_of
 
 import deploykit
 from deploykit import pipeline, pruners, recipe
@@ -82,7 +83,7 @@ def test_steps_in_any_order_prune_what_the_one_before_made(order, parent, job_of
     assert tokenizer.backend.get_vocab_size() == loaded.config.vocab_size < 110
     texts = ["the film is great", "unheard of"]
     batch = tokenizer.collate(tokenizer.encode(texts))
-    one, other = (TorchModel(model, Execution(engine="torch")).run(batch) for model in (loaded, last))
+    one, other = (TorchModel(model, Execution(engine="torch")).run(batch)["logits"] for model in (loaded, last))
     np.testing.assert_allclose(one, other, atol=1e-5)
     predictor = Predictor.load(made, 1)
     np.testing.assert_allclose(np.concatenate(predictor.predict(texts)), other, atol=1e-5)
@@ -101,9 +102,10 @@ def test_the_teacher_is_the_model_that_came_into_the_stage(parent, job_of, seen,
         texts = list(problem.texts[:6])
         for text in texts:
             batch = problem.tokenizer.collate(problem.tokenizer.encode([text]))
-            found = TorchModel(problem.teacher.model, Execution(engine="torch")).run(batch)
+            found = TorchModel(problem.teacher.model, Execution(engine="torch")).run(batch)["logits"]
             before = first.tokenizer.collate(first.tokenizer.encode([text]))
-            np.testing.assert_allclose(found, TorchModel(whole, Execution(engine="torch")).run(before), atol=1e-5)
+            expected = TorchModel(whole, Execution(engine="torch")).run(before)["logits"]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_learning_curves_of_all_steps_are_kept(parent, job_of):
@@ -162,7 +164,7 @@ def test_a_model_of_several_steps_is_served(served):
         runtime.start()
         try:
             assert runtime.fault == ""
-            return await runtime.predict(texts, None, Call("id", Client("none")))
+            return await runtime.predict(inputs_of(texts), Call("id", Client("none")))
         finally:
             runtime.close()
 

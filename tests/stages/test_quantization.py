@@ -4,7 +4,7 @@ import pytest
 from models import TASKS, set_times
 from onnx import numpy_helper
 
-from deploykit import hardware, quantizers
+from deploykit import hardware, quantizers, tasks
 from deploykit.artifact import Artifact, load_predictions
 from deploykit.artifact.cost import Cost
 from deploykit.evaluation.workload import Lengths
@@ -160,13 +160,14 @@ def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph,
     assert len(found.manifest.own["flips"]) >= len(comparison["flipped"])
     assert len(comparison["by_length"]) > 1
     stored, rows = load_predictions(found), job().dataset().test
-    again = Predictor.load(found, 1).predict([row.text for row in rows])
-    for one, other in zip(stored["test"], again, strict=True):
+    again = Predictor.load(found, 1).predict([row.input for row in rows])
+    for one, other in zip(tasks.load(graph.manifest.task).load(stored["test"]), again, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    for split, scores in load_predictions(graph).items():
+    for split, arrays in load_predictions(graph).items():
         if split.startswith("reference."):  # the trained model's answers are handed on
-            for one, other in zip(scores, stored[split], strict=True):
-                np.testing.assert_array_equal(one, other)
+            assert set(arrays) == set(stored[split])
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, stored[split][name])
 
 
 def test_where_nothing_passes_the_float_graph_is_kept_for_a_look_with_what_stopped_it(graph, job, clock):
@@ -195,14 +196,15 @@ def test_auto_measures_for_real_and_keeps_what_it_says(graph, job):
     assert made.manifest.step.bytes == candidate["bytes"]
 
 
-def test_lengths_come_from_a_page_of_metrics_where_the_recipe_names_one(tmp_path, job, tokenizer):
-    rows = job().dataset()
-    counted = quantization.lengths(None, rows, tokenizer)
-    assert counted.quantile(1.0) == max(len(found) for found in tokenizer.encode([row.text for row in rows.train]))
+def test_lengths_come_from_a_page_of_metrics_where_the_recipe_names_one(tmp_path, graph, job, tokenizer):
+    rows, base = job().dataset(), Predictor.load(graph, 1)
+    counted = quantization.lengths(None, rows, base)
+    texts = [row.input.text for row in rows.train]
+    assert counted.quantile(1.0) == max(len(found) for found in tokenizer.encode(texts))
     page = tmp_path / "metrics.txt"
     page.write_text(
         "# TYPE deploykit_input_tokens histogram\n"
         'deploykit_input_tokens_bucket{le="8"} 0\ndeploykit_input_tokens_bucket{le="32"} 5\n'
         'deploykit_input_tokens_bucket{le="+Inf"} 5\ndeploykit_input_tokens_count 5\ndeploykit_input_tokens_sum 99\n'
     )
-    assert quantization.lengths(page, rows, tokenizer) == Lengths((17,), (1.0,))
+    assert quantization.lengths(page, rows, base) == Lengths((17,), (1.0,))

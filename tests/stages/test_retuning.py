@@ -118,9 +118,10 @@ def test_on_another_machine_another_candidate_is_kept_and_the_package_is_whole(p
     assert "static int8, onnxruntime (chosen again on " in again.file("README.md").read_text()
     assert "the figures are those of: dynamic int8, onnxruntime)" in again.file("README.md").read_text()
     asked = golden.load(again)
-    served = Predictor.load(again, 1).predict(asked.texts)
-    np.testing.assert_allclose(np.stack(served), asked.scores, atol=1e-4)
-    assert asked.float_scores == golden.load(package).float_scores
+    predictor = Predictor.load(again, 1)
+    served = predictor.predict(asked.items(predictor.task))
+    np.testing.assert_allclose(served, golden.loaded(asked.predictions, predictor.task), atol=1e-4)
+    assert asked.float_predictions == golden.load(package).float_predictions
     assert set(bundle.requirements(bundle.SERVING_PACKAGES)) == set(again.file("requirements.txt").read_text().split())
 
 
@@ -248,9 +249,10 @@ def test_an_explanation_ranks_every_matmul_and_prices_growing_groups(package, cl
     assert [price.kept for price in result.prices] == [0, 1, 2, 4, 8]
     assert [price.bytes for price in result.prices] == sorted(price.bytes for price in result.prices)
     assert result.prices[0].bytes == package.file(GRAPH).stat().st_size
-    exact = Predictor.load(package, 1, Execution(), FLOAT_GRAPH).predict(golden.load(package).texts)
-    served = Predictor.load(package, 1).predict(golden.load(package).texts)
-    assert result.prices[0].changed == golden.changed(served, exact)
+    predictor = Predictor.load(package, 1)
+    inputs = golden.load(package).items(predictor.task)
+    exact = Predictor.load(package, 1, Execution(), FLOAT_GRAPH).predict(inputs)
+    assert result.prices[0].changed == golden.changed(predictor, predictor.predict(inputs), exact)
     assert len(explanation.damage_rows(result)) == 12
     assert explanation.price_rows(result)[1][0] == "the worst 1"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from deploykit import tasks
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.methods import Frozen
 from deploykit.serving.api import explain
@@ -77,7 +78,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         pair=manifest.pair,
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,
-        max_windows=manifest.task_options.get("max_windows", 1),
+        max_windows=getattr(tasks.spec_of(manifest).options, "max_windows", 1),
         timeout_s=manifest.serve.timeout_s,
         redact=manifest.serve.redact,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",

@@ -112,10 +112,12 @@ def test_no_other_file_is_reached(client, path):
 
 
 def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
-    options = ServeOptions(max_windows=3, timeout_s=2.5, redact=True)
+    options = ServeOptions(timeout_s=2.5, redact=True)
     card = "# tiny\n\nUmlauts: ä\n"
     made = make_package(
-        tmp_path / "p", pair=True, serve=options, then=lambda draft: (draft / MODEL_CARD).write_text(card, "utf-8")
+        tmp_path / "p",
+        **{"pair": True, "serve": options, "task_options": {"max_windows": 3}},
+        then=lambda draft: (draft / MODEL_CARD).write_text(card, "utf-8"),
     )
     found = serve(made.path).get(page.MODEL)
     assert found.headers["content-type"] == "application/json"

@@ -23,9 +23,10 @@ class Gates:
         self.go = SimpleNamespace(set=lambda: [gate.set() for gate in self.gates.values()])
         self._lock = threading.Lock()
 
-    def __call__(self, texts, encodings):
+    def __call__(self, features):
+        texts = [part.text for part in features]
         with self._lock:
-            self.batches.append(list(texts))
+            self.batches.append(texts)
             self.inside += 1
             self.most = max(self.most, self.inside)
         if texts[0] in self.gates:
@@ -35,7 +36,7 @@ class Gates:
             self.inside -= 1
         if "bad" in texts:
             raise RuntimeError("boom")
-        return [np.full((1, 2), len(found), np.float32) for found in encodings]
+        return [{"logits": np.full(2, len(part), np.float32)} for part in features]
 
     async def entered(self, *names):
         for name in names:
@@ -55,7 +56,7 @@ def test_streams_run_batches_at_the_same_time_and_no_more_than_they_are():
         found = await asyncio.gather(second, third)
         assert not first.done()
         engine.gates["a"].set()
-        return [float(scores[0][0, 0]) for scores, _ in (await first, *found)]
+        return [float(outputs[0]["logits"][0]) for outputs, _ in (await first, *found)]
 
     assert run(scenario, engine, streams=2)[0] == [3, 5, 7]
     assert (engine.batches[2:], engine.most) == ([["c"]], 2)
@@ -149,7 +150,7 @@ def test_under_load_every_text_gets_its_own_answer_and_bad_ones_fail_alone(strea
         if name == "bad":
             assert refused(task) == (500, "failed")
         else:
-            assert [scores.tolist() for scores in task.result()[0]] == [[[tokens, tokens]]] * 2
+            assert [outputs["logits"].tolist() for outputs in task.result()[0]] == [[tokens, tokens]] * 2
     assert engine.most <= streams
     done = sum(len(batch) for batch in engine.batches if "bad" not in batch)
     assert f"deploykit_batch_items_sum {done:.1f}".encode() in metrics.page()

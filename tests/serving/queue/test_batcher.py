@@ -26,24 +26,25 @@ class Engine:
         if not held:
             self.go.set()
 
-    def __call__(self, texts, encodings):
-        self.batches.append(list(texts))
+    def __call__(self, features):
+        texts = [part.text for part in features]
+        self.batches.append(texts)
         self.started.set()
         assert self.go.wait(10)
         if "bad" in texts:
             raise RuntimeError("boom")
-        return [np.full((1, 2), len(encoding), np.float32) for encoding in encodings]
+        return [{"logits": np.full(2, len(part), np.float32)} for part in features]
 
 
 class Slow(Engine):
     """Takes the CPU time that `TRUE` predicts, after 2 ms without CPU time."""
 
-    def __call__(self, texts, encodings):
+    def __call__(self, features):
         time.sleep(0.002)
-        end = time.thread_time() + TRUE.seconds(len(texts), max(map(len, encodings)))
+        end = time.thread_time() + TRUE.seconds(len(features), max(map(len, features)))
         while time.thread_time() < end:
             pass
-        return super().__call__(texts, encodings)
+        return super().__call__(features)
 
 
 async def busy(submit, engine, **options):
@@ -206,7 +207,7 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
         await asyncio.sleep(0)
         engine.go.set()
         await first
-        return [float(scores[0][0, 0]) for scores, _ in await asyncio.gather(*tasks)]
+        return [float(outputs[0]["logits"][0]) for outputs, _ in await asyncio.gather(*tasks)]
 
     assert run(scenario, engine)[0] == [9, 3, 7, 3]
 

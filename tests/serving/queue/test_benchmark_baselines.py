@@ -26,13 +26,13 @@ class Engine:
         if not held:
             self.go.set()
 
-    def __call__(self, texts, encodings):
-        self.batches.append(len(texts))
+    def __call__(self, features):
+        self.batches.append(len(features))
         self.started.set()
         assert self.go.wait(10)
-        if "bad" in texts:
+        if any(part.text == "bad" for part in features):
             raise RuntimeError("boom")
-        return [np.full((1, 2), len(encoding), np.float32) for encoding in encodings]
+        return [{"logits": np.full(2, len(part), np.float32)} for part in features]
 
 
 def bentoml(engine, bounds, counted):
@@ -46,7 +46,7 @@ def test_texts_get_their_own_answers_in_batches_of_several():
         for _ in range(12):  # it starts with single texts, to learn their time
             await submit("warm")
         answers = await asyncio.gather(*(submit("a", "b", tokens=tokens) for tokens in range(3, 30)))
-        return [[int(scores[0, 0]) for scores in rows] for rows, _ in answers]
+        return [[int(outputs["logits"][0]) for outputs in rows] for rows, _ in answers]
 
     answers, counted = run(scenario, engine, make=bentoml)
     assert answers == [[tokens, tokens] for tokens in range(3, 30)]

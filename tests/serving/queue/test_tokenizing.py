@@ -5,7 +5,9 @@ import threading
 from functools import partial
 
 import pytest
+from rows import inputs_of, spec_of
 
+from deploykit import tasks
 from deploykit.serving.problems import Problem
 from deploykit.serving.queue.tokenizing import TokenizerQueue
 from deploykit.serving.settings import load
@@ -18,22 +20,20 @@ LONG = "film " * 3000  # a turn of the thread, nearly
 
 
 class Turns:
-    """Stands before a tokenizer's `windows`: notes who is read, waits for `go`, and fails where a text says so."""
+    """Stands before a task's `encode`: notes who is read, waits for `go`, and fails where a text says so."""
 
     def __init__(self, tokenizer):
         self.read, self.tokenizer = [], tokenizer
+        self.task, self.spec = tasks.load("text-classification"), spec_of(("a", "b"), max_windows=WINDOWS)
         self.started, self.go = threading.Event(), threading.Event()
 
-    def __getattr__(self, name):
-        return getattr(self.tokenizer, name)
-
-    def windows(self, texts, most):
-        self.read += [word for text in texts for word in text.split(maxsplit=1)[:1]]
+    def __call__(self, inputs):
+        self.read += [word for item in inputs for word in item.text.split(maxsplit=1)[:1]]
         self.started.set()
         assert self.go.wait(10)
-        if texts[0].startswith("bad"):
+        if inputs[0].text.startswith("bad"):
             raise RuntimeError("boom")
-        return self.tokenizer.windows(texts, most)
+        return self.task.encode(inputs, self.tokenizer, self.spec)
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def run(package, tokenizer):
     """`run(scenario, **changes) -> Turns`: `scenario(read, turns)` with a queue of these settings."""
 
     def call(scenario, **changes):
-        settings = load(package, {"DEPLOYKIT_AUTH": "off"})[0].model_copy(update={"max_windows": WINDOWS, **changes})
+        settings = load(package, {"DEPLOYKIT_AUTH": "off"})[0].model_copy(update=changes)
         turns = Turns(tokenizer)
 
         async def body():
-            tokenizer_queue = TokenizerQueue(turns, settings, Metrics(["/v1/predict"], ["a", "b"]))
+            tokenizer_queue = TokenizerQueue(turns, MOST, settings, Metrics(["/v1/predict"], ["a", "b"]))
 
             def read(*texts, pairs=None, timeout_s=10, gone=None, client="none"):
-                tokenizing = tokenizer_queue.tokenize(texts, pairs, timeout_s, gone, client)
+                tokenizing = tokenizer_queue.tokenize(inputs_of(texts, pairs), timeout_s, gone, client)
                 return asyncio.get_running_loop().create_task(tokenizing)
 
             try:

@@ -1,0 +1,152 @@
+"""Metrics of tasks that give one label to each unit: decisions are arrays of label indices, `(units,)`."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef, roc_auc_score
+
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_sums
+from deploykit.tasks import Observations
+
+BINS = 15  # equal bins of the calibration error, as in the paper
+
+
+class Accuracy:
+    """The share of units whose label is right."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scikit-learn."""
+        return float(accuracy_score(*_flat(rows)))
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Returns right units over all units of drawn rows."""
+        pairs = zip(rows.gold, rows.decisions, strict=True)
+        table = np.array([((gold == decision).sum(), len(gold)) for gold, decision in pairs], dtype=float)
+        return of_sums(table, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+
+
+class Matthews:
+    """Matthews' correlation coefficient of all labels (Gorodkin, 2004), from -1 to 1."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scikit-learn."""
+        return float(matthews_corrcoef(*_flat(rows)))
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it from the confusion matrix of drawn rows."""
+        names, table = len(rows.spec.labels), _label_counts(rows)
+
+        def value(sums: Values) -> Values:
+            right, true, guessed = sums[:, 0], sums[:, 1 : 1 + names], sums[:, 1 + names :]
+            total = true.sum(axis=1)
+            covariance = right * total - (true * guessed).sum(axis=1)
+            spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (guessed**2).sum(axis=1))
+            return np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
+
+        return of_sums(table, value)
+
+
+def _label_counts(rows: Outcomes) -> Any:
+    """Returns for each row how many units are right, and how many of each label are true and predicted, sparse."""
+    names, of_row = len(rows.spec.labels), np.repeat(np.arange(len(rows)), [len(gold) for gold in rows.gold])
+    gold, decided = _flat(rows)
+    right = gold == decided
+    places = np.concatenate([of_row[right], of_row, of_row])
+    columns = np.concatenate([np.zeros(right.sum(), dtype=np.int64), 1 + gold, 1 + names + decided])
+    return coo_array((np.ones(len(places)), (places, columns)), shape=(len(rows), 1 + 2 * names)).tocsr()
+
+
+class RocAuc:
+    """The area under the ROC curve; of more than two labels, the mean of each label against the rest.
+
+    Labels that are the gold of no row, or of all rows, are left out.
+    """
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scikit-learn."""
+        areas = [roc_auc_score(true, scores) for true, scores in _against_rest(rows) if 0 < true.mean() < 1]
+        return float(np.mean(areas)) if areas else 0.0
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it for drawn rows, from the order of the scores: how many pairs are in the right order."""
+        of_row = np.repeat(np.arange(len(rows)), [len(gold) for gold in rows.gold])
+        columns = []
+        for true, scores in _against_rest(rows):
+            ranks = np.unique(scores, return_inverse=True)[1]
+            columns.append((true, ranks))
+
+        def value(weights: npt.NDArray[Any]) -> Values:
+            drawn = weights[:, of_row]
+            areas = np.stack([_areas(true, ranks, drawn) for true, ranks in columns])
+            known = ~np.isnan(areas)
+            mean: Values = np.where(known, areas, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+            return mean
+
+        return value
+
+
+def _against_rest(rows: Outcomes) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
+    """Returns for each label whether it is right, and its probability, `(units,)` each; of two labels the second."""
+    gold, probabilities = np.concatenate(rows.gold), np.concatenate(rows.probabilities)
+    labels = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    return [(gold == label, probabilities[:, label]) for label in labels]
+
+
+def _areas(true: npt.NDArray[np.bool_], ranks: npt.NDArray[np.intp], drawn: npt.NDArray[Any]) -> Values:
+    """Returns the area for each sample, `(samples,)`; NaN if all drawn units are right, or none."""
+    count = int(ranks.max(initial=0)) + 1
+    right, wrong = (
+        np.stack([np.bincount(ranks[side], sample[side], count) for sample in drawn]) for side in (true, ~true)
+    )
+    below = np.cumsum(wrong, axis=1) - wrong / 2  # of equal scores, half of the pairs count
+    pairs = right.sum(axis=1) * wrong.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        areas: Values = (right * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    return areas
+
+
+def confusion(rows: Outcomes) -> list[list[int]]:
+    """Returns how many units of each label (rows) got each label (columns)."""
+    matrix: list[list[int]] = confusion_matrix(*_flat(rows), labels=range(len(rows.spec.labels))).tolist()
+    return matrix
+
+
+def calibration_error(rows: Outcomes) -> Statistic:
+    """Returns the expected calibration error of the top label (Guo et al., 2017, section 2) of drawn rows.
+
+    It is the mean over units of the distance between accuracy and mean probability in the unit's bin.
+    """
+    observed = rows.task.observe(rows.predictions, rows.spec)
+    return of_sums(count_calibration(rows, observed), _calibration_error)
+
+
+def count_calibration(rows: Outcomes, observed: Observations) -> Values:
+    """Returns the counts of each row from which the calibration error follows, `(rows, BINS + 1)`.
+
+    The last column counts the units. Each other column belongs to a bin, and sums hits minus probability over the units
+    whose highest probability lies in that bin.
+    """
+    hits = observed.labels == np.concatenate(rows.gold)
+    confidence = np.nan_to_num(observed.confidences, nan=1.0)  # NaN is wrong with full confidence
+    table = np.zeros((len(rows), BINS + 1))
+    table[:, BINS] = observed.units
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    np.add.at(table, (np.repeat(np.arange(len(rows)), observed.units), bins), hits - confidence)
+    return table
+
+
+def _calibration_error(sums: Values) -> Values:
+    distances: Values = np.abs(sums[:, :BINS]).sum(axis=1)
+    return distances / np.maximum(sums[:, BINS], 1)
+
+
+def _flat(rows: Outcomes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    return np.concatenate(rows.gold), np.concatenate(rows.decisions)

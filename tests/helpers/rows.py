@@ -1,0 +1,20 @@
+"""Rows of data, as tasks read them."""
+
+from deploykit.tasks import Example, Spec, TextInput, TextOptions
+
+
+def example_of(text, pair=None, label="", spans=None):
+    """A labelled text: with spans of token classification, or with one label."""
+    return Example(TextInput(text=text, text_pair=pair), label if spans is None else tuple(spans))
+
+
+def spec_of(labels, **options):
+    """What a task knows of a model with these labels."""
+    return Spec(tuple(labels), TextOptions(**options))
+
+
+def inputs_of(texts, pairs=None):
+    """Inputs of one text each, or of two."""
+    return [
+        TextInput(text=text, text_pair=pair) for text, pair in zip(texts, pairs or [None] * len(texts), strict=True)
+    ]
