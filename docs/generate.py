@@ -29,7 +29,7 @@ from deploykit.serving.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parent
 GENERATED = "<!-- Made by `make docs` from the code. Do not edit. -->\n\n"
-METHOD_TITLES = {"trainer": "Trainers", "pruner": "Pruners", "quantizer": "Quantizers"}
+METHOD_TITLES = {"task": "Tasks", "trainer": "Trainers", "pruner": "Pruners", "quantizer": "Quantizers"}
 
 
 def pages() -> dict[str, str]:
@@ -59,7 +59,7 @@ def recipe_page() -> str:
     for name, field in Recipe.model_fields.items():
         if model := model_of(field.annotation):
             parts += [f"## `{name}`\n", prose(model), fields(model)]
-    for stage, kind in KIND_OF_STAGE.items():
+    for stage, kind in {"task": "task", **KIND_OF_STAGE}.items():
         parts.append(f"## `{stage}`: {METHOD_TITLES[kind].lower()}\n")
         for name in methods.available(kind):
             options = methods.load(kind, name).Options

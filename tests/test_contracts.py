@@ -10,18 +10,18 @@ import pytest
 import torch
 from models import TASKS, VARIANTS
 from pydantic import BaseModel, ValidationError
-from rows import example_of
 
 from deploykit import engines, methods, pruners, quantizers, tasks, trainers
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
-from deploykit.evaluation import metrics
+from deploykit.evaluation.metrics.registry import METRICS
 from deploykit.modeling import checkpoint
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Row, collate, inputs
 from deploykit.recipe import template
 from deploykit.stages import exporting
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORED, Spec
+from deploykit.tokenizer import Features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +59,13 @@ def per_method(*kinds):
 def quick(options):
     """The smallest amount of work that a method's options allow."""
     return options(**SMALL) if issubclass(options, FitOptions) else options()
+
+
+def collate_validation(problem, side=None):
+    """Eight validation texts as one batch."""
+    return problem.tokenizer.collate(
+        [row.features.encoding for row in problem.rows(problem.validation[:8])], padding_side=side
+    )
 
 
 def test_every_kind_has_a_protocol_and_at_least_one_method():
@@ -117,26 +124,38 @@ def test_a_method_is_documented(kind, name):
 @per_method("task")
 def test_a_task_reads_targets_and_answers(kind, name, tokenizer):
     task = tasks.load(name)
-    rows = [task.read(row, COLUMNS) for row in RAW[name]]
+    rows = list(map(task.reader(RAW[name], COLUMNS), RAW[name]))
     labels = task.label_names(rows)
-    assert set(task.METRICS) <= set(metrics.METRIC_FUNCTIONS)
+    spec = Spec(labels, task.Options())
+    assert task.label_order(labels) == labels
+    assert set(task.METRICS) <= set(METRICS)
     assert issubclass(task.Answer, BaseModel)
-    for row in rows:
-        assert task.classes(row)
-        (encoding,) = tokenizer.encode([row.text])
-        units, targets = task.units(row.text), task.targets(row, labels)
-        assert units.shape == (len(targets), 2)
-        assert units.dtype == targets.dtype == np.int64
-        wanted = task.loss_targets(row, encoding, labels)
-        assert wanted.shape in ((), (len(encoding),))
-        # logits that say the loss's targets are answered with the units' targets
+    for row, features in zip(rows, task.encode([row.input for row in rows], tokenizer, spec), strict=True):
+        assert isinstance(row.input, task.Input)
+        assert task.label_counts(row)
+        (part,) = features
+        gold, wanted = task.gold(row, spec), task.targets(row, part, spec)
+        assert gold.dtype == wanted.dtype == np.int64
+        assert wanted.shape in ((), (len(part),))
+        # logits that say the loss's targets are decided as the gold is
         logits = np.eye(len(labels), dtype=np.float32)[np.where(wanted == IGNORED, 0, wanted)] * 9
-        scores = task.scores(logits, row.text, encoding)
-        assert scores.shape == (len(targets), len(labels))
-        np.testing.assert_array_equal(scores.argmax(-1), targets)
-        answer = task.answer(scores, row.text, encoding, labels)
+        assert logits.ndim == len(task.OUTPUTS["logits"])
+        prediction = task.decode([{"logits": logits}], features, row.input, spec)
+        assert task.probabilities(prediction, spec).shape == (len(gold), len(labels))
+        np.testing.assert_array_equal(task.decide(prediction, spec), gold)
+        assert task.changes(row, gold, task.decide(prediction, spec), spec) == []
+        assert {item[0] for item in task.items(gold, spec)} == set(task.label_counts(row))
+        assert {item[0] for item in task.items(gold, spec)} <= set(task.item_labels(spec))
+        observed = task.observe([prediction], spec)
+        assert observed.units.tolist() == [len(gold)]
+        np.testing.assert_array_equal(observed.labels, gold)
+        (again,) = task.load(task.dump([prediction]))
+        assert task.distance(prediction, again) == 0
+        assert task.distance(prediction, -prediction) > 0.9
+        answer = task.answer(prediction, features, row.input, spec)
         assert isinstance(answer, task.Answer)
-        assert answer.tokens == len(encoding)
+        assert answer.tokens == len(part)
+        assert task.pipeline(answer, None)
 
 
 @per_method("task")
@@ -170,8 +189,9 @@ def test_a_trainer_leaves_a_model_that_can_be_saved_and_predicts_the_same_again(
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
     checkpoint.save(model, tmp_path / "saved")
     again = TorchModel(checkpoint.load(tmp_path / "saved"), Execution(engine="torch"))
-    batch = problem.tokenizer.collate([row.features.encoding for row in problem.validation])
-    np.testing.assert_array_equal(again.run(batch), TorchModel(model, Execution(engine="torch")).run(batch))
+    batch = problem.tokenizer.collate([row.features.encoding for row in problem.rows(problem.validation)])
+    one, other = (engine.run(batch)["logits"] for engine in (again, TorchModel(model, Execution(engine="torch"))))
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(("architecture", "task"), PRUNED)
@@ -192,7 +212,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     tokenizer = made.tokenizer or problem.tokenizer
     encodings = tokenizer.encode(problem.texts[:8])
     rows = [
-        Row(encoding, encoding.ids, example_of(text))
+        Row(Features(text, 0, encoding), encoding.ids)
         for encoding, text in zip(encodings, problem.texts[:8], strict=True)
     ]
     batch = collate(tokenizer, rows)
@@ -206,7 +226,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
         graph = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
         fed = tokenizer.collate(encodings)
         real = fed["attention_mask"].astype(bool) if task == "token-classification" else slice(None)
-        assert np.abs(other.numpy() - graph.run(fed))[real].max() < 1e-4
+        assert np.abs(other.numpy() - graph.run(fed)["logits"])[real].max() < 1e-4
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -216,8 +236,7 @@ def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
 ):
     method, source, target = quantizers.load(name), exported_of("bert", task) / "model.onnx", tmp_path / "model.onnx"
     before = source.read_bytes()
-    tokenizer = problem_of(task).tokenizer
-    batch = tokenizer.collate([row.features.encoding for row in problem_of(task).validation[:8]])
+    batch = collate_validation(problem_of(task))
     facts = method.quantize(source, quick(method.Options), target, [batch])
     assert {"quantized", "float"} <= set(facts)
     assert method.PRECISION in ("float32", "float16", "int8", "int4")
@@ -226,7 +245,9 @@ def test_a_quantizer_writes_a_graph_that_runs_and_leaves_its_source(
     assert (target.read_bytes() == before) == (not method.OPERATORS)
     assert target.stat().st_size < len(before) or not method.OPERATORS
     onnx.checker.check_model(onnx.load(target))
-    one, other = (engines.load("onnxruntime").load(graph, Execution()).run(batch) for graph in (source, target))
+    one, other = (
+        engines.load("onnxruntime").load(graph, Execution()).run(batch)["logits"] for graph in (source, target)
+    )
     assert one.shape == other.shape
     assert np.isfinite(other).all()
     assert np.abs(one - other).mean() < 0.1 * np.abs(one).mean() + 0.05
@@ -246,13 +267,13 @@ def test_an_engine_computes_what_torch_computes(kind, name, task, tiny_encoder, 
     assert "float32" in module.PRECISIONS
     assert all(isinstance(value, str) and value for value in module.versions().values())
     assert module.versions()
-    tokenizer = problem_of(task).tokenizer
-    encodings = [row.features.encoding for row in problem_of(task).validation[:8]]
     for side in ("right", "left"):
-        batch = tokenizer.collate(encodings, side)
+        batch = collate_validation(problem_of(task), side)
         with torch.inference_mode():
             expected = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
-        logits = engine.run(batch)
+        outputs = engine.run(batch)
+        assert set(outputs) == {"logits"}
+        logits = outputs["logits"]
         assert (logits.shape, logits.dtype) == (expected.shape, np.float32)
         real = batch["attention_mask"].astype(bool) if logits.ndim == 3 else slice(None)
         assert np.abs(logits - expected)[real].max() < 1e-3

@@ -122,12 +122,12 @@ def test_opening_and_fusing_leave_levels_as_they_were(tmp_path, tiny_encoder, ti
 def test_the_engine_leaves_the_model_that_it_is_given_as_it_was(tiny_encoder, problem_of, training, threads):
     model, tokenizer = tiny_encoder().train(training), problem_of().tokenizer
     batch = tokenizer.collate(tokenizer.encode(["the film is great"]))
-    exact = TorchModel(model, Execution(engine="torch", threads=1)).run(batch)
+    exact = TorchModel(model, Execution(engine="torch", threads=1)).run(batch)["logits"]
     engine = TorchModel(model, Execution(engine="torch", precision="bfloat16", threads=1))
-    rough = engine.run(batch)
+    rough = engine.run(batch)["logits"]
     assert torch.get_num_threads() == 3
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {module.training for module in model.modules()} == {training}
-    np.testing.assert_array_equal(TorchModel(model, Execution(engine="torch", threads=1)).run(batch), exact)
+    np.testing.assert_array_equal(TorchModel(model, Execution(engine="torch", threads=1)).run(batch)["logits"], exact)
     np.testing.assert_allclose(rough, exact, atol=0.1)
     assert not np.array_equal(rough, exact)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ModelError
-from deploykit.tokenizer import Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, joined
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_text_of_one_window_is_what_it_always_was(tokenizer):
     for text in ("", "a film", long_text(200)):
         ((window,),) = tokenizer.windows([text], max_windows=1)
         (encoding,) = tokenizer.encode([text])
-        assert (window.text, window.start) == (text, 0)
+        assert (window.text, window.start) == (text[: 16 * MAX_CHARACTERS_PER_TOKEN], 0)
         np.testing.assert_array_equal(window.encoding.ids, encoding.ids)
         np.testing.assert_array_equal(window.encoding.offsets, encoding.offsets)
         assert window.encoding.truncated == encoding.truncated == (len(text) > 100)
@@ -172,6 +172,16 @@ def test_what_the_windows_do_not_hold_is_cut_and_says_so(tokenizer):
     (every,) = tokenizer.windows([text], max_windows=1000)
     (exactly,) = tokenizer.windows([text], max_windows=len(every))
     assert not joined(exactly).truncated
+
+
+def test_no_more_of_a_text_is_tokenized_than_its_windows_may_hold(tokenizer):
+    limit = 16 * 3 * MAX_CHARACTERS_PER_TOKEN
+    spaces, rest = "film" + " " * (limit - 4), "great"
+    ((short,),) = tokenizer.windows([spaces], max_windows=3)
+    ((cut,),) = tokenizer.windows([spaces + rest], max_windows=3)
+    assert (short.text, cut.text) == (spaces, spaces)
+    assert (short.encoding.truncated, cut.encoding.truncated) == (False, True)
+    np.testing.assert_array_equal(cut.encoding.ids, tokenizer.encode(["film"])[0].ids)
 
 
 def test_a_model_that_reads_next_to_nothing_has_windows_too(tokenizer_folder):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, OVERLAP_DIVISOR, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, OVERLAP_DIVISOR, Features, Tokenizer, joined, lengthened
 
 CORPUS = [
     "the film was great and i loved it",
@@ -121,6 +121,7 @@ def test_pairs_are_cut_as_the_library_cuts_them(load, kind, texts, max_tokens):
 @settings(deadline=None, max_examples=100)
 @given(text=TEXTS, max_tokens=st.integers(8, 40), most=st.integers(1, 12))
 def test_windows_are_those_of_the_library(load, kind, text, max_tokens, most):
+    assume(len(text) <= MAX_CHARACTERS_PER_TOKEN * max_tokens * most)
     library = Backend.from_str(file_of(kind))
     room = max_tokens - library.num_special_tokens_to_add(is_pair=False)
     library.enable_truncation(max_tokens, stride=room // OVERLAP_DIVISOR)
@@ -170,13 +171,21 @@ def test_a_pair_of_long_texts_costs_little_more_than_its_two_texts(load):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", ["film", "the film was great " * 2000, "x" * 9000, "", "   ", "我住在北京" * 3000])
-def test_the_longest_text_fills_the_model_and_no_more_is_tokenized_than_that_takes(load, kind, text):
-    tokenizer = load(kind, 512)
-    longest = tokenizer.longest(text)
-    assert len(longest) <= 512 * MAX_CHARACTERS_PER_TOKEN
-    (encoding,) = tokenizer.encode([longest])
-    if len(tokenizer.encode([text[:100]])[0]) > 8:
-        assert len(encoding) == 512
+@pytest.mark.parametrize("tokens", [0, 1, 3, 512])
+def test_repeated_tokens_fill_the_model_between_the_first_and_the_last(load, kind, text, tokens):
+    (encoding,) = load(kind, 512).encode([text])
+    tokens = max(tokens, len(encoding))
+    features = Features(text, 0, encoding, {"more": np.ones(3)}, "part")
+    longest = lengthened(features, tokens)
+    found = longest.encoding
+    assert len(longest) == len(found) == len(found.type_ids) == len(found.offsets) == tokens
+    assert (found.ids[0], found.ids[-1]) == (encoding.ids[0], encoding.ids[-1])
+    if len(encoding) > 2:
+        assert set(found.ids[1:-1].tolist()) == set(encoding.ids[1:-1].tolist())
+    assert not found.offsets.any()
+    assert (longest.text, longest.arrays, longest.part) == ("", features.arrays, "part")
+    if tokens == len(encoding):
+        np.testing.assert_array_equal(found.ids, encoding.ids)
 
 
 def test_a_pair_whose_text_is_not_read_to_its_end_says_so(load):

@@ -41,8 +41,8 @@ class CompiledModel:
             properties.inference_num_threads: execution.threads * execution.streams,
         }
         compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
-        self._inputs = [node.get_any_name() for node in compiled.inputs]
-        self._outputs = [node.get_any_name() for node in compiled.outputs]
+        self._inputs = [_name(node) for node in compiled.inputs]
+        self._outputs = [_name(node) for node in compiled.outputs]
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(execution.streams):
             self._free.put(compiled.create_infer_request())
@@ -60,6 +60,12 @@ class CompiledModel:
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the next larger of the shapes that are compiled."""
         return _round_up(rows, ROW_STEPS), _round_up(tokens, TOKEN_STEPS)
+
+
+def _name(tensor: Any) -> str:
+    """Returns the name that an input or output has in the file; one may carry those of tensors merged into it, too."""
+    name: str = tensor.node.get_friendly_name().partition("/sink_port_")[0]
+    return name if name in tensor.names else tensor.get_any_name()
 
 
 def _round_up(count: int, steps: Mapping[int, int]) -> int:

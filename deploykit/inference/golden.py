@@ -47,6 +47,17 @@ class Stored(Frozen):
 StoredPredictions = dict[str, Stored]  # what the task's `dump` returned
 
 
+class _Earlier(Frozen):
+    """The golden set of formats before 4; scores are nested lists, `(units, labels)` of each text."""
+
+    texts: list[str]
+    pairs: list[str | None]
+    scores: list[list[list[float]]]
+    reference: list[list[list[float]]]
+    float_scores: list[list[list[float]]] | None = None
+    tolerance: float = DEFAULT_TOLERANCE
+
+
 class Golden(Frozen):
     """Inputs of the task, and the predictions for them."""
 
@@ -59,21 +70,25 @@ class Golden(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _reads_the_earlier_form(cls, content: Any) -> Any:
-        """Converts what formats before 4 have: `texts`, `pairs`, and scores as nested lists, `(units, labels)` each."""
+        """Converts what formats before 4 have."""
         if not isinstance(content, dict) or "texts" not in content:
             return content
-        pairs = zip(content["texts"], content["pairs"], strict=True)
-        kept = {name: content[name] for name in ("tolerance",) if name in content}
-        renamed = {"predictions": "scores", "reference": "reference", "float_predictions": "float_scores"}
-        stored = {name: _stored_rows(content[old]) for name, old in renamed.items() if content.get(old) is not None}
-        return {"inputs": [{"text": text, "text_pair": pair} for text, pair in pairs], **stored, **kept}
+        earlier = _Earlier.model_validate(content)
+        pairs = zip(earlier.texts, earlier.pairs, strict=True)
+        return {
+            "inputs": [{"text": text, "text_pair": pair} for text, pair in pairs],
+            "predictions": _stored_rows(earlier.scores),
+            "reference": _stored_rows(earlier.reference),
+            "float_predictions": earlier.float_scores and _stored_rows(earlier.float_scores),
+            "tolerance": earlier.tolerance,
+        }
 
     def items(self, task: Task) -> list[Any]:
         """Returns the inputs as the task's type."""
         return [task.Input.model_validate(item) for item in self.inputs]
 
 
-def _stored_rows(rows: list[list[list[float]]]) -> dict[str, Any]:
+def _stored_rows(rows: list[list[list[float]]]) -> StoredPredictions:
     arrays = [np.array(row, dtype=np.float32) for row in rows]
     lengths = np.array([len(array) for array in arrays])
     return stored({"scores": np.concatenate([array for array in arrays if len(array)]), "lengths": lengths})

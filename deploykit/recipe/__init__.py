@@ -22,6 +22,7 @@ from deploykit.recipe.schema import (
     Recipe,
     as_list,
     named_paths,
+    without_earlier_keys,
     without_method,
 )
 from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
@@ -69,6 +70,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     Raises:
         RecipeError: lists every mistake.
     """
+    content = without_earlier_keys(content)
     mistakes: list[str] = []
     recipe = None
     try:

@@ -29,7 +29,8 @@ def apply(content: dict[str, Any], override: str) -> None:
     for name in parents:
         _check_step(section, name, override)
         if isinstance(section, dict) and not isinstance(section.get(name), (dict, list)):
-            section[name] = {"method": DEFAULTS[name]} if name in DEFAULTS else {}
+            method = section.get(name) if name == "task" else DEFAULTS.get(str(name))
+            section[name] = {"method": method} if method else {}
         section = section[name]
     _check_step(section, last, override)
     try:

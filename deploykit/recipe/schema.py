@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator
 
 from deploykit import methods
 from deploykit.artifact import ServeOptions
@@ -68,6 +68,13 @@ class Recipe(Options):
             return labels
         return {_word(label): _word(name) for label, name in labels.items()}
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _is_named(cls, section: Any) -> Any:
+        if not isinstance(section, (str, dict)):
+            raise ValueError("must be the name of a task, or a mapping with `method:` and its options")
+        return section
+
     @field_validator("prune", mode="before")
     @classmethod
     def _is_one_or_several(cls, section: Any) -> Any:
@@ -75,18 +82,6 @@ class Recipe(Options):
         if section is not None and not isinstance(section, dict) and not several:
             raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
         return section
-
-    @model_validator(mode="before")
-    @classmethod
-    def _reads_the_earlier_key(cls, content: Any) -> Any:
-        """Moves `serve.max_windows` to the task: training and evaluation read a long text as the service does."""
-        serve = content.get("serve") if isinstance(content, dict) else None
-        if not isinstance(serve, dict) or "max_windows" not in serve:
-            return content
-        logger.warning("serve.max_windows is now an option of the task: task: {method: ..., max_windows: ...}")
-        task, serve = content.get("task"), dict(serve)
-        method = task if isinstance(task, dict) else {"method": task}
-        return {**content, "task": {"max_windows": serve.pop("max_windows"), **method}, "serve": serve}
 
     @field_validator("task", "train", "prune", "quantize")
     @classmethod
@@ -141,6 +136,21 @@ class Recipe(Options):
         if isinstance(section, dict):
             return self.steps(stage)[0][1]
         return section if section is not None else Options()
+
+
+def without_earlier_keys(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Moves `serve.max_windows` to the task: training and evaluation read a long text as the service does."""
+    serve = content.get("serve")
+    if not isinstance(serve, dict) or "max_windows" not in serve:
+        return content
+    logger.warning("serve.max_windows is now an option of the task: task: {method: ..., max_windows: ...}")
+    options = {"max_windows": serve["max_windows"]}
+    serve = {key: value for key, value in serve.items() if key != "max_windows"}
+    task = content.get("task")
+    if isinstance(task, (str, dict)):  # otherwise the validation of `Recipe` reports it
+        task = {**options, **(task if isinstance(task, dict) else {"method": task})}
+        return {**content, "task": task, "serve": serve}
+    return {**content, "serve": serve}
 
 
 def _word(value: Any) -> Any:

@@ -136,7 +136,8 @@ def _drops(
     """Yields stage, grouping, metric and losses of the last comparison, by label (worst first) and by length."""
     for stage, _, comparison in compared[-1:]:
         labels = sorted(comparison["by_label"].items(), key=lambda member: -member[1]["value"])
-        yield stage, "label", "recall", labels
+        if labels:
+            yield stage, "label", "recall", labels
         if comparison["by_length"]:
             yield stage, "length", metric, list(comparison["by_length"].items())
 

@@ -70,8 +70,7 @@ A model for {task}, made by deploykit {version} from `{base}`.
 | the same of the trained model | {trained:.4f} |
 | loss against the trained model (validation) | {comparison.drop:.4f} |
 | prediction changes (validation) | {comparison.flips:.1%} |
-| increase of the calibration error (validation) | {comparison.calibration:.4f} |
-
+{calibration}
 ## Gates
 
 {gates}
@@ -90,6 +89,7 @@ In this directory, run `pip install -r requirements.txt`, then `python -m deploy
 The figures hold for texts like those of the test split. Texts longer than {max_tokens} tokens are read in overlapping
 windows; what does not fit into the windows is not read, and the answer says so.
 """
+CALIBRATION = "| increase of the calibration error (validation) | {:.4f} |\n"
 
 
 def write(
@@ -137,6 +137,7 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         value=manifest.step.metrics["test"][metric],
         trained=manifest.history[0].metrics["test"][metric].value,
         comparison=comparison,
+        calibration="" if comparison.calibration is None else CALIBRATION.format(comparison.calibration),
         gates="\n".join(f"- {verdict}" for verdict in verdicts),
         steps="\n".join(
             f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"

@@ -42,8 +42,7 @@ def train(job: Job) -> Artifact:
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
-        _log_data(dataset, lengths)
-
+        _log_data(dataset, lengths, 1 if pair else getattr(spec.options, "max_windows", 1))
         _warn_of_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
         curve = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
@@ -95,15 +94,19 @@ def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -
         raise ModelError(f"the logits reach {logit:.0e}, expected at most {MAX_LOGIT:g}: training diverged. {ADVICE}")
 
 
-def _log_data(dataset: data.Dataset, lengths: dict[str, Any]) -> None:
-    """Logs rows, labels and lengths of the splits; warns of truncated texts and of an unsuitable tokenizer."""
+def _log_data(dataset: data.Dataset, lengths: dict[str, Any], windows: int) -> None:
+    """Logs rows, labels and lengths of the splits; warns of long texts and of an unsuitable tokenizer.
+
+    `windows` is the largest number of windows in which a long text is read; 1: it is cut.
+    """
+    reading = "cut" if windows == 1 else f"read in up to {windows} windows"
     for name, count in dataset.summary["rows"].items():
         labels = ", ".join(f"{label} {number}" for label, number in dataset.summary["labels"][name].items())
         spread = ", ".join(f"{part} {lengths[name][part]:.0f}" for part in ("mean", "p50", "p95", "max"))
         log.info("%s: %d rows (%s), tokens: %s", name, count, labels, spread)
-        if cut := lengths[name]["truncated"]:
+        if long := lengths[name]["truncated"]:
             limit = lengths[name]["max_tokens"]
-            log.warning("%d of %d %s texts are longer than %d tokens and are cut", cut, count, name, limit)
+            log.warning("%d of %d %s texts are longer than %d tokens and are %s", long, count, name, limit, reading)
         unknown = lengths[name]["mostly_unknown"]
         if unknown > MOSTLY_UNKNOWN_SHARE * count:
             log.warning(

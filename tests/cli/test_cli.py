@@ -140,7 +140,7 @@ def test_broken_rows_are_listed_ten_at_most(call, tmp_path, tiny_recipe):
     assert not re.search(r"line 11\b", message), message
 
 
-def test_long_texts_are_cut_counted_and_reported(call, caplog, tmp_path, tiny_recipe, review_files):
+def test_long_texts_are_counted_and_reported(call, caplog, tmp_path, tiny_recipe, review_files):
     long = [{"text": f"{'the story ' * 60}{index}", "label": "positive"} for index in range(3)]
     content = (review_files / "train.jsonl").read_text() + "".join(json.dumps(row) + "\n" for row in long)
     (tmp_path / "train.jsonl").write_text(content)
@@ -150,7 +150,7 @@ def test_long_texts_are_cut_counted_and_reported(call, caplog, tmp_path, tiny_re
     assert code == 0, message
     artifact = Artifact.load(tmp_path / "runs/tiny/train")
     assert artifact.manifest.own["lengths"]["train"]["truncated"] == 3
-    assert "3 of 283 train texts are longer than 64 tokens and are cut" in caplog.text
+    assert "3 of 283 train texts are longer than 64 tokens and are read in up to 16 windows" in caplog.text
     assert "| train | 283 | 123 | 3 |" in (tmp_path / "runs/tiny/report.md").read_text()
 
 
@@ -270,7 +270,7 @@ def test_artifact_of_a_newer_format(call, artifact):
     (artifact / "manifest.json").write_text(json.dumps({**content, "format_version": 99}))
     code, _, message = call("verify", artifact)
     assert code == 2
-    assert "has format version 99, and this deploykit reads 3. Upgrade deploykit" in message
+    assert "has format version 99, and this deploykit reads 4. Upgrade deploykit" in message
 
 
 # The installation and the machine

@@ -72,6 +72,11 @@ def test_a_broken_row_without_lines_is_counted_as_a_row():
 def test_half_of_a_surrogate_pair_is_broken():
     with pytest.raises(DataError, match=r"line 2: half of a surrogate pair"):
         parse(table({"text": "a \ud800", "label": "x"}))
+    with pytest.raises(DataError, match=r"line 2: half of a surrogate pair"):
+        parse(table({"text": "a", "label": "\udfff"}))
+    spans = [{"start": 0, "end": 1, "label": "\ud800"}]
+    with pytest.raises(DataError, match=r"line 2: half of a surrogate pair"):
+        parse(table({"text": "a", "spans": spans}), TOKEN, spans="spans")
 
 
 def test_numeric_labels_mean_the_same_in_every_format():

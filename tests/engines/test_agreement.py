@@ -30,7 +30,7 @@ ids = np.random.default_rng(0).integers(5, 100, (3, 7))
 batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 answers = []
 for name in ("onnxruntime", "openvino"):
-    answers.append(engines.load(name).load(sys.argv[1], Execution(engine=name)).run(batch).tolist())
+    answers.append(engines.load(name).load(sys.argv[1], Execution(engine=name)).run(batch)["logits"].tolist())
 small = np.full(4, 1e-40, np.float32)
 print(json.dumps([*answers, float((small * np.float32(2)).max())]))
 """
@@ -78,12 +78,12 @@ def cut_off(file, rows):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_an_answer_with_other_rows_than_the_batch_is_refused(name, rows, tmp_path):
     engine = engines.load(name).load(cut_off(tmp_path / "model.onnx", rows), Execution(engine=name))
-    with pytest.raises(EngineError, match=rf"{name} answered {rows} rows for a batch of 3.*another engine"):
+    with pytest.raises(EngineError, match=rf"{name} answered {rows} rows of logits for a batch of 3.*another engine"):
         engine.run(batch())
 
 
 def test_torch_refuses_it_too(tiny_encoder, monkeypatch):
     engine = torch_engine.TorchModel(tiny_encoder(), Execution(engine="torch"))
     monkeypatch.setattr(engine._model.classifier, "forward", lambda pooled: torch.zeros(1, 2))
-    with pytest.raises(EngineError, match="torch answered 1 rows for a batch of 3"):
+    with pytest.raises(EngineError, match="torch answered 1 rows of logits for a batch of 3"):
         engine.run(batch())

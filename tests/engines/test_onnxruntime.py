@@ -34,7 +34,7 @@ def test_a_batch_without_an_input_of_the_graph_is_an_error(graph):
 
 def test_logits_are_those_of_the_graph_and_inputs_that_it_does_not_take_are_left_out(graph):
     file, weights = graph
-    logits = engine.load(file, Execution()).run(batch([[2, 7, 3], [2, 9, 0]], [[1, 1, 1], [1, 1, 0]]))
+    logits = engine.load(file, Execution()).run(batch([[2, 7, 3], [2, 9, 0]], [[1, 1, 1], [1, 1, 0]]))["logits"]
     assert (logits.shape, logits.dtype) == ((2, 2), np.float32)
     np.testing.assert_allclose(logits, [weights[[2, 7, 3]].sum(axis=0), weights[[2, 9]].sum(axis=0)], rtol=1e-6)
 
@@ -42,12 +42,12 @@ def test_logits_are_those_of_the_graph_and_inputs_that_it_does_not_take_are_left
 def test_one_graph_takes_every_size_of_batch(graph):
     session = engine.load(graph[0], Execution())
     for rows, tokens in ((1, 1), (5, 3), (2, 64)):
-        assert session.run(batch(np.ones((rows, tokens)))).shape == (rows, 2)
+        assert session.run(batch(np.ones((rows, tokens))))["logits"].shape == (rows, 2)
 
 
 def test_token_logits_keep_their_tokens(tmp_path, tiny_graph):
     weights = tiny_graph(tmp_path / "model.onnx", "token-classification", 3)
-    logits = engine.load(tmp_path / "model.onnx", Execution()).run(batch([[2, 7, 3]]))
+    logits = engine.load(tmp_path / "model.onnx", Execution()).run(batch([[2, 7, 3]]))["logits"]
     np.testing.assert_array_equal(logits, [weights[[2, 7, 3]]])
 
 

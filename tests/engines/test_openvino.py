@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_graph_at_every_size_of_batch(graph):
     compiled = engine.load(file, Execution(engine="openvino"))
     for rows, tokens in ((1, 1), (5, 3), (2, 64), (1, 1)):
         ids = np.random.default_rng(0).integers(len(weights), size=(rows, tokens))
-        logits = compiled.run(batch(ids))
+        logits = compiled.run(batch(ids))["logits"]
         assert (logits.shape, logits.dtype) == ((rows, 2), np.float32)
         np.testing.assert_allclose(logits, weights[ids].sum(axis=1), rtol=1e-5)
 
@@ -39,7 +39,7 @@ def test_logits_are_those_of_the_graph_at_every_size_of_batch(graph):
 def test_an_answer_stays_as_it_was_when_the_next_one_comes(graph):
     file, weights = graph
     compiled = engine.load(file, Execution(engine="openvino"))
-    first = compiled.run(batch([[2, 7, 3]]))
+    first = compiled.run(batch([[2, 7, 3]]))["logits"]
     compiled.run(batch([[9, 9, 9]]))
     np.testing.assert_allclose(first, [weights[[2, 7, 3]].sum(axis=0)], rtol=1e-5)
 
@@ -61,7 +61,7 @@ def test_streams_run_at_the_same_time_and_do_not_mix(graph):
     compiled = engine.load(file, Execution(engine="openvino", streams=2))
     rows = np.random.default_rng(0).integers(len(weights), size=(200, 1, 9))
     with ThreadPoolExecutor(4) as pool:  # more callers than streams
-        found = list(pool.map(lambda ids: compiled.run(batch(ids)), rows))
+        found = list(pool.map(lambda ids: compiled.run(batch(ids))["logits"], rows))
     np.testing.assert_allclose(np.concatenate(found), weights[rows[:, 0]].sum(axis=1), rtol=1e-5)
 
 

@@ -22,7 +22,7 @@ def count(graph, operator):
 
 def logits(graph, batches):
     opened = engines.load("onnxruntime").load(graph, Execution())
-    return [opened.run(batch) for batch in batches]
+    return [opened.run(batch)["logits"] for batch in batches]
 
 
 def changed_heads(model, heads):

@@ -19,7 +19,7 @@ def logits(graph, batches, engine="onnxruntime"):
     from deploykit.artifact.execution import Execution
 
     opened = engines.load(engine).load(graph, Execution(engine=engine))
-    found = [opened.run(batch) for batch in batches]
+    found = [opened.run(batch)["logits"] for batch in batches]
     return np.concatenate([array.reshape(-1, array.shape[-1]) for array in found])
 
 

@@ -6,10 +6,11 @@ A plugin of `conftest.py`. Models have two layers, 4 heads and 128 neurons; noth
 import json
 import shutil
 from copy import deepcopy
-from dataclasses import replace
 from functools import cache
 from itertools import cycle
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deploykit.modeling.architectures import ARCHITECTURES
@@ -88,6 +89,49 @@ def tiny_encoder(tokenizer):
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def reading_again(monkeypatch):
+    """Lets `quality` evaluate models that write: the decoder reads the text again, one place later."""
+    import torch
+
+    from deploykit.engines.torch import TorchModel
+    from deploykit.modeling import problem
+
+    class Repeating(TorchModel):
+        def __init__(self, model, execution):
+            super().__init__(model, execution)
+            self._shifted = getattr(model, problem.SHIFT, None)
+
+        def run(self, batch):
+            if self._shifted:
+                batch = {**batch, "decoder_input_ids": self._shifted(torch.from_numpy(batch["input_ids"])).numpy()}
+            return super().run(batch)
+
+    monkeypatch.setattr(problem, "TorchModel", Repeating)
+
+
+def repetition():
+    """A task of models that write: to say again what was said; see `reading_again`.
+
+    A text counts as right if its tokens have a mean probability of more than a half.
+    """
+    from deploykit import tasks
+
+    def decode(outputs, features, item, spec):
+        ids = features[0].encoding.ids
+        share = tasks.softmax(outputs[0]["logits"])[np.arange(len(ids)), ids].mean(keepdims=True)
+        return np.log(np.stack([1 - share, share], axis=1) + 1e-9)
+
+    return SimpleNamespace(
+        **{
+            **vars(tasks.load("text-classification")),
+            **{"OUTPUTS": {"logits": ("tokens", "vocabulary")}, "METRICS": ("accuracy",), "decode": decode},
+            "targets": lambda example, features, spec: features.encoding.ids,
+            "gold": lambda example, spec: np.array([1]),
+        }
+    )
 
 
 def set_times(patch, of):
@@ -187,13 +231,9 @@ def problem_of(dataset_of, tokenizer):
     from deploykit.modeling.problem import Problem
 
     def build(task="text-classification", count=None, seed=0):
-        if task == "text2text-generation":  # to say again what was said
-            problem = build(count=count, seed=seed)
-            return replace(
-                problem, train=tuple(replace(row, target=row.features.encoding.ids) for row in problem.train)
-            )
-        found, module = dataset_of(task), tasks.load(task)
-        spec = tasks.Spec(found.labels, module.Options())
+        writes = task == "text2text-generation"
+        found, module = (dataset_of(), repetition()) if writes else (dataset_of(task), tasks.load(task))
+        spec = tasks.Spec(("wrong", "right") if writes else found.labels, module.Options())
         return Problem.of(module, spec, tokenizer, found.train[:count], found.validation, seed)
 
     return build

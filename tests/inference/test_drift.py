@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from rows import spec_of
 
+from deploykit import tasks
 from deploykit.inference import drift
 from deploykit.inference.drift import Drift, Feature
 
@@ -75,7 +77,8 @@ def test_texts_of_many_units_weigh_no_more_than_others():
 
 def test_the_reference_is_of_lengths_certainties_and_labels(random):
     rows = [random.dirichlet(np.ones(3), size=count).astype(np.float32) for count in (1, 4, 0, 2)]
-    known = drift.reference([5, 9, 2, 7], rows, 3)
+    observed = tasks.load("token-classification").observe([np.log(row) for row in rows], spec_of("abc"))
+    known = drift.reference([5, 9, 2, 7], observed, 3)
     assert list(known) == ["length", "confidence", "label"]
     assert len(known["label"].shares) == 3
     units = np.concatenate(rows)

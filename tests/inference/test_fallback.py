@@ -70,14 +70,14 @@ def test_a_float_graph_that_fails_too_says_so(made, caplog):
 def test_what_was_chosen_runs_where_nothing_is_missing(made):
     found = fallback.servable(made(ELSEWHERE), ("avx2", "avx1024", "amx_int8"), 3)
     assert found == Served(ELSEWHERE.model_copy(update={"streams": 3}), GRAPH, "")
-    assert found.expected == "scores"
+    assert found.expected == "predictions"
 
 
 def test_the_float_graph_gets_all_cores_in_one_call(made):
     found = fallback.servable(made(ELSEWHERE), ("avx2",), 3)
     reason = "this CPU lacks avx1024, which the choice of model.onnx relied on"
     assert found == Served(Execution(threads=3), FLOAT_GRAPH, reason)
-    assert found.expected == "float_scores"
+    assert found.expected == "float_predictions"
 
 
 def test_bfloat16_on_the_float_graph_itself_becomes_float32(made):

@@ -5,6 +5,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from rows import inputs_of, spec_of
 
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, MethodError, ModelError
@@ -73,7 +74,7 @@ def test_labels_of_the_configuration_are_those_of_the_manifest(names, fits, tmp_
     content = json.dumps({"id2label": names})
     found = tiny_artifact(tmp_path / "named", fill=lambda folder: (folder / "config.json").write_text(content))
     if fits:
-        assert Predictor.load(found, 1).labels == ("negative", "positive")
+        assert Predictor.load(found, 1).spec.labels == ("negative", "positive")
     else:
         with pytest.raises(
             ArtifactError, match=r"config\.json gives the outputs the labels \[.*\], the manifest \['neg"
@@ -81,15 +82,10 @@ def test_labels_of_the_configuration_are_those_of_the_manifest(names, fits, tmp_
             Predictor.load(found, 1)
 
 
-def test_as_many_pairs_as_texts(predictor):
-    with pytest.raises(ValueError, match="shorter"):
-        predictor.predict(["a", "b"], ["c"])
-
-
 def test_it_carries_what_the_manifest_says(found, tiny_artifact, tmp_path):
     other = tiny_artifact(tmp_path / "other", labels=("x", "y", "z"), max_tokens=9)
     predictor = Predictor.load(other, cores=2)
-    assert (predictor.labels, predictor.tokenizer.max_tokens) == (("x", "y", "z"), 9)
+    assert (predictor.spec.labels, predictor.tokenizer.max_tokens) == (("x", "y", "z"), 9)
     assert predictor.engine.execution == Execution(threads=2)
 
 
@@ -103,10 +99,18 @@ def test_scores_are_those_of_the_graph_in_the_order_given(predictor, weights, se
 
 
 def test_pairs_reach_the_graph(predictor, weights):
-    (scores,) = predictor.predict(["the film"], ["is great"])
+    (scores,) = predictor.predict(inputs_of(["the film"], ["is great"]))
     (encoding,) = predictor.tokenizer.encode(["the film"], ["is great"])
     assert len(encoding) == 7
     np.testing.assert_allclose(scores[0], weights[encoding.ids].sum(axis=0), rtol=1e-5)
+
+
+def decoded(tagger, texts, side):
+    """Predictions for short texts in one batch."""
+    inputs = inputs_of(texts)
+    encoded = tagger.encode(inputs)
+    outputs = tagger.run([part for (part,) in encoded], side)
+    return [tagger.decode([arrays], parts, item) for arrays, parts, item in zip(outputs, encoded, inputs, strict=True)]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -114,7 +118,7 @@ def test_units_of_padded_rows_are_found_on_either_side(tagger, tiny_graph, tmp_p
     weights = tiny_graph(tmp_path / "again.onnx", "token-classification", 3)
     texts = ["peter !", "the friends of Anna told me about it"]
     encodings = tagger.tokenizer.encode(texts)
-    short, long = tagger.scores(texts, encodings, side)
+    short, long = decoded(tagger, texts, side)
     assert (short.shape, long.shape) == ((2, 3), (8, 3))
     pieces = tagger.tokenizer.backend.encode(texts[0]).tokens
     assert pieces[1:4] == ["p", "##e", "##t"]
@@ -127,10 +131,9 @@ def test_a_batch_is_padded_to_the_shape_that_the_engine_runs_well(tagger, side):
     engine = Spy(tagger.engine)
     engine.shape = lambda rows, tokens: (rows + 2, 9000)  # more than the model reads
     texts = ["a great film", "the plot is weak, and the end too"]
-    encodings = tagger.tokenizer.encode(texts)
-    padded = replace(tagger, engine=engine).scores(texts, encodings, side)
+    padded = decoded(replace(tagger, engine=engine), texts, side)
     assert engine.shapes == [(4, tagger.tokenizer.max_tokens)]
-    for one, other in zip(padded, tagger.scores(texts, encodings, side), strict=True):
+    for one, other in zip(padded, decoded(tagger, texts, side), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -146,13 +149,50 @@ def test_an_engine_that_compiles_shapes_meets_the_small_ones_ahead(predictor):
 
 
 def test_nothing_to_predict(predictor):
-    assert predictor.predict([]) == []
+    assert predictor.predict([]) == predictor.answers([]) == []
+
+
+def test_long_texts_are_read_in_windows_that_share_batches_with_other_texts(predictor, tagger, sentences):
+    texts = [
+        "film " * 70,
+        *(text for text, _ in sentences[:3]),
+        "the film is great " * 200,
+        "anna lives in london " * 30,
+    ]
+    for found in (predictor, tagger):
+        inputs = inputs_of(texts)
+        encoded = found.encode(inputs)
+        assert [len(parts) for parts in encoded] == [2, 1, 1, 1, 16, 3]
+        together = found.predict(inputs)
+        for item, parts, prediction in zip(inputs, encoded, together, strict=True):
+            alone = found.decode([found.run([part])[0] for part in parts], parts, item)
+            np.testing.assert_allclose(prediction, alone, rtol=1e-4, atol=1e-4)
+        answers = found.answers(inputs)
+        assert [(answer.windows, answer.truncated) for answer in answers] == [
+            (len(parts), parts[-1].encoding.truncated) for parts in encoded
+        ]
+        assert [answer.truncated for answer in answers] == [False] * 4 + [True, False]
+        assert answers == [found.task.answer(*each, found.spec) for each in zip(together, encoded, inputs, strict=True)]
+
+
+def test_the_manifest_says_in_how_many_windows_a_text_is_read(tiny_artifact, tmp_path):
+    found = tiny_artifact(tmp_path / "other", task_options={"max_windows": 2})
+    predictor = Predictor.load(found, 1)
+    assert [len(parts) for parts in predictor.encode(inputs_of(["film " * 1000, "film"]))] == [2, 1]
+    assert replace(predictor, spec=spec_of(predictor.spec.labels, max_windows=3)).max_characters == (
+        predictor.max_characters * 3 // 2
+    )
+
+
+def test_a_text_stands_for_an_input(predictor):
+    one, two = predictor.predict(["a film", *inputs_of(["a film"])])
+    np.testing.assert_array_equal(one, two)
 
 
 def test_no_padded_batch_is_larger_than_allowed_and_short_texts_do_not_wait_for_long_ones(predictor, sentences):
     spy = Spy(predictor.engine)
     texts = [text for text, _ in sentences] + ["film " * 60]
-    Predictor(predictor.task, predictor.labels, predictor.tokenizer, spy).predict(texts, batch_tokens=60)
+    replace(predictor, engine=spy).predict(texts, batch_tokens=60)
     sizes = [rows * tokens for rows, tokens in spy.shapes]
     assert sum(rows for rows, _ in spy.shapes) == len(texts)
     assert [tokens for _, tokens in spy.shapes] == sorted(tokens for _, tokens in spy.shapes)

@@ -146,18 +146,12 @@ def test_a_package_answers_with_the_names_of_the_data_in_the_order_of_the_model(
         assert step.metrics["test"][first].value > 0.9, step.stage
     deploykit.verify(package.path)
     predictor, rows = Predictor.load(Artifact.load(package.path), 1), dataset_of(task).test
-    texts = [row.text for row in rows]
-    answers = [
-        predictor.task.answer(scores, text, encoding, predictor.labels)
-        for scores, text, encoding in zip(
-            predictor.predict(texts), texts, predictor.tokenizer.encode(texts), strict=True
-        )
-    ]
+    answers = predictor.answers([row.input for row in rows])
     if task == TASKS[0]:
-        right = [answer.label == row.label for answer, row in zip(answers, rows, strict=True)]
+        right = [answer.label == row.target for answer, row in zip(answers, rows, strict=True)]
     else:
         right = [
-            [(e.start, e.end, e.label) for e in answer.entities] == [(s.start, s.end, s.label) for s in row.spans]
+            [(e.start, e.end, e.label) for e in answer.entities] == [(s.start, s.end, s.label) for s in row.target]
             for answer, row in zip(answers, rows, strict=True)
         ]
     assert np.mean(right) > 0.9

@@ -62,6 +62,7 @@ def test_the_hidden_error_compares_the_layers_that_it_is_told():
 @pytest.mark.parametrize(
     ("kind", "task"), [("gpt2", TASKS[0]), ("albert", TASKS[0]), ("t5", TASKS[0]), ("t5", "text2text-generation")]
 )
+@pytest.mark.usefixtures("reading_again")
 def test_models_of_every_make_can_be_taught(kind, task, tiny_encoder, problem_of, tmp_path):
     whole, problem = tiny_encoder(kind, task, layers=3), problem_of(task, 40)
     small = surgery.without(whole, [1])

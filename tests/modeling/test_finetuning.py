@@ -18,7 +18,6 @@ from deploykit.modeling.finetuning import fit
 from deploykit.modeling.losses import cross_entropy
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, collate, first_metric, inputs
-from deploykit.modeling.problem import rows as rows_of
 from deploykit.tasks import IGNORED
 from deploykit.tokenizer import Tokenizer
 
@@ -188,7 +187,7 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     model, curve = fitted(task)
     problem = problem_of(task)
     with torch.inference_mode():
-        batch = collate(problem.tokenizer, problem.validation)
+        batch = collate(problem.tokenizer, problem.rows(problem.validation))
         best = model(**inputs(model, batch)).logits.argmax(-1)
     shown = batch["labels"] != IGNORED
     accuracy = (best == batch["labels"])[shown].double().mean().item()
@@ -198,21 +197,27 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     assert accuracy == pytest.approx(kept["accuracy"])
 
 
+@pytest.mark.parametrize("max_windows", [1, 16], ids=["cut", "windows"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_cut(
-    side, tmp_path, tiny_encoder, dataset_of, tokenizer_folder
+def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_long(
+    side, max_windows, tmp_path, tiny_encoder, dataset_of, tokenizer_folder
 ):
-    """Words that the model did not read count as `O` in all of them."""
+    """Words that the model did not read count as `O` in all of them; those of all windows are read."""
     task, dataset = tasks.load("token-classification"), dataset_of("token-classification")
     tokenizer = replace(Tokenizer.load(tokenizer_folder, max_tokens=8), padding_side=side)
-    learned, judged = (rows_of(task, tokenizer, rows, dataset.labels) for rows in (dataset.train, dataset.validation))
-    assert 0 < sum(row.features.encoding.truncated for row in judged) < len(judged)
-    problem = Problem(task, dataset.labels, tokenizer, learned, judged, 0)
+    spec = tasks.Spec(dataset.labels, task.Options(max_windows=max_windows))
+    problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, 0)
+    for rows in (dataset.train, dataset.validation):
+        encoded = task.encode([row.input for row in rows], tokenizer, spec)
+        long = [parts[-1].encoding.truncated if max_windows == 1 else len(parts) > 1 for parts in encoded]
+        assert 0 < sum(long) < len(rows)
+        assert len(problem.rows(rows)) == sum(map(len, encoded))
+    assert len(problem.train) == len(problem.rows(dataset.train))
     model = tiny_encoder(task="token-classification", seed=1)
     curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
-    predictor = Predictor(task, dataset.labels, tokenizer, TorchModel(model, Execution(engine="torch")))
-    scores = {"validation": scoring.score(predictor, dataset.validation, "validation")}
-    stated = scoring.compute_metrics(task, dataset, dataset.labels, scores, 0)["validation"]
+    predictor = Predictor(task, spec, tokenizer, TorchModel(model, Execution(engine="torch")))
+    predictions = {"validation": scoring.predict(predictor, dataset.validation, "validation")}
+    stated = scoring.compute_metrics(task, spec, dataset, predictions, 0)["validation"]
     epochs = [point for point in curve if point["split"] == "validation"]
     kept = max(epochs, key=lambda point: point["entity_f1"])
     assert 0 < stated["entity_f1"].value < 1

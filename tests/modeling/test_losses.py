@@ -144,7 +144,7 @@ def test_the_export_is_not_blamed_for_a_model_that_gives_no_numbers(tiny_encoder
     broken, whole = (
         TorchModel(model, Execution(engine="torch")) for model in (break_weight(tiny_encoder()), tiny_encoder())
     )
-    reference = Predictor(problem.task, problem.labels, problem.tokenizer, broken)
+    reference = Predictor(problem.task, problem.spec, problem.tokenizer, broken)
     with pytest.raises(ModelError, match=r"the model itself, .* batch 1 .* NaN or infinite"):
         parity.difference(reference, whole, dataset_of().validation)
 

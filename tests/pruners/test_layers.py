@@ -87,7 +87,7 @@ def test_the_damage_of_every_candidate_is_reported_and_correct(tiny_encoder, pro
     for step, before in ((first, []), (second, first["gone"])):
         for layer, damage in step["damage"].items():
             small = TorchModel(surgery.without(model, [*before, int(layer)]), Execution(engine="torch"))
-            logits = [torch.from_numpy(engine.run(batch)) for engine in (small, whole)]
+            logits = [torch.from_numpy(engine.run(batch)["logits"]) for engine in (small, whole)]
             assert damage == pytest.approx(float(distillation.divergence(*logits, 1.0)), rel=1e-3)
         assert min(step["damage"], key=step["damage"].get) == str(step["gone"][-1])
 
@@ -145,7 +145,7 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
     loss = []
     for index, distill in enumerate((None, RECOVERY)):
         pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
-        data = list(padded(problem.validation, problem.tokenizer))
+        data = list(padded(problem.rows(problem.validation), problem.tokenizer))
         loss.append(
             float(distillation.divergence(_layers._logits(pruned.model, data), _layers._logits(whole, data), 1.0))
         )
@@ -159,9 +159,9 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
 @pytest.mark.parametrize("task", TASKS)
 def test_the_metric_is_the_one_that_evaluation_finds(task, fitted, problem_of, dataset_of):
     model, problem, dataset = fitted(task)[0], problem_of(task), dataset_of(task)
-    predictor = Predictor(problem.task, problem.labels, problem.tokenizer, TorchModel(model, Execution(engine="torch")))
-    scores = scoring.score_all(predictor, dataset)
-    judged = scoring.compute_metrics(problem.task, dataset, problem.labels, scores, 0)["validation"][
+    predictor = Predictor(problem.task, problem.spec, problem.tokenizer, TorchModel(model, Execution(engine="torch")))
+    predictions = scoring.predict_all(predictor, dataset)
+    judged = scoring.compute_metrics(problem.task, problem.spec, dataset, predictions, 0)["validation"][
         problem.task.METRICS[0]
     ]
     assert first_metric(model, problem) == pytest.approx(judged.value)

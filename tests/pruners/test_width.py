@@ -119,7 +119,7 @@ def test_a_refit_and_a_teacher_bring_a_pruned_model_nearer_to_the_whole_one(task
     for index, options in enumerate(({}, {"refit_tokens": 16384}, {"distill": RECOVERY})):
         small, facts = prune(whole, problem, width.Options(**{**harsh, **options}), tmp_path / f"{index}")
         assert surgery.shapes(small) == [Shape(**layer) for layer in facts["layers"]]
-        distances.append(far(small, whole, problem.validation, problem.tokenizer))
+        distances.append(far(small, whole, problem.rows(problem.validation), problem.tokenizer))
         if "distill" in options:
             assert [point["epoch"] for point in facts["curve"] if point["split"] == "validation"] == [1, 2, 3]
         else:

@@ -37,7 +37,7 @@ def described(graph):
 
 def logits(graph, batches, engine="onnxruntime"):
     opened = engines.load(engine).load(graph, Execution(engine=engine))
-    return np.concatenate([opened.run(batch).reshape(-1) for batch in batches])
+    return np.concatenate([array.reshape(-1) for batch in batches for array in opened.run(batch).values()])
 
 
 def decibels(one, other):

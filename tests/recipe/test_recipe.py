@@ -177,6 +177,78 @@ def test_an_override_of_the_only_method_needs_no_number(tmp_path):
     assert found.options("prune").keep == 0.5
 
 
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_task_has_options_or_is_a_name(tmp_path, task):
+    named = recipe.load(write(tmp_path, {**MINIMAL, "task": task}))
+    assert (named.task, named.task_name, named.task_options().max_windows) == (task, task, 16)
+    found = recipe.load(write(tmp_path, {**MINIMAL, "task": {"method": task, "max_windows": 3}}))
+    assert (found.task_name, found.task_options().max_windows) == (task, 3)
+    assert found.resolved()["task"] == {"method": task, "max_windows": 3}
+    assert named.resolved()["task"] == {"method": task, "max_windows": 16}
+    assert recipe.parse(named.resolved()).resolved() == named.resolved()
+
+
+def test_options_of_a_task_are_checked():
+    def about(**task):
+        return mistakes({**MINIMAL, "task": task})[1:]
+
+    assert about(method="text-classification", max_windows=0) == [
+        "task.max_windows: Input should be greater than or equal to 1, got 0"
+    ]
+    assert about(method="text-classification", max_window=2) == [
+        "task.max_window: unknown key (did you mean 'max_windows'?). Known: method, max_windows."
+    ]
+    assert about(max_windows=2) == ["task: needs `method:`, the name of one of its methods, got {'max_windows': 2}"]
+    (unknown,) = about(method="text-clasification", max_windows=2)
+    assert unknown.startswith("task: no task is called 'text-clasification' (did you mean 'text-classification'?)")
+
+
+@pytest.mark.parametrize("task", ["text-classification", {"method": "text-classification"}])
+def test_an_override_may_be_about_the_task(tmp_path, task):
+    found = recipe.load(write(tmp_path, {**MINIMAL, "task": task}), ["task.max_windows=3"])
+    assert found.task == {"method": "text-classification", "max_windows": 3}
+    found = recipe.load(write(tmp_path, {**MINIMAL, "task": task}), ["task=token-classification"])
+    assert found.task_name == "token-classification"
+
+
+@pytest.mark.parametrize("task", ["text-classification", {"method": "text-classification"}])
+def test_windows_of_the_service_are_now_those_of_the_task(tmp_path, task, caplog):
+    content = {**MINIMAL, "task": task, "serve": {"max_windows": 3, "max_batch_items": 8}}
+    before = json.dumps(content)
+    found = recipe.load(write(tmp_path, content))
+    assert (found.task_name, found.task_options().max_windows, found.serve.max_batch_items) == (MINIMAL["task"], 3, 8)
+    warning = "serve.max_windows is now an option of the task: task: {method: ..., max_windows: ...}"
+    assert caplog.messages == [warning]
+    assert "max_windows" not in found.resolved()["serve"]
+    recipe.parse(found.resolved())
+    assert caplog.messages == [warning]
+    recipe.parse(content)
+    assert json.dumps(content) == before
+    by_override = recipe.load(write(tmp_path, {**MINIMAL, "task": task}), ["serve.max_windows=3"])
+    assert by_override.task_options() == found.task_options()
+
+
+def test_the_option_of_the_task_wins_over_the_earlier_key():
+    task = {"method": "text-classification", "max_windows": 5}
+    assert recipe.parse({**MINIMAL, "task": task, "serve": {"max_windows": 3}}).task_options().max_windows == 5
+
+
+def test_mistakes_about_the_earlier_key_are_listed():
+    serve = {"max_windows": 0}
+    assert mistakes({**MINIMAL, "serve": serve})[1:] == [
+        "task.max_windows: Input should be greater than or equal to 1, got 0"
+    ]
+    missing = {key: value for key, value in MINIMAL.items() if key != "task"}
+    assert mistakes({**missing, "serve": serve})[1:] == ["task: is missing"]
+
+
+@pytest.mark.parametrize("task", [5, None, ["text-classification"]])
+@pytest.mark.parametrize("serve", [{}, {"max_windows": 3}])
+def test_a_task_is_a_name_or_a_mapping(task, serve):
+    message = f"task: must be the name of a task, or a mapping with `method:` and its options, got {task!r}"
+    assert mistakes({**MINIMAL, "task": task, "serve": serve})[1:] == [message]
+
+
 def test_a_method_can_not_be_a_path():
     (_, found) = mistakes({**MINIMAL, "train": {"method": "../../cli"}})
     assert found.startswith("train: no trainer is called '../../cli'")

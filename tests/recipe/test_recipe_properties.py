@@ -73,10 +73,16 @@ def stages(stage):
     )
 
 
+def tasks():
+    return st.sampled_from(methods.available("task")).flatmap(
+        lambda name: mappings(methods.load("task", name).Options, method=st.just(name))
+    )
+
+
 def contents():
     sections = {
         "name": NAMES,
-        "task": st.sampled_from(methods.available("task")),
+        "task": st.sampled_from(methods.available("task")) | tasks(),
         "train": st.none() | stages("train"),
         "prune": st.none() | stages("prune") | st.lists(stages("prune"), min_size=1, max_size=2),
         "quantize": st.none() | stages("quantize"),

@@ -4,12 +4,13 @@ from operator import itemgetter
 
 import numpy as np
 import pytest
+from rows import example_of, spec_of
 
-from deploykit import data, report
-from deploykit.artifact import Metric
+from deploykit import data, report, tasks
+from deploykit.artifact import Artifact, Metric
 from deploykit.artifact.execution import Execution
 from deploykit.errors import StorageError
-from deploykit.evaluation import gates, metrics
+from deploykit.evaluation import gates, scoring
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.timing import Latency
 from deploykit.recipe import GateSection
@@ -81,8 +82,9 @@ def candidate(name, milliseconds, kept, reason):
 def details(dataset_of, tokenizer):
     """The details that each stage stores in its manifest."""
     dataset = dataset_of("text-classification")
-    gold = [np.array([index % 2]) for index in range(60)]
-    table = metrics.per_label(("accuracy",), gold, gold[:50] + gold[1:11], LABELS)
+    rows = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
+    logits = [np.eye(2, dtype=np.float32)[[(index + (index >= 50)) % 2]] for index in range(60)]  # the last ten: wrong
+    table = scoring.tables(tasks.load("text-classification"), spec_of(LABELS), rows, logits)
     judged = {"split": "validation", "loss": 0.4, "accuracy": 0.9, "macro_f1": 0.9}
     curve = [
         *({"split": "train", "step": step, "epoch": step / 4, "loss": 1 / step} for step in range(1, 5)),
@@ -253,6 +255,21 @@ def test_the_table_of_labels_is_that_of_the_packaged_model_once_there_is_one(cha
     for until, model in (("quantize", "the trained model"), ("package", "the packaged model")):
         _, markdown = written(tmp_path, chain(until))
         assert f"## Labels on the test split ({model})" in markdown
+
+
+def test_a_task_without_labels_has_no_tables_of_them(chain, tmp_path, details):
+    compared = comparison(0.01, 0.02).model_copy(update={"calibration": None, "by_label": {}}).model_dump()
+    plain = {"package": {"comparison": compared, "flips": [], "test": {}}}
+    artifacts = [
+        Artifact(found.path, found.manifest.model_copy(update={"details": {**details, **plain}}))
+        for found in chain("package")
+    ]
+    html, markdown = written(tmp_path, artifacts)
+    assert Page(html).open == []
+    for text in ("Labels on the test split", "Confusion matrix", "by label"):
+        assert text not in html
+        assert text not in markdown
+    assert "| package | the trained model | 0.0100 (0.0000 to 0.0200) | 2.0 (1.0 to 3.0) |  |" in markdown
 
 
 def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details):

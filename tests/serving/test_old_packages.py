@@ -1,6 +1,7 @@
 """Packages of formats past: each is checked, served and chosen for again by this version.
 
-`tests/fixtures/format-2/package.tar.xz` is a package of a BERT of two layers, with int8 and float graphs.
+`tests/fixtures/format-N/package.tar.xz` are packages of a BERT of two layers, with int8 and float graphs. That of
+format 3 has the option `serve.max_windows: 4`, which is one of the task now.
 """
 
 import json
@@ -11,6 +12,7 @@ import pytest
 from test_launch import ask, environ
 
 from deploykit.artifact import FORMAT_VERSION, LIBRARY, Artifact
+from deploykit.artifact.files import OLDEST_FORMAT
 from deploykit.inference import golden
 from deploykit.quantizers import auto
 from deploykit.serving import launch
@@ -38,7 +40,7 @@ def labels(answer):
 
 
 def test_there_are_past_formats():
-    assert PAST == ["format-2"]
+    assert [f"format-{version}" for version in range(OLDEST_FORMAT, FORMAT_VERSION)] == PAST
 
 
 def test_it_is_as_it_was_made_and_answers_as_it_did(old):
@@ -46,9 +48,14 @@ def test_it_is_as_it_was_made_and_answers_as_it_did(old):
     assert found.manifest.weights_precision == "int8"
 
 
-def test_it_serves_in_this_version(old, serve):
-    answer = serve(old).post("/v1/predict", json_body=TEXTS)
+def test_it_serves_in_this_version(old, serve, request):
+    client = serve(old)
+    answer = client.post("/v1/predict", json_body=TEXTS)
     assert [prediction["label"] for prediction in answer.json()["predictions"]] == ["positive", "negative"]
+    windows = {"format-2": 16, "format-3": 4}[request.node.callspec.params["old"]]
+    (long,) = client.post("/v1/predict", json_body={"texts": ["great " * 1000]}).json()["predictions"]
+    assert (long["windows"], long["truncated"]) == (windows, True)
+    assert client.get("/v1/model").json()["max_windows"] == windows
 
 
 def test_its_own_copy_of_the_library_serves_it(old, key_file, alice, tmp_path):

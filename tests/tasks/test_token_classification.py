@@ -399,7 +399,9 @@ def test_targets_of_windows_are_those_of_words_that_begin_in_them(sentence, span
         Span(start + len(sentence) * n, end + len(sentence) * n, label) for n in range(6) for start, end, label in spans
     ]
     example = example_of(sentence * 6, spans=moved)
-    (windows,) = task.encode([example.input], Tokenizer.load(tokenizer_folder, max_tokens), SPEC)
+    (windows,) = task.encode(
+        [example.input], Tokenizer.load(tokenizer_folder, max_tokens), spec_of(LABELS, max_windows=99)
+    )
     assert len(windows) > 1
     label_at = dict(zip(units(example.input.text)[:, 0].tolist(), task.gold(example, SPEC).tolist(), strict=True))
     labelled, begun_inside = {}, 0

@@ -26,7 +26,7 @@ def test_balanced_weights_are_those_of_scikit_learn(task, problem_of):
     problem = problem_of(task, 37)
     targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
     targets = targets[targets != IGNORED]
-    expected = compute_class_weight("balanced", classes=np.arange(len(problem.labels)), y=targets)
+    expected = compute_class_weight("balanced", classes=np.arange(len(problem.spec.labels)), y=targets)
     weights = balanced_weights(problem)
     assert weights.dtype == torch.float32
     np.testing.assert_allclose(weights, expected, rtol=1e-6)

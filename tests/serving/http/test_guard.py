@@ -140,10 +140,10 @@ def test_who_is_refused_because_others_wait_keeps_what_the_key_may_send(serve, m
     few = {"x-api-key": keys.add(key_file, "few", tokens_per_minute=30)}
     go, held_up, compute = threading.Event(), threading.Event(), client._app._runtime._model.batcher._compute
 
-    def held(texts, encodings):
+    def held(features):
         held_up.set()
         go.wait(5)
-        return compute(texts, encodings)
+        return compute(features)
 
     client._app._runtime._model.batcher._compute = held
     first = client.start("POST", PREDICT, json_body={"texts": ["a great film"]})
@@ -163,7 +163,7 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     made = make_package(tmp_path / "p", serve=ServeOptions(timeout_s=1.0, max_queue_tokens=12))
     client = serve(made.path)
     go = threading.Event()
-    client._app._runtime._model.batcher._compute = lambda texts, encodings: go.wait(2)
+    client._app._runtime._model.batcher._compute = lambda features: go.wait(2)
     late = [client.start("POST", PREDICT, json_body={"texts": ["a great film"]})]
     while not client._app._runtime._model.batcher.oldest_batch_s:
         pass
@@ -188,7 +188,7 @@ def test_a_deadline_that_makes_no_sense(client, asked):
 def test_a_client_may_wait_less_than_the_service_allows_but_not_more(serve, make_package, tmp_path):
     client = serve(make_package(tmp_path / "p", serve=ServeOptions(timeout_s=0.5)).path)
     go = threading.Event()
-    client._app._runtime._model.batcher._compute = lambda texts, encodings: go.wait(3)
+    client._app._runtime._model.batcher._compute = lambda features: go.wait(3)
     times = {}
     for asked in ("50", "60000"):
         start = time.perf_counter()
@@ -338,9 +338,9 @@ def test_nothing_of_a_request_is_kept_after_its_answer(client, monkeypatch):
     runtime, kept = client._app._runtime, []
     predict = runtime.predict
 
-    def remembering(texts, pairs, call, **how):
+    def remembering(inputs, call, **how):
         kept.append(weakref.ref(call))
-        return predict(texts, pairs, call, **how)
+        return predict(inputs, call, **how)
 
     monkeypatch.setattr(runtime, "predict", remembering)
     for _ in range(5):

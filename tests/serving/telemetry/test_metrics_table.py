@@ -75,13 +75,14 @@ WORKER = """
 import sys
 import numpy as np
 from deploykit.serving.telemetry.metrics import Metrics
+from deploykit.tasks import Observations
 
 number = int(sys.argv[1])
 metrics = Metrics(["/v1/predict", "unknown"], ["a", "b"])
 metrics.status("/v1/predict", 200)
 metrics.tokens.inc(10 * number)
 metrics.queue_seconds.observe(number)
-metrics.predicted(["a", "b"], np.array([0]), np.array([0.9]), np.array([0.1]))
+metrics.predicted(["a", "b"], Observations(*map(np.array, ([1], [0], [0.9], [0.1]))))
 metrics.queue_items.set(number)
 metrics.queue_oldest.set(number)
 metrics.drift.labels("length").set(number / 10)
