@@ -29,6 +29,9 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
+# Threads of OpenMP that wait for each other spin, and so keep the core that another worker of the tests needs: beside
+# another process a training of a few seconds took a minute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 TIERS = {  # marks of whole folders and files; what has none is quick, and `make check` runs it
