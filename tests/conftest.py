@@ -49,9 +49,15 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
         *("test_contracts.py", "test_faults.py", "test_pipeline.py", "test_process_state.py"),
     ),
 }
+# Files that take longest come first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    *("test_readme.py", "test_pipeline.py", "stages/test_pruning.py", "serving/test_trouble.py", "cli/test_cli.py"),
+    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_launch.py"),
+)
 TESTS = Path(__file__).parent
 TIER_OF = {TESTS / name: tier for tier, names in TIERS.items() for name in names}
-assert all(path.exists() for path in TIER_OF)
+PLACE_OF = {TESTS / name: place for place, name in enumerate(LONGEST)}
+assert all(path.exists() for path in (*TIER_OF, *PLACE_OF))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -65,6 +71,7 @@ def pytest_collection_modifyitems(items):
         for path in (item.path, *item.path.parents):
             if tier := TIER_OF.get(path):
                 item.add_marker(tier)
+    items.sort(key=lambda item: PLACE_OF.get(item.path, len(PLACE_OF)))
 
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")
