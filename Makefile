@@ -17,8 +17,9 @@ TRANSFORMERS4 := tests/modeling/test_surgery.py tests/modeling/test_base_tokeniz
 demo: $(VENV)/installed
 	$(BIN)/deploykit demo demo
 
+# Workers take whole files, in the order of tests/conftest.py, which begins with those that take longest.
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What to run before each commit: everything that starts no process and needs no model; then the tests of what changed.
 check: $(VENV)/installed lint

@@ -29,6 +29,9 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="deploykit-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("DEPLOYKIT_")]:
     del os.environ[variable]
+# Threads of OpenMP that wait for each other spin, and so keep the core that another worker of the tests needs: beside
+# another process a training of a few seconds took a minute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["DEPLOYKIT_CACHE"] = tempfile.mkdtemp(prefix="deploykit-measured-")
 
 TIERS = {  # marks of whole folders and files; what has none is quick, and `make check` runs it
@@ -46,9 +49,15 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
         *("test_contracts.py", "test_faults.py", "test_pipeline.py", "test_process_state.py"),
     ),
 }
+# Files that take longest come first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    *("test_readme.py", "test_pipeline.py", "stages/test_pruning.py", "serving/test_trouble.py", "cli/test_cli.py"),
+    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_launch.py"),
+)
 TESTS = Path(__file__).parent
 TIER_OF = {TESTS / name: tier for tier, names in TIERS.items() for name in names}
-assert all(path.exists() for path in TIER_OF)
+PLACE_OF = {TESTS / name: place for place, name in enumerate(LONGEST)}
+assert all(path.exists() for path in (*TIER_OF, *PLACE_OF))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -62,6 +71,7 @@ def pytest_collection_modifyitems(items):
         for path in (item.path, *item.path.parents):
             if tier := TIER_OF.get(path):
                 item.add_marker(tier)
+    items.sort(key=lambda item: PLACE_OF.get(item.path, len(PLACE_OF)))
 
 
 NOUNS = ("film", "story", "plot", "cast", "script", "music", "ending", "director")

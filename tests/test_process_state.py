@@ -19,7 +19,10 @@ from deploykit.engines.torch import TorchModel
 from deploykit.graphs import export, variants
 from deploykit.modeling import base_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter's tracer and its imports
+pytestmark = [
+    pytest.mark.usefixtures("few_rounds"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
+]
 
 
 def state():

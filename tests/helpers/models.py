@@ -160,6 +160,16 @@ def set_times(patch, of):
     patch.setattr(timing, "cost", lambda *_: Cost(fixed=0.25))
 
 
+@pytest.fixture(scope="module")
+def few_rounds():
+    """Measures in as few rounds as possible, for tests in which nothing depends on how exact a time is."""
+    from deploykit.evaluation import timing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "MOST_ROUNDS", timing.LEAST_ROUNDS)
+        yield
+
+
 @pytest.fixture
 def one_thread(monkeypatch):
     """Tiny products are slower on several threads, by far where other processes use the same cores."""

@@ -24,7 +24,7 @@ from deploykit.stages import pruning
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "few_rounds"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the exporter's tracer and its imports
 ]
 
@@ -135,7 +135,7 @@ def test_a_pruned_model_can_be_pruned_again_without_what_it_had_staying_behind(p
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, tiny_recipe):
+def served(tmp_path_factory, tiny_recipe, few_rounds):
     """The outcomes of a whole run, of three steps of pruning."""
     steps = [{"method": "vocabulary"}, {"method": "layers", "keep": 1}, {"method": "width", "keep": 0.75}]
     path = tiny_recipe(tmp_path_factory.mktemp("served"), prune=steps, gates={"max_drop": 1})
