@@ -69,8 +69,8 @@ A model for {task}, made by deploykit {version} from `{base}`.
 | {comparison.metric} on the test split | {value:.4f} |
 | the same of the trained model | {trained:.4f} |
 | loss against the trained model (validation) | {comparison.drop:.4f} |
-| prediction changes (validation) | {comparison.flips:.1%} |
-| increase of the calibration error (validation) | {comparison.calibration:.4f} |
+| prediction changes (validation) | {changes} |
+| increase of the calibration error (validation) | {calibration} |
 
 ## Gates
 
@@ -137,6 +137,8 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         value=manifest.step.metrics["test"][metric],
         trained=manifest.history[0].metrics["test"][metric].value,
         comparison=comparison,
+        changes=format(comparison.flips, ".1%") if comparison.flips else "not counted for this task",
+        calibration=format(comparison.calibration, ".4f") if comparison.calibration else "not measured for this task",
         gates="\n".join(f"- {verdict}" for verdict in verdicts),
         steps="\n".join(
             f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"

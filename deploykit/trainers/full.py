@@ -30,8 +30,8 @@ class Options(FitOptions):
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> list[dict[str, Any]]:
     """Fits the model to the training rows and leaves it at its best epoch."""
     from deploykit.modeling.finetuning import fit
-    from deploykit.modeling.losses import cross_entropy
+    from deploykit.modeling.losses import of_task
     from deploykit.modeling.problem import balanced_weights
 
     weights = balanced_weights(problem) if options.class_weights else None
-    return fit(model, problem, options, cross_entropy(weights, options.label_smoothing), work)
+    return fit(model, problem, options, of_task(problem.task, weights, options.label_smoothing), work)
