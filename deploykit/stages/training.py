@@ -47,9 +47,9 @@ def train(job: Job) -> Artifact:
 
         _warn_of_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
-        curve = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
-
-        model.eval()
+        trained = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
+        model = trained.model.eval()
+        predictor = job.torch_predictor(model, tokenizer, spec)
         predictions = scoring.predict_all(predictor, dataset)
         _check_predictions(job, predictions, base)
         predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
@@ -63,7 +63,7 @@ def train(job: Job) -> Artifact:
             predictor=predictor,
             predictions=predictions,
             parameters=checkpoint.parameters(model),
-            details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},
+            details={"data": dataset.summary, "lengths": lengths, "curve": trained.curve, "test": table},
             facts={
                 "labels": labels,
                 "pair": pair,

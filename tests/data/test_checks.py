@@ -35,7 +35,8 @@ def test_one_class_only_is_refused():
 
 def test_token_classification_without_any_span_has_one_class():
     parts = {
-        name: Split(name, f"{name}.csv", "line", (example_of(name, spans=()),), (2,)) for name in ("train", "validation", "test")
+        name: Split(name, f"{name}.csv", "line", (example_of(name, spans=()),), (2,))
+        for name in ("train", "validation", "test")
     }
     assert list(checks.find_problems(parts, TOKEN, allow_leakage=False)) == [
         "train.csv has only one label, O (rows: 1), expected at least two. Add rows of another label."

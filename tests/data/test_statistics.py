@@ -10,7 +10,6 @@ from deploykit.data.examples import Split
 from deploykit.tasks import Span
 from deploykit.tokenizer import Tokenizer
 
-
 TEXT = tasks.load("text-classification")
 TOKEN = tasks.load("token-classification")
 
