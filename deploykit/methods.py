@@ -4,6 +4,7 @@ Only files in these folders can be loaded, so a recipe cannot import arbitrary c
 package is needed only by the methods that use it; if it is missing, the error names the pip command.
 """
 
+import ast
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,7 @@ FOLDERS = {
     "quantizer": "quantizers",
     "engine": "engines",
 }
-EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino"}  # all other packages belong to `train`
+DEFAULT_EXTRA = "train"  # pip extra of a method that names none
 
 
 class Frozen(BaseModel):
@@ -68,7 +69,7 @@ def load(kind: str, name: str) -> ModuleType:
     try:
         return import_module(f"deploykit.{FOLDERS[kind]}.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
-        raise missing_extra(error, f"the {kind} {name!r}") from error
+        raise missing_extra(error, f"the {kind} {name!r}", extra(kind, name)) from error
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "deploykit":  # a bug
             raise
@@ -78,12 +79,30 @@ def load(kind: str, name: str) -> ModuleType:
         ) from error
 
 
-def missing_extra(error: ModuleNotFoundError, wanted_by: str) -> Exception:
+def summary(kind: str, name: str) -> str:
+    """Returns the first line of a method's docstring, without importing the method."""
+    return (ast.get_docstring(_parsed(kind, name)) or "").partition("\n")[0]
+
+
+def extra(kind: str, name: str) -> str:
+    """Returns the pip extra that a method needs, its constant `EXTRA`, without importing the method."""
+    for node in _parsed(kind, name).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["EXTRA"]:
+            return str(ast.literal_eval(node.value))
+    return DEFAULT_EXTRA
+
+
+def _parsed(kind: str, name: str) -> ast.Module:
+    file = Path(__file__).parent / FOLDERS[kind] / f"{name.replace('-', '_')}.py"
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def missing_extra(error: ModuleNotFoundError, wanted_by: str, extra: str = DEFAULT_EXTRA) -> Exception:
     """Returns an error that names the extra of a missing package, or the same error for a module of deploykit."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "deploykit"):
         return error
-    return extra_missing(wanted_by, package, EXTRA_OF.get(package, "train"))
+    return extra_missing(wanted_by, package, extra)
 
 
 def did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:

@@ -80,7 +80,8 @@ def init(
 @app.command(name="methods")
 def list_methods() -> None:
     """List the methods that a recipe can name."""
-    print_table(("kind", "methods"), [(kind, ", ".join(methods.available(kind))) for kind in methods.FOLDERS])
+    rows = [(kind, name, methods.summary(kind, name)) for kind in methods.FOLDERS for name in methods.available(kind)]
+    print_table(("kind", "method", "what it does"), rows)
 
 
 @app.command()

@@ -15,7 +15,6 @@ from deploykit.recipe import DataSection
 from deploykit.tasks import Example, Task
 
 LISTED_ITEMS = 10  # shown in a message
-ROLES = ("text", "text_pair", "label", "tokens", "tags", "spans")
 Key = tuple[str, ...]
 T = TypeVar("T")
 Read = Callable[[Mapping[str, Any]], Example]
@@ -45,7 +44,7 @@ def make_reader(tables: Iterable[Table], task: Task, section: DataSection) -> Re
         task: reads the rows.
         section: names the columns.
     """
-    return task.reader((row.values for table in tables for row in table.rows), _columns(section))
+    return task.reader((row.values for table in tables for row in table.rows), _columns(section, task))
 
 
 def parse(name: str, table: Table, task: Task, section: DataSection, read: Read | None = None) -> Split:
@@ -61,7 +60,7 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
     Raises:
         DataError: a column is missing, or rows are broken.
     """
-    columns, read = _columns(section), read or make_reader([table], task, section)
+    columns, read = _columns(section, task), read or make_reader([table], task, section)
     missing = _missing_columns(table, task, columns)
     if missing:
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
@@ -78,8 +77,9 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
     return Split(name, table.name, table.unit, tuple(examples), tuple(lines))
 
 
-def _columns(section: DataSection) -> dict[str, str | None]:
-    return {role: getattr(section, role) for role in ROLES}
+def _columns(section: DataSection, task: Task) -> dict[str, str | None]:
+    """Returns the name of each column that the task reads, by role."""
+    return {role: section.columns.get(role, column.default) for role, column in task.COLUMNS.items()}
 
 
 def _example(row: Row, read: Read, task: Task) -> Example | Broken:

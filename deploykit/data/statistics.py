@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit.data.checks import find_shared
 from deploykit.data.examples import Split, key_of, short_name
-from deploykit.tasks import Example, Task
+from deploykit.tasks import Example, Span, Task
 from deploykit.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99)
@@ -38,7 +38,7 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float], task: Task)
         name: Counter(label for row in split.examples for label in task.label_counts(row))
         for name, split in splits.items()
     }
-    spans = any(isinstance(row.target, tuple) and row.target for split in splits.values() for row in split.examples)
+    spans = any(_spans(row) for split in splits.values() for row in split.examples)
     figures: dict[str, Any] = {
         "rows": {name: len(split.examples) for name, split in splits.items()},
         "sources": {name: _origin(split, cut) for name, split in splits.items()},
@@ -48,7 +48,7 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float], task: Task)
         },
         "conflicts": {name: _conflicts(split.examples) for name, split in splits.items()},
         "leakage": {f"{a.name}/{b.name}": len(find_shared(a, b)) for a, b in combinations(splits.values(), 2)},
-        "imbalance": round(max(labels["train"].values()) / min(labels["train"].values()), 3),
+        "imbalance": _imbalance(labels["train"]),
         "characters": {
             name: describe_distribution([sum(map(len, row.input.texts)) for row in split.examples])
             for name, split in splits.items()
@@ -102,6 +102,11 @@ def _origin(split: Split, cut: Mapping[str, float]) -> str:
     return f"{name}, share {cut[split.name]:g}" if split.name in cut else name
 
 
+def _imbalance(counts: Mapping[str, int]) -> float:
+    """Returns how many times as frequent as the least frequent label the most frequent is; 1 if there are none."""
+    return round(max(counts.values()) / min(counts.values()), 3) if counts else 1.0
+
+
 def _conflicts(examples: Sequence[Example]) -> int:
     """Counts the rows whose text occurred earlier with other labels."""
     first: dict[object, Example] = {}
@@ -109,10 +114,15 @@ def _conflicts(examples: Sequence[Example]) -> int:
     return sum(_meaning(before) != _meaning(after) for before, after in zip(earlier, examples, strict=True))
 
 
+def _spans(example: Example) -> bool:
+    """Says whether the target of an example is spans."""
+    return isinstance(example.target, tuple) and bool(example.target) and isinstance(example.target[0], Span)
+
+
 def _meaning(example: Example) -> object:
     """Returns the labels; spans by the words they cover, since white space may differ between copies."""
-    if not isinstance(example.target, tuple):
-        return (example.target,)
+    if not _spans(example):
+        return example.target
     text = example.input.texts[0]
     spans = (
         (len(text[: span.start].split()), text[span.start : span.end].split(), span.label) for span in example.target
@@ -121,7 +131,7 @@ def _meaning(example: Example) -> object:
 
 
 def _without_spans(examples: Sequence[Example]) -> float:
-    return round(sum(not example.target for example in examples) / len(examples), 4)
+    return round(sum(not _spans(example) for example in examples) / len(examples), 4)
 
 
 def _alike(labels: Iterable[str]) -> list[list[str]]:

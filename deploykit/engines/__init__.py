@@ -44,7 +44,9 @@ class EngineModule(Protocol):
 
     `KIND` is the kind of artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the precisions of its
     arithmetic, each with the CPU features of which it needs one to be fast (none: always fast). `FUSED` says whether
-    it runs the operators of fused graphs; an engine that does not fuses graphs itself.
+    it runs the operators of fused graphs; an engine that does not fuses graphs itself. `EXTRA` is the pip extra that it
+    needs, if it is not `train`. A quantizer names the engines that run its graphs well; `QUANTIZERS`, if an engine has
+    it, names quantizers that do not know of it, for example `("none",)`.
     """
 
     KIND: str
@@ -92,6 +94,8 @@ def input_names(model: Any) -> tuple[str, ...]:
 
     Token types only if the configuration has any: GPT-2 would look them up among the words.
     """
+    if hasattr(model, "input_names"):
+        return tuple(model.input_names)
     config = getattr(model, "config", None)
     typed = config is None or getattr(config, "type_vocab_size", 0) > 0
     return tuple(name for name in signature(model.forward).parameters if typed or name != "token_type_ids")

@@ -15,6 +15,7 @@ from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.engines import Arrays, Float32, whole
 from deploykit.errors import ModelError
 
+EXTRA = "cpu"
 KIND = "onnx"
 FUSED = True
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": ()}

@@ -21,6 +21,7 @@ from openvino.properties import hint
 from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.engines import Arrays, Float32, whole
 
+EXTRA = "openvino"
 KIND = "onnx"
 FUSED = False
 PRECISIONS: dict[Precision, tuple[str, ...]] = {"float32": (), "bfloat16": ("amx_bf16", "avx512_bf16")}

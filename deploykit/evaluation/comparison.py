@@ -40,7 +40,7 @@ class Comparison(Frozen):
 
     metric: str
     drop: Metric
-    flips: Metric
+    flips: Metric | None
     calibration: Metric | None
     by_label: dict[str, Metric]
     by_length: dict[str, Metric]
@@ -69,10 +69,13 @@ def compare(
         lengths: tokens of each row; without them, `by_length` is empty.
     """
     before, after = (Outcomes.of(task, spec, examples, rows) for rows in (reference, predictions))
-    name, decisions = task.METRICS[0], zip(before.decisions, after.decisions, strict=True)
-    changed = np.array([not np.array_equal(first, second) for first, second in decisions], dtype=float)
+    name, changed = task.METRICS[0], np.zeros(len(examples))
     loss = metrics.differences(name, before, after)
-    figures = [Figure("drop", loss), Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples)))]
+    figures = [Figure("drop", loss)]
+    if "changes" in task.FIGURES:
+        decisions = zip(before.decisions, after.decisions, strict=True)
+        changed = np.array([not np.array_equal(first, second) for first, second in decisions], dtype=float)
+        figures.append(Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples))))
     if "calibration" in task.FIGURES:
         error = [units.calibration_error(rows) for rows in (before, after)]
         figures.append(Figure("calibration", lambda weights: error[1](weights) - error[0](weights)))
@@ -85,7 +88,7 @@ def compare(
     return Comparison(
         metric=name,
         drop=values["drop"][""],
-        flips=values["flips"][""],
+        flips=values["flips"][""] if "flips" in values else None,
         calibration=values["calibration"][""] if "calibration" in values else None,
         by_label=values.get("by_label", {}),
         by_length=values.get("by_length", {}),

@@ -93,13 +93,16 @@ def verdicts(
         rows = comparison.rows
         judged += [
             _verdict("max_drop", gates.max_drop, {"": comparison.drop}, rows),
-            _verdict("max_flips", gates.max_flips, {"": comparison.flips}, rows),
+            _verdict("max_flips", gates.max_flips, {"": comparison.flips} if comparison.flips else {}, rows),
             _verdict("max_label_drop", gates.max_label_drop, comparison.by_label, rows),
             _verdict("max_length_drop", gates.max_length_drop, comparison.by_length, rows),
+            _verdict(
+                "max_calibration_shift",
+                gates.max_calibration_shift,
+                {"": comparison.calibration} if comparison.calibration else {},
+                rows,
+            ),
         ]
-        if comparison.calibration is not None:
-            shift = {"": comparison.calibration}
-            judged.append(_verdict("max_calibration_shift", gates.max_calibration_shift, shift, rows))
     if p95_ms is not None:
         judged.append(_verdict("max_p95_ms", gates.max_p95_ms, {"": p95_ms}))
     if size_bytes is not None:

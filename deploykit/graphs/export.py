@@ -9,6 +9,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from deploykit.engines import input_names
 ROWS, TOKENS, PADDING_TOKENS = 2, 16, 3  # of the traced batch; the second row ends with padding
 AXES = {0: "batch_size", 1: "sequence_length"}
 SHAPE_OPERATORS = ("Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-ENCODER_DECODER = "text2text-generation"
+ENCODER_DECODER, TOKEN_CLASSIFICATION = "text2text-generation", "token-classification"
 # Model types whose graphs the tests compare with torch; of others a trial export is made before training.
 EXPORTED = {
     *("albert", "bart", "bert", "camembert", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "llama", "marian"),
@@ -34,10 +35,11 @@ EXPORTED = {
 ENCODER_AXES = {**AXES, 1: "encoder_sequence_length"}
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, torch.Tensor]
-Call = Callable[[Callable[..., Any], Tensors], Any]  # (forward, batch) -> the output tensor
+Call = Callable[[Callable[..., Any], Tensors], Any]  # (forward, batch) -> the output tensor, or several
+Outputs = Mapping[str, tuple[str, ...]]
 
 
-def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
+def write_graph(model: Any, folder: Path, task: str, opset: int, outputs: Outputs | None = None) -> None:
     """Writes `model.onnx` with dynamic batch and sequence axes.
 
     An encoder-decoder becomes two graphs without a cache, `encoder_model.onnx` and `decoder_model.onnx`.
@@ -47,7 +49,9 @@ def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
         folder: where to write.
         task: name of the task, as Optimum spells it.
         opset: ONNX opset version.
+        outputs: of the model, each with its axes after the batch, as the task names them; default: its logits.
     """
+    outputs = outputs or {"logits": ("tokens", "labels") if task == TOKEN_CLASSIFICATION else ("labels",)}
     vocabulary_size, end_id = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
     ids = torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % vocabulary_size
     mask = torch.ones_like(ids)
@@ -58,18 +62,21 @@ def write_graph(model: Any, folder: Path, task: str, opset: int) -> None:
     if task != ENCODER_DECODER:
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
         names = [name for name in batch if name in input_names(model)]
-        _write(model, _logits, {name: batch[name] for name in names}, "logits", folder / GRAPH, opset)
+        read = partial(_named_outputs, list(outputs))
+        _write(model, read, {name: batch[name] for name in names}, outputs, folder / GRAPH, opset)
         return
     encoder, batch = model.get_encoder(), {"input_ids": ids, "attention_mask": mask}
-    _write(encoder, _states, batch, "last_hidden_state", folder / "encoder_model.onnx", opset)
+    states_output = {"last_hidden_state": ("tokens", "hidden")}
+    _write(encoder, _states, batch, states_output, folder / "encoder_model.onnx", opset)
     with torch.inference_mode():
         states = encoder(**batch)[0].clone()
     batch = {"encoder_attention_mask": mask, "input_ids": ids[:, 1:], "encoder_hidden_states": states}
-    _write(model, _decoded, batch, "logits", folder / "decoder_model.onnx", opset)
+    _write(model, _decoded, batch, {"logits": ("tokens", "labels")}, folder / "decoder_model.onnx", opset)
 
 
-def _logits(forward: Callable[..., Any], batch: Tensors) -> Any:
-    return forward(**batch, return_dict=True).logits
+def _named_outputs(names: Sequence[str], forward: Callable[..., Any], batch: Tensors) -> Any:
+    outputs = forward(**batch, return_dict=True)
+    return tuple(outputs[name] for name in names)
 
 
 def _states(forward: Callable[..., Any], batch: Tensors) -> Any:
@@ -86,10 +93,11 @@ def _decoded(forward: Callable[..., Any], batch: Tensors) -> Any:
     ).logits
 
 
-def _write(model: Any, call: Call, batch: Tensors, output: str, file: Path, opset: int) -> None:
+def _write(model: Any, call: Call, batch: Tensors, outputs: Outputs, file: Path, opset: int) -> None:
     """Traces `call(forward, batch)` and writes the graph."""
     axes = {name: ENCODER_AXES if name.startswith("encoder") else AXES for name in batch}
-    with _traceable(model, call, list(batch)) as forward, warnings.catch_warnings(), torch.no_grad():
+    axes |= {name: AXES if of_row[:1] == ("tokens",) else {0: AXES[0]} for name, of_row in outputs.items()}
+    with _traceable(model, call, list(batch)), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
             "ignore"
         )  # about Python values that become constants; parity with torch is measured instead
@@ -98,8 +106,8 @@ def _write(model: Any, call: Call, batch: Tensors, output: str, file: Path, opse
             tuple(batch.values()),
             str(file),
             input_names=list(batch),
-            output_names=[output],
-            dynamic_axes={**axes, output: AXES if call(forward, batch).ndim > 2 else {0: AXES[0]}},
+            output_names=list(outputs),
+            dynamic_axes=axes,
             opset_version=opset,
             dynamo=False,
         )
@@ -113,8 +121,8 @@ def _write(model: Any, call: Call, batch: Tensors, output: str, file: Path, opse
 
 
 @contextmanager
-def _traceable(model: Any, call: Call, names: Sequence[str]) -> Iterator[Any]:
-    """Replaces a model's forward pass by one from positional tensors to one tensor, and its masks by traceable ones.
+def _traceable(model: Any, call: Call, names: Sequence[str]) -> Iterator[None]:
+    """Replaces a model's forward pass by one from positional tensors to tensors, and its masks by traceable ones.
 
     The model itself is traced instead of a wrapper, so that names of nodes begin with its submodules.
     """
@@ -127,7 +135,7 @@ def _traceable(model: Any, call: Call, names: Sequence[str]) -> Iterator[Any]:
     table["eager"] = _mask
     model.eval()
     try:
-        yield original
+        yield
     finally:
         del table["eager"], model.forward
         model.train(training)

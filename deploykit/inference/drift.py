@@ -46,13 +46,13 @@ def reference(lengths: Sequence[int], observed: Observations, labels: int) -> di
         labels: number of labels.
 
     Returns:
-        The features `length`, `confidence` and `label`; the last two are of units.
+        The features `length`, and `confidence` and `label` of units, if the task has them.
     """
-    return {
-        "length": Feature.of(lengths),
-        "confidence": Feature.of(observed.confidences.tolist()),
-        "label": Feature.of(observed.labels.tolist(), (np.arange(labels - 1) + 0.5).tolist()),
-    }
+    features = {"length": Feature.of(lengths)}
+    if len(observed.labels):
+        features["confidence"] = Feature.of(observed.confidences.tolist())
+        features["label"] = Feature.of(observed.labels.tolist(), (np.arange(labels - 1) + 0.5).tolist())
+    return features
 
 
 class Drift:

@@ -28,11 +28,11 @@ TOLERANCE_FACTOR = 2.0  # times that quantile
 
 
 class Stored(Frozen):
-    """An array in JSON: its shape, its type in numpy's notation, and its values in order."""
+    """An array in JSON: its shape, its type in numpy's notation, and its values in order, numbers or texts."""
 
     shape: list[int]
     dtype: str
-    data: list[float]
+    data: list[float | str]
 
     @classmethod
     def of(cls, array: Array) -> "Stored":
@@ -185,13 +185,19 @@ def moved(task: Task, predictions: Sequence[Prediction], expected: Sequence[Pred
 
 
 def changed(predictor: Predictor, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> int:
-    """Counts the predictions that decide otherwise than expected, or are not finite."""
+    """Counts the predictions that decide otherwise than expected, or are not finite.
+
+    Of tasks without distinct decisions, those that are further away than any tolerance.
+    """
     task, spec = predictor.task, predictor.spec
-    return sum(
-        not np.isfinite(task.distance(first, second))
-        or not np.array_equal(task.decide(first, spec), task.decide(second, spec))
-        for first, second in zip(predictions, expected, strict=True)
-    )
+
+    def differ(first: Prediction, second: Prediction) -> bool:
+        distance = task.distance(first, second)
+        if "changes" not in task.FIGURES:
+            return not distance <= MAX_TOLERANCE
+        return not np.isfinite(distance) or not np.array_equal(task.decide(first, spec), task.decide(second, spec))
+
+    return sum(differ(first, second) for first, second in zip(predictions, expected, strict=True))
 
 
 def verify(path: Path | str, key: Path | None = None) -> Artifact:

@@ -181,7 +181,7 @@ def _check_labels(artifact: Artifact) -> None:
     file, labels = artifact.file(CONFIG), list(artifact.manifest.labels)
     names = json.loads(file.read_text(encoding="utf-8")).get("id2label", {}) if file.is_file() else {}
     configured = [names[index] for index in sorted(names, key=int)]
-    if configured and configured != labels:
+    if labels and configured and configured != labels:
         raise ArtifactError(
             f"{file} gives the outputs the labels {configured}, the manifest {labels}: one of the two belongs to"
             " another model. Build the artifact again."

@@ -241,6 +241,8 @@ def reorder_outputs(model: torch.nn.Module, order: Sequence[int]) -> None:
 
 
 def name_outputs(config: Any, labels: Sequence[str]) -> None:
-    """Writes the names of a model's outputs into its configuration, in place."""
+    """Writes the names of a model's outputs into its configuration, in place; none leaves it as it is."""
+    if not labels:
+        return
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}

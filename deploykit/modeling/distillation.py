@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from deploykit.engines import input_names
 from deploykit.modeling import surgery
 from deploykit.modeling.finetuning import fit
-from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.losses import by_name, divergence, is_learned, of_task
 from deploykit.modeling.options import DistillOptions
-from deploykit.modeling.problem import SHIFT, Problem, Teacher, inputs
-from deploykit.tasks import IGNORED
+from deploykit.modeling.problem import SHIFT, Problem, Teacher
 
 
 class StudentWithTeacher(torch.nn.Module):
@@ -28,33 +28,27 @@ class StudentWithTeacher(torch.nn.Module):
         self.student = student
         self._teacher = (teacher.eval(),)  # a tuple, so that torch does not register it
         self.register_state_dict_post_hook(_copy_aliases)  # type: ignore[no-untyped-call]
+        self.input_names = input_names(student)
         if hasattr(student, SHIFT):
             setattr(self, SHIFT, getattr(student, SHIFT))
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        decoder_input_ids: torch.Tensor | None = None,
-    ) -> dict[str, Any]:
+    def forward(self, **batch: torch.Tensor) -> dict[str, Any]:
         """Returns the student's logits and, in training mode, everything that the loss compares."""
-        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        batch = inputs(self.student, tensors)
-        if decoder_input_ids is not None:
-            batch["decoder_input_ids"] = decoder_input_ids
         if not self.training:
-            return {"logits": self.student(**batch).logits}
+            return _logits(self.student(**batch))
         with torch.no_grad():
-            teacher = self._teacher[0].to(input_ids.device)  # the Trainer moves registered modules only
+            device = next(self.student.parameters()).device
+            teacher = self._teacher[0].to(device)  # the Trainer moves registered modules only
             expected = teacher(**batch, output_hidden_states=True)
         outputs = self.student(**batch, output_hidden_states=True)
+        hidden = _hidden_states(outputs)
+        mask = batch.get("attention_mask")
         return {
-            "logits": outputs.logits,
-            "hidden": _hidden_states(outputs),
-            "teacher_logits": expected.logits,
+            **_logits(outputs),
+            "hidden": hidden,
+            "teacher": _logits(expected),
             "teacher_hidden": _hidden_states(expected),
-            "real": attention_mask.bool(),
+            "real": torch.ones(hidden[0].shape[:2], dtype=torch.bool) if mask is None else mask.bool(),
         }
 
 
@@ -62,31 +56,31 @@ def distill(
     small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, options: DistillOptions, work: Path
 ) -> list[dict[str, Any]]:
     """Trains `small` in place, with `whole` or the problem's own teacher; returns the learning curve."""
-    hard, layers = cross_entropy(), None
+    task, layers = problem.task, None
+    hard = of_task(task)
     if problem.teacher:
         whole, layers = problem.teacher.model, matching_layers(problem.teacher)
 
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        if "teacher_logits" not in outputs:
+    def loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        if "teacher" not in outputs:
             return hard(outputs, labels, num_items_in_batch)
-        targets = labels != IGNORED
-        soft = divergence(outputs["logits"][targets], outputs["teacher_logits"][targets], options.temperature)
+        named, soft, shares = by_name(task, labels), [], []
+        for name, target in task.TARGETS.items():
+            student, teacher = outputs[target.output], outputs["teacher"][target.output]
+            learned = is_learned(target, named[name], student)
+            soft.append(divergence(target.loss, student[learned], teacher[learned], options.temperature))
+            # of a step of several batches, each contributes its share of the targets
+            several = num_items_in_batch is not None and len(named) == 1
+            total = torch.as_tensor(num_items_in_batch if several else learned.sum()).clamp(min=1)
+            shares.append(learned.sum() / total)
         hidden = hidden_error(outputs["hidden"], outputs["teacher_hidden"], outputs["real"], layers)
-        # of a step of several batches, each contributes its share of the targets
-        total = torch.as_tensor(targets.sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        value = (options.soft * soft + options.hidden * hidden) * targets.sum() / total
+        soft_sum = sum(value * share for value, share in zip(soft, shares, strict=True))
+        value = options.soft * soft_sum + options.hidden * hidden * shares[0]
         return value + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else value
 
     curve = fit(StudentWithTeacher(small, whole), problem, options, loss, work)
     whole.to("cpu")
     return curve
-
-
-def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns `T^2 KL(teacher || student)` of logits `(rows, labels)`, averaged over rows."""
-    predicted = functional.log_softmax(student.float() / temperature, dim=-1)
-    expected = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    return functional.kl_div(predicted, expected, reduction="batchmean", log_target=True) * temperature**2
 
 
 def hidden_error(
@@ -120,6 +114,10 @@ def matching_layers(teacher: Teacher) -> list[int]:
     depth = surgery.depths(teacher.model)[0]
     kept = [layer for layer in teacher.layers if layer < depth]
     return [following - 1 for following in (*kept[1:], depth)]
+
+
+def _logits(outputs: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in outputs.items() if name.endswith("logits")}
 
 
 def _copy_aliases(_: torch.nn.Module, state: dict[str, torch.Tensor], *__: Any) -> None:

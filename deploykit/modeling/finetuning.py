@@ -60,8 +60,8 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
     rate = f"with the learning rate {options.learning_rate:g}"
     early_stopping = [EarlyStoppingCallback(options.patience)] if options.patience else []
 
-    def batch(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tensors = collate(problem.tokenizer, [item["row"] for item in items])
+    def batch(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        tensors = collate(problem, [item["row"] for item in items])
         return {**inputs(model, tensors), "labels": tensors["labels"]}
 
     trainer: Trainer = Trainer(
@@ -72,7 +72,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         data_collator=batch,
         compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
         compute_metrics=lambda _: quality(model, problem, f"after epoch {trainer.state.epoch:g}, {rate}"),
-        preprocess_logits_for_metrics=lambda _, labels: labels.new_zeros(len(labels)),  # or it would keep all logits
+        preprocess_logits_for_metrics=lambda *_: torch.zeros(1),  # or it would keep all logits
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *early_stopping, *([deadline] if deadline else [])],
     )

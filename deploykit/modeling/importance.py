@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
-from deploykit.modeling.losses import cross_entropy
-from deploykit.modeling.problem import Row, inputs, padded
-from deploykit.tokenizer import Tokenizer
+from deploykit.modeling.losses import of_task
+from deploykit.modeling.problem import Problem, Row, inputs, padded
 
 
 def importance(
-    model: torch.nn.Module, rows: Sequence[Row], tokenizer: Tokenizer
+    model: torch.nn.Module, problem: Problem, rows: Sequence[Row]
 ) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
     """Returns the Fisher information of heads and of neurons, an array per layer each; empty if heads cannot be pruned.
 
@@ -32,10 +31,10 @@ def importance(
     modules = [layer.projection for layer in layers if layer.projection is not None] + [layer.down for layer in layers]
     groups = [layer.shape.heads for layer in layers if layer.shape.heads] + [layer.shape.neurons for layer in layers]
     totals = [torch.zeros(size) for size in groups]
-    loss = cross_entropy()
+    loss = of_task(problem.task)
     model.eval()
-    for batch in tqdm(list(padded(rows, tokenizer)), desc="importance", unit="batch", disable=None):
-        masks = [torch.ones(len(batch["labels"]), 1, size, requires_grad=True) for size in groups]
+    for batch in tqdm(list(padded(problem, rows)), desc="importance", unit="batch", disable=None):
+        masks = [torch.ones(len(batch["input_ids"]), 1, size, requires_grad=True) for size in groups]
         with ExitStack() as hooks:
             for module, mask in zip(modules, masks, strict=True):
                 hooks.callback(module.register_forward_pre_hook(_multiply(mask)).remove)

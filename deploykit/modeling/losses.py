@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from deploykit.errors import ModelError
-from deploykit.tasks import IGNORED, Arrays, Prediction, Task
+from deploykit.tasks import IGNORED, Arrays, Prediction, Target, Task
 
 Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
 # Largest absolute logit on the validation split; a trained model that exceeds it has diverged, and its stage stops.
@@ -20,28 +21,112 @@ MAX_LOGIT = 1000.0
 ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."
 
 
-def cross_entropy(weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
-    """Returns the loss of a classifier of texts or of tokens.
+def of_task(task: Task, weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
+    """Returns the loss of a task: the sum of the losses of its targets.
 
     Args:
-        weights: of the classes, shape `(labels,)`; default: all equal.
-        smoothing: share of the probability that is spread over all labels (Szegedy et al., 2016, section 7).
+        task: names the loss of each of its `TARGETS`.
+        weights: of the labels, shape `(labels,)`, for cross-entropy; default: all equal.
+        smoothing: share of the probability that cross-entropy spreads over all labels (Szegedy et al., 2016, section
+            7).
     """
 
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        summed = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
-            labels.reshape(-1),
-            weight=None if weights is None else weights.to(logits.device),
-            ignore_index=IGNORED,
-            label_smoothing=smoothing,
-            reduction="sum",
-        )
-        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return summed / torch.as_tensor(count).clamp(min=1)  # a batch may hold no target
+    def loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        named, single = by_name(task, labels), len(task.TARGETS) == 1
+        total = torch.zeros((), device=next(iter(named.values())).device)
+        for name, target in task.TARGETS.items():
+            summed, count = LOSSES[target.loss](outputs[target.output], named[name], weights, smoothing)
+            if single and num_items_in_batch is not None:  # of a step of several batches
+                count = torch.as_tensor(num_items_in_batch, device=total.device)
+            total = total + summed / count.clamp(min=1)  # a batch may hold no target
+        return total
 
     return loss
+
+
+def by_name(task: Task, labels: Any) -> dict[str, torch.Tensor]:
+    """Returns the targets of a batch by name; a single target is a tensor, so that the Trainer can count it."""
+    return labels if isinstance(labels, dict) else {next(iter(task.TARGETS)): labels}
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the summed cross-entropy and the number of targets.
+
+    Args:
+        logits: `(..., labels)`.
+        targets: indices of labels, `(...)`, some of them `IGNORED`.
+        weights: of the labels; default: all equal.
+        smoothing: share of the probability that is spread over all labels.
+    """
+    summed = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        targets.reshape(-1),
+        weight=None if weights is None else weights.to(logits.device),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+    return summed, (targets != IGNORED).sum()
+
+
+def binary_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the summed binary cross-entropy of labels that do not exclude each other, and the number of targets.
+
+    Args:
+        logits: `(..., labels)`.
+        targets: 0 or 1 for each, or probabilities; the same shape.
+        weights: of the labels that are 1; default: all equal.
+        smoothing: how far targets are moved towards one half.
+    """
+    smooth = targets.float() * (1 - smoothing) + smoothing / 2
+    weights = None if weights is None else weights.to(logits.device)
+    summed = functional.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="sum")
+    return summed, torch.tensor(targets.numel(), device=logits.device)
+
+
+def squared_error(logits: torch.Tensor, targets: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the summed squared error of numbers of the same shape, and how many there are."""
+    summed = functional.mse_loss(logits.float().reshape(targets.shape), targets.float(), reduction="sum")
+    return summed, torch.tensor(targets.numel(), device=logits.device)
+
+
+def is_learned(target: Target, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Returns which rows of an output, `(..., labels)`, have a target, `(...)`."""
+    if target.loss == "cross_entropy":
+        return targets != IGNORED
+    return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+
+
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def divergence(loss: str, student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Returns how far a student's logits are from its teacher's, averaged over rows, as the loss of the task has it.
+
+    Args:
+        loss: a key of `LOSSES`: for cross-entropy `T^2 KL(teacher || student)`, for binary cross-entropy the same of
+            each label, and for the squared error the squared difference.
+        student: logits `(rows, labels)`.
+        teacher: the same shape.
+        temperature: of both models' logits.
+    """
+    first, second = student.float() / temperature, teacher.float() / temperature
+    if loss == "squared_error":
+        return functional.mse_loss(student.float(), teacher.float())
+    if loss == "binary_cross_entropy":
+        first, second = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (first, second))
+        shape = (-1, 2)
+        first, second = first.reshape(shape), second.reshape(shape)
+    predicted, expected = (functional.log_softmax(logits, dim=-1) for logits in (first, second))
+    return functional.kl_div(predicted, expected, reduction="batchmean", log_target=True) * temperature**2
 
 
 def checked(loss: Loss, when: Callable[[], str]) -> Loss:
@@ -64,12 +149,6 @@ def require_weights(model: torch.nn.Module, name: str) -> None:
                 f"{name}: {count} of {values.numel()} values of the parameter {parameter!r} are NaN or infinite. The"
                 " file is damaged, or its training diverged: take another copy, or an earlier checkpoint."
             )
-
-
-def require_logits(logits: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], name: str) -> None:
-    """Raises a ModelError if logits, `(..., labels)`, are NaN or infinite where a target, `(...)`, is not `IGNORED`."""
-    if not np.isfinite(logits[targets != IGNORED]).all():
-        raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
 
 
 def require_finite(task: Task, predictions: Mapping[str, Sequence[Prediction]], name: str) -> None:

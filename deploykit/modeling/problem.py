@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import metrics
 from deploykit.inference.predictor import Predictor, batches, collated
 from deploykit.modeling.losses import ADVICE
-from deploykit.tasks import IGNORED, Example, Int64, Spec, Task
+from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task
 from deploykit.tokenizer import Features, Tokenizer
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
@@ -22,10 +23,10 @@ BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
 
 @dataclass(frozen=True)
 class Row:
-    """What the model reads at once in training, and its target for the loss, of shape `()` or `(tokens,)`."""
+    """What the model reads at once in training, and its targets for the loss, by the names of the task's `TARGETS`."""
 
     features: Features
-    target: Int64
+    targets: Arrays
 
     def __len__(self) -> int:
         return len(self.features)
@@ -78,18 +79,30 @@ class Problem:
         return tuple(Row(part, self.task.targets(example, part, self.spec)) for example, part in pairs)
 
 
-def collate(tokenizer: Tokenizer, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Pads rows and their targets (`labels`); targets of padding are `IGNORED`."""
-    (batch,) = collated([row.features for row in rows], tokenizer, len(rows))
-    targets = [row.target for row in rows]
-    if targets[0].ndim == 0:
-        batch["labels"] = np.stack(targets)
-    else:
-        width = max(len(target) for target in targets)
-        batch["labels"] = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for row, target in enumerate(targets):
-            batch["labels"][row, tokenizer.place(len(target), width)] = target
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
+def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
+    """Pads rows, and adds their targets as `labels`: a tensor, or a dict of them if the task has several targets."""
+    (batch,) = collated([row.features for row in rows], problem.tokenizer, len(rows))
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    starts = [problem.tokenizer.place(len(row), batch["input_ids"].shape[1]).start for row in rows]
+    targets = {}
+    for name, target in problem.task.TARGETS.items():
+        arrays = _stacked([row.targets[name] for row in rows], target.axes, problem.tokenizer)
+        if target.axes == ("position",):  # of a token, which padding on the left moves
+            arrays = arrays + np.array(starts)
+        targets[name] = torch.from_numpy(arrays)
+    tensors["labels"] = next(iter(targets.values())) if len(targets) == 1 else targets
+    return tensors
+
+
+def _stacked(targets: Sequence[Array], axes: Sequence[str], tokenizer: Tokenizer) -> Array:
+    """Stacks the targets of rows; those of tokens are padded with `IGNORED`, as the tokens are."""
+    if axes[:1] != ("tokens",):
+        return np.stack(list(targets))
+    width = max(len(target) for target in targets)
+    padded = np.full((len(targets), width, *targets[0].shape[1:]), IGNORED, dtype=targets[0].dtype)
+    for row, target in enumerate(targets):
+        padded[row, tokenizer.place(len(target), width)] = target
+    return padded
 
 
 def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,10 +114,10 @@ def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
     return tensors
 
 
-def padded(rows: Sequence[Row], tokenizer: Tokenizer) -> Iterator[dict[str, torch.Tensor]]:
+def padded(problem: Problem, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Yields batches of rows of similar length, targets included."""
     for indices in batches([len(row) for row in rows], BATCH_TOKENS):
-        yield collate(tokenizer, [rows[index] for index in indices])
+        yield collate(problem, [rows[index] for index in indices])
 
 
 def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, float]:
@@ -139,9 +152,15 @@ def within(rows: list[Row], tokens: int) -> list[Row]:
     return rows[: max(1, int((totals <= tokens).sum()))]
 
 
-def balanced_weights(problem: Problem) -> torch.Tensor:
-    """Returns `rows / (labels * count)` for each label, shape `(labels,)` (King and Zeng, 2001)."""
-    targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
+def balanced_weights(problem: Problem) -> torch.Tensor | None:
+    """Returns `rows / (labels * count)` for each label, shape `(labels,)` (King and Zeng, 2001).
+
+    Returns None for tasks whose targets are not labels.
+    """
+    ((name, target), *others) = problem.task.TARGETS.items()
+    if others or target.loss != "cross_entropy":
+        return None
+    targets = np.concatenate([row.targets[name].reshape(-1) for row in problem.train])
     counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.spec.labels))
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32)

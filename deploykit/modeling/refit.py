@@ -15,10 +15,9 @@ import torch
 from tqdm import tqdm
 
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import SHIFT, Row, inputs, padded
+from deploykit.modeling.problem import SHIFT, Problem, Row, inputs, padded
 from deploykit.modeling.surgery import Linear, matrix, set_matrix
 from deploykit.tasks import IGNORED
-from deploykit.tokenizer import Tokenizer
 
 PENALTY = 0.1  # relative to the mean square of the inputs
 
@@ -27,9 +26,9 @@ class _Stop(Exception):  # noqa: N818  not an error
     """Ends a forward pass once the module of interest has its inputs."""
 
 
-def refit(small: torch.nn.Module, whole: torch.nn.Module, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+def refit(small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, rows: Sequence[Row]) -> None:
     """Replaces the output projections of `small`, the pruned copy of `whole`, in place; padding is left out."""
-    data = list(padded(rows, tokenizer))
+    data = list(padded(problem, rows))
     projections, sources = _projections(small), _projections(whole)
     targets = _outputs(whole, sources, data)
     changed = False

@@ -7,20 +7,19 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
 from deploykit.modeling.architectures import architecture_of
-from deploykit.modeling.distillation import distill, divergence
-from deploykit.modeling.losses import require_logits
+from deploykit.modeling.distillation import distill
+from deploykit.modeling.losses import ADVICE, by_name, divergence, is_learned
 from deploykit.modeling.problem import Problem, Teacher, first_metric, inputs, padded, sample
 from deploykit.modeling.surgery import depths, without
 from deploykit.pruners import Pruned
 from deploykit.pruners.layers import Options
-from deploykit.tasks import IGNORED
+from deploykit.tasks import Task
 
 MAX_DROP = 0.01  # default loss of the first metric: one point of accuracy
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     if options.keep is not None and options.keep not in range(stacks, depth + 1):
         raise ModelError(f"keep must be from {stacks} to {depth}, the number of layers, got {options.keep}.")
     rows = sample(problem.train, options.calibration_rows, problem.seed)
-    steps = _ablation(model.eval(), list(padded(rows, problem.tokenizer)))
+    steps = _ablation(model.eval(), problem.task, list(padded(problem, rows)))
     if options.keep is not None:
         ablation = list(islice(steps, depth - options.keep))
     else:
@@ -49,13 +48,15 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     return Pruned(pruned, {"gone": removed, "ablation": ablation, "layers": sizes, "curve": curve}, layers=kept)
 
 
-def _ablation(model: torch.nn.Module, data: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def _ablation(model: torch.nn.Module, task: Task, data: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Yields, step by step, all layers removed so far (`gone`) and the `damage` of each candidate of that step."""
-    whole, removed = _logits(model, data), list[int]()
+    whole, removed = logits(model, task, data), list[int]()
     while candidates := list(_candidates(model, removed)):
         damage = {}
         for layer in tqdm(candidates, desc=f"ablation {len(removed) + 1}", unit="layer", disable=None):
-            damage[layer] = float(divergence(_logits(without(model, [*removed, layer]), data), whole, temperature=1.0))
+            changed = logits(without(model, [*removed, layer]), task, data)
+            losses = (divergence(task.TARGETS[name].loss, changed[name], rows) for name, rows in whole.items())
+            damage[layer] = float(sum(losses))
         least = min(damage, key=lambda layer: damage[layer])
         removed = [*removed, least]
         log.info("without layer %d: divergence %.4f", least, damage[least])
@@ -73,8 +74,25 @@ def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]
 
 
 @torch.inference_mode()
-def _logits(model: torch.nn.Module, data: Sequence[Any]) -> torch.Tensor:
-    """Returns the logits of all units that have a label, `(units, labels)`."""
-    logits = torch.cat([model(**inputs(model, batch)).logits[batch["labels"] != IGNORED] for batch in data])
-    require_logits(logits.float().numpy(), np.zeros(len(logits)), "the model during pruning")
-    return logits
+def logits(model: torch.nn.Module, task: Task, data: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """Returns the logits that have a target, `(units, labels)`, by the name of the target.
+
+    Raises:
+        ModelError: they are NaN or infinite.
+    """
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in task.TARGETS}
+    for batch in data:
+        outputs, named = model(**inputs(model, batch)), by_name(task, batch["labels"])
+        for name, target in task.TARGETS.items():
+            rows = outputs[target.output]
+            parts[name].append(rows[is_learned(target, named[name], rows)].float())
+    joined = {name: torch.cat(_same_width(rows)) for name, rows in parts.items()}
+    if not all(rows.isfinite().all() for rows in joined.values()):
+        raise ModelError(f"the model during pruning: logits of the training rows are NaN or infinite. {ADVICE}")
+    return joined
+
+
+def _same_width(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Pads logits over tokens, which have the width of their batch, with a logit of no weight."""
+    width = max(part.shape[-1] for part in rows)
+    return [torch.nn.functional.pad(part, (0, width - part.shape[-1]), value=-1e4) for part in rows]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from deploykit import methods
+from deploykit.artifact.execution import Device
 
 Batch = Mapping[str, npt.NDArray[Any]]  # one padded batch: arrays by the names of the graph's inputs
 
@@ -19,13 +20,17 @@ class Quantizer(Protocol):
     """What a file of this folder provides.
 
     `PRECISION` is the type of the quantized weights by default: `float32`, `float16`, `int8` or `int4`. `ENGINES` are
-    the engines that run the result well, and `OPERATORS` the operators whose constant weights are quantized.
+    the engines that run the result well, and `OPERATORS` the operators whose constant weights are quantized. `DEVICES`
+    are those that have kernels for it. `SEARCHED` says for which objectives a search tries the method unless a recipe
+    names others, and with which options.
     """
 
     Options: type[BaseModel]
     PRECISION: str
     ENGINES: tuple[str, ...]
     OPERATORS: tuple[str, ...]
+    DEVICES: tuple[Device, ...]
+    SEARCHED: Mapping[str, Mapping[str, Any]]
 
     def quantize(
         self, graph: Path, options: Any, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()

@@ -13,7 +13,7 @@ find data type".
 
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from deploykit import hardware
+from deploykit.artifact.execution import Device
 from deploykit.errors import DeploykitError
 from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
@@ -38,6 +39,8 @@ except (ImportError, RuntimeError):  # Optimum's lazy modules raise RuntimeError
 
 PRECISION = "int8"
 ENGINES = ("onnxruntime",)
+DEVICES: tuple[Device, ...] = ("cpu",)
+SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {"embeddings": True}}
 OPERATORS = ("MatMul", "Attention")
 ORT_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 

@@ -5,21 +5,24 @@ a CPU: ONNX Runtime inserts casts where it has no float16 kernel, and OpenVINO c
 the range, such as the -3.4e38 of masks, become -1e4. If activations overflow, as in T5, the gates stop the graph.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from deploykit.artifact.execution import Device
 from deploykit.graphs import matmuls
 from deploykit.methods import Options
 from deploykit.quantizers import Batch
 
-__all__ = ["ENGINES", "OPERATORS", "PRECISION", "Options", "quantize"]
+__all__ = ["DEVICES", "ENGINES", "OPERATORS", "PRECISION", "SEARCHED", "Options", "quantize"]
 
 PRECISION = "float16"
 ENGINES = ("onnxruntime", "openvino")
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+SEARCHED: Mapping[str, Mapping[str, Any]] = {"size": {}}
 OPERATORS = ("MatMul", "Attention")
 
 

@@ -1,18 +1,21 @@
 """Keeps the graph in float32: the candidate with which all others are compared."""
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploykit.artifact.execution import Device
 from deploykit.graphs import matmuls
 from deploykit.methods import Options
 from deploykit.quantizers import Batch
 
-__all__ = ["ENGINES", "OPERATORS", "PRECISION", "Options", "quantize"]
+__all__ = ["DEVICES", "ENGINES", "OPERATORS", "PRECISION", "SEARCHED", "Options", "quantize"]
 
 PRECISION = "float32"
 ENGINES = ("onnxruntime", "openvino")
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {}}
 OPERATORS: tuple[str, ...] = ()
 
 

@@ -9,7 +9,7 @@ cannot combine the ranges of several calls (`partial_fit` starts anew each time)
 that memory does not grow with the number of rows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from deploykit import hardware
+from deploykit.artifact.execution import Device
 from deploykit.errors import DeploykitError
 from deploykit.graphs import matmuls
 from deploykit.graphs.matmuls import Array
@@ -30,6 +31,8 @@ from deploykit.quantizers import Batch
 
 PRECISION = "int8"
 ENGINES = ("onnxruntime", "openvino")
+DEVICES: tuple[Device, ...] = ("cpu",)
+SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {}}
 OPERATORS = ("MatMul",)
 BINS = 2048  # of the histograms
 EXTRA = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}

@@ -6,12 +6,13 @@ which writes the operator `MatMulNBits`. Embeddings and the head stay in float.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 
+from deploykit.artifact.execution import Device
 from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
 from deploykit.quantizers import Batch
@@ -24,6 +25,8 @@ logging.getLogger().removeHandler(_handler)
 
 PRECISION = "int4"
 ENGINES = ("onnxruntime", "openvino")
+DEVICES: tuple[Device, ...] = ("cpu",)
+SEARCHED: Mapping[str, Mapping[str, Any]] = {"size": {}}
 OPERATORS = ("MatMul",)
 
 

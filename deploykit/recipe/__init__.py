@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from deploykit import methods
 from deploykit.errors import DeploykitError, RecipeError
+from deploykit.methods import did_you_mean
 from deploykit.recipe.overrides import apply
 from deploykit.recipe.schema import (
     KIND_OF_STAGE,
@@ -78,6 +79,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     except ValidationError as error:
         mistakes += explain(error, Recipe, ())
     mistakes += _method_mistakes(content)
+    if recipe is not None:
+        mistakes += _unknown_columns(recipe)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if recipe is not None and recipe.labels and recipe.train is not None:
@@ -103,6 +106,18 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
             yield from explain(error, method.Options, (place,))
         except DeploykitError as error:
             yield f"{place}: {error}"
+
+
+def _unknown_columns(recipe: Recipe) -> Iterator[str]:
+    """Yields the keys of `data` that are neither its own nor columns of the task."""
+    try:
+        roles = methods.load("task", recipe.task_name).COLUMNS
+    except DeploykitError:  # reported with the methods
+        return
+    keys = [*(name for name in DataSection.model_fields if name != "columns"), *roles]
+    for role in recipe.data.columns:
+        if role not in roles:
+            yield f"data.{role}: unknown key{did_you_mean(role, keys)}. Known: {', '.join(keys)}."
 
 
 def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

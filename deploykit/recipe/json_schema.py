@@ -23,7 +23,8 @@ def schema() -> dict[str, Any]:
     Raises:
         MissingExtraError: a method needs a package that is not installed.
     """
-    models = {kind: [_method(kind, name) for name in methods.available(kind)] for kind in KIND_OF_STAGE.values()}
+    kinds = ("task", *KIND_OF_STAGE.values())
+    models = {kind: [_method(kind, name) for name in methods.available(kind)] for kind in kinds}
     every = [(model, "validation") for model in (Recipe, *chain(*models.values()))]
     references, content = models_json_schema(every, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
     definitions = content["$defs"]
@@ -33,7 +34,18 @@ def schema() -> dict[str, Any]:
         several = [{"type": "array", "minItems": 1, "items": {"anyOf": choices}}] if stage == "prune" else []
         section = recipe["properties"][stage]
         recipe["properties"][stage] = {"anyOf": [*choices, *several, NULL], "description": section["description"]}
-    recipe["properties"]["task"]["enum"] = list(methods.available("task"))
+    names = methods.available("task")
+    recipe["properties"]["task"] = {
+        "anyOf": [{"enum": list(names)}, *(references[model, "validation"] for model in models["task"])],
+        "description": recipe["properties"]["task"]["description"],
+    }
+    columns = {
+        role: column.description for name in names for role, column in methods.load("task", name).COLUMNS.items()
+    }
+    definitions["DataSection"]["properties"] |= {
+        role: {"type": ["string", "null"], "description": f"Column of {column.description}."}
+        for role, column in columns.items()
+    }
     return {"$schema": DIALECT, **recipe, "title": "deploykit recipe", "$defs": definitions}
 
 

@@ -23,23 +23,23 @@ class DataSection(Options):
     """Share of the training rows that becomes the validation split if none is named."""
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows that becomes the test split if none is named."""
-    text: str = "text"
-    """Column of the text."""
-    text_pair: str | None = None
-    """Column of the second text; naming it makes this a task on pairs of texts."""
-    label: str = "label"
-    """Column of the label (text classification)."""
-    tokens: str = "tokens"
-    """Column of the list of words (token classification)."""
-    tags: str = "tags"
-    """Column of the list of tags, one per word (token classification)."""
-    spans: str | None = None
-    """Column of the spans, a list of `start`, `end`, `label` over `text`. If named, it is read instead of `tokens` and
-    `tags`."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Names of the columns that the task reads, by role, where they are not the task's own. They may also stand beside
+    `train`: `data: {train: reviews.csv, text: body}`."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Longest input in tokens; null is the limit of the model."""
     allow_leakage: bool = False
     """Allows a text to occur in two splits, which otherwise stops the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collects_columns(cls, content: Any) -> Any:
+        """Moves roles of the task into `columns`; the recipe refuses those that the task does not have."""
+        if not isinstance(content, dict):
+            return content
+        roles = {key: value for key, value in content.items() if key not in cls.model_fields}
+        own = {key: value for key, value in content.items() if key in cls.model_fields}
+        return {**own, "columns": {**roles, **(own.get("columns") or {})}} if roles else own
 
 
 class ExportSection(Options):

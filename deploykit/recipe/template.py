@@ -11,10 +11,6 @@ from deploykit.artifact import atomic
 from deploykit.errors import InputError, storage_errors
 from deploykit.recipe import json_schema
 
-COLUMNS = {
-    "text-classification": "text: text, label: label",
-    "token-classification": "tokens: tokens, tags: tags",
-}
 SCHEMA = "recipe.schema.json"
 TEMPLATE = """# yaml-language-server: $schema={schema}
 # Try it with: deploykit run {path} --dry-run
@@ -80,9 +76,10 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
     """
     if path.exists() and not force:
         raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
-    methods.load("task", answers["task"])
+    task = methods.load("task", answers["task"])
+    named = ", ".join(f"{role}: {name}" for role, (name, _) in task.COLUMNS.items() if name in task.EXAMPLES[0])
     values = {key: _quoted(answer) for key, answer in answers.items()}
-    text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=COLUMNS.get(answers["task"], ""), **values)
+    text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=named, **values)
     recipe.parse(yaml.safe_load(text), path.parent, str(path))
     with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,7 @@ from deploykit.graphs.variants import VARIANTS
 from deploykit.quantizers.auto import Graph, Objective, Options
 from deploykit.selection.choice import Candidate
 
-WRITERS = {  # quantizers that are tried unless a recipe names others
-    "latency": ("none", "dynamic", "static"),
-    "throughput": ("none", "dynamic", "static"),
-    "size": ("none", "dynamic", "static", "weight-only", "float16"),
-}
-ON_GPU = ("none", "float16")  # int8 has kernels for CPUs
 log = logging.getLogger(__name__)
-SMALLEST = {"dynamic": (("embeddings", True),)}  # options of quantizers for the objective `size`
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,6 @@ def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
         features: of the CPU.
     """
     places, objective = [], options.objective
-    quantizer_options = SMALLEST if objective == "size" else {}
     for engine in options.engines or installed():
         module = engines.load(engine)
         usable = [name for name, needs in module.PRECISIONS.items() if not needs or set(needs) & set(features)]
@@ -76,20 +68,35 @@ def specs(options: Options, cores: int, features: Iterable[str]) -> list[Spec]:
             execution = Execution(engine=engine, precision=precision, device=device)
             places.append((thread_layouts(execution, cores, objective)[0], graph))
     candidates = [
-        Spec(graph, quantizer, quantizer_options.get(quantizer, ()), execution)
+        Spec(graph, quantizer, searched_options(quantizer, objective), execution)
         for execution, graph in places
         for quantizer in writers(options, execution.device)
-        if execution.engine in quantizers.load(quantizer).ENGINES
+        if runs(execution.engine, quantizer)
     ]
     ordered = sorted(candidates, key=lambda spec: VARIANTS.index(spec.graph))
     return list(dict.fromkeys((Spec(execution=Execution(threads=cores)), *ordered)))
 
 
 def writers(options: Options, device: Device) -> tuple[str, ...]:
-    """Returns the quantizers to try on a device: those that the recipe names, or the default ones."""
-    if device == "cpu":
-        return options.quantizers or WRITERS[options.objective]
-    return tuple(name for name in ON_GPU if name in (options.quantizers or ON_GPU))
+    """Returns the quantizers to try on a device: those that the recipe names, or those that declare the objective.
+
+    The float graph comes first.
+    """
+    every = {name: quantizers.load(name) for name in quantizers.writers()}
+    names = options.quantizers or [name for name, method in every.items() if options.objective in method.SEARCHED]
+    if device != "cpu" and options.quantizers is None:
+        names = [name for name, method in every.items() if device in method.DEVICES]
+    return tuple(sorted((name for name in names if device in every[name].DEVICES), key=lambda name: name != "none"))
+
+
+def searched_options(quantizer: str, objective: Objective) -> tuple[tuple[str, Any], ...]:
+    """Returns the options with which a search for an objective tries a quantizer."""
+    return tuple(sorted(quantizers.load(quantizer).SEARCHED.get(objective, {}).items()))
+
+
+def runs(engine: str, quantizer: str) -> bool:
+    """Says whether an engine runs the graphs of a quantizer well, as either of them declares."""
+    return engine in quantizers.load(quantizer).ENGINES or quantizer in getattr(engines.load(engine), "QUANTIZERS", ())
 
 
 def thread_layouts(execution: Execution, cores: int, objective: Objective) -> list[Execution]:

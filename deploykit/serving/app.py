@@ -51,15 +51,15 @@ class Application:
             *(
                 protocols.predict(manifest, task),
                 open_inference.infer(manifest, task),
-                protocols.pipeline(manifest, task),
             ),
+            *((protocols.pipeline(manifest, task),) if "pipeline" in task.CAPABILITIES else ()),
             *explain.explain(manifest, task),
         )
 
     @cached_property
     def feedback(self) -> type[BaseModel] | None:
         """The body of feedback; None if the service accepts none."""
-        accepted = self.settings.recording and "label" in self.task.Answer.model_fields
+        accepted = self.settings.recording and "feedback" in self.task.CAPABILITIES
         return feedback.request_model(self.manifest) if accepted else None
 
     @cached_property

@@ -69,8 +69,9 @@ A model for {task}, made by deploykit {version} from `{base}`.
 | {comparison.metric} on the test split | {value:.4f} |
 | the same of the trained model | {trained:.4f} |
 | loss against the trained model (validation) | {comparison.drop:.4f} |
-| prediction changes (validation) | {comparison.flips:.1%} |
-{calibration}
+| prediction changes (validation) | {changes} |
+| increase of the calibration error (validation) | {calibration} |
+
 ## Gates
 
 {gates}
@@ -89,7 +90,6 @@ In this directory, run `pip install -r requirements.txt`, then `python -m deploy
 The figures hold for texts like those of the test split. Texts longer than {max_tokens} tokens are read in overlapping
 windows; what does not fit into the windows is not read, and the answer says so.
 """
-CALIBRATION = "| increase of the calibration error (validation) | {:.4f} |\n"
 
 
 def write(
@@ -137,7 +137,8 @@ def card(manifest: Manifest, chosen: str, comparison: Comparison, verdicts: Sequ
         value=manifest.step.metrics["test"][metric],
         trained=manifest.history[0].metrics["test"][metric].value,
         comparison=comparison,
-        calibration="" if comparison.calibration is None else CALIBRATION.format(comparison.calibration),
+        changes=format(comparison.flips, ".1%") if comparison.flips else "not counted for this task",
+        calibration=format(comparison.calibration, ".4f") if comparison.calibration else "not measured for this task",
         gates="\n".join(f"- {verdict}" for verdict in verdicts),
         steps="\n".join(
             f"- {step.stage} ({step.method}): {step.parameters:,} parameters, {step.bytes:,} bytes,"

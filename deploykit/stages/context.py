@@ -84,10 +84,9 @@ class Job:
         """Loads the parent's tokenizer."""
         return Tokenizer.load(self.source.path, self.source.manifest.max_tokens)
 
-    def spec(self, labels: tuple[str, ...] | None = None) -> tasks.Spec:
-        """Returns the task's labels, by default those of the parent, and the recipe's options of the task."""
-        labels = self.source.manifest.labels if labels is None else labels
-        return tasks.Spec(labels, self.recipe.task_options())
+    def spec(self) -> tasks.Spec:
+        """Returns the labels and the options of the parent's task."""
+        return tasks.spec_of(self.source.manifest)
 
     def torch_predictor(self, model: torch.nn.Module, tokenizer: Tokenizer, spec: tasks.Spec) -> Predictor:
         """Returns a predictor of a torch model on all cores."""
@@ -138,9 +137,7 @@ class Job:
             predictor,
             parameters=parameters,
             bytes=(folder / (WEIGHTS if kind == "checkpoint" else GRAPH)).stat().st_size,
-            metrics=scoring.compute_metrics(
-                self.task, self.spec(fields["labels"]), self.dataset(), predictions, recipe.seed
-            ),
+            metrics=scoring.compute_metrics(self.task, predictor.spec, self.dataset(), predictions, recipe.seed),
         )
         return seal(
             folder,
@@ -150,7 +147,7 @@ class Job:
             kind=kind,
             name=recipe.name,
             task=recipe.task_name,
-            task_options=recipe.task_options().model_dump(mode="json"),
+            task_options=predictor.spec.options.model_dump(mode="json"),
             stage=self.stage,
             method=recipe.method(self.stage),
             options=recipe.options(self.stage).model_dump(mode="json"),

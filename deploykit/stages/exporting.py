@@ -33,7 +33,7 @@ def export(job: Job) -> Artifact:
     model = checkpoint.load(job.source.path)
     preflight.require_one_file(checkpoint.parameters(model), job.recipe.model)
     with draft(job.target) as folder:
-        write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset)
+        write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset, job.task.OUTPUTS)
         job.copy(folder)
 
         reference = job.torch_predictor(model, job.tokenizer(), job.spec())

@@ -148,7 +148,8 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
         folder = Path(temporary)
         try:
             checkpoint.save(model, folder)
-            exporter.write_graph(checkpoint.load(folder), folder, predictor.task.OPTIMUM_TASK, export.opset)
+            task, loaded = predictor.task, checkpoint.load(folder)
+            exporter.write_graph(loaded, folder, task.OPTIMUM_TASK, export.opset, task.OUTPUTS)
             engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE))
             worst = max(parity.difference(predictor, engine, examples).values())
         except Exception as error:  # of any type

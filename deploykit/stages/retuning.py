@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from deploykit import hardware
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, LIBRARY, SIGNATURE, Artifact, Manifest, draft, key_of, seal
+from deploykit.artifact import FLOAT_GRAPH, GRAPH, LIBRARY, SIGNATURE, Artifact, Manifest, Metric, draft, key_of, seal
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.evaluation import gates, timing, workload
@@ -210,11 +210,12 @@ def _require_alike(
         ArtifactError: so many changes are improbable, so this machine computes something else.
     """
     changed = golden.changed(predictor, predictor.predict(inputs), exact)
-    expected = min(1.0, max(before.flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
+    flips = before.flips or Metric(value=0, low=0, high=0)
+    expected = min(1.0, max(flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
     if binomtest(changed, len(exact), expected, alternative="greater").pvalue < MIN_PROBABILITY:
         raise ArtifactError(
             f"{changed} of {len(exact)} golden answers change on this machine, compared with"
-            f" {before.flips.value:.1%} where the package was made"
+            f" {flips.value:.1%} where the package was made"
         )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import transformers
@@ -17,7 +18,7 @@ from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Example
+from deploykit.tasks import Example, Prediction, Spec
 from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
@@ -36,7 +37,7 @@ def train(job: Job) -> Artifact:
     with draft(job.target) as folder:
         tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
         model, labels = _open(job, base, tokenizer)
-        spec, pair = job.spec(labels), len(dataset.train[0].input.texts) > 1
+        spec, pair = _spec(job, labels), len(dataset.train[0].input.texts) > 1
         predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
@@ -45,11 +46,13 @@ def train(job: Job) -> Artifact:
         _log_data(dataset, lengths, 1 if pair else getattr(spec.options, "max_windows", 1))
         _warn_of_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
-        curve = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
-
-        model.eval()
+        trained = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
+        model = trained.model.eval()
+        predictor = job.torch_predictor(model, tokenizer, spec)
         predictions = scoring.predict_all(predictor, dataset)
         _check_predictions(job, predictions, base)
+        predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
+        spec = predictor.spec
         table = scoring.tables(task, spec, dataset.test, predictions["test"])
 
         checkpoint.save(model, folder)
@@ -59,7 +62,7 @@ def train(job: Job) -> Artifact:
             predictor=predictor,
             predictions=predictions,
             parameters=checkpoint.parameters(model),
-            details={"data": dataset.summary, "lengths": lengths, "curve": curve, "test": table},
+            details={"data": dataset.summary, "lengths": lengths, "curve": trained.curve, "test": table},
             facts={
                 "labels": labels,
                 "pair": pair,
@@ -74,17 +77,34 @@ def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreT
     """Opens the base model, and returns it with the labels in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
     labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
-    if fine_tuned:
+    if fine_tuned and names:
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
-    model = base_model.open_base(base, task.AUTO_CLASS, names, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id)
+    outputs = names or getattr(task, "OUTPUT_NAMES", ())
+    model = base_model.open_base(base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id)
     if labels != names:
         base_model.reorder_outputs(model, [names.index(label) for label in labels])
     base_model.name_outputs(model.config, labels)
+    model.config.problem_type = getattr(task, "PROBLEM_TYPE", model.config.problem_type)
     require_weights(model, base.name)
     if model.config.pad_token_id is None:  # of a decoder, which classifies a text by its last token before padding
         model.config.pad_token_id = tokenizer.pad_id
     return model, labels
+
+
+def _spec(job: Job, labels: tuple[str, ...]) -> Spec:
+    """Returns the labels, and the recipe's options of the task with what the task learns from the training split."""
+    prepare, options = getattr(job.task, "prepare", None), job.recipe.task_options()
+    return Spec(labels, prepare(job.dataset().train, options) if prepare else options)
+
+
+def _tuned(predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Spec:
+    """Returns the spec with the options that the task tunes on the validation split, such as thresholds."""
+    task, spec = predictor.task, predictor.spec
+    tune = getattr(task, "tune", None)
+    if tune is None:
+        return spec
+    return replace(spec, options=tune([task.gold(example, spec) for example in examples], predictions, spec))
 
 
 def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -> None:

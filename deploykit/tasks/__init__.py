@@ -8,7 +8,7 @@ a client gets.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,25 @@ class TextOptions(Options):
 
     max_windows: int = Field(default=16, ge=1)
     """Maximum number of overlapping windows in which a long text is read; 1 cuts it instead."""
+
+
+class Column(NamedTuple):
+    """A column that a task reads: its name unless the recipe has another one (None: only if it names one)."""
+
+    default: str | None
+    description: str
+
+
+class Target(NamedTuple):
+    """What the training loss compares with an output of the model.
+
+    `loss` is a name in `modeling.losses`. `axes` are those of the target after the batch: `("tokens",)` for one target
+    per token, `("position",)` for the index of a token, and others, which are not padded.
+    """
+
+    output: str
+    loss: str
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,22 +114,29 @@ class Task(Protocol):
 
     `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
     is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the task reads, each with its
-    axes after the batch, for example `("tokens", "labels")`. `METRICS` are computed in `evaluation`; gates and searches
-    use the first. `FIGURES` names what else is computed: `labels` (precision and recall of each), and for tasks with
-    one label per unit `confusion` and `calibration`. `Answer` is the pydantic model of one served prediction.
-    `PIPELINE_NESTED` says whether Hugging Face's inference API wraps the answer to a single input into a list.
+    axes after the batch, for example `("tokens", "labels")`, and `TARGETS` says what training compares with them.
+    `COLUMNS` are the columns of the data by role, and `EXAMPLES` are rows of data that contract tests read.
+
+    `METRICS` are computed in `evaluation`; gates and searches use the first. `FIGURES` names what else is computed:
+    `changes` (how many decisions differ from those of another model), `labels` (precision and recall of each), and for
+    tasks with one label per unit `confusion` and `calibration`. `CAPABILITIES` names the routes of a service that the
+    task supports besides predictions: `explain`, `feedback`, `pipeline` (Hugging Face's inference API) and `tensors`
+    (outputs of the Open Inference Protocol besides the answer as JSON). `Answer` is the type of one served prediction.
     """
 
     AUTO_CLASS: str
     ORT_CLASS: str
     OPTIMUM_TASK: str
     OUTPUTS: Mapping[str, tuple[str, ...]]
+    TARGETS: Mapping[str, Target]
+    COLUMNS: Mapping[str, Column]
+    EXAMPLES: tuple[Mapping[str, Any], ...]
     METRICS: tuple[str, ...]
     FIGURES: frozenset[str]
+    CAPABILITIES: frozenset[str]
     Options: type[BaseModel]
     Input: type[Input]
     Answer: type[BaseModel]
-    PIPELINE_NESTED: bool
 
     def reader(
         self, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
@@ -129,11 +155,17 @@ class Task(Protocol):
     def label_counts(self, example: Example) -> tuple[str, ...]:
         """Lists the labels of an example as the data names them, each as often as it occurs."""
 
+    def prepare(self, examples: Sequence[Example], options: Any) -> Any:
+        """Returns the options with what is learned from the training examples before training; optional."""
+
+    def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
+        """Returns the options with what is tuned on the validation split after training; optional."""
+
     def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
         """Returns what the model reads of each input, at least one features each."""
 
-    def targets(self, example: Example, features: Features, spec: Spec) -> Int64:
-        """Returns the targets of the training loss, `()` or `(tokens,)`, some of which may be `IGNORED`."""
+    def targets(self, example: Example, features: Features, spec: Spec) -> Arrays:
+        """Returns the targets of the training loss by the names of `TARGETS`; some of them may be `IGNORED`."""
 
     def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any, spec: Spec) -> Prediction:
         """Returns the prediction for one input.
@@ -145,6 +177,9 @@ class Task(Protocol):
             item: the input.
             spec: of the model.
         """
+
+    def observed_labels(self, spec: Spec) -> tuple[str, ...]:
+        """Lists the labels that `observe` counts; optional, default: those of the model."""
 
     def gold(self, example: Example, spec: Spec) -> Any:
         """Returns what `decide` would return for a model that is always right."""
@@ -179,8 +214,14 @@ class Task(Protocol):
     def answer(self, prediction: Prediction, features: Sequence[Features], item: Any, spec: Spec) -> BaseModel:
         """Turns the prediction for an input into the answer for a client."""
 
+    def record(self, answer: Any) -> dict[str, Any]:
+        """Returns what of an answer may be recorded: no part of the text."""
+
+    def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
+        """Returns outputs of the Open Inference Protocol, of one row per answer; needed for `tensors`."""
+
     def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
-        """Turns an answer into the format of transformers' pipeline for this task."""
+        """Turns an answer into the format of transformers' pipeline for this task; needed for `pipeline`."""
 
 
 def spec_of(manifest: Manifest) -> Spec:

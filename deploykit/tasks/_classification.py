@@ -1,11 +1,25 @@
 """What tasks share that give one label to each unit: a prediction is an array of logits, `(units, labels)`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from deploykit.tasks import Array, Arrays, Float32, Int64, Observations, Spec, TextInput, TextOptions, softmax
 from deploykit.tokenizer import Features, Tokenizer
+
+
+def read_text(row: Mapping[str, Any], column: str) -> str:
+    """Returns the text in a column of a row.
+
+    Raises:
+        KeyError: the row has no such column.
+        ValueError: it holds no text, or an empty one.
+    """
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{column!r} is {text!r}, expected a text that is not empty")
+    return text
 
 
 def encode(inputs: Sequence[TextInput], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:

@@ -7,7 +7,19 @@ import numpy as np
 from pydantic import Field
 
 from deploykit.methods import Frozen
-from deploykit.tasks import Arrays, Example, Float32, Int64, Spec, TextInput, TextOptions, softmax
+from deploykit.tasks import (
+    Array,
+    Arrays,
+    Column,
+    Example,
+    Float32,
+    Int64,
+    Spec,
+    Target,
+    TextInput,
+    TextOptions,
+    softmax,
+)
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
     decide,
     distance,
@@ -16,6 +28,7 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
     load,
     observe,
     probabilities,
+    read_text,
 )
 from deploykit.tokenizer import Features, joined
 
@@ -23,9 +36,17 @@ AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
 OPTIMUM_TASK = "text-classification"
 OUTPUTS = {"logits": ("labels",)}
+TARGETS = {"labels": Target("logits", "cross_entropy")}
+COLUMNS = {
+    "text": Column("text", "the text"),
+    "text_pair": Column(None, "the second text; naming it makes this a task on pairs of texts"),
+    "label": Column("label", "the label, a word or a whole number"),
+}
+EXAMPLES = ({"text": "a great film", "label": "positive"}, {"text": "the plot is weak", "label": "negative"})
 METRICS = ("accuracy", "macro_f1", "matthews", "roc_auc")
-FIGURES = frozenset({"labels", "confusion", "calibration"})
-PIPELINE_NESTED = True
+FIGURES = frozenset({"changes", "labels", "confusion", "calibration"})
+CAPABILITIES = frozenset({"explain", "feedback", "pipeline", "tensors"})
+PIPELINE_NESTED = True  # the inference API wraps the answer to a single input into a list
 Input = TextInput
 
 
@@ -56,15 +77,8 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
     label = row[str(columns["label"])]
     if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
         raise ValueError(f"the label is {label!r}, expected a word or a whole number")
-    texts = TextInput(text=_text(row, str(columns["text"])), text_pair=_text(row, pair) if pair else None)
+    texts = TextInput(text=read_text(row, str(columns["text"])), text_pair=read_text(row, pair) if pair else None)
     return Example(texts, str(label).strip())
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    text = row[column]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{column!r} is {text!r}, expected a text that is not empty")
-    return text
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -90,9 +104,9 @@ def gold(example: Example, spec: Spec) -> Int64:
     return np.array([spec.labels.index(example.target)], dtype=np.int64)
 
 
-def targets(example: Example, features: Features, spec: Spec) -> Int64:
+def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
     """Returns the label's index, shape `()`."""
-    return np.array(spec.labels.index(example.target), dtype=np.int64)
+    return {"labels": np.array(spec.labels.index(example.target), dtype=np.int64)}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
@@ -139,6 +153,18 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         windows=encoding.windows,
         truncated=encoding.truncated,
     )
+
+
+def record(answer: Answer) -> dict[str, Any]:
+    """Returns the label with its probability."""
+    return {"label": answer.label, "confidence": answer.score}
+
+
+def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:
+    """Returns the labels, and the probabilities of all labels, `(answers, labels)`."""
+    scores = np.array([[answer.scores[label] for label in spec.labels] for answer in answers], dtype=np.float32)
+    labels = np.array([answer.label for answer in answers], dtype=object)
+    return {"label": labels, "scores": scores.reshape(-1, len(spec.labels))}
 
 
 def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:

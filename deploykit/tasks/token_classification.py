@@ -15,7 +15,20 @@ import numpy as np
 from pydantic import Field
 
 from deploykit.methods import Frozen
-from deploykit.tasks import IGNORED, Arrays, Example, Float32, Int64, Span, Spec, TextInput, TextOptions, softmax
+from deploykit.tasks import (
+    IGNORED,
+    Arrays,
+    Column,
+    Example,
+    Float32,
+    Int64,
+    Span,
+    Spec,
+    Target,
+    TextInput,
+    TextOptions,
+    softmax,
+)
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
     decide,
     distance,
@@ -34,8 +47,20 @@ AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
 OPTIMUM_TASK = "token-classification"
 OUTPUTS = {"logits": ("tokens", "labels")}
+TARGETS = {"labels": Target("logits", "cross_entropy", ("tokens",))}
+COLUMNS = {
+    "tokens": Column("tokens", "the list of words"),
+    "tags": Column("tags", "the list of tags, one per word"),
+    "text": Column("text", "the text, if `spans` is named"),
+    "spans": Column(None, "the spans, a list of `start`, `end`, `label` over `text`; read instead of tokens and tags"),
+}
+EXAMPLES = (
+    {"tokens": ["Anna", "lives", "in", "London"], "tags": ["B-NAME", "O", "O", "B-PLACE"]},
+    {"tokens": ["the", "end", "."], "tags": ["O", "O", "O"]},
+)
 METRICS = ("entity_f1", "accuracy")
-FIGURES = frozenset({"labels", "confusion", "calibration"})
+FIGURES = frozenset({"changes", "labels", "confusion", "calibration"})
+CAPABILITIES = frozenset({"pipeline"})
 PIPELINE_NESTED = False
 Input = TextInput
 
@@ -179,7 +204,7 @@ def first_tokens(text: str, encoding: Encoding) -> Int64:
     return np.where(overlaps, np.append(real, -1)[first], -1)
 
 
-def targets(example: Example, features: Features, spec: Spec) -> Int64:
+def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
     """Returns the label of the unit that each token begins, `(tokens,)`; `IGNORED` if it begins none."""
     by_token = np.full(len(features), IGNORED, dtype=np.int64)
     text = example.input.text
@@ -189,7 +214,7 @@ def targets(example: Example, features: Features, spec: Spec) -> Int64:
     for token, start in reversed(rows):  # backwards, so that the first of two units that share a token decides
         if token >= 0 and start in label_at:  # not where a window begins inside a word
             by_token[token] = label_at[start]
-    return by_token
+    return {"labels": by_token}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
@@ -222,7 +247,7 @@ def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
 def inexpressible(example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
     """Lists the spans that begin or end inside a token, so that no model with this tokenizer can predict them."""
     perfect = CUT_OFF_LOGIT * np.eye(len(spec.labels), dtype=np.float32)
-    outputs = [{"logits": perfect[np.maximum(targets(example, window, spec), 0)]} for window in features]
+    outputs = [{"logits": perfect[np.maximum(targets(example, window, spec)["labels"], 0)]} for window in features]
     best = decide(decode(outputs, features, example.input, spec), spec)
     possible = set(decode_entities([spec.labels[index] for index in best]))
     true = decode_entities([spec.labels[index] for index in gold(example, spec)])
@@ -274,6 +299,11 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         for label, first, last in decode_entities([spec.labels[index] for index in certainty.argmax(axis=-1)])
     ]
     return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
+
+
+def record(answer: Answer) -> dict[str, Any]:
+    """Returns the entities without their texts."""
+    return {"entities": [entity.model_dump(exclude={"text"}) for entity in answer.entities]}
 
 
 def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:

@@ -140,6 +140,44 @@ class Tokenizer:
             windows.append(Features(text[start:end], start, replace(encoding, offsets=offsets)))
         return windows
 
+    def windows_beside(
+        self, first: str, second: str, number: int, max_windows: int, overlap: int, max_first_tokens: int
+    ) -> "list[Features]":
+        """Tokenizes pairs of a short text and each of the overlapping windows of a text that may be long.
+
+        Args:
+            first: the short text, in each pair the first.
+            second: the text that is read in windows; offsets are into it.
+            number: of the second text, for `part`.
+            max_windows: of the second text; the rest of it is cut off.
+            overlap: tokens that neighbouring windows share, at most half of a window.
+            max_first_tokens: to which the first text is cut.
+
+        Returns:
+            At least one window. `part` is the number and the slice of the tokens that belong to the second text.
+        """
+        limit = max_windows * self.max_tokens * MAX_CHARACTERS_PER_TOKEN
+        head, tokens = self._tokens([first[: max_first_tokens * MAX_CHARACTERS_PER_TOKEN], second[:limit]])
+        capacity = self._capacity(2)
+        head = head[: min(max_first_tokens, capacity // 2)]
+        width = capacity - len(head)
+        step = max(1, width - min(overlap, width // 2))
+        starts = range(0, max(len(tokens) - width, 0) + step, step)[:max_windows]
+        cut = len(second) > limit or starts[-1] + width < len(tokens)
+        windows = []
+        for start in starts:
+            part = tokens[start : start + width]
+            encoding = self._with_special([head, part], cut and start == starts[-1])
+            begin = self._place_of_second(len(head))
+            windows.append(Features(second, 0, encoding, part=(number, slice(begin, begin + len(part)))))
+        return windows
+
+    def _place_of_second(self, first_tokens: int) -> int:
+        """Returns the index of the first token of the second text of a pair."""
+        slots = [slot.text for slot in self._layouts[1]]
+        before = slots[: slots.index(1)]
+        return len(before) - before.count(0) + first_tokens * before.count(0)
+
     def _tokens(self, texts: Sequence[str]) -> "Iterator[Tokens]":
         """Tokenizes a portion of the texts at a time, because the library needs about 100 bytes for each token."""
         for portion in _portions(texts):

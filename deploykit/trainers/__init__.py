@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pydantic import BaseModel
@@ -16,14 +17,22 @@ if TYPE_CHECKING:
     from deploykit.modeling.problem import Problem
 
 
+@dataclass(frozen=True)
+class Trained:
+    """The model at its best epoch, which need not be the object that was given, and its learning curve."""
+
+    model: torch.nn.Module
+    curve: list[dict[str, Any]]
+
+
 class Trainer(Protocol):
     """What a file of this folder provides. `FINE_TUNED` says that the base model must have its head already."""
 
     Options: type[BaseModel]
     FINE_TUNED: bool
 
-    def train(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> list[dict[str, Any]]:
-        """Fits the model in place and returns the learning curve; `work` is for checkpoints."""
+    def train(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> Trained:
+        """Fits the model; `work` is for checkpoints."""
 
 
 def load(name: str) -> Trainer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from deploykit.modeling.options import FitOptions
+from deploykit.trainers import Trained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,11 +28,12 @@ class Options(FitOptions):
     """`balanced`: weights inversely proportional to the frequency of each label; null: equal weights."""
 
 
-def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> list[dict[str, Any]]:
+def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
     """Fits the model to the training rows and leaves it at its best epoch."""
     from deploykit.modeling.finetuning import fit
-    from deploykit.modeling.losses import cross_entropy
+    from deploykit.modeling.losses import of_task
     from deploykit.modeling.problem import balanced_weights
 
     weights = balanced_weights(problem) if options.class_weights else None
-    return fit(model, problem, options, cross_entropy(weights, options.label_smoothing), work)
+    loss = of_task(problem.task, weights, options.label_smoothing)
+    return Trained(model, fit(model, problem, options, loss, work))

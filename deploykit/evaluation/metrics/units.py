@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
-from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, matthews_corrcoef, roc_auc_score
 
 from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_sums
 from deploykit.tasks import Observations
@@ -111,6 +111,54 @@ def _areas(true: npt.NDArray[np.bool_], ranks: npt.NDArray[np.intp], drawn: npt.
     with np.errstate(invalid="ignore", divide="ignore"):
         areas: Values = (right * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
     return areas
+
+
+class AveragePrecision:
+    """The average precision of each label that is true somewhere, averaged over labels; of several labels per text."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scikit-learn."""
+        true, scores = _indicators(rows)
+        values = [average_precision_score(*pair) for pair in zip(true.T, scores.T, strict=True) if pair[0].any()]
+        return float(np.mean(values)) if values else 0.0
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it for drawn rows, from the order of the scores."""
+        true, scores = _indicators(rows)
+
+        def value(weights: npt.NDArray[Any]) -> Values:
+            labels = [_precisions(*pair, weights) for pair in zip(true.T, scores.T, strict=True)]
+            means, known = np.stack([mean for mean, _ in labels]), np.stack([any_true for _, any_true in labels])
+            averaged: Values = np.where(known, means, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+            return averaged
+
+        return value
+
+
+def _indicators(rows: Outcomes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Returns whether each label is true, and its probability, `(rows, labels)` each."""
+    scores = np.concatenate(rows.probabilities)
+    true = np.zeros(scores.shape, dtype=bool)
+    for row, gold in enumerate(rows.gold):
+        true[row, gold] = True
+    return true, scores
+
+
+def _precisions(
+    true: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32], weights: npt.NDArray[Any]
+) -> tuple[Values, npt.NDArray[np.bool_]]:
+    """Returns the average precision of a label in each sample, and whether it is true there, `(samples,)` each."""
+    ranks = np.unique(-scores, return_inverse=True)[1]
+    count = int(ranks.max(initial=0)) + 1
+    right, every = (
+        np.cumsum([np.bincount(ranks[side], sample[side], count) for sample in weights], axis=1)
+        for side in (true, np.ones(len(true), dtype=bool))
+    )
+    gained = np.diff(right, axis=1, prepend=0)
+    total = right[:, -1]
+    return (gained * right / np.maximum(every, 1)).sum(axis=1) / np.maximum(total, 1), total > 0
 
 
 def confusion(rows: Outcomes) -> list[list[int]]:

@@ -96,7 +96,8 @@ def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quan
     with tempfile.TemporaryDirectory() as name:
         folder, graph = Path(name), Path(name) / GRAPH
         checkpoint.save(model, folder)
-        export.write_graph(checkpoint.load(folder), folder, problem.task.OPTIMUM_TASK, ExportSection().opset)
+        task, opset = problem.task, ExportSection().opset
+        export.write_graph(checkpoint.load(folder), folder, task.OPTIMUM_TASK, opset, task.OUTPUTS)
         if not graph.is_file():
             raise ModelError(
                 "a speedup is measured on one graph, but this model is exported as several."

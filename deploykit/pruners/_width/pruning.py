@@ -96,7 +96,7 @@ def _by_time(whole: torch.nn.Module, problem: Problem, options: Options, work: P
 
 
 def _importance(model: torch.nn.Module, problem: Problem, options: Options) -> tuple[list[Float64], list[Float64]]:
-    return importance(model, sample(problem.train, options.calibration_rows, problem.seed), problem.tokenizer)
+    return importance(model, problem, sample(problem.train, options.calibration_rows, problem.seed))
 
 
 def _require_speedup(kept: Sequence[Kept], speedup: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ def _shrink(
     small = surgery.shrunk(model, kept)
     if options.refit_tokens:
         rows = sample(problem.train, options.calibration_rows, problem.seed)
-        refit(small, whole, within(rows, options.refit_tokens), problem.tokenizer)
+        refit(small, whole, problem, within(rows, options.refit_tokens))
     if not options.distill:
         return small, []
     steps, minutes = options.steps, options.distill.minutes

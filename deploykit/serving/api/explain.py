@@ -44,8 +44,8 @@ class ExplainResponse(Frozen):
 
 
 def explain(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
-    """Returns the route of explanations, if the task's answers have a probability for each label."""
-    if "scores" not in task.Answer.model_fields:
+    """Returns the route of explanations, if the task supports them."""
+    if "explain" not in task.CAPABILITIES:
         return ()
     model = Model(name=manifest.name, version=manifest.version)
 

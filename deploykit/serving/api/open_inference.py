@@ -11,13 +11,12 @@ from deploykit import __version__
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
 from deploykit.serving.api import tensors
-from deploykit.serving.api.protocols import EXAMPLE, Protocol, text_inputs
+from deploykit.serving.api.protocols import EXAMPLE, Protocol, input_names
 from deploykit.serving.api.tensors import Output, Parameters, Tensor
 from deploykit.serving.http.bodies import JSON_LENGTH
 from deploykit.serving.http.routes import Content
-from deploykit.tasks import Input, Task
+from deploykit.tasks import Input, Spec, Task, spec_of
 
-TEXT, PAIR = "text", "text_pair"  # names of the input tensors
 MAX_OUTPUTS = 16  # of a request, before each one is validated
 
 
@@ -33,16 +32,18 @@ class InferResponse(Frozen):
 def infer(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route for predictions: tensors of texts in, answers as JSON, labels and scores out."""
     output_names = [output["name"] for output in _output_metadata(manifest, task)]
-    request = _request_model(_input_names(manifest), output_names, manifest.serve.max_texts)
+    request = _request_model(input_names(manifest, task), output_names, manifest.serve.max_texts)
+    spec = spec_of(manifest)
 
     def read(body: Any) -> list[Input]:
         data = {tensor.name: tensor.data for tensor in body.inputs}
-        return text_inputs(data[TEXT], data.get(PAIR))
+        rows = (dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True))
+        return [task.Input.model_construct(**row) for row in rows]
 
     def write(body: Any, answers: Sequence[BaseModel]) -> Any:
         names = output_names if body.outputs is None else {output.name for output in body.outputs}
         outputs, binary = list[Tensor](), b""
-        for tensor in _output_tensors(answers, manifest.labels):
+        for tensor in _output_tensors(answers, task, spec):
             if tensor.name in names:
                 follows = tensors.wants_binary(body.outputs, body.parameters, tensor.name)
                 tensor, data = tensors.as_binary(tensor) if follows else (tensor, b"")
@@ -56,10 +57,8 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("infer", path, request, InferResponse, read, write, also=(path_of_version,), binary=True)
 
 
-def _request_model(input_names: Sequence[str], output_names: Sequence[str], max_texts: int) -> type[BaseModel]:
-    example: list[JsonValue] = [
-        {"name": name, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE]} for name in input_names
-    ]
+def _request_model(names: Sequence[str], output_names: Sequence[str], max_texts: int) -> type[BaseModel]:
+    example: list[JsonValue] = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE]} for name in names]
 
     class InferRequest(BaseModel):
         """Texts as tensors of the datatype BYTES, one element a text."""
@@ -67,15 +66,15 @@ def _request_model(input_names: Sequence[str], output_names: Sequence[str], max_
         model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"example": {"inputs": example}})
 
         id: str | None = Field(default=None, max_length=128)
-        inputs: list[Tensor] = Field(max_length=2)
+        inputs: list[Tensor] = Field(max_length=len(names))
         outputs: list[Output] | None = Field(default=None, max_length=MAX_OUTPUTS)
         parameters: Parameters = None
 
         @field_validator("inputs")
         @classmethod
         def _hold_texts(cls, inputs: list[Tensor], info: ValidationInfo) -> list[Tensor]:
-            expected = " and ".join(input_names)
-            if sorted(tensor.name for tensor in inputs) != sorted(input_names):
+            expected = " and ".join(names)
+            if sorted(tensor.name for tensor in inputs) != sorted(names):
                 raise ValueError(f"inputs must be the tensors {expected}")
             inputs = tensors.read_texts(inputs, info.context or b"", max_texts)
             if len({len(tensor.data or ()) for tensor in inputs}) > 1:
@@ -116,30 +115,31 @@ def model_metadata(manifest: Manifest, task: Task) -> bytes:
         "name": manifest.name,
         "versions": [manifest.version],
         "platform": f"{manifest.execution.engine}_onnx",
-        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in _input_names(manifest)],
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in input_names(manifest, task)],
         "outputs": _output_metadata(manifest, task),
     }
     return json.dumps(content).encode()
 
 
-def _input_names(manifest: Manifest) -> list[str]:
-    return [TEXT, PAIR] if manifest.pair else [TEXT]
-
-
 def _output_metadata(manifest: Manifest, task: Task) -> list[dict[str, Any]]:
-    fields = task.Answer.model_fields
-    label = [{"name": "label", "datatype": "BYTES", "shape": [-1]}] if "label" in fields else []
-    scores = [{"name": "scores", "datatype": "FP32", "shape": [-1, len(manifest.labels)]}] if "scores" in fields else []
-    return [{"name": "answer", "datatype": "BYTES", "shape": [-1]}, *label, *scores]
+    answer = {"name": "answer", "datatype": "BYTES", "shape": [-1]}
+    if "tensors" not in task.CAPABILITIES:
+        return [answer]
+    none = task.tensors([], spec_of(manifest))
+    kinds = {"O": "BYTES", "f": "FP32"}
+    others = (
+        {"name": name, "datatype": kinds[array.dtype.kind], "shape": [-1, *array.shape[1:]]}
+        for name, array in none.items()
+    )
+    return [answer, *others]
 
 
-def _output_tensors(answers: Sequence[Any], labels: Sequence[str]) -> list[Tensor]:
-    count, fields = len(answers), type(answers[0]).model_fields
-    texts = {"answer": [answer.model_dump_json() for answer in answers]}
-    if "label" in fields:
-        texts["label"] = [answer.label for answer in answers]
-    outputs = [Tensor(name=name, shape=[count], datatype="BYTES", data=data) for name, data in texts.items()]
-    if "scores" in fields:
-        scores = [answer.scores[label] for answer in answers for label in labels]
-        outputs.append(Tensor(name="scores", shape=[count, len(labels)], datatype="FP32", data=scores))
+def _output_tensors(answers: Sequence[Any], task: Task, spec: Spec) -> list[Tensor]:
+    count = len(answers)
+    texts = [answer.model_dump_json() for answer in answers]
+    outputs = [Tensor(name="answer", shape=[count], datatype="BYTES", data=texts)]
+    arrays = task.tensors(answers, spec) if "tensors" in task.CAPABILITIES else {}
+    for name, array in arrays.items():
+        datatype: Any = "BYTES" if array.dtype == object else "FP32"
+        outputs.append(Tensor(name=name, shape=list(array.shape), datatype=datatype, data=array.reshape(-1).tolist()))
     return outputs

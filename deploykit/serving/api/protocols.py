@@ -6,7 +6,7 @@ the same for all of them, so that clients of other services need nothing but ano
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -78,12 +78,19 @@ def text_inputs(texts: Sequence[str], pairs: Sequence[str] | None = None) -> lis
     return [TextInput.model_construct(text=text, text_pair=pair) for text, pair in zip(texts, second, strict=True)]
 
 
+def input_names(manifest: Manifest, task: Task) -> list[str]:
+    """Lists the fields of an input; the second text only if the model reads pairs."""
+    return [name for name in task.Input.model_fields if name != "text_pair" or manifest.pair]
+
+
 def predict(manifest: Manifest, task: Task) -> Protocol:
     """Returns this service's own route, typed for the model and its task."""
-    request, response = _request_model(manifest), _response_model(task)
+    request, response = _request_model(manifest, task), _response_model(task)
     model = Model(name=manifest.name, version=manifest.version)
 
-    def read(body: Any) -> list[Input]:
+    def read(body: Any) -> Sequence[Input]:
+        if task.Input is not TextInput:
+            return cast(Sequence[Input], body.inputs)
         return text_inputs(body.texts, getattr(body, "text_pairs", None))
 
     def write(_: BaseModel, answers: Sequence[BaseModel]) -> BaseModel:
@@ -92,9 +99,13 @@ def predict(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("predict", "/v1/predict", request, response, read, write)
 
 
-def _request_model(manifest: Manifest) -> type[BaseModel]:
-    """Returns the type of a request: `texts`, and `text_pairs` if the model reads pairs."""
+def _request_model(manifest: Manifest, task: Task) -> type[BaseModel]:
+    """Returns the type of a request: `texts`, and `text_pairs` if the model reads pairs; `inputs` of other tasks."""
     bounds: dict[str, Any] = {"min_length": 1, "max_length": manifest.serve.max_texts}
+    item: Any = task.Input
+    if item is not TextInput:
+        inputs = (list[item], Field(description="what to predict for", **bounds))
+        return create_model("PredictRequest", __base__=Frozen, __doc__="Inputs to predict for.", inputs=inputs)
     fields: dict[str, Any] = {
         "texts": (list[str], Field(description="the texts to predict for", examples=[[EXAMPLE]], **bounds)),
     }
@@ -120,8 +131,11 @@ def _response_model(task: Task) -> type[BaseModel]:
 
 def pipeline(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route of Hugging Face's inference API: `inputs` in, what transformers' pipelines return out."""
-    single: Any = Pair if manifest.pair else str
-    example: Any = {"text": EXAMPLE, "text_pair": EXAMPLE} if manifest.pair else EXAMPLE
+    own = task.Input is not TextInput
+    single: Any = task.Input if own else Pair if manifest.pair else str
+    example: Any = dict.fromkeys(input_names(manifest, task), EXAMPLE)
+    if not own and not manifest.pair:
+        example = EXAMPLE
 
     class Parameters(BaseModel):
         """Options of the answers; those of other tasks are ignored."""
@@ -143,6 +157,8 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
 
     def read(body: PipelineRequest) -> list[Input]:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        if own:
+            return inputs
         if manifest.pair:
             return text_inputs([pair.text for pair in inputs], [pair.text_pair for pair in inputs])
         return text_inputs(inputs)
@@ -150,6 +166,6 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     def write(body: PipelineRequest, answers: Sequence[BaseModel]) -> Any:
         top_k = None if body.parameters is None else body.parameters.top_k
         outputs = [task.pipeline(answer, top_k) for answer in answers]
-        return outputs if isinstance(body.inputs, list) or task.PIPELINE_NESTED else outputs[0]
+        return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]
 
     return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, list[Any], read, write)

@@ -22,6 +22,7 @@ from typing import Any
 from prometheus_client import Counter
 from pydantic import BaseModel
 
+from deploykit import tasks
 from deploykit.artifact import Artifact, RecordOptions
 from deploykit.artifact.record_format import FEEDBACK, PREDICTION
 from deploykit.errors import InputError
@@ -67,6 +68,7 @@ class Recorder:
         self._share, self._written, self._dropped, self._names = options.share, written, dropped, names
         self._files = Files(folder, options.megabytes * BYTES_PER_MEGABYTE)
         manifest = artifact.manifest
+        self._task = tasks.load(manifest.task)
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
         self._random = SystemRandom()  # ids of requests are from the ordinary generator and would reveal its numbers
@@ -90,7 +92,7 @@ class Recorder:
         for index, (item, parts, answer) in enumerate(zip(inputs, features, answers, strict=True)):
             if self._random.random() < self._share:
                 content = {**item.model_dump(exclude_none=True), "tokens": sum(map(len, parts))}
-                if self._put(PREDICTION, call, call.id, index, **content, **_without_text(answer)):
+                if self._put(PREDICTION, call, call.id, index, **content, **self._task.record(answer)):
                     self._recorded.add(call.client.name, call.id, index)
 
     def feedback(self, call: Call, request: str, index: int, label: str, comment: str | None) -> bool:
@@ -162,15 +164,6 @@ def _line(record: Mapping[str, Any], names: FindNames | None) -> bytes:
     """Renders a record, masked."""
     masked = {name: redact(record[name], names)[0] for name in MASKED_FIELDS if record.get(name) is not None}
     return json.dumps({**record, **masked}, ensure_ascii=False).encode(errors="replace") + b"\n"
-
-
-def _without_text(answer: BaseModel) -> dict[str, Any]:
-    """Returns the content of an answer without parts of the text."""
-    content = answer.model_dump()
-    if "label" in content:
-        return {"label": content["label"], "confidence": content["score"]}
-    spans = content.get("entities", ())
-    return {"entities": [{name: span[name] for name in ("label", "start", "end", "score")} for span in spans]}
 
 
 def require_folder(settings: Settings) -> None:

@@ -1,0 +1,75 @@
+"""Metrics of tasks that predict a number: decisions are arrays of shape `(1,)`."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import pearsonr, rankdata, spearmanr
+from sklearn.metrics import root_mean_squared_error
+
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_rows, of_sums
+
+
+class Pearson:
+    """Pearson's correlation."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scipy; 0 if all predictions or all numbers are equal."""
+        gold, predicted = _flat(rows)
+        return float(pearsonr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it from the sums of products of drawn rows."""
+        gold, predicted = _flat(rows)
+        x, y = gold - gold.mean(), predicted - predicted.mean()  # smaller numbers lose fewer digits
+        table = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+
+        def value(sums: Values) -> Values:
+            count, sum_x, sum_y, squares_x, squares_y, products = sums.T
+            covariance = products - sum_x * sum_y / count
+            spread = (squares_x - sum_x**2 / count) * (squares_y - sum_y**2 / count)
+            return np.where(spread > 1e-12, covariance / np.sqrt(np.maximum(spread, 1e-12)), 0.0)
+
+        return of_sums(table, value)
+
+
+class Spearman:
+    """Spearman's rank correlation."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scipy; 0 if all predictions or all numbers are equal."""
+        gold, predicted = _flat(rows)
+        return float(spearmanr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it for drawn rows."""
+        gold, predicted = _flat(rows)
+
+        def value(drawn: npt.NDArray[np.intp]) -> float:
+            ranks = [rankdata(side[drawn]) for side in (gold, predicted)]
+            spreads = [side.std() for side in ranks]
+            return float(np.corrcoef(ranks)[0, 1]) if min(spreads) > 0 else 0.0
+
+        return of_rows(value)
+
+
+class RootMeanSquaredError:
+    """The root of the mean squared error, in the units of the data."""
+
+    HIGHER = False
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it with scikit-learn."""
+        return float(root_mean_squared_error(*_flat(rows)))
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Computes it from the squared errors of drawn rows."""
+        gold, predicted = _flat(rows)
+        table = np.stack([np.ones(len(gold)), (gold - predicted) ** 2], axis=1)
+        return of_sums(table, lambda sums: np.sqrt(sums[:, 1] / np.maximum(sums[:, 0], 1)))
+
+
+def _flat(rows: Outcomes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    return np.concatenate(rows.gold), np.concatenate(rows.decisions)

@@ -1,0 +1,325 @@
+"""Answers a question with a span of a context, or says that the context has no answer.
+
+A long context is read in overlapping windows, each with the question, and an input may have several contexts. The best
+span of all windows is the answer, unless the model prefers "no answer", its score for the first token, by more than a
+threshold that is tuned on the validation split.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from deploykit.methods import Frozen
+from deploykit.methods import Options as Base
+from deploykit.tasks import Array, Arrays, Column, Example, Int64, Observations, Spec, Target
+from deploykit.tasks import Input as BaseInput
+from deploykit.tasks._answers import f1
+from deploykit.tasks._classification import read_text
+from deploykit.tokenizer import Features, Tokenizer, joined
+
+AUTO_CLASS = "AutoModelForQuestionAnswering"
+ORT_CLASS = "ORTModelForQuestionAnswering"
+OPTIMUM_TASK = "question-answering"
+OUTPUTS = {"start_logits": ("tokens",), "end_logits": ("tokens",)}
+TARGETS = {
+    "start": Target("start_logits", "cross_entropy", ("position",)),
+    "end": Target("end_logits", "cross_entropy", ("position",)),
+}
+COLUMNS = {
+    "question": Column("question", "the question"),
+    "context": Column("context", "the text that may hold the answer, or a list of texts"),
+    "answers": Column(
+        "answers",
+        "the right answers, a list of `text` and `start` (or as SQuAD has them); empty if there is none",
+    ),
+}
+EXAMPLES = (
+    {
+        "question": "who lives in london ?",
+        "context": "anna lives in london .",
+        "answers": [{"text": "anna", "start": 0}],
+    },
+    {"question": "where is peter ?", "context": "anna lives in london .", "answers": []},
+)
+METRICS = ("answer_f1", "exact_match")
+FIGURES = frozenset({"changes"})
+CAPABILITIES = frozenset({"pipeline"})
+NONE = ""  # the decision that there is no answer
+CONSIDERED_ENDS = 20  # best starts and ends of a window that are combined
+
+
+class Options(Base):
+    """How contexts are read, and which spans may be answers."""
+
+    stride: int = Field(default=64, ge=1)
+    """Number of tokens by which neighbouring windows of a context overlap."""
+    max_windows: int = Field(default=64, ge=1)
+    """Maximum number of windows of one input."""
+    max_question_tokens: int = Field(default=64, ge=1)
+    """Number of tokens to which a question is cut."""
+    max_answer_tokens: int = Field(default=30, ge=1)
+    """Largest length of an answer in tokens."""
+    no_answer_threshold: float | None = None
+    """By how much the score of "no answer" must exceed that of the best span; null: tuned on the validation split."""
+
+
+class Input(BaseInput):
+    """A question, and one text or several that may hold its answer."""
+
+    question: str = Field(min_length=1)
+    context: str = Field(default="", description="the text that may hold the answer")
+    contexts: tuple[str, ...] = Field(default=(), description="several texts instead of `context`")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The texts that may hold the answer."""
+        return self.contexts or (self.context,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The question and the texts."""
+        return (self.question, *self.sources)
+
+
+class Answer(Frozen):
+    """The prediction for one question."""
+
+    answer: str | None = Field(description="the answer, null if there is none")
+    score: float = Field(description="its probability among all spans and no answer, 0 to 1")
+    start: int | None = Field(description="offset of its first character in the context")
+    end: int | None = Field(description="offset after its last character")
+    context: int | None = Field(description="which of several contexts holds it, counted from 0")
+    tokens: int = Field(description="tokens that the model read")
+    windows: int = Field(description="overlapping parts that the contexts were read in")
+    truncated: bool = Field(description="whether the end of a context was cut off")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best span of all windows; `score` and `no_answer` are sums of logits, `probability` is the span's own."""
+
+    text: str
+    score: float
+    no_answer: float
+    probability: float
+    context: int
+    start: int
+    end: int
+
+
+def reader(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns a function that reads a question, its context and its answers."""
+
+    def read(row: Mapping[str, Any]) -> Example:
+        question, contexts = read_text(row, str(columns["question"])), row[str(columns["context"])]
+        contexts = [contexts] if isinstance(contexts, str) else contexts
+        if not isinstance(contexts, list) or not contexts or not all(isinstance(part, str) for part in contexts):
+            raise ValueError(f"the context is {contexts!r}, expected a text or a list of texts")
+        answers = tuple(_answer(answer, contexts) for answer in _listed(row[str(columns["answers"])]))
+        if len(contexts) == 1:
+            return Example(Input(question=question, context=contexts[0]), answers)
+        return Example(Input(question=question, contexts=tuple(contexts)), answers)
+
+    return read
+
+
+def _listed(answers: Any) -> list[Any]:
+    """Returns answers as a list of objects; SQuAD also has an object of lists."""
+    if answers is None:
+        return []
+    if isinstance(answers, Mapping):
+        starts = answers.get("answer_start", answers.get("start"))
+        texts = answers.get("text")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise ValueError(f"answers is {answers!r}, expected lists `text` and `answer_start` of one length")
+        return [{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(answers, list):
+        raise ValueError(f"answers is {answers!r}, expected a list of objects with text and start")
+    return answers
+
+
+def _answer(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
+    """Returns text, start and index of the context of an answer, whose offset is checked."""
+    text = answer.get("text") if isinstance(answer, Mapping) else None
+    start = answer.get("start", answer.get("answer_start")) if isinstance(answer, Mapping) else None
+    place = answer.get("context", 0) if isinstance(answer, Mapping) else 0
+    if not isinstance(text, str) or not text.strip() or type(start) is not int or place not in range(len(contexts)):
+        raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
+    found = contexts[place][start : start + len(text)] if start >= 0 else ""
+    if found != text:
+        raise ValueError(f"the answer {text!r} is not at offset {start} of the context, which has {found!r} there")
+    return text, start, place
+
+
+def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Returns no labels."""
+    return ()
+
+
+def label_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns no labels."""
+    return ()
+
+
+def label_counts(example: Example) -> tuple[str, ...]:
+    """Returns no labels."""
+    return ()
+
+
+def observed_labels(spec: Spec) -> tuple[str, ...]:
+    """Returns what the metrics of a service count."""
+    return ("answered", "no answer")
+
+
+def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
+    """Tokenizes questions with the windows of their contexts; `part` is context and tokens of the context."""
+    options: Options = spec.options
+    encoded = []
+    for item in inputs:
+        windows: list[Features] = []
+        for index, context in enumerate(item.sources):
+            rest = options.max_windows - len(windows)
+            if rest > 0:
+                windows += tokenizer.windows_beside(
+                    item.question, context, index, rest, options.stride, options.max_question_tokens
+                )
+        encoded.append(windows)
+    return encoded
+
+
+def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
+    """Returns the first and the last token of the first answer, shape `()`; the first token if it is not shown."""
+    context, tokens = features.part
+    offsets = features.encoding.offsets[tokens]
+    for text, start, place in example.target[:1]:
+        inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
+        whole = place == context and len(inside) and offsets[inside[0], 0] <= start
+        if whole and offsets[inside[-1], 1] >= start + len(text):
+            ends = tokens.start + np.array([inside[0], inside[-1]], dtype=np.int64)
+            return {"start": ends[0], "end": ends[1]}
+    return {"start": np.array(0), "end": np.array(0)}
+
+
+def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:
+    """Returns the best span of all windows."""
+    spans: list[tuple[float, int, int, int]] = []
+    nones = []
+    for arrays, window in zip(outputs, features, strict=True):
+        context, tokens = window.part
+        starts, ends = arrays["start_logits"][tokens], arrays["end_logits"][tokens]
+        nones.append(float(arrays["start_logits"][0] + arrays["end_logits"][0]))
+        first, last = (np.argsort(-side)[:CONSIDERED_ENDS] for side in (starts, ends))
+        lengths = last[None, :] - first[:, None]
+        allowed = (lengths >= 0) & (lengths < spec.options.max_answer_tokens)
+        offsets = window.encoding.offsets[tokens]
+        for row, column in zip(*np.nonzero(allowed), strict=True):
+            start, end = int(offsets[first[row], 0]), int(offsets[last[column], 1])
+            if end > start:
+                spans.append((float(starts[first[row]] + ends[last[column]]), context, start, end))
+    none = min(nones)  # a window without the answer says nothing of the others
+    if not spans:
+        return Prediction(NONE, -np.inf, none, 0.0, 0, 0, 0)
+    score, context, start, end = max(spans)
+    scores = np.array([none, *(entry[0] for entry in dict.fromkeys(spans))])
+    probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
+    return Prediction(item.sources[context][start:end], score, none, probability, context, start, end)
+
+
+def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Options:
+    """Returns options with the threshold for "no answer" that gives the highest F1 on the validation split."""
+    options: Options = spec.options
+    if options.no_answer_threshold is not None:
+        return options
+    margins = np.array([prediction.no_answer - prediction.score for prediction in predictions])
+    answered = np.array([f1(prediction.text, texts) for prediction, texts in zip(predictions, gold, strict=True)])
+    empty = np.array([float(not texts) for texts in gold])
+    order = np.argsort(margins)  # with the threshold after each, those before it are answered
+    gains = np.concatenate([[0.0], np.cumsum((answered - empty)[order])])
+    best = int(gains.argmax())
+    ordered = margins[order]
+    if best == 0:
+        threshold = ordered[0] - 1
+    elif best == len(ordered):
+        threshold = ordered[-1] + 1
+    else:
+        threshold = (ordered[best - 1] + ordered[best]) / 2
+    return options.model_copy(update={"no_answer_threshold": round(float(threshold), 4)})
+
+
+def gold(example: Example, spec: Spec) -> tuple[str, ...]:
+    """Returns the texts of the right answers; none if there is no answer."""
+    return tuple(dict.fromkeys(text for text, _, _ in example.target))
+
+
+def decide(prediction: Prediction, spec: Spec) -> str:
+    """Returns the text of the answer, empty if there is none."""
+    threshold = spec.options.no_answer_threshold or 0.0
+    return NONE if prediction.no_answer - prediction.score > threshold else prediction.text
+
+
+def changes(example: Example, before: str, after: str, spec: Spec) -> list[dict[str, str]]:
+    """Returns the question with its answers and those before and after, if they differ."""
+    if before == after:
+        return []
+    true = " | ".join(gold(example, spec))
+    return [{"text": example.input.question, "true": true, "before": before, "after": after}]
+
+
+def distance(first: Prediction, second: Prediction) -> float:
+    """Returns the difference of the probabilities; of different spans, how certain the more certain one is."""
+    moved = abs(first.probability - second.probability)
+    if (first.context, first.start, first.end) == (second.context, second.start, second.end):
+        return moved
+    return max(moved, max(first.probability, second.probability) - 0.5)
+
+
+def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
+    """Returns whether each question was answered, and the probability of the best span."""
+    none = np.array([decide(prediction, spec) == NONE for prediction in predictions], dtype=np.int64)
+    shares = np.array([prediction.probability for prediction in predictions], dtype=np.float32)
+    certain = np.clip(shares, 1e-7, 1 - 1e-7)
+    entropies = -(certain * np.log2(certain) + (1 - certain) * np.log2(1 - certain))
+    return Observations(np.ones(len(none), dtype=np.int64), none, shares, entropies)
+
+
+def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
+    """Returns `texts`, `(predictions,)`, and all numbers as `scores`, `(predictions, 6)`."""
+    numbers = np.array([astuple(prediction)[1:] for prediction in predictions], dtype=np.float64)
+    texts = np.array([prediction.text for prediction in predictions], dtype=np.str_)
+    return {"scores": np.nan_to_num(numbers.reshape(-1, 6), neginf=-1e9), "texts": texts}
+
+
+def load(arrays: Arrays) -> list[Prediction]:
+    """Turns the arrays of `dump` into predictions."""
+    rows = zip(arrays["texts"].tolist(), arrays["scores"].tolist(), strict=True)
+    return [Prediction(text, *numbers[:3], *map(int, numbers[3:])) for text, numbers in rows]
+
+
+def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
+    """Returns the answer with its place, or none."""
+    is_none, encoding = decide(prediction, spec) == NONE, joined(features)
+    return Answer(
+        answer=None if is_none else prediction.text,
+        score=1 - prediction.probability if is_none else prediction.probability,
+        start=None if is_none else prediction.start,
+        end=None if is_none else prediction.end,
+        context=None if is_none else prediction.context,
+        tokens=len(encoding),
+        windows=len(features),
+        truncated=any(window.encoding.truncated for window in features),
+    )
+
+
+def record(answer: Answer) -> dict[str, Any]:
+    """Returns the place and the probability of the answer."""
+    return answer.model_dump(include={"score", "start", "end", "context"})
+
+
+def pipeline(answer: Answer, top_k: int | None) -> dict[str, Any]:
+    """Returns the answer with the keys that transformers' pipeline uses."""
+    return {"answer": answer.answer or "", "score": answer.score, "start": answer.start or 0, "end": answer.end or 0}
