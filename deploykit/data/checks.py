@@ -48,7 +48,7 @@ def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) 
 
 def _one_class(train: Split, task: Task) -> Iterator[str]:
     labels = task.label_names(train.examples)
-    if len(labels) < 2 and any(map(task.label_counts, train.examples)):
+    if len(labels) == 1:
         yield (
             f"{train.source} has only one label, {', '.join(labels)} (rows: {len(train.examples)}),"
             " expected at least two. Add rows of another label."

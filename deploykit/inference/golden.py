@@ -7,7 +7,7 @@ that runs: they may move by `tolerance` (see `tolerance_of`), or by `MIN_TOLERAN
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -38,6 +38,14 @@ class Stored(Frozen):
     def of(cls, array: Array) -> "Stored":
         """Converts an array of numbers."""
         return cls(shape=list(array.shape), dtype=array.dtype.str, data=array.reshape(-1).tolist())
+
+    @model_validator(mode="after")
+    def _is_an_array(self) -> Self:
+        try:
+            self.array()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"no array of the shape {self.shape} and the type {self.dtype!r}") from error
+        return self
 
     def array(self) -> Array:
         """Returns the array."""

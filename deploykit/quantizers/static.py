@@ -35,7 +35,7 @@ DEVICES: tuple[Device, ...] = ("cpu",)
 SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {}}
 OPERATORS = ("MatMul",)
 BINS = 2048  # of the histograms
-EXTRA = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
+EXTRA_OPTIONS = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
 
 
 class Options(Base):
@@ -78,7 +78,7 @@ def quantize(
         nodes_to_quantize=names,
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
-        extra_options=EXTRA,
+        extra_options=EXTRA_OPTIONS,
     )
     quantizer.quantize_model()
     _restore_float_inputs(quantizer.model.model.graph, names)

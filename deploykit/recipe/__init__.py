@@ -79,8 +79,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     except ValidationError as error:
         mistakes += explain(error, Recipe, ())
     mistakes += _method_mistakes(content)
-    if recipe is not None:
-        mistakes += _unknown_columns(recipe)
+    mistakes += _unknown_columns(content)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if recipe is not None and recipe.labels and recipe.train is not None:
@@ -108,14 +107,16 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{place}: {error}"
 
 
-def _unknown_columns(recipe: Recipe) -> Iterator[str]:
-    """Yields the keys of `data` that are neither its own nor columns of the task."""
+def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the keys of `data` that name a column and are no columns of the task."""
+    task, section = content.get("task"), content.get("data")
     try:
-        roles = methods.load("task", recipe.task_name).COLUMNS
-    except DeploykitError:  # reported with the methods
+        roles = methods.load("task", str(task.get("method") if isinstance(task, dict) else task)).COLUMNS
+        columns = DataSection.model_validate(section).columns
+    except (DeploykitError, ValidationError):  # reported already
         return
     keys = [*(name for name in DataSection.model_fields if name != "columns"), *roles]
-    for role in recipe.data.columns:
+    for role in columns:
         if role not in roles:
             yield f"data.{role}: unknown key{did_you_mean(role, keys)}. Known: {', '.join(keys)}."
 

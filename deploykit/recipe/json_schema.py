@@ -43,8 +43,7 @@ def schema() -> dict[str, Any]:
         role: column.description for name in names for role, column in methods.load("task", name).COLUMNS.items()
     }
     definitions["DataSection"]["properties"] |= {
-        role: {"type": ["string", "null"], "description": f"Column of {column.description}."}
-        for role, column in columns.items()
+        role: {"type": ["string", "null"], "description": f"Column of {text}."} for role, text in columns.items()
     }
     return {"$schema": DIALECT, **recipe, "title": "deploykit recipe", "$defs": definitions}
 

@@ -37,8 +37,12 @@ class DataSection(Options):
         """Moves roles of the task into `columns`; the recipe refuses those that the task does not have."""
         if not isinstance(content, dict):
             return content
-        roles = {key: value for key, value in content.items() if key not in cls.model_fields}
-        own = {key: value for key, value in content.items() if key in cls.model_fields}
+        roles = {
+            key: value
+            for key, value in content.items()
+            if key not in cls.model_fields and (value is None or isinstance(value, str))
+        }
+        own = {key: value for key, value in content.items() if key not in roles}
         return {**own, "columns": {**roles, **(own.get("columns") or {})}} if roles else own
 
 

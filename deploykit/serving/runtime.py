@@ -16,6 +16,7 @@ from time import perf_counter
 
 from pydantic import BaseModel
 
+from deploykit import tasks
 from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.hardware import cpu_features
@@ -61,7 +62,8 @@ class Runtime:
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.traces = Traces(artifact.manifest.name, artifact.manifest.version) if settings.traces else None
-        self.metrics = Metrics(routes, artifact.manifest.labels)
+        task, spec = tasks.load(artifact.manifest.task), tasks.spec_of(artifact.manifest)
+        self.metrics = Metrics(routes, tasks.observed_labels(task, spec))
         self.records: Recorder | None = None
         self.offload = Offload()
         self.fault = "the model is not loaded yet"

@@ -16,6 +16,7 @@ from deploykit.inference.predictor import Predictor
 from deploykit.recipe import PackageSection
 from deploykit.stages import bundle
 from deploykit.stages.context import REFERENCE, Job
+from deploykit.tasks import observed_labels
 
 
 def package(job: Job) -> Artifact:
@@ -34,7 +35,8 @@ def package(job: Job) -> Artifact:
     comparison = compare(task, spec, rows, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
     table = scoring.tables(task, spec, dataset.test, predictions["test"])
-    usual = drift.reference(lengths, task.observe(after, spec), len(spec.labels))
+    observed, labels = task.observe(after, spec), observed_labels(task, spec)
+    usual = drift.reference(lengths, observed, len(labels))
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))
         golden.save(folder, _golden(job, options, predictor))

@@ -109,7 +109,40 @@ class Observations:
     entropies: Float32
 
 
-class Task(Protocol):
+class Optional(Protocol):
+    """Names that a file of this folder may provide besides those of `Task`.
+
+    `OUTPUT_NAMES` are the names of the model's outputs if they are not labels, and `PROBLEM_TYPE` is written into the
+    model's configuration. `items` and `item_labels` are needed for the figure `labels` and the metrics of F1,
+    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names.
+    """
+
+    def prepare(self, examples: Sequence[Example], options: Any) -> Any:
+        """Returns the options with what is learned from the training examples before training."""
+
+    def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
+        """Returns the options with what is tuned on the validation split after training."""
+
+    def observed_labels(self, spec: Spec) -> tuple[str, ...]:
+        """Lists the labels that `observe` counts; default: those of the model."""
+
+    def items(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
+        """Lists what a decision claims, for F1 and recall: tuples that begin with a label, such as an entity."""
+
+    def item_labels(self, spec: Spec) -> tuple[str, ...]:
+        """Lists the labels that items may have."""
+
+    def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
+        """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
+
+    def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
+        """Returns outputs of the Open Inference Protocol, of one row per answer."""
+
+    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
+        """Turns an answer into the format of transformers' pipeline for this task."""
+
+
+class Task(Optional, Protocol):
     """The module-level names that a file of this folder provides.
 
     `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
@@ -155,12 +188,6 @@ class Task(Protocol):
     def label_counts(self, example: Example) -> tuple[str, ...]:
         """Lists the labels of an example as the data names them, each as often as it occurs."""
 
-    def prepare(self, examples: Sequence[Example], options: Any) -> Any:
-        """Returns the options with what is learned from the training examples before training; optional."""
-
-    def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
-        """Returns the options with what is tuned on the validation split after training; optional."""
-
     def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
         """Returns what the model reads of each input, at least one features each."""
 
@@ -178,23 +205,11 @@ class Task(Protocol):
             spec: of the model.
         """
 
-    def observed_labels(self, spec: Spec) -> tuple[str, ...]:
-        """Lists the labels that `observe` counts; optional, default: those of the model."""
-
     def gold(self, example: Example, spec: Spec) -> Any:
         """Returns what `decide` would return for a model that is always right."""
 
     def decide(self, prediction: Prediction, spec: Spec) -> Any:
         """Returns what metrics compare with `gold`, and what must not change when a model is compressed."""
-
-    def items(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
-        """Lists what a decision claims, for F1 and recall: tuples that begin with a label, such as an entity."""
-
-    def item_labels(self, spec: Spec) -> tuple[str, ...]:
-        """Lists the labels that items may have."""
-
-    def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
-        """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
 
     def changes(self, example: Example, before: Any, after: Any, spec: Spec) -> list[dict[str, str]]:
         """Describes how two decisions differ: `text`, `true`, `before` and `after` for each difference."""
@@ -217,16 +232,16 @@ class Task(Protocol):
     def record(self, answer: Any) -> dict[str, Any]:
         """Returns what of an answer may be recorded: no part of the text."""
 
-    def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
-        """Returns outputs of the Open Inference Protocol, of one row per answer; needed for `tensors`."""
-
-    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
-        """Turns an answer into the format of transformers' pipeline for this task; needed for `pipeline`."""
-
 
 def spec_of(manifest: Manifest) -> Spec:
     """Returns the labels and the options of an artifact's task."""
     return Spec(manifest.labels, load(manifest.task).Options.model_validate(manifest.task_options))
+
+
+def observed_labels(task: Task, spec: Spec) -> tuple[str, ...]:
+    """Lists the labels that the task's `observe` counts."""
+    own = getattr(task, "observed_labels", None)
+    return own(spec) if own else spec.labels
 
 
 def load(name: str) -> Task:

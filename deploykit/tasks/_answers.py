@@ -1,9 +1,10 @@
-"""How answers are compared, as the script of SQuAD 2.0 does (Rajpurkar et al., 2018)."""
+"""How answers are read from data and compared, the latter as by the script of SQuAD 2.0 (Rajpurkar et al., 2018)."""
 
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -29,3 +30,31 @@ def _f1(words: Sequence[str], right: Sequence[str]) -> float:
         return float(words == right)
     common = sum((Counter(words) & Counter(right)).values())
     return 2 * common / (len(words) + len(right))
+
+
+def listed(answers: Any) -> list[Any]:
+    """Returns answers as a list of objects; SQuAD also has an object of lists."""
+    if answers is None:
+        return []
+    if isinstance(answers, Mapping):
+        starts = answers.get("answer_start", answers.get("start"))
+        texts = answers.get("text")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise ValueError(f"answers is {answers!r}, expected lists `text` and `answer_start` of one length")
+        return [{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(answers, list):
+        raise ValueError(f"answers is {answers!r}, expected a list of objects with text and start")
+    return answers
+
+
+def located(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
+    """Returns text, start and index of the context of an answer, whose offset is checked."""
+    text = answer.get("text") if isinstance(answer, Mapping) else None
+    start = answer.get("start", answer.get("answer_start")) if isinstance(answer, Mapping) else None
+    place = answer.get("context", 0) if isinstance(answer, Mapping) else 0
+    if not isinstance(text, str) or not text.strip() or type(start) is not int or place not in range(len(contexts)):
+        raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
+    found = contexts[place][start : start + len(text)] if start >= 0 else ""
+    if found != text:
+        raise ValueError(f"the answer {text!r} is not at offset {start} of the context, which has {found!r} there")
+    return text, start, place

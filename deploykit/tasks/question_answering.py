@@ -16,7 +16,7 @@ from deploykit.methods import Frozen
 from deploykit.methods import Options as Base
 from deploykit.tasks import Array, Arrays, Column, Example, Int64, Observations, Spec, Target
 from deploykit.tasks import Input as BaseInput
-from deploykit.tasks._answers import f1
+from deploykit.tasks._answers import f1, listed, located
 from deploykit.tasks._classification import read_text
 from deploykit.tokenizer import Features, Tokenizer, joined
 
@@ -120,40 +120,12 @@ def reader(
         contexts = [contexts] if isinstance(contexts, str) else contexts
         if not isinstance(contexts, list) or not contexts or not all(isinstance(part, str) for part in contexts):
             raise ValueError(f"the context is {contexts!r}, expected a text or a list of texts")
-        answers = tuple(_answer(answer, contexts) for answer in _listed(row[str(columns["answers"])]))
+        answers = tuple(located(answer, contexts) for answer in listed(row[str(columns["answers"])]))
         if len(contexts) == 1:
             return Example(Input(question=question, context=contexts[0]), answers)
         return Example(Input(question=question, contexts=tuple(contexts)), answers)
 
     return read
-
-
-def _listed(answers: Any) -> list[Any]:
-    """Returns answers as a list of objects; SQuAD also has an object of lists."""
-    if answers is None:
-        return []
-    if isinstance(answers, Mapping):
-        starts = answers.get("answer_start", answers.get("start"))
-        texts = answers.get("text")
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise ValueError(f"answers is {answers!r}, expected lists `text` and `answer_start` of one length")
-        return [{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)]
-    if not isinstance(answers, list):
-        raise ValueError(f"answers is {answers!r}, expected a list of objects with text and start")
-    return answers
-
-
-def _answer(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
-    """Returns text, start and index of the context of an answer, whose offset is checked."""
-    text = answer.get("text") if isinstance(answer, Mapping) else None
-    start = answer.get("start", answer.get("answer_start")) if isinstance(answer, Mapping) else None
-    place = answer.get("context", 0) if isinstance(answer, Mapping) else 0
-    if not isinstance(text, str) or not text.strip() or type(start) is not int or place not in range(len(contexts)):
-        raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
-    found = contexts[place][start : start + len(text)] if start >= 0 else ""
-    if found != text:
-        raise ValueError(f"the answer {text!r} is not at offset {start} of the context, which has {found!r} there")
-    return text, start, place
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rows import classification_loss
 
 from deploykit.modeling.architectures import ARCHITECTURES
 
@@ -128,7 +129,8 @@ def repetition():
         **{
             **vars(tasks.load("text-classification")),
             **{"OUTPUTS": {"logits": ("tokens", "vocabulary")}, "METRICS": ("accuracy",), "decode": decode},
-            "targets": lambda example, features, spec: features.encoding.ids,
+            "TARGETS": {"labels": tasks.Target("logits", "cross_entropy", ("tokens",))},
+            "targets": lambda example, features, spec: {"labels": features.encoding.ids},
             "gold": lambda example, spec: np.array([1]),
         }
     )
@@ -254,7 +256,6 @@ def fitted(tiny_encoder, problem_of, tmp_path_factory):
     """`fitted(task) -> (model, learning curve)`: a BERT that has learned its task; the model is a copy."""
     from deploykit import hardware
     from deploykit.modeling.finetuning import fit
-    from deploykit.modeling.losses import cross_entropy
     from deploykit.modeling.options import FitOptions
 
     @cache
@@ -263,7 +264,7 @@ def fitted(tiny_encoder, problem_of, tmp_path_factory):
         options = FitOptions(epochs=8, learning_rate=5e-3, batch_size=8, bf16="off")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hardware, "cpu_limit", lambda: 1)
-            curve = fit(model, problem_of(task), options, cross_entropy(), tmp_path_factory.mktemp("fitted"))
+            curve = fit(model, problem_of(task), options, classification_loss(), tmp_path_factory.mktemp("fitted"))
         return model.eval(), curve
 
     def build(task="text-classification"):

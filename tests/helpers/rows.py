@@ -18,3 +18,11 @@ def inputs_of(texts, pairs=None):
     return [
         TextInput(text=text, text_pair=pair) for text, pair in zip(texts, pairs or [None] * len(texts), strict=True)
     ]
+
+
+def classification_loss(weights=None, smoothing=0.0):
+    """The loss of both tasks that classify, of outputs with `logits`."""
+    from deploykit import tasks
+    from deploykit.modeling.losses import of_task
+
+    return of_task(tasks.load("text-classification"), weights, smoothing)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from rows import classification_loss
 
 from deploykit.modeling import callbacks, finetuning
 from deploykit.modeling.callbacks import Deadline
 from deploykit.modeling.finetuning import fit
-from deploykit.modeling.losses import cross_entropy
 from deploykit.modeling.options import FitOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 def ticking(clock, seconds):
     """A loss that takes time where the model learns, and counts."""
-    calls, loss = [], cross_entropy()
+    calls, loss = [], classification_loss()
 
     def found(outputs, labels, num_items_in_batch=None):
         if outputs["logits"].requires_grad:
@@ -95,7 +95,7 @@ def test_a_fit_whose_time_is_over_is_not_gone_on_with(clock, tiny_encoder, probl
     curve = fit(model, problem_of(count=64), options, ticking(clock, seconds=10)[0], tmp_path)
     monkeypatch.setattr(finetuning.Trainer, "train", lambda *_, **__: pytest.fail("it went on"))
     again = tiny_encoder(seed=5)
-    assert fit(again, problem_of(count=64), options, cross_entropy(), tmp_path) == curve
+    assert fit(again, problem_of(count=64), options, classification_loss(), tmp_path) == curve
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 

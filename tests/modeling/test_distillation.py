@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from models import TASKS
+from rows import classification_loss
 
 from deploykit.modeling import distillation, surgery
-from deploykit.modeling.losses import cross_entropy
+from deploykit.modeling.losses import divergence
 from deploykit.modeling.options import DistillOptions
 from deploykit.modeling.problem import Teacher, collate
 from deploykit.tasks import IGNORED
@@ -23,7 +24,7 @@ def test_the_divergence_is_the_formula(temperature):
     student, teacher = np.random.default_rng(0).normal(size=(2, 7, 3)) * 3
     soft, taught = log_softmax(student / temperature), log_softmax(teacher / temperature)
     expected = temperature**2 * (np.exp(taught) * (taught - soft)).sum(axis=-1).mean()
-    found = distillation.divergence(torch.from_numpy(student), torch.from_numpy(teacher), temperature)
+    found = divergence("cross_entropy", torch.from_numpy(student), torch.from_numpy(teacher), temperature)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -82,18 +83,18 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     options = DistillOptions(soft=0.7, hidden=0.3, temperature=3.0)
     assert distillation.distill(student, teacher, problem, options, tmp_path) == []
     ((pupil, _, _, loss, _),) = captured
-    batch = collate(problem.tokenizer, problem.train[:6])
+    batch = collate(problem, problem.train[:6])
     labels, given = batch.pop("labels"), batch
     pupil.train()
     torch.manual_seed(0)
     found = pupil(**given)
     assert not teacher.training
-    torch.testing.assert_close(found["teacher_logits"], teacher(**given).logits)
-    assert not found["teacher_logits"].requires_grad
+    torch.testing.assert_close(found["teacher"]["logits"], teacher(**given).logits)
+    assert not found["teacher"]["logits"].requires_grad
     shown = labels != IGNORED
-    soft = distillation.divergence(found["logits"][shown], found["teacher_logits"][shown], 3.0)
+    soft = divergence("cross_entropy", found["logits"][shown], found["teacher"]["logits"][shown], 3.0)
     near = distillation.hidden_error(found["hidden"], found["teacher_hidden"], given["attention_mask"].bool())
-    expected = 0.7 * soft + 0.3 * cross_entropy()(found, labels) + 0.3 * near
+    expected = 0.7 * soft + 0.3 * classification_loss()(found, labels) + 0.3 * near
     torch.testing.assert_close(loss(found, labels), expected)
     units = shown.sum()  # half a step's units: half its loss, so that the halves add up
     torch.testing.assert_close(loss(found, labels, units * 2), expected / 2)
@@ -124,4 +125,4 @@ def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
     batch = collate(problem_of().tokenizer, problem_of().train[:2])
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}
-    assert "teacher_logits" in pupil.train()(**batch)
+    assert "teacher" in pupil.train()(**batch)

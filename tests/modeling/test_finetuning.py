@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from models import TASKS
+from rows import classification_loss
 
 from deploykit import tasks
 from deploykit.artifact.execution import Execution
@@ -15,7 +16,6 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
 from deploykit.modeling.finetuning import fit
-from deploykit.modeling.losses import cross_entropy
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, collate, first_metric, inputs
 from deploykit.tasks import IGNORED
@@ -72,9 +72,9 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
 ):
     problem, options = problem_of(task, 48), FitOptions(epochs=3, **QUICK)
     whole, killed = tiny_encoder(task=task), tiny_encoder(task=task)
-    curve = fit(whole, problem, options, cross_entropy(), tmp_path / "whole")
+    curve = fit(whole, problem, options, classification_loss(), tmp_path / "whole")
 
-    calls, loss = [], cross_entropy()
+    calls, loss = [], classification_loss()
 
     def dies(outputs, labels, num_items_in_batch=None):
         calls.append(outputs["logits"].requires_grad)
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
             model,
             problem_of(count=48, seed=seed),
             FitOptions(epochs=1, **QUICK),
-            cross_entropy(),
+            classification_loss(),
             tmp_path / f"{index}",
         )
         found.append(state(model))
@@ -142,7 +142,7 @@ def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of,
         return {**judge(*arguments), "accuracy": next(quality)}
 
     monkeypatch.setattr(finetuning, "quality", staged)
-    fit(model, problem_of(count=48), FitOptions(epochs=3, **QUICK), cross_entropy(), tmp_path)
+    fit(model, problem_of(count=48), FitOptions(epochs=3, **QUICK), classification_loss(), tmp_path)
     assert not same(weights[1], weights[2])
     assert same(state(model), weights[1])
 
@@ -150,7 +150,7 @@ def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of,
 def test_patience_ends_a_run_that_gets_no_better(tmp_path, tiny_encoder, problem_of):
     model = tiny_encoder()
     options = FitOptions(epochs=6, patience=2, **{**QUICK, "learning_rate": 1e-12})
-    curve = fit(model, problem_of(count=32), options, cross_entropy(), tmp_path)
+    curve = fit(model, problem_of(count=32), options, classification_loss(), tmp_path)
     assert max(point["epoch"] for point in curve) == 3
 
 
@@ -158,15 +158,15 @@ def test_a_run_that_patience_had_ended_is_not_gone_on_with(tmp_path, tiny_encode
     """Killed after the last epoch was saved, it takes the best epoch and learns nothing more."""
     options = FitOptions(epochs=6, patience=2, **{**QUICK, "learning_rate": 1e-12})
     model = tiny_encoder()
-    curve = fit(model, problem_of(count=48), options, cross_entropy(), tmp_path)
+    curve = fit(model, problem_of(count=48), options, classification_loss(), tmp_path)
     monkeypatch.setattr(finetuning.Trainer, "train", lambda *_, **__: pytest.fail("it went on"))
     again = tiny_encoder(seed=5)
-    assert fit(again, problem_of(count=48), options, cross_entropy(), tmp_path) == curve
+    assert fit(again, problem_of(count=48), options, classification_loss(), tmp_path) == curve
     assert same(state(again), state(model))
 
 
 def test_the_history_says_what_it_measured(tmp_path, tiny_encoder, problem_of):
-    curve = fit(tiny_encoder(), problem_of(count=48), FitOptions(epochs=1, **QUICK), cross_entropy(), tmp_path)
+    curve = fit(tiny_encoder(), problem_of(count=48), FitOptions(epochs=1, **QUICK), classification_loss(), tmp_path)
     *learned, judged = curve
     assert [point["step"] for point in learned] == [1, 2, 3]
     assert {"loss", "step", "epoch", "split"} <= set(learned[0])
@@ -177,7 +177,7 @@ def test_the_history_says_what_it_measured(tmp_path, tiny_encoder, problem_of):
 
 def test_half_an_epoch_is_half_of_the_steps_and_is_judged(tmp_path, tiny_encoder, problem_of):
     options = FitOptions(epochs=0.5, **{**QUICK, "batch_size": 8})
-    *learned, judged = fit(tiny_encoder(), problem_of(count=48), options, cross_entropy(), tmp_path)
+    *learned, judged = fit(tiny_encoder(), problem_of(count=48), options, classification_loss(), tmp_path)
     assert [point["step"] for point in learned] == [1, 2, 3]
     assert (judged["split"], judged["step"]) == ("validation", 3)
 
@@ -187,7 +187,7 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     model, curve = fitted(task)
     problem = problem_of(task)
     with torch.inference_mode():
-        batch = collate(problem.tokenizer, problem.rows(problem.validation))
+        batch = collate(problem, problem.rows(problem.validation))
         best = model(**inputs(model, batch)).logits.argmax(-1)
     shown = batch["labels"] != IGNORED
     accuracy = (best == batch["labels"])[shown].double().mean().item()
@@ -214,7 +214,7 @@ def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_long(
         assert len(problem.rows(rows)) == sum(map(len, encoded))
     assert len(problem.train) == len(problem.rows(dataset.train))
     model = tiny_encoder(task="token-classification", seed=1)
-    curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), cross_entropy(), tmp_path)
+    curve = fit(model, problem, FitOptions(epochs=2, **{**QUICK, "batch_size": 4}), classification_loss(), tmp_path)
     predictor = Predictor(task, spec, tokenizer, TorchModel(model, Execution(engine="torch")))
     predictions = {"validation": scoring.predict(predictor, dataset.validation, "validation")}
     stated = scoring.compute_metrics(task, spec, dataset, predictions, 0)["validation"]
@@ -232,7 +232,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_enc
     for size, accumulate in ((16, 1), (4, 4)):
         model = tiny_encoder(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         options = FitOptions(epochs=1, accumulate=accumulate, **{**QUICK, "batch_size": size, "learning_rate": 1e-3})
-        fit(model, problem_of("text-classification", 16), options, cross_entropy(), tmp_path / f"{size}")
+        fit(model, problem_of("text-classification", 16), options, classification_loss(), tmp_path / f"{size}")
         found.append(state(model))
     for name in found[0]:  # Adam's first step hides the size of a gradient, not its sign: zeros may go either way
         near = torch.isclose(found[0][name], found[1][name], atol=2e-4, rtol=0)
@@ -244,11 +244,11 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_enc
 
 def test_targets_are_padded_where_the_tokens_are(problem_of):
     problem = problem_of("token-classification", 8)
-    batch = collate(problem.tokenizer, problem.train)
+    batch = collate(problem, problem.train)
     assert batch["labels"].shape == batch["input_ids"].shape
     for row, labels in zip(problem.train, batch["labels"].numpy(), strict=True):
-        np.testing.assert_array_equal(labels[: len(row.target)], row.target)
-        assert (labels[len(row.target) :] == IGNORED).all()
+        np.testing.assert_array_equal(labels[: len(row.targets["labels"])], row.targets["labels"])
+        assert (labels[len(row.targets["labels"]) :] == IGNORED).all()
     assert int((batch["labels"] != IGNORED).sum()) == sum(
         len(row.features.encoding) - 2 - pieces(row) for row in problem.train
     )
@@ -276,7 +276,7 @@ def test_a_model_gets_only_the_inputs_that_it_takes(tiny_encoder, problem_of):
 def test_the_loss_is_that_of_torch_divided_by_the_units(task, weights, smoothing):
     logits, labels = logits_and_labels(task)
     weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-    loss = cross_entropy(weights, smoothing)
+    loss = classification_loss(weights, smoothing)
     flat, kept = logits.reshape(-1, 3), labels.reshape(-1)
     expected = torch.nn.functional.cross_entropy(
         flat[kept != IGNORED], kept[kept != IGNORED], weight=weights, label_smoothing=smoothing, reduction="sum"
@@ -300,8 +300,8 @@ def test_options_that_make_no_sense_are_refused(name, value):
 
 def test_a_problem_is_not_changed_by_learning_it(tmp_path, tiny_encoder, problem_of):
     problem = problem_of(count=16)
-    before = deepcopy([(row.features.encoding.ids, row.target) for row in problem.train])
-    fit(tiny_encoder(), problem, FitOptions(epochs=1, **QUICK), cross_entropy(), tmp_path)
+    before = deepcopy([(row.features.encoding.ids, row.targets["labels"]) for row in problem.train])
+    fit(tiny_encoder(), problem, FitOptions(epochs=1, **QUICK), classification_loss(), tmp_path)
     for (ids, target), row in zip(before, problem.train, strict=True):
         np.testing.assert_array_equal(ids, row.features.encoding.ids)
-        np.testing.assert_array_equal(target, row.target)
+        np.testing.assert_array_equal(target, row.targets["labels"])

@@ -23,7 +23,7 @@ def brute_force(model, row):
         hooks.append(part.register_forward_pre_hook(keep))
     ids = torch.from_numpy(row.features.encoding.ids)[None]
     logits = model(input_ids=ids).logits.reshape(-1, model.config.num_labels)
-    targets = torch.from_numpy(row.target).reshape(-1)
+    targets = torch.from_numpy(row.targets["labels"]).reshape(-1)
     torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").backward()
     for hook in hooks:
         hook.remove()
@@ -34,10 +34,11 @@ def brute_force(model, row):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_importance_is_the_squared_gradient_of_each_row_alone(kind, task, tiny_encoder, problem_of, tokenizer):
-    model, rows = tiny_encoder(kind, task), problem_of(task).train[:3]
+def test_importance_is_the_squared_gradient_of_each_row_alone(kind, task, tiny_encoder, problem_of):
+    model, problem = tiny_encoder(kind, task), problem_of(task)
+    rows = problem.train[:3]
     assert len({len(row.features.encoding) for row in rows}) > 1  # so that some are padded
-    heads, neurons = importance.importance(model, rows, tokenizer)
+    heads, neurons = importance.importance(model, problem, rows)
     each = [brute_force(model, row) for row in rows]
     for layer in range(2):
         for found, kind_of in ((heads, 0), (neurons, 1)):
@@ -47,11 +48,11 @@ def test_importance_is_the_squared_gradient_of_each_row_alone(kind, task, tiny_e
     assert (heads[0].shape, neurons[0].shape) == ((4,), (128,))
 
 
-def test_a_head_that_does_nothing_is_worth_nothing(tiny_encoder, problem_of, tokenizer):
+def test_a_head_that_does_nothing_is_worth_nothing(tiny_encoder, problem_of):
     model = tiny_encoder()
     model.bert.encoder.layer[0].attention.output.dense.weight.data[:, 8:16] = 0
     model.bert.encoder.layer[1].output.dense.weight.data[:, 5] = 0
-    heads, neurons = importance.importance(model, problem_of().train[:8], tokenizer)
+    heads, neurons = importance.importance(model, problem_of(), problem_of().train[:8])
     assert (heads[0][1], neurons[1][5]) == (0, 0)
     assert (np.delete(heads[0], 1) > 0).all()
     kept = sizing.keep_share(heads, neurons, 0.99)
@@ -59,10 +60,10 @@ def test_a_head_that_does_nothing_is_worth_nothing(tiny_encoder, problem_of, tok
     assert sizing.keep_share(heads, neurons, 7 / 8)[0].heads == (0, 2, 3)
 
 
-def test_importance_leaves_the_model_as_it_was(tiny_encoder, problem_of, tokenizer, logits_of):
+def test_importance_leaves_the_model_as_it_was(tiny_encoder, problem_of, logits_of):
     model = tiny_encoder()
     before = logits_of(model)
-    importance.importance(model, problem_of().train[:8], tokenizer)
+    importance.importance(model, problem_of(), problem_of().train[:8])
     for one, other in zip(before, logits_of(model), strict=True):
         np.testing.assert_array_equal(one, other)
     assert all(parameter.grad is None for parameter in model.parameters())

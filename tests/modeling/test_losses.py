@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import TASKS
+from rows import classification_loss
 from safetensors.torch import load_file, save_file
 
 import deploykit
@@ -15,7 +16,6 @@ from deploykit.modeling import finetuning
 from deploykit.modeling.distillation import distill
 from deploykit.modeling.finetuning import fit
 from deploykit.modeling.importance import importance
-from deploykit.modeling.losses import cross_entropy
 from deploykit.modeling.options import DistillOptions, FitOptions
 from deploykit.modeling.problem import first_metric
 from deploykit.pruners import layers, width
@@ -81,7 +81,7 @@ def test_a_loss_that_is_no_number_stops_the_first_step(tmp_path, tiny_encoder, p
             break_weight(tiny_encoder()),
             problem_of(count=32),
             FitOptions(**QUICK, learning_rate=1e-3),
-            cross_entropy(),
+            classification_loss(),
             tmp_path,
         )
 
@@ -95,7 +95,7 @@ def test_an_epoch_whose_logits_are_no_numbers_is_never_the_best(tmp_path, tiny_e
             outputs.logits.fill_(float("nan"))
 
     model.register_forward_hook(hook)
-    loss = cross_entropy()
+    loss = classification_loss()
 
     def only_learning(outputs, labels, num_items_in_batch=None):
         return loss(outputs, labels, num_items_in_batch) if model.training else torch.tensor(0.0)
@@ -109,7 +109,7 @@ def test_a_batch_without_a_target_has_the_loss_zero(task):
     logits = torch.zeros(2, 3, requires_grad=True) if task == TASKS[0] else torch.zeros(2, 4, 3, requires_grad=True)
     labels = torch.full(logits.shape[:-1], IGNORED)
     for count in (None, torch.tensor(0), 0):
-        value = cross_entropy()({"logits": logits}, labels, count)
+        value = classification_loss()({"logits": logits}, labels, count)
         assert value == 0
         assert torch.autograd.grad(value, logits, retain_graph=True)[0].isfinite().all()
 
@@ -127,7 +127,7 @@ def test_distillation_stops_where_teacher_or_student_gives_no_numbers(tmp_path, 
 def test_importance_and_metric_of_a_model_that_gives_no_numbers_are_refused(tmp_path, tiny_encoder, problem_of):
     problem, model = problem_of(count=32), break_weight(tiny_encoder())
     with pytest.raises(ModelError, match=r"importance .* NaN or infinite"):
-        importance(model, problem.train, problem.tokenizer)
+        importance(model, problem, problem.train)
     with pytest.raises(ModelError, match="NaN or infinite"):
         first_metric(model, problem)
     for pruner, options in ((width, width.Options()), (layers, layers.Options(keep=1))):
@@ -174,7 +174,7 @@ def test_scores_that_are_no_numbers_are_not_judged(tmp_path, tiny_recipe, tiny_m
 
 
 def test_the_learning_curve_shows_no_loss_that_was_hidden(tmp_path, tiny_encoder, problem_of):
-    curve = fit(tiny_encoder(), problem_of(count=32), FitOptions(**QUICK), cross_entropy(), tmp_path)
+    curve = fit(tiny_encoder(), problem_of(count=32), FitOptions(**QUICK), classification_loss(), tmp_path)
     assert all(np.isfinite(point["loss"]) for point in curve)
     arguments = finetuning._arguments(problem_of(count=32), FitOptions(**QUICK), tmp_path)
     assert arguments.logging_nan_inf_filter is False

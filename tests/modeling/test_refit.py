@@ -46,32 +46,35 @@ def test_inputs_that_are_all_zero_leave_the_weights():
     torch.testing.assert_close(refit.ridge(torch.zeros(9, 5), torch.randn(9, 3), weight), weight)
 
 
-def outputs(model, rows, tokenizer):
+def outputs(model, problem, rows):
     """What every output projection puts out for the real tokens of rows."""
-    return [array.float() for array in refit._outputs(model, refit._projections(model), list(padded(rows, tokenizer)))]
+    return [array.float() for array in refit._outputs(model, refit._projections(model), list(padded(problem, rows)))]
 
 
 def test_a_decoder_is_refitted_to_its_targets_even_if_they_are_padded_like_the_source(
     tiny_encoder, problem_of, tokenizer
 ):
-    rows = sorted(problem_of("text2text-generation").train[:20], key=lambda row: len(row.features.encoding))
+    problem = problem_of("text2text-generation")
+    rows = sorted(problem.train[:20], key=len)
     short, long = rows[0], rows[-1]
-    rows = [replace(short, target=long.target), replace(long, target=short.target[:2])]
-    sources, targets = sum(len(row.features.encoding) for row in rows), sum(len(row.target) for row in rows)
+    few = {"labels": short.targets["labels"][:2]}
+    rows = [replace(short, targets=long.targets), replace(long, targets=few)]
+    sources, targets = sum(map(len, rows)), sum(len(row.targets["labels"]) for row in rows)
     assert sources != targets
-    sizes = [len(array) for array in outputs(tiny_encoder("t5", "text2text-generation"), rows, tokenizer)]
+    sizes = [len(array) for array in outputs(tiny_encoder("t5", "text2text-generation"), problem, rows)]
     assert sizes == [sources] * 2 + [targets] * 2
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_refit_reduces_the_error_of_every_output_that_was_cut(task, fitted, problem_of, tokenizer):
     whole, _ = fitted(task)
-    rows = problem_of(task).train[:60]
+    problem = problem_of(task)
+    rows = problem.train[:60]
     kept = [Kept((0, 1, 2, 3), tuple(range(128))), Kept((1,), tuple(range(64)))]
     small = surgery.shrunk(whole, kept)
     refitted = deepcopy(small)
-    refit.refit(refitted, whole, rows, tokenizer)
-    wanted, cut, better = (outputs(model, rows, tokenizer) for model in (whole, small, refitted))
+    refit.refit(refitted, whole, problem, rows)
+    wanted, cut, better = (outputs(model, problem, rows) for model in (whole, small, refitted))
     errors = [[float((a - b).square().mean()) for a, b in zip(found, wanted, strict=True)] for found in (cut, better)]
     assert errors[0][:2] == errors[1][:2] == [0, 0]
     assert errors[1][2] < errors[0][2]
@@ -84,19 +87,20 @@ def test_a_refit_reduces_the_error_of_every_output_that_was_cut(task, fitted, pr
 def test_a_refit_of_a_model_that_was_not_cut_changes_nothing(tiny_encoder, problem_of, tokenizer):
     whole = tiny_encoder()
     same = deepcopy(whole)
-    refit.refit(same, whole, problem_of().train[:8], tokenizer)
+    refit.refit(same, whole, problem_of(), problem_of().train[:8])
     assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_a_refit_leaves_no_hooks(tiny_encoder, problem_of, tokenizer):
     whole = tiny_encoder()
     small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
-    refit.refit(small, whole, problem_of().train[:8], tokenizer)
+    refit.refit(small, whole, problem_of(), problem_of().train[:8])
     assert not any(part._forward_hooks or part._forward_pre_hooks for one in (whole, small) for part in one.modules())
 
 
 def test_a_classifier_with_a_decoder_is_refitted_without_padding(tiny_encoder, problem_of, tokenizer):
     """Its decoder reads the text again, one place later."""
-    rows = problem_of().train[:20]
+    problem = problem_of()
+    rows = problem.train[:20]
     tokens = sum(len(row.features.encoding) for row in rows)
-    assert [len(array) for array in outputs(tiny_encoder("t5"), rows, tokenizer)] == [tokens] * 4
+    assert [len(array) for array in outputs(tiny_encoder("t5"), problem, rows)] == [tokens] * 4

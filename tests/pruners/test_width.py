@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from deploykit import recipe
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
+from deploykit.inference.predictor import collated
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import collate, inputs, sample, within
+from deploykit.modeling.problem import inputs, sample, within
 from deploykit.modeling.surgery import Shape
 from deploykit.pruners import width
 from deploykit.pruners._width import meter, pruning
@@ -29,7 +30,8 @@ def prune(*arguments):
 
 def far(model, whole, rows, tokenizer):
     """The root mean square difference of two models' logits."""
-    batch = collate(tokenizer, rows)
+    (batch,) = collated([row.features for row in rows], tokenizer, len(rows))
+    batch = {name: torch.from_numpy(array) for name, array in batch.items()}
     with torch.inference_mode():
         one, other = (found.eval()(**inputs(found, batch)).logits for found in (model, whole))
     shown = batch["attention_mask"].bool() if one.ndim == 3 else slice(None)

@@ -275,7 +275,7 @@ def test_an_override_with_an_unknown_key_is_a_mistake_of_the_recipe(tmp_path):
 def test_overrides_come_on_top_and_are_yaml(tmp_path):
     overrides = ["seed=7", "gates.max_drop=0.02", "prune=null", "data.text_pair=b", "gates.max_flips=0.1"]
     found = recipe.load(write(tmp_path), overrides)
-    assert (found.seed, found.prune, found.data.text_pair) == (7, None, "b")
+    assert (found.seed, found.prune, found.data.columns["text_pair"]) == (7, None, "b")
     assert (found.gates.max_drop, found.gates.max_flips) == (0.02, 0.1)
 
 

@@ -16,7 +16,7 @@ def test_each_task_provides_the_protocol(name):
     transformers = pytest.importorskip("transformers")
     task = tasks.load(name)
     assert all(hasattr(task, value) for value in vars(tasks.Task)["__annotations__"])
-    assert all(callable(getattr(task, function)) for function in vars(tasks.Task) if not function.startswith("_"))
+    assert all(callable(getattr(task, name)) for name in vars(tasks.Task) if not name.startswith("_"))
     assert hasattr(transformers, task.AUTO_CLASS)
     assert task.METRICS
     assert task.Answer.model_config["extra"] == "forbid"

@@ -72,7 +72,7 @@ def test_one_text_is_one_unit(tokenizer_folder):
     assert [(part.text, part.start) for part in parts] == [("the film", 0)]
     assert task.label_counts(example) == ("y",)
     assert task.gold(example, spec).tolist() == [1]
-    target = task.targets(example, parts[0], spec)
+    target = task.targets(example, parts[0], spec)["labels"]
     assert (target.shape, target.dtype, int(target)) == ((), np.int64, 1)
     prediction = task.decode(outputs([1.0, 2.0]), parts, example.input, spec)
     assert (prediction.shape, prediction.dtype) == ((1, 2), np.float32)
@@ -94,7 +94,7 @@ def test_every_window_of_a_text_has_its_label_as_target_and_pairs_have_no_window
     alone, short, pair = inputs_of(["film " * 40, "film", "film " * 40], [None, None, "great"])
     (windows,) = task.encode([alone], tokenizer, spec)
     example = example_of(alone.text, label="y")
-    assert [int(task.targets(example, window, spec)) for window in windows] == [1, 1, 1]
+    assert [int(task.targets(example, window, spec)["labels"]) for window in windows] == [1, 1, 1]
     assert windows[-1].encoding.truncated
     ((cut,),) = task.encode([alone], tokenizer, spec_of("xy", max_windows=1))
     assert (len(cut), cut.encoding.truncated) == (8, True)

@@ -34,7 +34,7 @@ def answer_of(scores, text, encoding, labels=LABELS):
 
 
 def targets_of(example, encoding):
-    return task.targets(example, Features(example.input.text, 0, encoding), SPEC)
+    return task.targets(example, Features(example.input.text, 0, encoding), SPEC)["labels"]
 
 
 def logits_for(targets, labels=LABELS, certainty=10.0):
@@ -380,7 +380,7 @@ def test_windows_over_a_long_text_of_any_script_lose_nothing(sentence, spans, to
 
 def perfect(example, windows):
     """Outputs of a model that learned the targets of these windows."""
-    return [{"logits": logits_for(task.targets(example, window, SPEC).clip(0))} for window in windows]
+    return [{"logits": logits_for(task.targets(example, window, SPEC)["labels"].clip(0))} for window in windows]
 
 
 @pytest.mark.parametrize("max_tokens", [8, 9, 13])
@@ -406,7 +406,7 @@ def test_targets_of_windows_are_those_of_words_that_begin_in_them(sentence, span
     label_at = dict(zip(units(example.input.text)[:, 0].tolist(), task.gold(example, SPEC).tolist(), strict=True))
     labelled, begun_inside = {}, 0
     for window in windows:
-        targets = task.targets(example, window, SPEC)
+        targets = task.targets(example, window, SPEC)["labels"]
         assert (targets.shape, targets.dtype) == ((len(window),), np.int64)
         starts, ends = (window.encoding.offsets + window.start).T.tolist()
         seen = set()
@@ -430,7 +430,7 @@ def test_targets_of_windows_are_those_of_words_that_begin_in_them(sentence, span
 def test_the_rest_of_a_word_is_not_taken_for_a_word(tokenizer):
     text = "see londonderry now"  # the window begins inside the name
     window = Features(text[10:], 10, tokenizer.encode([text[10:]])[0])
-    targets = task.targets(example_of(text, spans=[Span(4, 15, "PLACE")]), window, SPEC)
+    targets = task.targets(example_of(text, spans=[Span(4, 15, "PLACE")]), window, SPEC)["labels"]
     first, last = task.first_tokens(window.text, window.encoding).tolist()
     assert (targets[first], targets[last]) == (IGNORED, LABELS.index("O"))
     assert (targets != IGNORED).sum() == 1

@@ -24,7 +24,7 @@ def test_options_that_make_no_sense_are_refused(options):
 @pytest.mark.parametrize("task", TASKS)
 def test_balanced_weights_are_those_of_scikit_learn(task, problem_of):
     problem = problem_of(task, 37)
-    targets = np.concatenate([row.target.reshape(-1) for row in problem.train])
+    targets = np.concatenate([row.targets["labels"].reshape(-1) for row in problem.train])
     targets = targets[targets != IGNORED]
     expected = compute_class_weight("balanced", classes=np.arange(len(problem.spec.labels)), y=targets)
     weights = balanced_weights(problem)
@@ -39,7 +39,7 @@ def test_weights_and_smoothing_reach_the_loss(monkeypatch, tmp_path, problem_of)
     monkeypatch.setattr(finetuning, "fit", lambda model, problem, options, loss, work: seen.append(loss) or [])
     problem = problem_of("token-classification", 37)
     options = full.Options(class_weights="balanced", label_smoothing=0.1)
-    assert full.train(torch.nn.Identity(), problem, options, tmp_path) == []
+    assert full.train(torch.nn.Identity(), problem, options, tmp_path).curve == []
     logits, labels = torch.randn(4, 6, 3), torch.randint(0, 3, (4, 6))
     expected = torch.nn.functional.cross_entropy(
         logits.reshape(-1, 3),

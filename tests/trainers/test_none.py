@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from deploykit.trainers import none
+from deploykit.trainers import Trained, none
 
 
 def test_there_is_nothing_to_choose():
@@ -14,6 +14,6 @@ def test_the_model_must_be_fine_tuned_and_stays_as_it_is(tmp_path, tiny_encoder,
     assert none.FINE_TUNED
     model = tiny_encoder()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert none.train(model, problem_of(count=16), none.Options(), tmp_path) == []
+    assert none.train(model, problem_of(count=16), none.Options(), tmp_path) == Trained(model, [])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert list(tmp_path.iterdir()) == []

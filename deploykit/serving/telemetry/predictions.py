@@ -65,4 +65,4 @@ class PredictionStatistics:
         weights = 1 / np.repeat(units, units)  # the units of a text count as one text
         self._drift.see("label", observed.labels, weights)
         self._drift.see("confidence", observed.confidences, weights)
-        self._metrics.predicted(self._spec.labels, observed)
+        self._metrics.predicted(tasks.observed_labels(self._task, self._spec), observed)

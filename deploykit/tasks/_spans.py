@@ -1,0 +1,82 @@
+"""Reads labelled spans from rows of data: tokens with tags, or a text with character spans."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from deploykit.tasks import Example, Span, TextInput
+from deploykit.tasks._tags import decode_entities, recognize_scheme
+from deploykit.tasks._units import UNIT, join, units
+
+
+def reader(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns a function that reads one of these rows; all of them together show in which scheme tags are written."""
+    if columns.get("spans"):
+        return lambda row: _from_spans(row[str(columns["text"])], row[str(columns["spans"])])
+    lists = [row.get(str(columns["tags"])) for row in rows]
+    tags = {tag for row_tags in lists if isinstance(row_tags, list) for tag in row_tags if isinstance(tag, str)}
+    canonical = recognize_scheme(tags)
+    return lambda row: _from_tags(row[str(columns["tokens"])], row[str(columns["tags"])], canonical)
+
+
+def _from_spans(text: Any, spans: Any) -> Example:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the text is {text!r}, expected one that is not empty")
+    if not isinstance(spans, list) or not all(isinstance(span, Mapping) for span in spans):
+        raise ValueError(f"spans is {spans!r}, expected a list of objects with start, end and label")
+    return _example(text, [_span(span, text) for span in spans])
+
+
+def _span(span: Mapping[str, Any], text: str) -> Span:
+    start, end, label = span.get("start"), span.get("end"), span.get("label")
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
+        raise ValueError(f"the span {dict(span)!r} does not lie in a text of {len(text)} characters")
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"the span {dict(span)!r} has no label")
+    return Span(start, end, label.strip())
+
+
+def _from_tags(tokens: Any, tags: Any, canonical: Callable[[str], str]) -> Example:
+    if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens:
+        raise ValueError("tokens and tags must be lists, and not empty")
+    if len(tokens) != len(tags):
+        raise ValueError(f"{len(tokens)} tokens and {len(tags)} tags, expected as many of each")
+    if not all(isinstance(token, str) and token for token in tokens):
+        raise ValueError("a token is empty or not a string")
+    if not all(isinstance(tag, str) and tag.strip() for tag in tags):
+        raise ValueError("a tag is empty or not a string")
+    text, offsets = join(tokens)
+    if not text.strip():
+        raise ValueError("all tokens are white space")
+    named = decode_entities([*map(canonical, tags)])
+    spans = [Span(offsets[first][0], offsets[last][1], label) for label, first, last in named]
+    return _example(
+        text, [span for span in spans if UNIT.search(text, span.start, span.end)]
+    )  # not of white space only
+
+
+def _example(text: str, spans: Sequence[Span]) -> Example:
+    """Sorts the spans and removes the white space at their ends.
+
+    Raises:
+        ValueError: a span covers no unit or cuts one, or two overlap.
+    """
+    starts, ends = units(text).T.tolist()
+    trimmed: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        first, last = bisect_right(ends, span.start), bisect_left(starts, span.end) - 1
+        name = f"the span {span.start}-{span.end} {text[span.start : span.end]!r}"
+        if last < first:
+            raise ValueError(f"{name} covers no word of the text, expected at least one")
+        for unit in (first, last):
+            if starts[unit] < span.start or ends[unit] > span.end:
+                word = text[starts[unit] : ends[unit]]
+                raise ValueError(f"{name} begins or ends inside the word {word!r}, expected whole words")
+        trimmed.append(Span(starts[first], ends[last], span.label))
+    for before, after in pairwise(trimmed):
+        if after.start < before.end:
+            raise ValueError(f"the spans {before} and {after} overlap, expected one label per word")
+    return Example(TextInput(text=text), tuple(trimmed))
