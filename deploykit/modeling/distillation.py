@@ -34,6 +34,7 @@ class StudentWithTeacher(torch.nn.Module):
 
     def forward(self, **batch: torch.Tensor) -> dict[str, Any]:
         """Returns the student's logits and, in training mode, everything that the loss compares."""
+        batch = {name: tensor for name, tensor in batch.items() if name in self.input_names}
         if not self.training:
             return _logits(self.student(**batch))
         with torch.no_grad():

@@ -108,15 +108,13 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the keys of `data` that name a column and are no columns of the task."""
+    """Yields the keys of `data` that name a column and are no columns of the task, or of any if the task is unknown."""
     task, section = content.get("task"), content.get("data")
-    try:
-        roles = methods.load("task", str(task.get("method") if isinstance(task, dict) else task)).COLUMNS
-        columns = DataSection.model_validate(section).columns
-    except (DeploykitError, ValidationError):  # reported already
-        return
-    keys = [*(name for name in DataSection.model_fields if name != "columns"), *roles]
-    for role in columns:
+    name = task.get("method") if isinstance(task, dict) else task
+    known = methods.available("task")
+    roles = {role for each in ([name] if name in known else known) for role in methods.load("task", each).COLUMNS}
+    keys = [*(key for key in DataSection.model_fields if key != "columns"), *sorted(roles)]
+    for role in DataSection.columns_in(section):
         if role not in roles:
             yield f"data.{role}: unknown key{did_you_mean(role, keys)}. Known: {', '.join(keys)}."
 

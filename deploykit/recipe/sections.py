@@ -37,13 +37,18 @@ class DataSection(Options):
         """Moves roles of the task into `columns`; the recipe refuses those that the task does not have."""
         if not isinstance(content, dict):
             return content
-        roles = {
-            key: value
-            for key, value in content.items()
-            if key not in cls.model_fields and (value is None or isinstance(value, str))
-        }
-        own = {key: value for key, value in content.items() if key not in roles}
-        return {**own, "columns": {**roles, **(own.get("columns") or {})}} if roles else own
+        columns = cls.columns_in(content)
+        own = {key: value for key, value in content.items() if key in cls.model_fields or key not in columns}
+        return {**own, "columns": columns} if columns else own
+
+    @classmethod
+    def columns_in(cls, content: Any) -> dict[str, Any]:
+        """Returns the columns that the content of a section names by role, beside its own keys or in `columns`."""
+        if not isinstance(content, dict):
+            return {}
+        named = content.get("columns") if isinstance(content.get("columns"), dict) else {}
+        beside = {key: value for key, value in content.items() if key not in cls.model_fields}
+        return {**{key: value for key, value in beside.items() if value is None or isinstance(value, str)}, **named}
 
 
 class ExportSection(Options):

@@ -105,7 +105,7 @@ def test_labels_are_not_used_where_the_teacher_says_all(tiny_encoder, problem_of
     monkeypatch.setattr(distillation, "fit", lambda *arguments: losses.setdefault(arguments[2].soft, arguments[3]))
     for soft in (0.9, 1.0):
         distillation.distill(tiny_encoder(), tiny_encoder(), problem_of(), DistillOptions(soft=soft), tmp_path)
-    batch = collate(problem_of().tokenizer, problem_of().train[:6])
+    batch = collate(problem_of(), problem_of().train[:6])
     labels = batch.pop("labels")
     found = distillation.StudentWithTeacher(tiny_encoder(seed=1), tiny_encoder(seed=2)).train()(**batch)
     for soft, same in ((0.9, False), (1.0, True)):
@@ -122,7 +122,7 @@ def test_the_teacher_is_no_part_of_what_is_saved_or_learned(tiny_encoder):
 
 def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
     pupil = distillation.StudentWithTeacher(tiny_encoder("distilbert"), tiny_encoder("distilbert", seed=1)).eval()
-    batch = collate(problem_of().tokenizer, problem_of().train[:2])
+    batch = collate(problem_of(), problem_of().train[:2])
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}
     assert "teacher" in pupil.train()(**batch)

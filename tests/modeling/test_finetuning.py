@@ -261,7 +261,7 @@ def pieces(row):
 
 
 def test_a_model_gets_only_the_inputs_that_it_takes(tiny_encoder, problem_of):
-    batch = collate(problem_of().tokenizer, problem_of().train[:2])
+    batch = collate(problem_of(), problem_of().train[:2])
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
     assert set(inputs(tiny_encoder("distilbert"), batch)) == {"input_ids", "attention_mask"}
     assert set(inputs(tiny_encoder("bert"), batch)) == {"input_ids", "attention_mask", "token_type_ids"}

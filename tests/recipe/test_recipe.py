@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deploykit import recipe
+from deploykit import methods, recipe, tasks
 from deploykit.errors import RecipeError
 
 MINIMAL = {"name": "reviews", "task": "text-classification", "model": "owner/model", "data": {"train": "owner/data"}}
@@ -69,19 +69,20 @@ def test_all_mistakes_are_listed_at_once():
         "quantize": {"bits": 8},
     }
     head, *found = mistakes(content)
+    columns = sorted({role for name in methods.available("task") for role in tasks.load(name).COLUMNS})
     assert head == "the recipe has 8 mistakes:"
     assert found == [
         "name: String should match pattern '^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$', got 'Bad Name'",
         "data.test_share: Input should be less than 0.5, got 0.7",
-        "data.lable: unknown key (did you mean 'label'?). Known: train, validation, test, validation_share, test_share,"
-        " text, text_pair, label, tokens, tags, spans, max_tokens, allow_leakage.",
         "export.opset: Input should be less than or equal to 20, got 99",
         "quantize: needs `method:`, the name of one of its methods, got {'bits': 8}",
         "gates.max_drop: Input should be greater than or equal to 0, got -1",
         "sede: unknown key (did you mean 'seed'?). Known: name, task, model, revision, data, labels, seed, output,"
         " train, prune, export, quantize, gates, package, serve.",
         "task: no task is called 'text-clasification' (did you mean 'text-classification'?). There are:"
-        " text-classification, token-classification.",
+        f" {', '.join(methods.available('task'))}.",
+        "data.lable: unknown key (did you mean 'label'?). Known: train, validation, test, validation_share, test_share,"
+        f" max_tokens, allow_leakage, {', '.join(columns)}.",
     ]
 
 

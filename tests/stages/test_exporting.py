@@ -32,8 +32,8 @@ def job(tmp_path, tiny_encoder, sealed_checkpoint, job_of):
 def scaled(write, factor, name):
     """Writes the graph as it should be, and then scales one of its weights."""
 
-    def broken(model, folder, task, opset):
-        write(model, folder, task, opset)
+    def broken(model, folder, *others):
+        write(model, folder, *others)
         graph = onnx.load(folder / "model.onnx")
         (found,) = (weight for weight in graph.graph.initializer if weight.name.endswith(name))
         found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found) * np.float32(factor), found.name))
