@@ -8,10 +8,11 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import sha256_of
-from deploykit.data import checks, examples, sources, splits, statistics
+from deploykit.data import checks, examples, formats, sources, splits, statistics
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.tasks import Example, Task
@@ -52,6 +53,8 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
     parts = _with_cut_splits(named, shares, task, seed)
     checks.refuse(list(checks.find_problems(parts, task, section.allow_leakage)))
     summary = statistics.summarize(parts, shares, task)
+    of_files = dict.fromkeys(warning for split in parts.values() for warning in split.warnings)
+    summary["warnings"] = [*of_files, *summary["warnings"]]
     for warning in summary["warnings"]:
         logger.warning(warning)
     train, validation, test = (parts[name].examples for name in NAMES)
@@ -61,6 +64,8 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
 def fingerprint(section: DataSection, seed: int) -> str:
     """Returns a sha256 of the section's fields and the contents of its files, whose paths do not count.
 
+    Of a directory, the names of its files count, too, but not those that begin with a dot.
+
     Of a data set of the hub, its id (with `@revision`, if it has one) and the names of its splits count.
 
     Raises:
@@ -69,9 +74,17 @@ def fingerprint(section: DataSection, seed: int) -> str:
     content = section.model_dump()
     for name in NAMES:
         if content[name] and is_file(content[name]):
-            path = sources.require(content[name])
-            content[name] = {"format": file_format(path.name), "sha256": sha256_of(path)}
+            path = sources.locate(content[name])
+            content[name] = {"format": file_format(path.name), "sha256": _hashes(path)}
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()
+
+
+def _hashes(path: Path) -> str | list[tuple[str, str]]:
+    """Returns the hash of a file, or the names and hashes of the files of a directory."""
+    if not path.is_dir():
+        return sha256_of(path)
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return [(name, sha256_of(path / name)) for name in names if not Path(name).name.startswith(".")]
 
 
 def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -100,13 +113,16 @@ def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]
 
 
 def _table(section: DataSection, name: str) -> sources.Table:
-    """Reads a split, which is a file or a split of the data set that `train` names."""
+    """Reads a split, which is a file, a directory, or a split of the data set that `train` names."""
     source: str = getattr(section, name)
     if name == "train" or is_file(source):
-        return sources.read(source)
-    if is_file(section.train):
-        raise DataError(f"data.{name} is {source!r}, expected a file ({sources.FORMATS}) since data.train is one.")
-    return sources.read(section.train, source)
+        return sources.read(source, name, section.format)
+    if not sources.has_splits(section.train):
+        raise DataError(
+            f"data.{name} is {source!r}, expected a file ({formats.SUFFIXES}) since data.train is one."
+            " Name a file, or leave it out to cut it from data.train."
+        )
+    return sources.read(section.train, source, section.format)
 
 
 def _with_cut_splits(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from deploykit.data.examples import Key, Split, describe_some, key_of
+from deploykit.data.table import Place
 from deploykit.errors import DataError
 from deploykit.tasks import Task
 
@@ -57,7 +58,7 @@ def _one_class(train: Split, task: Task) -> Iterator[str]:
 
 def _unseen(train: Split, split: Split, task: Task) -> Iterator[str]:
     trained = {label for example in train.examples for label in task.label_counts(example)}
-    lines_of: dict[str, list[int]] = {}
+    lines_of: dict[str, list[Place]] = {}
     for example, line in zip(split.examples, split.lines, strict=True):
         for label in set(task.label_counts(example)) - trained:
             lines_of.setdefault(label, []).append(line)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deploykit.data.sources import Broken, Row, Table
+from deploykit.data.table import Broken, Place, Row, Table, place_order
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection
 from deploykit.tasks import Example, Task
@@ -22,13 +22,17 @@ Read = Callable[[Mapping[str, Any]], Example]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples and their lines; `source` is the file, `unit` says whether lines or rows are counted."""
+    """Examples and their lines; `source` is the file, `unit` says whether lines or rows are counted.
+
+    `warnings` are sentences about what the file has besides.
+    """
 
     name: str
     source: str
     unit: str
     examples: tuple[Example, ...]
-    lines: tuple[int, ...]
+    lines: tuple[Place, ...]
+    warnings: tuple[str, ...] = ()
 
     def take(self, name: str, rows: Sequence[int]) -> "Split":
         """Returns some of the rows as a new split."""
@@ -73,8 +77,8 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
             examples.append(example)
             lines.append(row.line)
     if broken:
-        raise DataError(_broken_rows(table, sorted(broken, key=lambda complaint: complaint.line)))
-    return Split(name, table.name, table.unit, tuple(examples), tuple(lines))
+        raise DataError(_broken_rows(table, sorted(broken, key=lambda complaint: place_order(complaint.line))))
+    return Split(name, table.name, table.unit, tuple(examples), tuple(lines), table.warnings)
 
 
 def _columns(section: DataSection, task: Task) -> dict[str, str | None]:

@@ -29,7 +29,9 @@ from deploykit.recipe.schema import (
 from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
 from deploykit.recipe.validation import explain
 
-DATA_FILE = re.compile(r"\.(csv|tsv|jsonl|json|parquet)(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE)
+DATA_FILE = re.compile(
+    r"\.(csv|tsv|jsonl|json|parquet|(conll|conllu|iob|bio|bio2))(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE
+)
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -146,7 +148,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data.model_dump()
     for name in ("train", "validation", "test"):
-        if data[name] and (is_file(data[name]) or absolute(data[name]).exists()):
+        is_local = name == "train" and data["format"]  # a format is that of files
+        if data[name] and (is_local or is_file(data[name]) or absolute(data[name]).exists()):
             data[name] = str(absolute(data[name]))
     model = absolute(recipe.model)
     return recipe.model_copy(
@@ -162,12 +165,15 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 def file_format(source: str) -> str | None:
     """Returns the format that a file's suffix names, compressed or not; None for other suffixes."""
     match = DATA_FILE.search(source)
-    return match and match[1].lower()
+    return match and ("conll" if match[2] else match[1].lower())
 
 
 def is_file(source: str) -> bool:
-    """Tells whether a data source is a file rather than a data set of the hub."""
-    return file_format(source) is not None
+    """Tells whether a data source is a file or a directory, rather than a data set of the hub or one of its splits.
+
+    Without a suffix of data, it must be an absolute path or begin with `.` or `~`: `owner/name` is on the hub.
+    """
+    return file_format(source) is not None or source.startswith((".", "~")) or Path(source).is_absolute()
 
 
 def expanded(path: str | Path) -> Path:

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from deploykit.methods import Options
 
+Format = Literal[
+    "csv", "tsv", "jsonl", "json", "parquet", "conll", "squad", "brat", "doccano", "label-studio", "datasets"
+]
 logger = logging.getLogger(__name__)
 
 
@@ -14,7 +17,7 @@ class DataSection(Options):
     """Where the labelled data is, and the names of its columns."""
 
     train: str
-    """A file (csv, tsv, jsonl, parquet; also compressed), or the id of a data set on the hub."""
+    """A file or a directory in one of the formats that are read, or the id of a data set on the hub."""
     validation: str | None = None
     """A file, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     test: str | None = None
@@ -23,9 +26,13 @@ class DataSection(Options):
     """Share of the training rows that becomes the validation split if none is named."""
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows that becomes the test split if none is named."""
+    format: Format | None = None
+    """Format of all files, if neither suffix nor content tells it."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Names of the columns that the task reads, by role, where they are not the task's own. They may also stand beside
     `train`: `data: {train: reviews.csv, text: body}`."""
+    slice: str | None = None
+    """Column whose values divide the rows into slices, for example a language or a source."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Longest input in tokens; null is the limit of the model."""
     allow_leakage: bool = False

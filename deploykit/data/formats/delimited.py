@@ -1,4 +1,4 @@
-"""The rows of csv and tsv files, each with the line on which it starts.
+"""Files of csv and tsv, as spreadsheets write them; each row has the line on which it starts.
 
 In a csv file, a quoted field may contain the delimiter and line breaks; in a tsv file, quotation marks are ordinary
 characters, as in GLUE's files. A surplus quotation mark may join several rows into one field without an error, so
@@ -9,11 +9,43 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
+
+from deploykit.data import files
+from deploykit.data.table import Broken, Row, Table
+from deploykit.errors import DataError
 
 LARGEST_FIELD_CHARACTERS = 2**31 - 1  # the default of the csv module, 131,072, is too few for long documents
 Fields = list[str]
 UNBALANCED = "is a quotation mark missing or not doubled?"
+
+
+def read(path: Path, *, tabs: bool = False) -> Table:
+    """Reads a file; its first row names the columns.
+
+    Raises:
+        DataError: the first row cannot be read, or names a column twice.
+    """
+    lines = read_rows(files.read_text(path), tabs)
+    if not lines:
+        return Table(str(path), "line", (), ())
+    (first, header), *body = lines
+    if isinstance(header, str):
+        raise DataError(f"{path}, line {first}: the names of the columns cannot be read: {header}.")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line {first}: the column {repeated[0]!r} occurs twice. Give each its own name.")
+    rows, broken = [], []
+    for line, fields in body:
+        if isinstance(fields, str):
+            broken.append(Broken(line, fields))
+        elif len(fields) != len(header):
+            reason = f"the number of fields is {len(fields)}, expected {len(header)} ({', '.join(header)})"
+            broken.append(Broken(line, reason))
+        else:
+            rows.append(Row(line, dict(zip(header, fields, strict=True))))
+    return Table(str(path), "line", tuple(header), tuple(rows), tuple(broken))
 
 
 def read_rows(text: str, tabs: bool) -> list[tuple[int, Fields | str]]:
