@@ -57,7 +57,7 @@ def test_an_unknown_format_lists_the_known_ones(tmp_path, name):
 
 def test_a_path_with_an_unknown_format_is_not_looked_up_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(DataError, match="format that is not read"):
+    with pytest.raises(DataError, match=r"there is no file reviews/train\.xlsx\. Paths"):
         sources.read("./reviews/train.xlsx")
 
 
@@ -80,9 +80,9 @@ def test_a_header_that_cannot_be_read_is_refused(tmp_path):
         sources.read(write(tmp_path / "a.csv", '"text,label\na,b\n'))
 
 
-def test_a_json_list_is_refused_with_the_way_to_convert_it(tmp_path):
-    with pytest.raises(DataError, match=r"is one JSON list, expected one object per line\. Convert it with: jq -c"):
-        sources.read(write(tmp_path / "a.json", '[{"text": "a"}]'))
+def test_a_json_list_in_a_file_of_lines_is_refused_with_what_to_write(tmp_path):
+    with pytest.raises(DataError, match=r"is one JSON list, expected one object per line\. Rename it .* data\.format"):
+        sources.read(write(tmp_path / "a.jsonl", '[{"text": "a"}]'))
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):

@@ -60,7 +60,7 @@ def read(folder: Path) -> Table:
         broken += [Broken(f"{annotations.name}:{line}", why) for line, why in sorted(faults)]
         if not faults:
             rows.append(Row(f"{text.name}:1", {"id": name, **values}))
-    listed = ", ".join(f"{count} {UNREAD[kind]}" for kind, count in sorted(unread.items()))
+    listed = "; ".join(f"{UNREAD[kind]}, {count}" for kind, count in sorted(unread.items()))
     warnings = (f"{folder} has annotations that are not read: {listed}.",) if unread else ()
     return Table(str(folder), "line", COLUMNS, tuple(rows), tuple(broken), warnings)
 
@@ -123,7 +123,9 @@ def _span(line: Annotation, text: str) -> dict[str, Any]:
     if len(line.fields) < 3:
         raise ValueError(f"the entity {line.fields[0]} has no text after its offsets, expected a tab and its text")
     label, start, end = match[1], int(match[2]), int(match[3])
-    quoted = text[start:end] if _one_line(text[start:end]) == line.fields[2] else line.fields[2]
+    quoted = "\t".join(line.fields[2:])
+    if _one_line(text[start:end]) == quoted:
+        quoted = text[start:end]
     return make_span(text, start, end, label, line.fields[0], quoted)
 
 

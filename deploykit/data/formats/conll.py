@@ -20,6 +20,7 @@ UPOS = 3
 NODE = re.compile(r"\d+(?:(-|\.)\d+)?")
 DOCUMENT = "-DOCSTART-"
 EMPTY = ("", "_")
+TAG = re.compile(r"O|[BIOESLUM][-_].+")  # with a prefix of BIO, BIOES, BILOU or BMES
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _read_columns(sentence: Sequence[Line], width: int, tags: set[str]) -> Row |
 def _column_fault(line: Line, width: int, tags: set[str], *, is_first: bool) -> str | None:
     if len(line.fields) != width:
         return f"the number of columns is {len(line.fields)}, expected {width} as in most lines"
-    if line.seems_comment and is_first and line.fields[-1] not in tags:
+    if line.seems_comment and is_first and line.fields[-1] not in tags and not TAG.fullmatch(line.fields[-1]):
         return (
             f"begins with # and ends with {line.fields[-1]!r}, which is no tag of the other lines: a comment or a"
             f" token? Expected comments of another number of columns than {width}"

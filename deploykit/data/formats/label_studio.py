@@ -44,13 +44,13 @@ def _warnings(table: Table, results: Sequence[Mapping[str, Any]]) -> list[str]:
     disagreeing = sum(_disagree(row.values) for row in table.rows)
     if disagreeing:
         warnings.append(
-            f"{table.name} has {disagreeing} tasks with several annotations that disagree; the first of each that was"
-            " not cancelled is read."
+            f"{table.name} has several annotations that disagree in {disagreeing} of {len(table.rows)} tasks; the first"
+            " of each task that was not cancelled is read."
         )
     known = (REGIONS, CHOICES, RELATION, *SCORES)
     unread = Counter(str(result.get("type")) for result in results if result.get("type") not in known)
     if unread:
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
+        listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unread.items()))
         warnings.append(f"{table.name} has results of types that are not read: {listed}.")
     return warnings
 
