@@ -81,7 +81,7 @@ def _from_lines(path: Path, text: str) -> Table:
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            broken.append(Broken(line, f"not JSON ({error})"))
+            broken.append(Broken(line, f"not JSON ({error}), expected an object with the columns"))
             continue
         if isinstance(values, dict):
             rows.append(Row(line, values))

@@ -57,7 +57,7 @@ def _of_paragraph(paragraph: Any, place: str, article: Mapping[str, Any]) -> Ite
     title = {"title": article["title"]} if "title" in article else {}
     for index, question in enumerate(questions):
         if isinstance(question, dict):
-            yield {**title, "context": paragraph["context"], **question}
+            yield {**title, **question, "context": paragraph["context"]}
         else:
             yield f"{place}.qas[{index}] is {shorten(str(question))}, expected an object with id, question and answers"
 
