@@ -18,23 +18,23 @@ from deploykit.recipe import expanded, file_format, is_file
 __all__ = ["Broken", "Row", "Table", "has_splits", "locate", "read", "require", "texts"]
 
 
-def read(source: str, split: str = "train", name: str | None = None) -> Table:
+def read(source: str, split: str = "train", format_name: str | None = None) -> Table:
     """Reads a file, a directory, or one split of a data set of the hub.
 
     Args:
         source: a path, or `owner/name`, or `owner/name@revision`.
         split: of a data set of the hub or a directory with several; others have only one.
-        name: of the format; None recognizes it by suffix and content.
+        format_name: None recognizes the format by suffix and content.
 
     Raises:
         DataError: the source is missing, is not UTF-8, is damaged, or has another format.
     """
     if is_file(source) or expanded(source).exists():
-        return _read_local(locate(source), split, name)
-    if name:
+        return _read_local(locate(source), split, format_name)
+    if format_name:
         raise DataError(
-            f"data.format is {name}, expected a file or a directory, but {source!r} is neither. Correct the path, or"
-            " remove data.format for a data set of the hub."
+            f"data.format is {format_name}, expected a file or a directory, but {source!r} is neither. Correct the"
+            " path, or remove data.format for a data set of the hub."
         )
     return _read_hub(source, split)
 
@@ -87,14 +87,14 @@ def require(source: str) -> Path:
     return path
 
 
-def _read_local(path: Path, split: str, name: str | None) -> Table:
-    if not path.is_dir() and not (name or file_format(path.name)):
+def _read_local(path: Path, split: str, format_name: str | None) -> Table:
+    if not path.is_dir() and not (format_name or file_format(path.name)):
         raise DataError(
             f"{path} is in a format that is not read. Give a file that ends in {formats.SUFFIXES}; or name its format"
             " with data.format."
         )
     try:
-        return formats.read(path, name, split)
+        return formats.read(path, split, format_name)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
 

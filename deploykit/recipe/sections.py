@@ -19,9 +19,9 @@ class DataSection(Options):
     train: str
     """A file or a directory in one of the formats that are read, or the id of a data set on the hub."""
     validation: str | None = None
-    """A file, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
+    """A file, a directory, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     test: str | None = None
-    """A file, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
+    """A file, a directory, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows that becomes the validation split if none is named."""
     test_share: float = Field(default=0.1, gt=0, lt=0.5)

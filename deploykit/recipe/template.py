@@ -20,8 +20,8 @@ task: {task}
 # A directory, package://MODULE/PATH inside an installed package, or an id of the model hub.
 model: {model}
 
-# csv, tsv, jsonl or parquet, also compressed; paths are relative to this file. Add `validation:` and `test:` if you
-# have them; otherwise a tenth of the rows each is cut from `train`, stratified and seeded.
+# A file (csv, tsv, json, jsonl, parquet, conll, ...) or a directory; paths are relative to this file. Add `validation:`
+# and `test:` if you have them; otherwise a tenth of the rows each is cut from `train`, stratified and seeded.
 data: {{train: {data}, {columns}}}
 seed: 0
 

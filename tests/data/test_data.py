@@ -156,7 +156,7 @@ def test_a_test_split_is_cut_beside_a_given_validation_split(tmp_path, sentences
 def test_a_data_set_of_the_hub_gives_its_own_splits(monkeypatch):
     asked = []
 
-    def read(source, split, name):
+    def read(source, split, format_name):
         asked.append((source, split))
         rows = tuple(sources.Row(line, row) for line, row in enumerate(reviews("a", "b", prefix=split), start=1))
         return sources.Table(f"{source}[{split}]", "row", ("text", "label"), rows)

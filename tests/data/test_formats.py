@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit import data, recipe, tasks
 from deploykit.data import sources
+from deploykit.data.formats import squad
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection
 
@@ -509,8 +512,8 @@ def test_a_directory_that_could_be_two_things_is_refused(tmp_path):
     pa.parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"could be any of: parquet, brat\. Name .* data\.format: parquet\."):
         read(tmp_path, {"a.txt": NOTE, "a.ann": ANN})
-    assert [row.line for row in sources.read(str(tmp_path), name="brat").rows] == ["a.txt:1"]
-    assert [row.line for row in sources.read(str(tmp_path), name="parquet").rows] == ["a.parquet:1"]
+    assert [row.line for row in sources.read(str(tmp_path), format_name="brat").rows] == ["a.txt:1"]
+    assert [row.line for row in sources.read(str(tmp_path), format_name="parquet").rows] == ["a.parquet:1"]
 
 
 def test_the_fingerprint_of_a_directory_is_that_of_its_files(tmp_path):
@@ -524,6 +527,114 @@ def test_the_fingerprint_of_a_directory_is_that_of_its_files(tmp_path):
     (tmp_path / "one" / "a.ann").write_text(ANN + "\n")
     (tmp_path / "two" / "a.txt").rename(tmp_path / "two" / "b.txt")
     assert len({before, *(data.fingerprint(section, 0) for section in sections)}) == 3
+
+
+# the table of the documentation
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-data.md"
+EXAMPLES = re.findall(
+    r"^\| `([\w-]+)`.*\| `([\[{].*[\]}])` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("format_name", "example", "columns"), EXAMPLES)
+def test_the_examples_of_the_documentation_are_recognized(tmp_path, format_name, example, columns):
+    table = read_file(tmp_path, "a.json" if example.startswith("[") else "a.jsonl", example)
+    assert rows(table) == rows(read_file(tmp_path, "a.data", example, format_name))
+    assert set(re.findall("`([a-z]+)`", columns.partition(", and")[0])) - {"data"} <= set(table.columns)
+
+
+def test_the_documentation_has_examples():
+    assert {name for name, _, _ in EXAMPLES} == {"jsonl", "json", "doccano", "label-studio", "squad"}
+
+
+# whatever a file holds, it is read or refused
+
+KEYS = (
+    *(
+        "text",
+        "label",
+        "labels",
+        "entities",
+        "relations",
+        "id",
+        "start_offset",
+        "end_offset",
+        "from_id",
+        "to_id",
+        "type",
+    ),
+    *("data", "annotations", "result", "value", "start", "end", "choices", "rating", "from_name", "was_cancelled"),
+    *("annotation_id", "lead_time", "paragraphs", "qas", "context", "question", "answers", "answer_start"),
+)
+LEAVES = (
+    st.none() | st.booleans() | st.sampled_from([0, 1, -1, 0.5, "", "a", "labels", "choices", "relation", "rating"])
+)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
+    max_leaves=25,
+)
+OBJECTS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=8)
+TASKS = st.fixed_dictionaries({"data": JSON, "annotations": st.lists(st.fixed_dictionaries({"result": JSON}) | JSON)})
+RESULTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["labels", "choices", "relation", "rating"]), "value": JSON, "from_name": LEAVES | JSON},
+    optional={"id": JSON, "from_id": JSON, "to_id": JSON, "labels": JSON, "direction": JSON},
+)
+STUDIO = st.fixed_dictionaries(
+    {
+        "data": st.just({"text": "a b"}),
+        "annotations": st.lists(st.fixed_dictionaries({"result": st.lists(RESULTS)}), min_size=1, max_size=2),
+    }
+)
+
+
+@given(
+    content=st.lists(OBJECTS | TASKS | STUDIO, min_size=1, max_size=3),
+    format_name=st.sampled_from([None, "squad", "doccano", "label-studio"]),
+    name=st.sampled_from(["a.json", "a.jsonl"]),
+)
+@settings(max_examples=400)
+def test_any_json_is_read_or_its_rows_are_complained_about(tmp_path_factory, content, format_name, name):
+    text = json.dumps(content) if name == "a.json" else "\n".join(map(json.dumps, content))
+    reason = None
+    try:
+        table = read_file(tmp_path_factory.getbasetemp(), name, text, format_name)
+    except DataError as error:
+        reason = str(error)
+    assert "could be any of" in reason if reason else len(table.rows) + len(table.broken) == len(content)
+
+
+@given(content=st.fixed_dictionaries({"data": st.lists(OBJECTS, max_size=3)}))
+def test_any_object_with_data_is_read_or_complained_about(tmp_path_factory, content):
+    table = read_file(tmp_path_factory.getbasetemp(), "a.json", content)
+    assert table.rows or table.broken or not squad.is_nested(content)
+
+
+@given(text=st.text("\t \n\r#_O-B1.x", max_size=40), name=st.sampled_from(["a.conll", "a.conllu"]))
+def test_any_columns_are_read_or_complained_about(tmp_path_factory, text, name):
+    reason = None
+    try:
+        table = read_file(tmp_path_factory.getbasetemp(), name, text)
+    except DataError as error:
+        reason = str(error)
+    if reason:
+        assert re.search(r", line \d+: ", reason)
+        return
+    assert all(len(row.values["tokens"]) == len(row.values["tags"]) > 0 for row in table.rows)
+    assert all(1 <= complaint.line <= text.count("\n") + 1 for complaint in table.broken)
+
+
+PIECES = st.sampled_from(
+    ["T1", "T2", "R1", "E1", "A1", "#1", "*", "\t", "\t", " ", " ", "PER", "0", "4", ";", "Arg1:T1", "\n"]
+)
+
+
+@given(pieces=st.lists(PIECES, max_size=25))
+def test_any_annotations_of_brat_are_read_or_complained_about(tmp_path_factory, pieces):
+    table = read(tmp_path_factory.getbasetemp() / "any", {"a.txt": "Anna left", "a.ann": "".join(pieces)})
+    assert [row.line for row in table.rows] == ([] if table.broken else ["a.txt:1"])
+    assert all(re.fullmatch(r"a\.ann:\d+", place.line) for place in table.broken)
 
 
 # whole recipes

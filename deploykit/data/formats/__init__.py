@@ -33,23 +33,23 @@ SUFFIXES = "csv, tsv, jsonl, json, parquet, conll, conllu, iob, bio or bio2; als
 DIRECTORIES = "a directory of parquet files, of BRAT's .txt and .ann files, or one that `save_to_disk` has written"
 
 
-def read(path: Path, name: str | None, split: str) -> Table:
+def read(path: Path, split: str, format_name: str | None = None) -> Table:
     """Reads a file or a directory.
 
     Args:
         path: of a file or directory that exists.
-        name: of the format; None recognizes it.
         split: of a directory with several splits.
+        format_name: None recognizes the format.
 
     Raises:
         DataError: the format is unknown or not clear, or the source cannot be read in it.
     """
-    if name and name not in SHAPES:
-        return _read_as(name, path, split)
+    if format_name and format_name not in SHAPES:
+        return _read_as(format_name, path, split)
     container = _recognize_directory(path) if path.is_dir() else file_format(path.name) or "json"
     table = _read_as(container, path, split)
-    if name:
-        return cast(Table, SHAPES[name].convert(table))
+    if format_name:
+        return cast(Table, SHAPES[format_name].convert(table))
     return recognize_shape(table) if container in WITH_SHAPES else table
 
 

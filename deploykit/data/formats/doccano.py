@@ -69,7 +69,10 @@ def _read_spans(values: Values) -> Values:
     else:
         raise ValueError(f"there is no list of labels or entities, expected {EXPECTED}")
     names = {span["id"] for span in spans}
-    relations = [_relation(relation, names) for relation in values.get("relations") or ()]
+    listed = values.get("relations") or []
+    if not isinstance(listed, list):
+        raise ValueError(f"the relations are {shorten(str(listed))}, expected a list")
+    relations = [_relation(relation, names) for relation in listed]
     return {**values, "spans": spans, "relations": relations}
 
 

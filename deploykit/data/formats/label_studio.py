@@ -33,7 +33,7 @@ def convert(table: Table) -> Table:
         has_regions = any(_regions(row.values) for row in table.rows)
         return table.convert(lambda values: _read_minimal(values, has_regions))
     read = [result for row in table.rows for result in _results((_annotations(row.values) or [{}])[0])]
-    controls = {result.get("from_name") for result in read if result.get("type") == CHOICES}
+    controls = {str(result.get("from_name")) for result in read if result.get("type") == CHOICES}
     several = len(controls) > 1
     converted = table.convert(lambda values: _read_task(values, several), () if table.rows else COLUMNS)
     return replace(converted, warnings=(*table.warnings, *_warnings(table, read)))
@@ -81,6 +81,9 @@ def _read_task(values: Values, several_controls: bool) -> Values:
     annotations = _annotations(values)
     if not annotations:
         raise ValueError("there is no annotation that was not cancelled, expected at least one: label this task")
+    listed = annotations[0].get("result")
+    if not isinstance(listed, list) or not all(isinstance(result, Mapping) for result in listed):
+        raise ValueError(f"the `result` of the annotation is {shorten(str(listed))}, expected a list of objects")
     data, results = values["data"], _results(annotations[0])
     text = _text(data)
     spans = [span for result in results if result.get("type") == REGIONS for span in _spans(result, text)]
@@ -91,8 +94,8 @@ def _read_task(values: Values, several_controls: bool) -> Values:
     scores = [_value(result).get(result["type"]) for result in results if result.get("type") in SCORES]
     if len(scores) > 1:
         raise ValueError(f"there are {len(scores)} ratings or numbers ({shorten(str(scores))}), expected one")
-    chosen = {result.get("from_name"): _choices(result) for result in results if result.get("type") == CHOICES}
-    columns = {name: _only(labels) for name, labels in chosen.items() if isinstance(name, str)}
+    chosen = {str(result.get("from_name")): _choices(result) for result in results if result.get("type") == CHOICES}
+    columns = {name: _only(labels) for name, labels in chosen.items()}
     if not several_controls:
         labels = next(iter(chosen.values()), None)
         columns |= {"label": _only(labels), "labels": labels}
@@ -141,6 +144,8 @@ def _relations(result: Mapping[str, Any], names: set[str]) -> list[dict[str, Any
     backward = ends[::-1]
     pairs = {"left": [backward], "bi": [ends, backward]}.get(str(result.get("direction")), [ends])
     labels = result.get("labels") or [None]
+    if not isinstance(labels, list):
+        raise ValueError(f"the labels of a relation are {shorten(str(labels))}, expected a list")
     return [make_relation(head, tail, label, names) for head, tail in pairs for label in labels]
 
 
