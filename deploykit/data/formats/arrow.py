@@ -67,7 +67,10 @@ def read_saved(folder: Path, split: str) -> Table:
     if isinstance(saved, datasets.Dataset):
         return convert_dataset(str(folder), saved)
     if split not in saved:
-        raise DataError(f"{folder} has no split {split!r}, expected one of: {', '.join(saved)}. Name one of them.")
+        raise DataError(
+            f"{folder} has no split {split!r}, expected one of: {', '.join(saved)}. Name one of them, or its directory:"
+            f" {folder / next(iter(saved))}"
+        )
     return convert_dataset(f"{folder}[{split}]", saved[split])
 
 

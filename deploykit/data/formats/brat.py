@@ -26,7 +26,7 @@ UNREAD = {
     "#": "notes (#)",
     "*": "equivalences (*)",
 }
-KINDS = ("T", "R", "E", *UNREAD)
+READ = ("T", "R", "E")
 Fault = tuple[int, str]  # the line of a .ann file, and what is wrong with it
 
 
@@ -72,10 +72,10 @@ def _annotations(path: Path) -> list[Annotation]:
 
 def _read_pair(text: str, lines: Sequence[Annotation]) -> tuple[dict[str, Any], list[Fault]]:
     """Returns the columns of a row, and the faults of the annotations."""
-    faults = [(line.line, _unknown(line)) for line in lines if line.kind not in KINDS]
+    faults = [(line.line, _unknown(line)) for line in lines if line.kind not in (*READ, *UNREAD)]
     if not text.strip():
         faults.append((1, "the text beside it is empty, expected one with words"))
-    counts = Counter(line.fields[0] for line in lines if line.kind in "TRE")
+    counts = Counter(line.fields[0] for line in lines if line.kind in READ)
     faults += [
         (line.line, f"the id {line.fields[0]!r} occurs {counts[line.fields[0]]} times, expected ids that differ")
         for line in lines

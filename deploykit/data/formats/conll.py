@@ -60,7 +60,7 @@ def read(path: Path) -> Table:
 
 
 def _sentences(text: str) -> Iterator[list[Line]]:
-    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1)]
+    numbered = list(enumerate(re.split(r"\r\n|\r|\n", text), start=1))
     content = [line for _, line in numbered if line.strip() and not line.startswith(("#", DOCUMENT))]
     split: Callable[[str], list[str]] = re.compile(r"[ \t]+").split
     if content and "\t" in content[0]:

@@ -68,11 +68,18 @@ def _results(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _disagree(values: Values) -> bool:
     """Tells whether the annotations of a task differ, apart from the ids of regions."""
-    meanings = [
-        sorted(str([result.get(key) for key in ("type", "from_name", "value")]) for result in _results(annotation))
-        for annotation in _annotations(values)
-    ]
+    meanings = [_meaning(_results(annotation)) for annotation in _annotations(values)]
     return any(meaning != meanings[0] for meaning in meanings)
+
+
+def _meaning(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the results in an order of their own, with the regions that a relation refers to instead of their ids."""
+    regions = {str(result.get("id")): result.get("value") for result in results}
+    keys = ("type", "from_name", "value", "labels", "direction")
+    return sorted(
+        str([*map(result.get, keys), *(regions.get(str(result.get(end))) for end in ("from_id", "to_id"))])
+        for result in results
+    )
 
 
 def _read_task(values: Values, several_controls: bool) -> Values:
@@ -104,12 +111,13 @@ def _read_task(values: Values, several_controls: bool) -> Values:
 
 
 def _text(data: Mapping[str, Any]) -> str:
+    """Returns the field `text`, or the only field that is a text."""
     texts = {name: value for name, value in data.items() if isinstance(value, str)}
-    text = texts.get("text", next(iter(texts.values()), "")) if "text" in texts or len(texts) == 1 else None
-    if text is None or not text.strip():
+    candidates = [texts["text"]] if "text" in texts else list(texts.values())
+    if len(candidates) != 1 or not candidates[0].strip():
         names = ", ".join(texts) or "none"
         raise ValueError(f"the texts of `data` are: {names}; expected one that is not empty, or one called text")
-    return text
+    return candidates[0]
 
 
 def _value(result: Mapping[str, Any]) -> Mapping[str, Any]:
