@@ -687,7 +687,7 @@ def test_a_recipe_names_the_format_of_a_text_file(tmp_path):
     assert dataset.summary["labels"]["train"] == {"LOC": 16, "PER": 16}
 
 
-def test_warnings_about_a_file_are_told_once_and_kept(tmp_path, caplog):
+def test_warnings_about_a_file_are_logged_once_and_kept(tmp_path, caplog):
     content = [task(choice("ab"[n % 2]), {"type": "brushlabels"}, data={"text": f"text {n}"}) for n in range(20)]
     (tmp_path / "a.json").write_text(json.dumps(content))
     dataset = data.load(DataSection(train=str(tmp_path / "a.json")), TEXT, 0)

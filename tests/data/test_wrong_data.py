@@ -1,4 +1,4 @@
-"""What is wrong with data is told by file and line, with what was expected: a table over all formats and tasks."""
+"""Errors about wrong data name file and line and what was expected: a table over all formats and tasks."""
 
 import gzip
 import json
@@ -398,7 +398,7 @@ def test_there_are_many_cases_and_each_has_its_own_name():
 
 
 @pytest.mark.parametrize(("file", "content", "place", "why", "task", "options"), CASES)
-def test_wrong_data_is_told_by_file_and_line_with_what_was_expected(tmp_path, file, content, place, why, task, options):
+def test_wrong_data_is_refused_with_file_line_and_what_was_expected(tmp_path, file, content, place, why, task, options):
     path = tmp_path / file
     contents = {path / name: part for name, part in content.items()} if isinstance(content, dict) else {path: content}
     for target, part in contents.items():
@@ -446,7 +446,7 @@ def test_at_most_ten_broken_rows_are_listed(tmp_path, name, count):
 
 
 @pytest.mark.parametrize("task", [TEXT, TOKEN])
-def test_splits_that_do_not_fit_are_told_with_their_lines(tmp_path, task):
+def test_splits_that_do_not_fit_are_refused_with_their_lines(tmp_path, task):
     text = task is TEXT
     train = [{"text": f"t {n}", "label": "xy"[n % 2]} for n in range(6)]
     if not text:

@@ -14,13 +14,15 @@ from deploykit.data.formats.spans import make_relation, make_span, shorten
 from deploykit.data.table import Table, Values
 
 COLUMNS = ("id", "text", "spans", "relations", "label", "labels", "score")
+TASK = {"data", "annotations"}
 MINIMAL = {"annotation_id", "lead_time"}
 REGIONS, CHOICES, RELATION, SCORES = "labels", "choices", "relation", ("rating", "number")
 
 
 def recognizes(table: Table) -> bool:
     """Tells whether rows are tasks with annotations, or those of JSON-MIN."""
-    return set(table.columns) >= MINIMAL or any(_is_task(row.values) for row in table.rows)
+    columns = set(table.columns)
+    return columns >= MINIMAL or (columns >= TASK and any(_is_task(row.values) for row in table.rows))
 
 
 def _is_task(values: Values) -> bool:

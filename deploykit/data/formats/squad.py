@@ -64,8 +64,9 @@ def _of_paragraph(paragraph: Any, place: str, article: Mapping[str, Any]) -> Ite
 
 def recognizes(table: Table) -> bool:
     """Tells whether rows have a context, a question, and answers with their offsets."""
-    texts = {"context", "question"}
-    return any(texts <= set(row.values) and _has_shape(row.values.get("answers")) for row in table.rows)
+    return set(table.columns) >= {"context", "question", "answers"} and any(
+        _has_shape(row.values.get("answers")) for row in table.rows
+    )
 
 
 def _has_shape(answers: Any) -> bool:
