@@ -687,6 +687,45 @@ def test_a_recipe_names_the_format_of_a_text_file(tmp_path):
     assert dataset.summary["labels"]["train"] == {"LOC": 16, "PER": 16}
 
 
+def load(folder, task, content, name, **options):
+    (folder / name).write_text(content)
+    section = DataSection(train=str(folder / name), **options)
+    return data.load(section, tasks.load(task), 0)
+
+
+def test_question_answering_reads_squad(tmp_path):
+    paragraphs = [
+        {"context": f"Paris {n} is a town.", "qas": [{**ANSWERED, "id": str(n)}, {**IMPOSSIBLE, "id": f"no {n}"}]}
+        for n in range(10)
+    ]
+    for paragraph in paragraphs:
+        for question in paragraph["qas"]:
+            question["question"] += paragraph["context"]
+    dataset = load(tmp_path, "question-answering", json.dumps({"data": [{"paragraphs": paragraphs}]}), "a.json")
+    assert dataset.summary["rows"] == {"train": 16, "validation": 2, "test": 2}
+    targets = {example.target for example in (*dataset.train, *dataset.validation, *dataset.test)}
+    assert targets == {(("Paris", 0, 0),), ()}
+
+
+def test_several_contexts_are_left_to_the_task(tmp_path):
+    row = {"context": ["no", CONTEXT], "question": "Which?", "answers": [{"text": "Paris", "start": 0, "context": 1}]}
+    assert rows(read_file(tmp_path, "a.jsonl", row)) == [(1, row)]
+
+
+def test_several_labels_are_read_of_doccano_and_numbers_of_label_studio(tmp_path):
+    lines = [json.dumps({"text": f"text {n}", "label": [["x"], ["x", "y"], []][n % 3]}) for n in range(30)]
+    several = load(tmp_path, "multi-label-classification", "\n".join(lines), "a.jsonl")
+    assert {example.target for example in several.train} == {("x",), ("x", "y"), ()}
+    content = [task({"type": "number", "value": {"number": n / 2}}, data={"text": f"text {n}"}) for n in range(30)]
+    numbers = load(tmp_path, "regression", json.dumps(content), "b.json")
+    assert {example.target for example in numbers.train} <= {n / 2 for n in range(30)}
+
+
+def test_lists_in_a_column_labels_are_left_to_the_task(tmp_path):
+    content = [{"text": "a", "labels": ["x"]}, {"text": "b", "labels": "x,y"}, {"text": "c", "labels": [1]}]
+    assert [row for _, row in rows(read_file(tmp_path, "a.json", content))] == content
+
+
 def test_warnings_about_a_file_are_logged_once_and_kept(tmp_path, caplog):
     content = [task(choice("ab"[n % 2]), {"type": "brushlabels"}, data={"text": f"text {n}"}) for n in range(20)]
     (tmp_path / "a.json").write_text(json.dumps(content))

@@ -243,7 +243,7 @@ squad("an empty answer", "expected one with text and answer_start", answers=[{"t
 squad("answers without offsets", "has 2 answers and 1 offsets, expected as many", answers=answers(["a", "b"], [0]))
 squad("answers of another shape", r"has the answers 'town', expected a list of", answers="town")
 squad("no answers", "has the answers 'None', expected a list of", answers=...)
-squad("no id", "the id of the question is None, expected a text", id=...)
+squad("a wrong offset without an id", r"the question 'Where\?' has the answer", id=None, answers=answers(["town"], [1]))
 squad("an empty context", "'q7' has the context '', expected a text", context="")
 squad("no question", "'q7' has the question None, expected a text", question=...)
 squad("impossible with answers", "has answers although is_impossible is true, expected none", is_impossible=True)
@@ -267,7 +267,7 @@ case(
     "question 'q7' .* nowhere",
     **NESTED,
 )
-case("not SQuAD", "a.jsonl", lines(A), "line 1", "the id of the question is None, expected", format="squad")
+case("not SQuAD", "a.jsonl", lines(A), "line 1", "the question 'None' has the context None, expected", format="squad")
 
 NOTE = "Anna met Ben in Rome."
 

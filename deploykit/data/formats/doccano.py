@@ -31,7 +31,10 @@ def _has_shape(values: Values) -> bool:
     entities = values.get("entities")
     if isinstance(entities, list) and any(isinstance(entity, dict) and "start_offset" in entity for entity in entities):
         return True
-    return any(isinstance(part, str) or (_is_span(part) and type(part[0]) is int) for part in _labels(values) or ())
+    words = values.get("label")
+    if isinstance(words, list) and any(isinstance(word, str) for word in words):
+        return True
+    return any(_is_span(part) and type(part[0]) is int for part in _labels(values) or ())
 
 
 def _labels(values: Values) -> list[Any] | None:

@@ -1,7 +1,7 @@
 """SQuAD: questions on contexts, with the answers as parts of the context; versions 1.1 and 2.0, nested or in rows.
 
-Each row becomes `id`, `context`, `question` and `answers`, a list of `text` and `start`; empty if the question cannot
-be answered (https://rajpurkar.github.io/SQuAD-explorer/).
+Each row becomes `id` (if it has one), `context`, `question` and `answers`, a list of `text` and `start`; empty if the
+question cannot be answered (https://rajpurkar.github.io/SQuAD-explorer/).
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,9 +63,11 @@ def _of_paragraph(paragraph: Any, place: str, article: Mapping[str, Any]) -> Ite
 
 
 def recognizes(table: Table) -> bool:
-    """Tells whether rows have a context, a question, and answers with their offsets."""
-    return set(table.columns) >= {"context", "question", "answers"} and any(
-        _has_shape(row.values.get("answers")) for row in table.rows
+    """Tells whether rows have a context, which is one text, a question, and answers with their offsets."""
+    return (
+        set(table.columns) >= {"context", "question", "answers"}
+        and any(_has_shape(row.values.get("answers")) for row in table.rows)
+        and not any(isinstance(row.values.get("context"), list) for row in table.rows)
     )
 
 
@@ -86,22 +88,23 @@ def convert(table: Table) -> Table:
 
 
 def _read(values: Values) -> Values:
-    identifier = values.get("id")
-    if not isinstance(identifier, str | int) or identifier == "":
-        raise ValueError(f"the id of the question is {identifier!r}, expected a text")
-    name = f"the question {identifier!r}"
+    identifier = {} if values.get("id") is None else {"id": str(values["id"])}
+    name = f"the question {shorten(identifier['id'] if identifier else str(values.get('question')))}"
     for column in ("context", "question"):
         if not isinstance(values.get(column), str) or not values[column].strip():
             raise ValueError(f"{name} has the {column} {values.get(column)!r}, expected a text that is not empty")
-    answers = [_answer(answer, values["context"], name) for answer in _listed(values.get("answers"), name)]
+    answers = [_answer(answer, values["context"], name) for answer in _listed(values, name)]
     if values.get("is_impossible") and answers:
         raise ValueError(f"{name} has answers although is_impossible is true, expected none")
-    return {**values, "id": str(identifier), "answers": answers}
+    return {**values, **identifier, "answers": answers}
 
 
-def _listed(answers: Any, name: str) -> list[Any]:
+def _listed(values: Values, name: str) -> list[Any]:
+    answers = values.get("answers")
     if isinstance(answers, list):
         return answers
+    if answers is None and "answers" in values:  # as parquet has it for a question without answers
+        return []
     if not isinstance(answers, Mapping) or not _has_shape(answers):
         raise ValueError(f"{name} has the answers {shorten(str(answers))}, expected {SHAPES}")
     texts, starts = answers["text"], answers["answer_start"]
