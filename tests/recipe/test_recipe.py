@@ -82,7 +82,7 @@ def test_all_mistakes_are_listed_at_once():
         "task: no task is called 'text-clasification' (did you mean 'text-classification'?). There are:"
         f" {', '.join(methods.available('task'))}.",
         "data.lable: unknown key (did you mean 'label'?). Known: train, validation, test, validation_share, test_share,"
-        f" max_tokens, allow_leakage, {', '.join(columns)}.",
+        f" format, slice, max_tokens, allow_leakage, {', '.join(columns)}.",
     ]
 
 
