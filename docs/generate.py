@@ -231,7 +231,9 @@ def json_type(schema: dict[str, Any]) -> str:
 def described() -> bytes:
     """The OpenAPI document of a service whose model need not exist."""
     names = {"name": "NAME", "task": "text-classification", "labels": ("negative", "positive"), "key": "0" * 64}
-    manifest = Manifest.model_construct(**names, pair=False, max_tokens=512, files={}, serve=ServeOptions())
+    manifest = Manifest.model_construct(
+        **names, pair=False, task_options={}, max_tokens=512, files={}, serve=ServeOptions()
+    )
     artifact = Artifact(DOCS, manifest)
     service = settings.Settings.model_construct(**ServeOptions().model_dump(), DEPLOYKIT_KEYS=Path("keys.json"))
     return app.Application(service, artifact, tasks.load("text-classification")).description

@@ -53,7 +53,8 @@ class DataSection(Options):
         """Returns the columns that the content of a section names by role, beside its own keys or in `columns`."""
         if not isinstance(content, dict):
             return {}
-        named = content.get("columns") if isinstance(content.get("columns"), dict) else {}
+        columns = content.get("columns")
+        named: dict[str, Any] = columns if isinstance(columns, dict) else {}
         beside = {key: value for key, value in content.items() if key not in cls.model_fields}
         return {**{key: value for key, value in beside.items() if value is None or isinstance(value, str)}, **named}
 

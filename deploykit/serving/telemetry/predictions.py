@@ -16,7 +16,8 @@ from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
 from deploykit.tasks import Prediction
 from deploykit.tokenizer import Encoding
 
-MAX_WAITING = 1024  # tokens of texts that are not counted yet
+MAX_WAITING = 64  # parts of texts that are not counted yet
+TOKENS_PER_PART = 16
 
 
 class PredictionStatistics:
@@ -41,7 +42,7 @@ class PredictionStatistics:
         with self._lock:
             self._predictions += predictions
             self._encodings += encodings
-            self._waiting += sum(map(len, encodings))
+            self._waiting += sum(max(1, len(encoding) // TOKENS_PER_PART) for encoding in encodings)
         if self._waiting > MAX_WAITING:
             self.count()
 
