@@ -52,19 +52,20 @@ def rank(
     session = matmuls.session(_with_changes(model, nodes), threads)
     no_changes = {_change(node): np.zeros((), np.float32) for node in nodes}
     feeds = [matmuls.inputs_of(session, {**batch, **no_changes}) for batch in batches]
-    before = _logits(session, feeds)
+    outputs = [output.name for output in model.graph.output]
+    before = _logits(session, outputs, feeds)
     damages = []
     with tqdm(total=len(nodes), desc="damage", unit="MatMul", disable=None) as bar:
         for start in range(0, len(nodes), MATMULS_PER_RUN):
             group = nodes[start : start + MATMULS_PER_RUN]
             tensors = [_inner_tensors(session, feed, group, model) for feed in feeds]
             for node in group:
-                outputs = _quantized_outputs(model, node, method, options, tensors, folder)
+                quantized = _quantized_outputs(model, node, method, options, tensors, folder)
                 changed = [
                     {**feed, _change(node): output - values[_plain(node)]}
-                    for feed, values, output in zip(feeds, tensors, outputs, strict=True)
+                    for feed, values, output in zip(feeds, tensors, quantized, strict=True)
                 ]
-                error = damage(before, _logits(session, changed))
+                error = damage(before, _logits(session, outputs, changed))
                 damages.append(Damage(node=node.name, error=error, decibels=decibels(error)))
                 bar.update()
     return sorted(damages, key=lambda entry: entry.error, reverse=True)
@@ -88,13 +89,14 @@ def decibels(error: float) -> float:
     return float(-10 * np.log10(max(error, MIN_ERROR)))
 
 
-def _logits(session: Any, batches: Sequence[Batch]) -> Array:
-    """Returns the logits of all batches without those of padding, `(rows or tokens, labels)`."""
+def _logits(session: Any, names: Sequence[str], batches: Sequence[Batch]) -> Array:
+    """Returns some outputs for all batches without those of padding, as one row of numbers."""
     arrays = []
     for batch in batches:
-        logits, mask = session.run(None, matmuls.inputs_of(session, batch))[0], batch.get("attention_mask")
-        real = mask.astype(bool) if mask is not None and logits.shape[:2] == mask.shape else ...
-        arrays.append(logits[real].reshape(-1, logits.shape[-1]))
+        mask = batch.get("attention_mask")
+        for output in session.run(list(names), matmuls.inputs_of(session, batch)):
+            real = mask.astype(bool) if mask is not None and output.shape[:2] == mask.shape else ...
+            arrays.append(output[real].reshape(-1))
     return np.concatenate(arrays)
 
 

@@ -186,7 +186,7 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
         before = passed[spec]
         if before.metric is None or before.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
-        _require_alike(predictor, inputs, package.float_predictions, before.comparison)
+        _require_alike(predictor, package, before.comparison)
         return Judged(metric=before.metric, comparison=before.comparison)
 
     return Bench(
@@ -201,15 +201,14 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
     )
 
 
-def _require_alike(
-    predictor: Predictor, inputs: Sequence[Any], exact: Sequence[Prediction], before: Comparison
-) -> None:
+def _require_alike(predictor: Predictor, package: Package, before: Comparison) -> None:
     """Compares the share of changed golden answers here with the share of changed rows where the package was made.
 
     Raises:
         ArtifactError: so many changes are improbable, so this machine computes something else.
     """
-    changed = golden.changed(predictor, predictor.predict(inputs), exact)
+    exact = package.float_predictions
+    changed = golden.changed(predictor, package.golden.predict(predictor), exact)
     flips = before.flips or Metric(value=0, low=0, high=0)
     expected = min(1.0, max(flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
     if binomtest(changed, len(exact), expected, alternative="greater").pvalue < MIN_PROBABILITY:
@@ -225,7 +224,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
     with draft(target) as folder:
         _copy(artifact, folder)
         predictor = bench.write(folder, spec, kept)
-        task, predictions = predictor.task, predictor.predict(package.inputs)
+        task, predictions = predictor.task, questions.predict(predictor)
         tolerance = golden.tolerance_of(task, package.float_predictions, predictions)
         answers = {"predictions": golden.stored(task.dump(predictions)), "tolerance": tolerance}
         golden.save(folder, questions.model_copy(update=answers))

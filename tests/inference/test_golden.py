@@ -248,3 +248,16 @@ def test_the_tolerance_that_was_sealed_is_the_one_that_counts(answers, predictor
     with pytest.raises(ArtifactError, match=r"expected at most 0\.02"):
         golden.replay(moved, predictor)
     golden.replay(moved.model_copy(update={"tolerance": 0.1}), predictor)
+
+
+def test_long_texts_of_the_earlier_form_are_replayed_as_they_were_predicted(predictor):
+    """Before format 4, the golden set held the answers of texts that were cut."""
+    texts = ["film " * 60 + "plot " * 90, "a film"]
+    options = predictor.spec.options.model_copy(update={"max_windows": 1})
+    cut = replace(predictor, spec=replace(predictor.spec, options=options)).predict(inputs_of(texts))
+    assert golden.moved(TEXT, predictor.predict(inputs_of(texts)), cut)[0] > 0.01  # in windows it is another answer
+    scores = [row.tolist() for row in cut]
+    earlier = Golden.model_validate({"texts": texts, "pairs": [None] * 2, "scores": scores, "reference": scores})
+    golden.replay(earlier, predictor)
+    again = Golden.model_validate_json(earlier.model_dump_json())
+    golden.replay(again, predictor)
