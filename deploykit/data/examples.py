@@ -66,11 +66,15 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
     """
     columns, read = _columns(section, task), read or make_reader([table], task, section)
     missing = _missing_columns(table, task, columns)
+    if section.slice and section.slice not in table.columns:
+        columns, missing = {**columns, "slice": section.slice}, [*missing, section.slice]
     if missing:
         raise DataError(" ".join(_no_column(table, column, columns) for column in missing))
     examples, lines, broken = [], [], list(table.broken)
     for row in table.rows:
         example = _example(row, read, task)
+        if section.slice and isinstance(example, Example):
+            example = replace(example, slice=str(row.values.get(section.slice, "")))
         if isinstance(example, Broken):
             broken.append(example)
         else:

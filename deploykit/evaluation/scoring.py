@@ -1,6 +1,8 @@
 """Predictions of a model for the validation and the test split, and the metrics that follow."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Prediction, Spec, Task
 
 EVALUATED_SPLITS = ("validation", "test")
+MAX_SLICES = 20  # that are measured one by one
 Predictions = Mapping[str, list[Prediction]]  # by split, one for each row
 
 
@@ -49,8 +52,30 @@ def compute_metrics(
     return by_split
 
 
-def tables(task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Returns precision, recall, F1 and support of each label, and the confusion matrix, if the task has them."""
-    outcomes = Outcomes.of(task, spec, examples, predictions)
-    figures: dict[str, Any] = {"labels": items.per_label(outcomes)} if "labels" in task.FIGURES else {}
-    return {**figures, "confusion": units.confusion(outcomes)} if "confusion" in task.FIGURES else figures
+def tables(
+    task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction], seed: int
+) -> dict[str, Any]:
+    """Returns what the report shows of a split.
+
+    Returns:
+        `labels` (precision, recall, F1 and support of each) and `confusion` (a matrix), if the task has them, and
+        `slices`, the number of rows and the metrics of the largest slices, if the data has any.
+    """
+    outcomes, figures = Outcomes.of(task, spec, examples, predictions), dict[str, Any]()
+    if "labels" in task.FIGURES:
+        figures["labels"] = items.per_label(outcomes)
+    if "confusion" in task.FIGURES:
+        figures["confusion"] = units.confusion(outcomes)
+    if counts := Counter(example.slice for example in examples if example.slice):
+        largest = sorted(name for name, _ in counts.most_common(MAX_SLICES))
+        figures["slices"] = {name: _slice(outcomes, examples, name, seed) for name in largest}
+    return figures
+
+
+def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:
+    """Returns the number of rows of a slice, and its metrics with their intervals."""
+    rows = [row for row, example in enumerate(examples) if example.slice == name]
+    gold, predictions = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions))
+    part = replace(outcomes, gold=gold, predictions=predictions)
+    measured = metrics.with_intervals(outcomes.task.METRICS, part, seed)
+    return {"rows": len(rows), "metrics": {key: metric.model_dump() for key, metric in measured.items()}}

@@ -53,7 +53,7 @@ def train(job: Job) -> Artifact:
         _check_predictions(job, predictions, base)
         predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
         spec = predictor.spec
-        table = scoring.tables(task, spec, dataset.test, predictions["test"])
+        table = scoring.tables(task, spec, dataset.test, predictions["test"], recipe.seed)
 
         checkpoint.save(model, folder)
         return job.finish(

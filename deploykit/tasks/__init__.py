@@ -80,10 +80,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled input; the target is the task's own, for example a label or spans."""
+    """A labelled input; the target is the task's own, for example a label or spans.
+
+    `slice` is the group of rows that it belongs to, for figures by group.
+    """
 
     input: Any
     target: Any
+    slice: str = ""
 
 
 @dataclass(frozen=True)

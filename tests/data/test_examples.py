@@ -106,3 +106,15 @@ def test_texts_are_the_same_whatever_the_white_space_but_not_whatever_the_pair()
 def test_labels_are_counted_as_often_as_they_stand_there():
     assert TOKEN.label_counts(example_of("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X")))) == ("X", "X")
     assert TEXT.label_counts(example_of("a b", label="good")) == ("good",)
+
+
+def test_the_slice_of_a_row_is_the_value_of_its_column():
+    rows = [
+        {"text": "a", "label": "x", "lang": "en"},
+        {"text": "b", "label": "y", "lang": 7},
+        {"text": "c", "label": "y"},
+    ]
+    split = parse(table(*rows), slice="lang")
+    assert [example.slice for example in split.examples] == ["en", "7", ""]
+    with pytest.raises(DataError, match=r"has no column 'language'.* Name the right one with data\.slice\.$"):
+        parse(table(*rows), slice="language")

@@ -18,6 +18,7 @@ from deploykit import methods, tasks
 from deploykit.evaluation import bootstrap, metrics, scoring
 from deploykit.evaluation.metrics import Outcomes, items
 from deploykit.evaluation.metrics.registry import METRICS
+from deploykit.tasks import Example
 
 FLAT = ("bad", "fair", "good", "unseen")
 BIO = ("O", "B-NAME", "I-NAME", "B-PLACE", "I-PLACE")
@@ -182,11 +183,12 @@ def test_no_entity_anywhere_is_zero_and_no_error():
     assert metrics.with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
 
 
-def tables(gold, predicted, labels):
+def tables(gold, predicted, labels, slices=()):
     """The tables of rows whose gold are these indices."""
     rows = outcomes(gold, predicted, labels)
-    task = SimpleNamespace(**{**vars(rows.task), "gold": lambda example, _: example})
-    return scoring.tables(task, rows.spec, gold, predicted)
+    task = SimpleNamespace(**{**vars(rows.task), "METRICS": ("accuracy",), "gold": lambda example, _: example.target})
+    examples = [Example(None, row, slices[index] if slices else "") for index, row in enumerate(gold)]
+    return scoring.tables(task, rows.spec, examples, predicted, 0)
 
 
 def test_the_table_of_labels_is_that_of_scikit_learn():
@@ -218,6 +220,22 @@ def test_the_table_of_entities_is_that_of_seqeval():
     expected = seqeval.metrics.classification_report(tags(gold), tags(predicted), output_dict=True)
     for label in ("NAME", "PLACE"):
         assert table[label] == pytest.approx(expected[label])
+
+
+def test_slices_have_the_metrics_of_their_rows_and_only_the_largest_are_measured():
+    gold, predicted = random_rows(2, "accuracy")
+    slices = ["en" if index % 3 else "pt" for index in range(len(gold))]
+    table = tables(gold, predicted, FLAT, slices)["slices"]
+    assert list(table) == ["en", "pt"]
+    for name, figures in table.items():
+        rows = [index for index, found in enumerate(slices) if found == name]
+        expected = accuracy_score(*(np.concatenate([side[row] for row in rows]) for side in (gold, predicted)))
+        measured = figures["metrics"]["accuracy"]
+        assert (figures["rows"], measured["value"]) == (len(rows), pytest.approx(expected))
+        assert measured["low"] < expected < measured["high"]
+    many = [f"{index % 7}-{index % 60}" for index in range(len(gold))]
+    assert len(tables(gold, predicted, FLAT, many)["slices"]) == scoring.MAX_SLICES
+    assert "slices" not in tables(gold, predicted, FLAT)
 
 
 # metrics of numbers, of several labels, and of answers
