@@ -71,14 +71,14 @@ def played():
 def predict(request):
     """`predict(url, **options)`: one prediction, by either client."""
 
-    def sync(url, key="dk_key", texts=("text",), **options):
+    def sync(url, key="dk_key", texts=("text",), inputs=None, **options):
         with Client(url, key, **options) as client:
-            return client.predict(texts)
+            return client.predict(texts, inputs=inputs)
 
-    def through_asyncio(url, key="dk_key", texts=("text",), **options):
+    def through_asyncio(url, key="dk_key", texts=("text",), inputs=None, **options):
         async def body():
             async with AsyncClient(url, key, **options) as client:
-                return await client.predict(texts)
+                return await client.predict(texts, inputs=inputs)
 
         return asyncio.run(body())
 
@@ -97,6 +97,17 @@ def test_an_answer_has_its_type_and_keeps_what_is_new(predict, played):
     assert headers["authorization"] == "Bearer dk_key"
     assert 9000 < int(headers["x-request-timeout-ms"]) <= 10000
     assert body == {"texts": ["text"]}
+
+
+def test_inputs_of_other_tasks_are_sent_as_they_are_and_answers_have_types(predict, played):
+    answer = {"answer": "london", "score": 0.9, "start": 3, "end": 9, "context": 0, "tokens": 5, "truncated": False}
+    url, seen = played((200, {}, {"predictions": [answer], "model": {}}))
+    question = {"question": "where ?", "context": "in london"}
+    (found,) = predict(url, texts=(), inputs=[question])
+    assert (found.answer, found.start, found.end, found.context) == ("london", 3, 9, 0)
+    assert seen[0][2] == {"inputs": [question]}
+    with pytest.raises(InputError, match="send either texts or inputs"):
+        predict(url, inputs=[question])
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -5,9 +5,9 @@ It uses the service's public HTTP interface only.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -30,18 +30,25 @@ class Client(Conversation):
     def _http(self) -> httpx.Client:
         return httpx.Client(event_hooks={"response": [_bound_stream]}, mounts=NO_PROXY)
 
-    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        texts: Sequence[str] = (),
+        text_pairs: Sequence[str] | None = None,
+        *,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Prediction]:
         """Returns one answer a text, in the order of the texts.
 
         Args:
             texts: as many as the service accepts at once.
             text_pairs: the second texts, for a model that reads pairs.
+            inputs: for tasks whose inputs are not texts alone, such as `{"question": ..., "context": ...}`.
 
         Raises:
             InputError: a text cannot be sent.
             ServiceError: the service refused, failed or did not answer in time, or it is no deploykit service.
         """
-        return self._run(self._predict(texts, text_pairs))
+        return self._run(self._predict(texts, text_pairs, inputs))
 
     def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label (default: the most probable).
@@ -104,9 +111,15 @@ class AsyncClient(Conversation):
     _loop: asyncio.AbstractEventLoop | None = None
     _http: httpx.AsyncClient
 
-    async def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[Prediction]:
+    async def predict(
+        self,
+        texts: Sequence[str] = (),
+        text_pairs: Sequence[str] | None = None,
+        *,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Prediction]:
         """Returns one answer a text; see `Client.predict`."""
-        return await self._run(self._predict(texts, text_pairs))
+        return await self._run(self._predict(texts, text_pairs, inputs))
 
     async def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label; see `Client.explain`."""

@@ -20,9 +20,12 @@ class Entity(Received):
 
 
 class Prediction(Received):
-    """The answer for one text: `label`, `score` and `scores`, or `entities` in token classification.
+    """The answer for one input.
 
-    `request` is the id of its request, `index` its position there.
+    It has `label`, `score` and `scores` in text classification, `entities` in token classification, `labels` and
+    `scores` for several labels, `score` in regression, and `answer`, `score`, `start`, `end` and `context` for a
+    question. Other fields of a task are attributes, too. `request` is the id of its request, and `index` its position
+    there.
     """
 
     request: str = ""
@@ -30,7 +33,12 @@ class Prediction(Received):
     label: str | None = None
     score: float | None = None
     scores: dict[str, float] = {}
+    labels: list[str] = []
     entities: list[Entity] = []
+    answer: str | None = None
+    start: int | None = None
+    end: int | None = None
+    context: int | None = None
     tokens: int
     truncated: bool
 

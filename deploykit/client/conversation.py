@@ -6,7 +6,7 @@ is used up. Sending a request for predictions twice does no harm.
 
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -47,21 +47,28 @@ class Conversation:
             raise InputError("a key has letters, digits, `_`, `-` and `.` only. Copy it again, as it was shown.")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
-    def _predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> Steps[list[Prediction]]:
+    def _predict(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None, inputs: Sequence[Mapping[str, Any]] | None
+    ) -> Steps[list[Prediction]]:
         if isinstance(texts, str) or isinstance(text_pairs, str):
             raise InputError("texts are a list: predict([text]), not predict(text).")
-        texts = list(texts)
+        if inputs is not None and (texts or text_pairs):
+            raise InputError("send either texts or inputs.")
+        texts, items = list(texts), None if inputs is None else [dict(item) for item in inputs]
+        count = len(texts if items is None else items)
 
         def read(response: httpx.Response) -> list[Prediction]:
             request_id, answers = response.headers.get("x-request-id", ""), response.json()["predictions"]
-            if len(answers) != len(texts):
-                raise ValueError(f"{len(answers)} answers to {len(texts)} texts")
+            if len(answers) != count:
+                raise ValueError(f"{len(answers)} answers to {count} texts")
             return [
                 Prediction.model_validate({"request": request_id, "index": index, **answer})
                 for index, answer in enumerate(answers)
             ]
 
         pairs = None if text_pairs is None else list(text_pairs)
+        if items is not None:
+            return self._post("/v1/predict", read, inputs=items)
         return self._post("/v1/predict", read, texts=texts, text_pairs=pairs)
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps[Explanation]:

@@ -58,10 +58,10 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["BENTOML_HOME"], ignore_errors=True)
 
 
-def write_package(folder, manifest):
-    """Adds to a draft what makes a model a package."""
+def write_package(folder, manifest, inputs=None):
+    """Adds to a draft what makes a model a package; `inputs` are those of the golden set."""
     made = artifact.Artifact(folder, manifest)
-    inputs = inputs_of(TEXTS, ["the end"] * len(TEXTS) if manifest.pair else None)
+    inputs = inputs or inputs_of(TEXTS, ["the end"] * len(TEXTS) if manifest.pair else None)
 
     def answers(*how):
         predictor = Predictor.load(made, 1, *how)
@@ -81,18 +81,20 @@ def write_package(folder, manifest):
 def make_package(tiny_artifact, tiny_graph, manifest_facts):
     """`make_package(target, float_seed=None, then=None, **changes) -> Artifact`: a sealed package.
 
-    `float_seed` adds a float graph whose answers are not those of the chosen one, `then(draft)` comes last, and
-    `changes` go into the manifest.
+    `float_seed` adds a float graph whose answers are not those of the chosen one, `before(draft)` comes first and may
+    replace the graph, `then(draft)` comes last, `questions` are the golden inputs, and `changes` go into the manifest.
     """
 
-    def build(target, float_seed=None, then=None, **changes):
+    def build(target, float_seed=None, then=None, before=None, questions=None, **changes):
         facts = manifest_facts(kind="package", stage="package", **changes)
         manifest = artifact.Manifest(format_version=artifact.FORMAT_VERSION, files={}, **facts)
 
         def fill(folder):
+            if before:
+                before(folder)
             if float_seed is not None:
                 tiny_graph(folder / artifact.FLOAT_GRAPH, manifest.task, len(manifest.labels), float_seed)
-            write_package(folder, manifest)
+            write_package(folder, manifest, questions)
             if then:
                 then(folder)
 

@@ -12,6 +12,7 @@ from deploykit import tasks
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.methods import Frozen
 from deploykit.serving.api import explain
+from deploykit.serving.api.protocols import input_names
 from deploykit.serving.http.routes import Route
 from deploykit.tasks import Task
 
@@ -45,6 +46,7 @@ class ModelInfo(Frozen):
     task: str
     labels: tuple[str, ...]
     pair: bool = Field(description="whether an input is two texts")
+    fields: tuple[str, ...] = Field(description="the fields of an input that hold a text")
     explains: bool = Field(description="whether there is POST /v1/explain")
     max_tokens: int = Field(description="how many tokens the model reads at once")
     max_windows: int = Field(description="in how many overlapping windows a longer text is read")
@@ -76,6 +78,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         task=manifest.task,
         labels=manifest.labels,
         pair=manifest.pair,
+        fields=tuple(input_names(manifest, task)),
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,
         max_windows=getattr(tasks.spec_of(manifest).options, "max_windows", 1),

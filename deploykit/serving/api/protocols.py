@@ -79,8 +79,9 @@ def text_inputs(texts: Sequence[str], pairs: Sequence[str] | None = None) -> lis
 
 
 def input_names(manifest: Manifest, task: Task) -> list[str]:
-    """Lists the fields of an input; the second text only if the model reads pairs."""
-    return [name for name in task.Input.model_fields if name != "text_pair" or manifest.pair]
+    """Lists the fields of an input that hold a text; the second text only if the model reads pairs."""
+    texts = [name for name, field in task.Input.model_fields.items() if field.annotation in (str, str | None)]
+    return [name for name in texts if name != "text_pair" or manifest.pair]
 
 
 def predict(manifest: Manifest, task: Task) -> Protocol:

@@ -37,13 +37,27 @@ function folded(rows, list, of) {
   return [button];
 }
 
+/** A number of the data's units. */
+const number = (value) => Number(value.toPrecision(4)).toString();
+
+/** The answer to a question, marked in its context, or that there is none. */
+function found(answer, context) {
+  const verdict = make("p", { class: "verdict" }, make("strong", {}, answer.answer ?? "No answer in this text"), " ",
+    make("span", {}, percent(answer.score)));
+  if (answer.answer === null) return [verdict];
+  const marked = cut(context, [answer]).map(({ text, part }) => part ? make("mark", { class: "for" }, text) : text);
+  return [verdict, passage("Context with the answer", marked)];
+}
+
 function scores(answer) {
   const ranked = Object.entries(answer.scores).sort((one, other) => other[1] - one[1]);
   const rows = ranked.map(([label, score], index) => make("li", { class: index ? null : "first" },
     make("span", { class: "name" }, label), make("span", { class: "figure" }, percent(score)), bar(score)));
   const list = make("ol", { class: "bars", "aria-label": "Probability of each label" });
   return [
-    make("p", { class: "verdict" }, make("strong", {}, answer.label), " ", make("span", {}, percent(answer.score))),
+    answer.labels
+      ? make("p", { class: "verdict" }, make("strong", {}, answer.labels.join(", ") || "No label"))
+      : make("p", { class: "verdict" }, make("strong", {}, answer.label), " ", make("span", {}, percent(answer.score))),
     list, ...folded(rows, list, "labels"),
   ];
 }
@@ -89,14 +103,21 @@ function spans(answer, text, labels) {
 
 /** What a prediction says; an answer of a kind that is not known here is shown as it came. */
 export function prediction(answer, text, labels) {
+  if ("answer" in answer) return found(answer, text);
   if (answer.scores) return scores(answer);
   if (answer.entities) return spans(answer, text, labels);
+  if (typeof answer.score === "number") {
+    return [make("p", { class: "verdict" }, make("strong", {}, number(answer.score)))];
+  }
   return [make("pre", {}, JSON.stringify(answer, null, 2))];
 }
 
 /** One sentence for those who listen. */
 export function spoken(answer) {
+  if ("answer" in answer) return `Answer: ${answer.answer ?? "none"}, ${percent(answer.score)}.`;
+  if (answer.labels) return `Answer: ${answer.labels.join(", ") || "no label"}.`;
   if (answer.scores) return `Answer: ${answer.label}, ${percent(answer.score)}.`;
+  if (typeof answer.score === "number") return `Answer: ${number(answer.score)}.`;
   return answer.entities ? `Answer: ${answer.entities.length} found.` : "Answer received.";
 }
 

@@ -140,8 +140,10 @@ function introduce() {
   at("name").textContent = model.name;
   at("about").textContent = `${model.task.replaceAll("-", " ")} · version ${model.version}`;
   at("forget").hidden = !key;
-  at("text-label").textContent = model.pair ? "First text" : "Text";
-  at("pair").hidden = !model.pair;
+  const names = texts() ? ["First text", "Second text"] : model.fields.map(title);
+  at("text-label").textContent = texts() && !model.pair ? "Text" : names[0];
+  at("second-label").textContent = names[1] ?? "";
+  at("pair").hidden = !two();
   const long = model.pair || model.max_windows === 1 ? "longer texts are cut" : "longer texts are read in parts";
   const masked = model.redact ? " E-mail addresses and numbers of persons are masked before it reads them." : "";
   at("hint").textContent = `The model reads ${model.max_tokens} tokens at once; ${long}.${masked}`;
@@ -150,6 +152,11 @@ function introduce() {
   at("card-text").replaceChildren(...card);
   at("card").hidden = !card.length;
 }
+
+/** Whether an input is one text or two alike; other tasks name the fields of an input. */
+const texts = () => model.fields[0] === "text";
+const two = () => model.fields.length > 1;
+const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /** Clears what a visitor has left on the page. */
 function leave() {
@@ -214,11 +221,14 @@ function filled(ids) {
 
 async function predict() {
   const [text, second] = [at("text").value, at("second").value];
-  const body = { texts: [text], ...(model.pair && { text_pairs: [second] }) };
+  const [first, other] = model.fields;
+  const body = texts()
+    ? { texts: [text], ...(model.pair && { text_pairs: [second] }) }
+    : { inputs: [{ [first]: text, ...(other && { [other]: second }) }] };
   const { content, elapsed, timing } = await ask("v1/predict", body);
   const [answer] = content.predictions;
   answered = body;
-  at("prediction").replaceChildren(...prediction(answer, text, model.labels));
+  at("prediction").replaceChildren(...prediction(answer, texts() ? text : second, model.labels));
   at("reading").replaceChildren(...reading(answer));
   at("time").replaceChildren(...time(elapsed, timing));
   at("answer").hidden = false;
@@ -251,7 +261,7 @@ function reachable() {
 
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (filled(model.pair ? ["text", "second"] : ["text"])) busily(at("predict"), predict, at("fault"));
+  if (filled(two() ? ["text", "second"] : ["text"])) busily(at("predict"), predict, at("fault"));
 });
 at("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
