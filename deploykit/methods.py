@@ -22,6 +22,7 @@ FOLDERS = {
     "engine": "engines",
 }
 DEFAULT_EXTRA = "train"  # pip extra of a method that names none
+EXTRA_OF = {"onnxruntime": "cpu"}  # not in the extra `train`, because `gpu` brings it as well
 
 
 class Frozen(BaseModel):
@@ -102,7 +103,7 @@ def missing_extra(error: ModuleNotFoundError, wanted_by: str, extra: str = DEFAU
     package = (error.name or "").partition(".")[0]
     if package in ("", "deploykit"):
         return error
-    return extra_missing(wanted_by, package, extra)
+    return extra_missing(wanted_by, package, EXTRA_OF.get(package, extra))
 
 
 def did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:

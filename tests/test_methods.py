@@ -12,7 +12,7 @@ from deploykit.errors import MethodError, MissingExtraError
 def test_a_name_that_the_folder_does_not_list_is_never_imported(name, monkeypatch):
     monkeypatch.setattr(methods, "import_module", lambda _: pytest.fail("imported"))
     with pytest.raises(
-        MethodError, match=rf"^no task is called {re.escape(repr(name))}.*\. There are: text-classification, "
+        MethodError, match=rf"^no task is called {re.escape(repr(name))}.*\. There are: .*\btext-classification, "
     ):
         methods.load("task", name)
 
@@ -25,17 +25,24 @@ def test_the_nearest_name_is_offered():
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("onnxruntime", "cpu"), ("torch", "train"), ("optimum.onnxruntime", "train")]
+    ("kind", "name", "package", "extra"),
+    [
+        ("engine", "onnxruntime", "onnxruntime", "cpu"),
+        ("engine", "openvino", "openvino", "openvino"),
+        ("trainer", "full", "torch", "train"),
+        ("quantizer", "static", "onnxruntime.quantization", "cpu"),
+        ("task", "text-classification", "seqeval", "train"),
+    ],
 )
-def test_a_missing_package_becomes_the_command_that_adds_it(monkeypatch, package, extra):
+def test_a_missing_package_becomes_the_command_that_adds_it(monkeypatch, kind, name, package, extra):
     def refuse(_):
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     monkeypatch.setattr(methods, "import_module", refuse)
     top = package.partition(".")[0]
-    message = rf"the task 'text-classification' needs the package '{top}', .* pip install '\.\[{extra}\]'$"
+    message = rf"the {kind} '{name}' needs the package '{top}', .* pip install '\.\[{extra}\]'"
     with pytest.raises(MissingExtraError, match=message):
-        methods.load("task", "text-classification")
+        methods.load(kind, name)
 
 
 def test_a_package_that_is_installed_and_broken_is_named_and_our_own_defect_stays_one(monkeypatch):

@@ -125,7 +125,7 @@ def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, fi
     """At each stage anew, so that those that a report sets side by side are of the same minutes."""
     together = []
 
-    def typical(predictors, texts, pairs):
+    def typical(predictors, examples):
         together.append([(name, predictor.engine.execution.engine) for name, predictor in predictors.items()])
         return {name: 10.0 * len(together) + place for place, name in enumerate(predictors)}, 0.25
 
@@ -190,7 +190,7 @@ def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_re
     shutil.copytree(finished[0] / "runs/tiny", folder, symlinks=True)
     (quantized,) = folder.glob("quantize-*")
     with np.load(quantized / PREDICTIONS) as arrays:
-        changed = {name: -array if name == "validation" else array for name, array in arrays.items()}
+        changed = {name: -array if name == "validation/scores" else array for name, array in arrays.items()}
     np.savez_compressed(quantized / PREDICTIONS, **changed)
     content = json.loads((quantized / "manifest.json").read_text())
     content["files"][PREDICTIONS] = {
@@ -219,7 +219,7 @@ def test_history_and_reference_travel_to_the_package(finished):
     package = outcomes[-1].artifact
     assert [step.stage for step in package.manifest.history] == list(STAGES)
     with np.load(outcomes[0].artifact.file(PREDICTIONS)) as trained, np.load(package.file(PREDICTIONS)) as packaged:
-        assert np.array_equal(trained["test"], packaged["reference.test"])
+        assert np.array_equal(trained["test/scores"], packaged["reference.test/scores"])
 
 
 def test_second_run_skips_everything(finished):
@@ -311,7 +311,7 @@ def test_trained_elsewhere_is_taken_as_it_is(tmp_path, tiny_recipe, finished):
     outcomes = pipeline.run(loaded, until="export")
     assert outcomes[0].artifact.manifest.method == "none"
     with np.load(trained.file(PREDICTIONS)) as before, np.load(outcomes[0].artifact.file(PREDICTIONS)) as after:
-        assert np.array_equal(before["test"], after["test"])
+        assert np.array_equal(before["test/scores"], after["test/scores"])
 
 
 @pytest.mark.parametrize("stage", STAGES)

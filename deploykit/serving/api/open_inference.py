@@ -17,7 +17,7 @@ from deploykit.serving.http.bodies import JSON_LENGTH
 from deploykit.serving.http.routes import Content
 from deploykit.tasks import Input, Spec, Task, spec_of
 
-MAX_TENSORS = 16  # inputs, or outputs, of a request, before each one is validated
+MAX_OUTPUTS = 16  # of a request, before each one is validated
 
 
 class InferResponse(Frozen):
@@ -66,8 +66,8 @@ def _request_model(names: Sequence[str], output_names: Sequence[str], max_texts:
         model_config = ConfigDict(frozen=True, extra="ignore", json_schema_extra={"example": {"inputs": example}})
 
         id: str | None = Field(default=None, max_length=128)
-        inputs: list[Tensor] = Field(max_length=MAX_TENSORS)
-        outputs: list[Output] | None = Field(default=None, max_length=MAX_TENSORS)
+        inputs: list[Tensor] = Field(max_length=len(names) + 1)  # the error of one too many lists the names
+        outputs: list[Output] | None = Field(default=None, max_length=MAX_OUTPUTS)
         parameters: Parameters = None
 
         @field_validator("inputs")
