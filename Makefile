@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 
 # What the version of transformers concerns: checkpoints, tokenizers, export, quantizers and packages.
 TRANSFORMERS4 := tests/modeling/test_surgery.py tests/modeling/test_base_tokenizer.py tests/modeling/test_checkpoint.py \
-	tests/modeling/test_configuration.py tests/test_contracts.py tests/stages/test_exporting.py tests/modeling/test_finetuning.py \
+	tests/modeling/test_configuration.py tests/modeling/test_heads.py tests/test_contracts.py tests/stages/test_exporting.py tests/modeling/test_finetuning.py \
 	tests/graphs/test_variants.py tests/modeling/test_architectures.py tests/stages/test_packaging.py tests/stages/test_preflight.py tests/graphs/test_matmuls.py \
 	tests/quantizers tests/pruners
 

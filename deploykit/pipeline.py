@@ -108,7 +108,8 @@ def _base_fingerprint(recipe: Recipe) -> str:
     if recipe.prune is not None:
         base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
-    preflight.check(base, tasks.load(recipe.task_name).AUTO_CLASS, recipe.data.max_tokens, whole=whole)
+    task = tasks.load(recipe.task_name, recipe.task_options())
+    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, whole=whole)
     return base.fingerprint
 
 
@@ -174,7 +175,8 @@ def run(
         for draft in output(recipe).glob(".*.draft"):  # of a run that was killed
             shutil.rmtree(draft, ignore_errors=True)
         outcomes: list[Outcome] = []
-        dataset = cache(lambda: data.load(recipe.data, tasks.load(recipe.task_name), recipe.seed))
+        task = tasks.load(recipe.task_name, recipe.task_options())
+        dataset = cache(lambda: data.load(recipe.data, task, recipe.seed))
         for planned in plan(recipe, first=first, until=until or only):
             if only is not None and planned.stage != only and not planned.finished:
                 raise InputError(f"{only} starts from {planned.stage}, which is not finished. Run deploykit run first.")

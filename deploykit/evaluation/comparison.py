@@ -16,7 +16,7 @@ from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
 from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, of_sums, units
 from deploykit.methods import Frozen
-from deploykit.tasks import Example, Prediction, Spec, Task
+from deploykit.tasks import Example, Prediction, Spec, Task, are_same
 
 MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to keep it small
 
@@ -74,7 +74,7 @@ def compare(
     figures = [Figure("drop", loss)]
     if "changes" in task.FIGURES:
         decisions = zip(before.decisions, after.decisions, strict=True)
-        changed = np.array([not np.array_equal(first, second) for first, second in decisions], dtype=float)
+        changed = np.array([not are_same(first, second) for first, second in decisions], dtype=float)
         figures.append(Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples))))
     if "calibration" in task.FIGURES:
         error = [units.calibration_error(rows) for rows in (before, after)]

@@ -72,10 +72,20 @@ def tables(
     return figures
 
 
+def with_oracle(predictor: Predictor, examples: Sequence[Example], seed: int) -> dict[str, Any]:
+    """Returns the number of rows, and the metrics of a second step whose inputs have the true result of the first."""
+    task, spec = predictor.task, predictor.spec
+    predictions = predictor.predict([task.oracle(example) for example in examples])
+    return _measured(Outcomes.of(task, spec, examples, predictions), seed)
+
+
 def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:
     """Returns the number of rows of a slice, and its metrics with their intervals."""
     rows = [row for row, example in enumerate(examples) if example.slice == name]
     gold, predictions = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions))
-    part = replace(outcomes, gold=gold, predictions=predictions)
-    measured = metrics.with_intervals(outcomes.task.METRICS, part, seed)
-    return {"rows": len(rows), "metrics": {key: metric.model_dump() for key, metric in measured.items()}}
+    return _measured(replace(outcomes, gold=gold, predictions=predictions), seed)
+
+
+def _measured(outcomes: Outcomes, seed: int) -> dict[str, Any]:
+    measured = metrics.with_intervals(outcomes.task.METRICS, outcomes, seed)
+    return {"rows": len(outcomes), "metrics": {name: metric.model_dump() for name, metric in measured.items()}}

@@ -96,7 +96,9 @@ def _decoded(forward: Callable[..., Any], batch: Tensors) -> Any:
 def _write(model: Any, call: Call, batch: Tensors, outputs: Outputs, file: Path, opset: int) -> None:
     """Traces `call(forward, batch)` and writes the graph."""
     axes = {name: ENCODER_AXES if name.startswith("encoder") else AXES for name in batch}
-    axes |= {name: AXES if of_row[:1] == ("tokens",) else {0: AXES[0]} for name, of_row in outputs.items()}
+    for name, of_row in outputs.items():
+        tokens = {index: AXES[1] for index, axis in enumerate(of_row, 1) if axis == "tokens"}
+        axes[name] = {0: AXES[0], **tokens}
     with _traceable(model, call, list(batch)), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
             "ignore"

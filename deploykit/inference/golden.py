@@ -19,7 +19,7 @@ from deploykit.errors import ArtifactError
 from deploykit.inference import fallback
 from deploykit.inference.predictor import Predictor
 from deploykit.methods import Frozen
-from deploykit.tasks import Array, Arrays, Prediction, Task
+from deploykit.tasks import Array, Arrays, Prediction, Task, are_same
 from deploykit.tokenizer import lengthened
 
 DEFAULT_TOLERANCE = 0.02  # if the answers of the float graph are not known
@@ -216,7 +216,7 @@ def changed(predictor: Predictor, predictions: Sequence[Prediction], expected: S
         distance = task.distance(first, second)
         if "changes" not in task.FIGURES:
             return not distance <= MAX_TOLERANCE
-        return not np.isfinite(distance) or not np.array_equal(task.decide(first, spec), task.decide(second, spec))
+        return not np.isfinite(distance) or not are_same(task.decide(first, spec), task.decide(second, spec))
 
     return sum(differ(first, second) for first, second in zip(predictions, expected, strict=True))
 

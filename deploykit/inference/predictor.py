@@ -57,7 +57,7 @@ class Predictor:
         module = engines.load(execution.engine)
         model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
         return cls(
-            task=tasks.load(manifest.task),
+            task=tasks.of_manifest(manifest),
             spec=tasks.spec_of(manifest),
             tokenizer=Tokenizer.load(artifact.path, manifest.max_tokens),
             engine=module.load(model, execution),
@@ -85,15 +85,11 @@ class Predictor:
         """
         batch = padded(features, self.tokenizer, self.engine, padding_side)
         outputs, width = self.engine.run(batch), batch["input_ids"].shape[1]
+        token_axes = {name: axes.count("tokens") for name, axes in self.task.OUTPUTS.items()}
         rows = list[Arrays]()
         for index, item in enumerate(features):
             place = self.tokenizer.place(len(item), width, padding_side)
-            rows.append(
-                {
-                    name: outputs[name][index, place] if axes[:1] == ("tokens",) else outputs[name][index]
-                    for name, axes in self.task.OUTPUTS.items()
-                }
-            )
+            rows.append({name: outputs[name][index][(place,) * count] for name, count in token_axes.items()})
         return rows
 
     def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any) -> Prediction:

@@ -23,6 +23,7 @@ from deploykit.errors import ModelError
 from deploykit.methods import did_you_mean
 from deploykit.modeling import checkpoint, configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING, architecture_of
+from deploykit.modeling.heads import SETTING, Heads, encoder_class, with_heads
 
 PACKAGE = "package://"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weights and tokenizer; no code, no pickles
@@ -106,7 +107,13 @@ def require_prunable(base: Base) -> None:
 
 
 def open_base(
-    base: Base, auto_class: str, labels: Sequence[str], *, fine_tuned: bool, pad_id: int | None = None
+    base: Base,
+    auto_class: str,
+    labels: Sequence[str],
+    *,
+    fine_tuned: bool,
+    pad_id: int | None = None,
+    heads: Heads | None = None,
 ) -> transformers.PreTrainedModel:
     """Loads a base model with a head for the labels.
 
@@ -116,23 +123,31 @@ def open_base(
         labels: names of the outputs, in their order.
         fine_tuned: the head must be in the files; otherwise a new one is initialized.
         pad_id: the tokenizer's padding token, for a model that counts positions from it but does not name it.
+        heads: several of them in place of that of the auto class, which opens the encoder alone.
 
     Raises:
         ModelError: the files do not hold such a model, or not with such a head.
     """
     config = configuration.read(base.folder, base.name)
-    if (base.folder / ARCHITECTURE).is_file():
-        if fine_tuned:
-            return checkpoint.load(base.folder, attention=None)
+    own_heads, is_pruned = getattr(config, SETTING, None), (base.folder / ARCHITECTURE).is_file()
+    if fine_tuned and own_heads != heads:
         raise ModelError(
-            f"{base.name} was pruned, and a pruned model cannot be fine-tuned again. Start from the unpruned model, or"
-            " use it as it is with train: null."
+            f"{base.name} does not have the heads of this task, with the labels of the data in their order. Train it,"
+            " or use a model that this task was trained on."
+        )
+    if fine_tuned and (is_pruned or own_heads):
+        return checkpoint.load(base.folder, attention=None)
+    if is_pruned or own_heads:
+        state, other = ("was pruned", "the unpruned model") if is_pruned else ("has several heads", "its base model")
+        raise ModelError(
+            f"{base.name} {state}, and such a model cannot be fine-tuned again. Start from {other}, or use it as it is"
+            " with train: null."
         )
     name_outputs(config, labels)
     if config.pad_token_id is None and config.model_type in POSITIONS_AFTER_PADDING:
         config.pad_token_id = pad_id
     try:
-        model_class = class_of(config, auto_class)
+        model_class = encoder_class(config) if heads else class_of(config, auto_class)
         with process_state.quiet("transformers"):  # it warns of the new head
             model, info = model_class.from_pretrained(
                 base.folder,
@@ -143,10 +158,12 @@ def open_base(
                 attn_implementation=checkpoint.fastest_attention(model_class),
                 **checkpoint.SAFE,
             )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises errors of many types here
         raise not_loaded(base, auto_class, error) from error
-    _check_weights(base, model, info, fine_tuned)
-    return cast(transformers.PreTrainedModel, model)
+    _check_weights(base, model, info, headless=not fine_tuned and not heads)
+    return with_heads(model, heads) if heads else cast(transformers.PreTrainedModel, model)
 
 
 def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:
@@ -170,11 +187,14 @@ def class_of(config: Any, auto_class: str) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
-def _check_weights(base: Base, model: Any, info: dict[str, Any], fine_tuned: bool) -> None:
-    """Refuses a model with weights that are missing or of another size, unless they are a new head's or a pooler's."""
+def _check_weights(base: Base, model: Any, info: dict[str, Any], *, headless: bool) -> None:
+    """Refuses a model with weights that are missing or of another size, unless they are a new head's or a pooler's.
+
+    `headless`: a head, which is whatever lies outside the base model, may be missing in the files.
+    """
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]  # 5 adds sizes
-    absent = [*(name for name in info["missing_keys"] if ".pooler." not in name), *mismatched]
-    absent = [name for name in absent if fine_tuned or name.startswith(f"{model.base_model_prefix}.")]
+    absent = [*(name for name in info["missing_keys"] if "pooler" not in name.split(".")), *mismatched]
+    absent = [name for name in absent if not headless or name.startswith(f"{model.base_model_prefix}.")]
     if absent:
         raise ModelError(
             f"{base.name} lacks {len(absent)} weights of a {model.config.model_type} model, or has them in another"

@@ -19,6 +19,7 @@ from deploykit.artifact import ARCHITECTURE, CONFIG, GENERATION, WEIGHTS
 from deploykit.errors import ModelError
 from deploykit.modeling import configuration, surgery
 from deploykit.modeling.architectures import is_known
+from deploykit.modeling.heads import EncoderWithHeads
 from deploykit.modeling.surgery import Shape
 
 # No code that comes with a model, no pickles, and no question whether to run code.
@@ -67,21 +68,23 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     config = configuration.read(folder, str(folder))
     model_class = _named_class(config, folder)
     attention = attention or fastest_attention(model_class)
-    if not (folder / ARCHITECTURE).is_file():
+    sizes = folder / ARCHITECTURE
+    if not sizes.is_file() and model_class is not EncoderWithHeads:
         model = model_class.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=torch.float32, **SAFE
         )
         return copied(model)
-    content = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
     model = model_class._from_config(config, attn_implementation=attention, dtype=torch.float32)
-    model = surgery.resized(model, [Shape(**layer) for layer in content["layers"]])
+    if sizes.is_file():
+        content = json.loads(sizes.read_text(encoding="utf-8"))
+        model = surgery.resized(model, [Shape(**layer) for layer in content["layers"]])
     aliases = set(model.state_dict()) - set(_without_aliases(model))
     try:
         missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     except RuntimeError:  # a weight of another size
         missing, unexpected = [WEIGHTS], []
     if set(missing) - aliases or unexpected:
-        raise ModelError(f"{folder / WEIGHTS} does not fit {ARCHITECTURE}: build the artifact again.")
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and {ARCHITECTURE}: build the artifact again.")
     if (folder / GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
@@ -89,7 +92,7 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
 
 def _named_class(config: Any, folder: Path) -> Any:
     name = str((config.architectures or [""])[0])
-    model_class = getattr(transformers, name, None)
+    model_class = EncoderWithHeads if name == EncoderWithHeads.__name__ else getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ModelError(f"{folder / CONFIG} names no model class in `architectures`, found {name!r}.")
     return model_class

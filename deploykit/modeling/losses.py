@@ -78,27 +78,30 @@ def binary_cross_entropy(
 
     Args:
         logits: `(..., labels)`.
-        targets: 0 or 1 for each, or probabilities; the same shape.
+        targets: 0 or 1 for each, or probabilities; the same shape, NaN where there is none.
         weights: of the labels that are 1; default: all equal.
         smoothing: how far targets are moved towards one half.
     """
-    smooth = targets.float() * (1 - smoothing) + smoothing / 2
+    exist = ~targets.isnan()
+    smooth = targets.float().nan_to_num() * (1 - smoothing) + smoothing / 2
     weights = None if weights is None else weights.to(logits.device)
-    summed = functional.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="sum")
-    return summed, torch.tensor(targets.numel(), device=logits.device)
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="none")
+    return (losses * exist).sum(), exist.sum()
 
 
 def squared_error(logits: torch.Tensor, targets: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the summed squared error of numbers of the same shape, and how many there are."""
-    summed = functional.mse_loss(logits.float().reshape(targets.shape), targets.float(), reduction="sum")
-    return summed, torch.tensor(targets.numel(), device=logits.device)
+    """Returns the summed squared error of numbers of the same shape, and how many there are; NaN is none."""
+    exist = ~targets.isnan()
+    errors = (logits.float().reshape(targets.shape) - targets.float().nan_to_num()) ** 2
+    return (errors * exist).sum(), exist.sum()
 
 
 def is_learned(target: Target, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Returns which rows of an output, `(..., labels)`, have a target, `(...)`."""
     if target.loss == "cross_entropy":
         return targets != IGNORED
-    return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    missing = targets.isnan()
+    return ~(missing.any(dim=-1) if missing.dim() == logits.dim() else missing)
 
 
 LOSSES = {

@@ -96,12 +96,13 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _stacked(targets: Sequence[Array], axes: Sequence[str], tokenizer: Tokenizer) -> Array:
     """Stacks the targets of rows; those of tokens are padded with `IGNORED`, as the tokens are."""
-    if axes[:1] != ("tokens",):
+    count = axes.count("tokens")
+    if not count:
         return np.stack(list(targets))
     width = max(len(target) for target in targets)
-    padded = np.full((len(targets), width, *targets[0].shape[1:]), IGNORED, dtype=targets[0].dtype)
+    padded = np.full((len(targets), *[width] * count, *targets[0].shape[count:]), IGNORED, dtype=targets[0].dtype)
     for row, target in enumerate(targets):
-        padded[row, tokenizer.place(len(target), width)] = target
+        padded[row][(tokenizer.place(len(target), width),) * count] = target
     return padded
 
 

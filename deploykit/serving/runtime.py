@@ -62,7 +62,7 @@ class Runtime:
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.traces = Traces(artifact.manifest.name, artifact.manifest.version) if settings.traces else None
-        task, spec = tasks.load(artifact.manifest.task), tasks.spec_of(artifact.manifest)
+        task, spec = tasks.of_manifest(artifact.manifest), tasks.spec_of(artifact.manifest)
         self.metrics = Metrics(routes, tasks.observed_labels(task, spec))
         self.records: Recorder | None = None
         self.offload = Offload()

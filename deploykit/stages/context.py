@@ -78,7 +78,7 @@ class Job:
     @property
     def task(self) -> tasks.Task:
         """The recipe's task."""
-        return tasks.load(self.recipe.task_name)
+        return tasks.load(self.recipe.task_name, self.recipe.task_options())
 
     def tokenizer(self) -> Tokenizer:
         """Loads the parent's tokenizer."""

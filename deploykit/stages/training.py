@@ -14,6 +14,7 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_model, base_tokenizer, checkpoint
 from deploykit.modeling.base_model import Base
+from deploykit.modeling.heads import describe
 from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
@@ -21,6 +22,7 @@ from deploykit.stages.context import Job
 from deploykit.tasks import Example, Prediction, Spec
 from deploykit.tokenizer import Tokenizer
 
+ORACLE_SLICE = "with the true entities given"
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,8 @@ def train(job: Job) -> Artifact:
     transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
     with draft(job.target) as folder:
         tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
-        model, labels = _open(job, base, tokenizer)
-        spec, pair = _spec(job, labels), len(dataset.train[0].input.texts) > 1
+        model, spec = _open(job, base, tokenizer)
+        pair = len(dataset.train[0].input.texts) > 1
         predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
@@ -54,6 +56,9 @@ def train(job: Job) -> Artifact:
         predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
         spec = predictor.spec
         table = scoring.tables(task, spec, dataset.test, predictions["test"], recipe.seed)
+        if hasattr(task, "oracle"):
+            oracle = scoring.with_oracle(predictor, dataset.test, recipe.seed)
+            table["slices"] = {**table.get("slices", {}), ORACLE_SLICE: oracle}
 
         checkpoint.save(model, folder)
         return job.finish(
@@ -64,7 +69,7 @@ def train(job: Job) -> Artifact:
             parameters=checkpoint.parameters(model),
             details={"data": dataset.summary, "lengths": lengths, "curve": trained.curve, "test": table},
             facts={
-                "labels": labels,
+                "labels": spec.labels,
                 "pair": pair,
                 "max_tokens": tokenizer.max_tokens,
                 "base_model": base.name,
@@ -73,15 +78,18 @@ def train(job: Job) -> Artifact:
         )
 
 
-def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
-    """Opens the base model, and returns it with the labels in the order of its outputs."""
+def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
+    """Opens the base model; the labels are in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
     labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
     if fine_tuned and names:
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
-    outputs = names or getattr(task, "OUTPUT_NAMES", ())
-    model = base_model.open_base(base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id)
+    spec, outputs = _spec(job, labels), names or getattr(task, "OUTPUT_NAMES", ())
+    heads = describe(task.OUTPUTS, task.heads(spec)) if hasattr(task, "heads") else None
+    model = base_model.open_base(
+        base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
+    )
     if labels != names:
         base_model.reorder_outputs(model, [names.index(label) for label in labels])
     base_model.name_outputs(model.config, labels)
@@ -89,7 +97,7 @@ def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreT
     require_weights(model, base.name)
     if model.config.pad_token_id is None:  # of a decoder, which classifies a text by its last token before padding
         model.config.pad_token_id = tokenizer.pad_id
-    return model, labels
+    return model, spec
 
 
 def _spec(job: Job, labels: tuple[str, ...]) -> Spec:

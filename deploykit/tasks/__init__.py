@@ -121,6 +121,15 @@ class Optional(Protocol):
     `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names.
     """
 
+    def bind(self, options: Any) -> "Task":
+        """Returns the task with these options, for a task whose outputs, metrics and answers depend on them."""
+
+    def heads(self, spec: Spec) -> Mapping[str, tuple[str, ...]]:
+        """Returns the labels of each output of a model that is an encoder with a head for each of them."""
+
+    def heads_of(self, spec: Spec) -> Mapping[str, tuple["Task", Spec]]:
+        """Returns the tasks that this one consists of, by name, each with its labels and options."""
+
     def prepare(self, examples: Sequence[Example], options: Any) -> Any:
         """Returns the options with what is learned from the training examples before training."""
 
@@ -132,6 +141,12 @@ class Optional(Protocol):
 
     def items(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
         """Lists what a decision claims, for F1 and recall: tuples that begin with a label, such as an entity."""
+
+    def spans(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
+        """Lists the spans of a decision, of a task whose items are something else."""
+
+    def oracle(self, example: Example) -> Any:
+        """Returns the input with the true result of a first step, to judge the second step alone."""
 
     def item_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels that items may have."""
@@ -248,9 +263,27 @@ def observed_labels(task: Task, spec: Spec) -> tuple[str, ...]:
     return own(spec) if own else spec.labels
 
 
-def load(name: str) -> Task:
-    """Imports a task by name, for example `"text-classification"`."""
-    return cast(Task, methods.load("task", name))
+def load(name: str, options: Any = None) -> Task:
+    """Imports a task by name, for example `"text-classification"`.
+
+    Args:
+        name: that `methods.available("task")` lists.
+        options: of the task, for one that depends on them; default: the task's own defaults.
+    """
+    task = cast(Task, methods.load("task", name))
+    return task.bind(options) if options is not None and hasattr(task, "bind") else task
+
+
+def of_manifest(manifest: Manifest) -> Task:
+    """Returns the task of an artifact."""
+    return load(manifest.task, spec_of(manifest).options)
+
+
+def are_same(first: Any, second: Any) -> bool:
+    """Says whether two decisions are the same: arrays, or dictionaries of them, or anything else that can be equal."""
+    if isinstance(first, Mapping):
+        return all(are_same(value, second[name]) for name, value in first.items())
+    return np.array_equal(first, second) if isinstance(first, np.ndarray) else bool(first == second)
 
 
 def softmax(logits: Float32) -> Float32:

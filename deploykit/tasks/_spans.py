@@ -23,11 +23,25 @@ def reader(
 
 
 def _from_spans(text: Any, spans: Any) -> Example:
+    trimmed = read_spans(text, spans)  # refuses what is no text
+    return Example(TextInput(text=text), trimmed)
+
+
+def read_spans(text: Any, spans: Any) -> tuple[Span, ...]:
+    """Returns labelled spans of a text in their order, without white space at their ends.
+
+    Args:
+        text: a text that is not empty.
+        spans: a list of objects with `start`, `end` and `label`.
+
+    Raises:
+        ValueError: a span lies outside the text, covers no unit or cuts one, or two overlap.
+    """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the text is {text!r}, expected one that is not empty")
     if not isinstance(spans, list) or not all(isinstance(span, Mapping) for span in spans):
         raise ValueError(f"spans is {spans!r}, expected a list of objects with start, end and label")
-    return _example(text, [_span(span, text) for span in spans])
+    return _trimmed(text, [_span(span, text) for span in spans])
 
 
 def _span(span: Mapping[str, Any], text: str) -> Span:
@@ -53,12 +67,11 @@ def _from_tags(tokens: Any, tags: Any, canonical: Callable[[str], str]) -> Examp
         raise ValueError("all tokens are white space")
     named = decode_entities([*map(canonical, tags)])
     spans = [Span(offsets[first][0], offsets[last][1], label) for label, first, last in named]
-    return _example(
-        text, [span for span in spans if UNIT.search(text, span.start, span.end)]
-    )  # not of white space only
+    visible = [span for span in spans if UNIT.search(text, span.start, span.end)]  # not of white space only
+    return Example(TextInput(text=text), _trimmed(text, visible))
 
 
-def _example(text: str, spans: Sequence[Span]) -> Example:
+def _trimmed(text: str, spans: Sequence[Span]) -> tuple[Span, ...]:
     """Sorts the spans and removes the white space at their ends.
 
     Raises:
@@ -79,4 +92,4 @@ def _example(text: str, spans: Sequence[Span]) -> Example:
     for before, after in pairwise(trimmed):
         if after.start < before.end:
             raise ValueError(f"the spans {before} and {after} overlap, expected one label per word")
-    return Example(TextInput(text=text), tuple(trimmed))
+    return tuple(trimmed)

@@ -65,15 +65,18 @@ class Definition(Protocol):
 
 
 def load(name: str) -> Definition:
-    """Returns a metric by name, for example `"accuracy"`."""
+    """Returns a metric by name, for example `"accuracy"`; of a head, `"intent/accuracy"`."""
+    from deploykit.evaluation.metrics.heads import OfHead
     from deploykit.evaluation.metrics.registry import METRICS
 
-    return METRICS[name]
+    head, _, own = name.rpartition("/")
+    return OfHead(head, METRICS[own]) if head else METRICS[own]
 
 
 def compute(names: Sequence[str], rows: Outcomes) -> dict[str, float]:
-    """Computes metrics by name."""
-    return {name: load(name).value(rows) for name in names}
+    """Computes metrics by name; those of a head need rows with its labels."""
+    values = {name: load(name).value(rows) for name in names}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def with_intervals(names: Sequence[str], rows: Outcomes, seed: int) -> dict[str, Metric]:

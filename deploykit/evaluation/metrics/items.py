@@ -49,6 +49,22 @@ class MacroF1:
         return of_sums(count(rows)[1], value)
 
 
+class SpanF1:
+    """The F1 of all spans together, of tasks that predict more than spans."""
+
+    HIGHER = True
+
+    def value(self, rows: Outcomes) -> float:
+        """Computes it from the counts of all rows."""
+        return float(self.statistic(rows)(np.ones((1, len(rows))))[0])
+
+    def statistic(self, rows: Outcomes) -> Statistic:
+        """Returns 2 right / (true + predicted) of drawn rows."""
+        sides = ([set(rows.task.spans(row, rows.spec)) for row in side] for side in (rows.gold, rows.decisions))
+        counts = [(len(true & guess), len(true), len(guess)) for true, guess in zip(*sides, strict=True)]
+        return of_sums(np.array(counts), lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
+
+
 class EntityF1(MicroF1):
     """The micro-averaged F1 of entities, as in CoNLL: an entity is right only if its ends and label are."""
 

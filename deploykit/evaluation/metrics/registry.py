@@ -2,7 +2,8 @@
 
 from deploykit.evaluation.metrics import Definition
 from deploykit.evaluation.metrics.answers import AnswerF1, ExactMatch
-from deploykit.evaluation.metrics.items import EntityF1, MacroF1, MicroF1
+from deploykit.evaluation.metrics.heads import MeanOfHeads
+from deploykit.evaluation.metrics.items import EntityF1, MacroF1, MicroF1, SpanF1
 from deploykit.evaluation.metrics.numbers import Pearson, RootMeanSquaredError, Spearman
 from deploykit.evaluation.metrics.units import Accuracy, AveragePrecision, Matthews, RocAuc
 
@@ -15,8 +16,11 @@ METRICS: dict[str, Definition] = {
     "macro_f1": MacroF1(),
     "micro_f1": MicroF1(),
     "matthews": Matthews(),
+    "mean_of_heads": MeanOfHeads(),
     "pearson": Pearson(),
+    "relation_f1": MicroF1(),
     "rmse": RootMeanSquaredError(),
     "roc_auc": RocAuc(),
+    "span_f1": SpanF1(),
     "spearman": Spearman(),
 }

@@ -10,7 +10,10 @@ from rows import inputs_of
 
 from deploykit import tasks
 from deploykit.artifact import GRAPH
+from deploykit.inference.predictor import Predictor
+from deploykit.tasks import multi_task as MultiTask  # noqa: N812
 from deploykit.tasks.question_answering import Input as Question
+from deploykit.tasks.relation_extraction import Input as Related
 
 TEXTS = ["a great film", "the plot is weak"]
 CONTEXT = "anna lives in london ."
@@ -18,20 +21,31 @@ PREDICT = "/v1/predict"
 
 
 def graph(file, outputs, labels):
-    """A graph whose outputs are sums, over a text or of each token, of the rows of a table of weights."""
+    """A graph whose outputs are sums, over a text, of each token or of each pair, of the rows of a table of weights.
+
+    `labels` is the number of each output's labels.
+    """
     nodes, constants, infos = [], [], []
     for seed, (name, axes) in enumerate(outputs.items()):
-        columns = labels if axes[-1] == "labels" else 1
+        columns = labels[name] if axes[-1] == "labels" else 1
         weights = np.random.default_rng(seed + 5).normal(size=(200, columns)).astype(np.float32)
         constants += [numpy_helper.from_array(weights, f"{name}.weights")]
         nodes.append(helper.make_node("Gather", [f"{name}.weights", "input_ids"], [f"{name}.rows"]))
         if axes == ("tokens",):
             nodes.append(helper.make_node("Squeeze", [f"{name}.rows", "last"], [name]))
+        elif axes == ("tokens", "labels"):
+            nodes.append(helper.make_node("Identity", [f"{name}.rows"], [name]))
+        elif axes == ("tokens", "tokens", "labels"):
+            sides = [f"{name}.first", f"{name}.second"]
+            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "two"], [sides[0]]))
+            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "tokens"], [sides[1]]))
+            nodes.append(helper.make_node("Sub", sides, [name]))
         else:
             nodes.append(helper.make_node("ReduceSum", [f"{name}.rows", "tokens"], [name], keepdims=0))
-        shape = ["batch", "tokens"] if axes == ("tokens",) else ["batch", columns]
+        shape = ["batch", *(columns if axis == "labels" else axis for axis in axes)]
         infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    constants += [numpy_helper.from_array(np.array([-1]), "last"), numpy_helper.from_array(np.array([1]), "tokens")]
+    numbers = {"last": -1, "tokens": 1, "two": 2}
+    constants += [numpy_helper.from_array(np.array([number]), name) for name, number in numbers.items()]
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
     built = helper.make_graph(nodes, "tiny", [ids], infos, constants)
     onnx.save(helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
@@ -45,6 +59,21 @@ INPUTS = {
         (),
         {"stride": 16, "no_answer_threshold": 0.0},
     ),
+    "relation-extraction": (
+        [Related(text="anna lives in london"), Related(text=CONTEXT, entities=[{"start": 0, "end": 4, "label": "A"}])],
+        ("O", "B-A", "I-A"),
+        {"relations": ["of", "in"]},
+    ),
+    "multi-task": (
+        [MultiTask.Input(text=TEXTS[0]), MultiTask.Input(text=TEXTS[1], heads=["intent"])],
+        (),
+        {
+            "heads": {
+                "intent": {"method": "text-classification", "labels": ["play", "stop"]},
+                "slots": {"method": "token-classification", "labels": ["O", "B-A", "I-A"]},
+            }
+        },
+    ),
 }
 
 
@@ -52,10 +81,15 @@ INPUTS = {
 def served(request, serve, make_package, tmp_path):
     """A client of a service of the task, the task, its inputs, and the answers that the predictor gives."""
     name = request.param
-    task, (inputs, labels, options) = tasks.load(name), INPUTS[name]
+    inputs, labels, options = INPUTS[name]
+    task = tasks.load(name, tasks.load(name).Options.model_validate(options))
+    columns = dict.fromkeys(task.OUTPUTS, max(len(labels), 1))
+    if hasattr(task, "heads"):
+        spec = tasks.Spec(labels, tasks.load(name).Options.model_validate(options))
+        columns = {output: len(names) for output, names in task.heads(spec).items()}
     package = make_package(
         tmp_path / "package",
-        before=lambda folder: graph(folder / GRAPH, task.OUTPUTS, max(len(labels), 1)),
+        before=lambda folder: graph(folder / GRAPH, task.OUTPUTS, columns),
         questions=inputs,
         task=name,
         labels=labels,
@@ -65,8 +99,6 @@ def served(request, serve, make_package, tmp_path):
 
 
 def expected(package, inputs):
-    from deploykit.inference.predictor import Predictor
-
     return [answer.model_dump() for answer in Predictor.load(package, 1).answers(inputs)]
 
 
@@ -86,6 +118,9 @@ def test_the_service_answers_as_the_predictor_does(served):
 
 def test_the_inference_api_gives_what_a_pipeline_gives(served):
     client, task, inputs, package = served
+    if "pipeline" not in task.CAPABILITIES:
+        assert client.post("/models/tiny", json_body={"inputs": TEXTS}).status == 404
+        return
     items = TEXTS if task.Input is tasks.TextInput else [item.model_dump(exclude={"contexts"}) for item in inputs]
     response = client.post("/models/tiny", json_body={"inputs": items})
     assert response.status == 200, response.content
@@ -107,7 +142,8 @@ def test_open_inference_clients_get_the_answer_and_the_tensors_of_the_task(serve
     outputs = {output["name"]: output for output in response.json()["outputs"]}
     assert set(outputs) == {tensor["name"] for tensor in metadata["outputs"]}
     answers = [json.loads(text) for text in outputs["answer"]["data"]]
-    assert approximately(answers) == approximately(expected(package, inputs))
+    plain = [task.Input(**{name: getattr(item, name) for name in names}) for item in inputs]
+    assert approximately(answers) == approximately(expected(package, plain))
     assert ("scores" in outputs) == ("tensors" in task.CAPABILITIES)
 
 
@@ -128,5 +164,7 @@ def test_labels_and_answers_are_counted(served):
     counted = sum(
         float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith("deploykit_predictions_total{")
     )
-    answers = expected(package, inputs)
-    assert counted == sum(len(answer["labels"]) if "labels" in answer else "answer" in answer for answer in answers)
+    predictor = Predictor.load(package, 1)
+    observed = task.observe(predictor.predict(inputs), predictor.spec)
+    assert counted == len(observed.labels)
+    assert (counted > 0) == (task is not tasks.load("regression"))

@@ -1,0 +1,182 @@
+"""One encoder of transformers with any number of heads, for tasks that transformers has no model class for.
+
+The form of a head follows from the axes of its output: `("labels",)` gives scores of the text, from the mean of its
+tokens' states; `("tokens", "labels")` gives scores of each token; `("tokens", "tokens", "labels")` gives scores of each
+ordered pair of tokens, by a biaffine product (Dozat and Manning, 2017, section 3.2) of 128 columns for each side.
+"""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+
+from deploykit.errors import ModelError
+
+SETTING = "heads"  # of the configuration: the outputs by name, each with its `axes` and `labels`
+PAIR_SIZE = 128
+DROPOUT = 0.1
+Heads = Mapping[str, Mapping[str, list[str]]]
+
+
+class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
+    """An encoder, and the heads that its configuration lists."""
+
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        encoder = encoder_class(config)
+        attention = config._attn_implementation if getattr(encoder, "_supports_sdpa", False) else "eager"
+        self.encoder = _without_pooler(encoder._from_config(config, attn_implementation=attention))
+        width = self.encoder.get_input_embeddings().embedding_dim
+        width = int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or width)
+        heads = getattr(config, SETTING)
+        self.heads = nn.ModuleDict({name: _head(heads[name], width) for name in heads})
+        self.input_names = tuple(
+            name
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in signature(self.encoder.forward).parameters
+            and (name != "token_type_ids" or getattr(config, "type_vocab_size", 0) > 0)
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Runs the encoder once, and every head on its states.
+
+        Args:
+            input_ids: `(batch, tokens)`.
+            attention_mask: 0 for padding, `(batch, tokens)`.
+            token_type_ids: `(batch, tokens)`, for encoders that have them.
+            output_hidden_states: adds `hidden_states`.
+
+        Returns:
+            The outputs by name.
+        """
+        types = {"token_type_ids": token_type_ids} if "token_type_ids" in self.input_names else {}
+        encoded = self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **types,
+        )
+        states = encoded.last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        outputs: dict[str, Any] = {name: head(states, mask) for name, head in self.heads.items()}
+        return {**outputs, "hidden_states": encoded.hidden_states} if output_hidden_states else outputs
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws the weights of the heads; the encoder's class draws its own."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class TextHead(nn.Module):
+    """Scores of a text, `(batch, labels)`."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.dense, self.dropout, self.output = nn.Linear(width, width), nn.Dropout(DROPOUT), nn.Linear(width, labels)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Reads the mean of the states `(batch, tokens, width)` where the mask `(batch, tokens)` is 1."""
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return cast(torch.Tensor, self.output(self.dropout(torch.tanh(self.dense(self.dropout(mean))))))
+
+
+class TokenHead(nn.Module):
+    """Scores of each token, `(batch, tokens, labels)`."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.dropout, self.output = nn.Dropout(DROPOUT), nn.Linear(width, labels)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Reads the states `(batch, tokens, width)`."""
+        return cast(torch.Tensor, self.output(self.dropout(states)))
+
+
+class PairHead(nn.Module):
+    """Scores of each ordered pair of tokens, `(batch, tokens, tokens, labels)`: `x U y + A x + B y + c`."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, PAIR_SIZE), nn.Linear(width, PAIR_SIZE)
+        self.product = nn.Linear(PAIR_SIZE, labels * PAIR_SIZE, bias=False)
+        self.of_first, self.of_second = nn.Linear(PAIR_SIZE, labels), nn.Linear(PAIR_SIZE, labels, bias=False)
+        self.dropout, self.labels = nn.Dropout(DROPOUT), labels
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Reads the states `(batch, tokens, width)`."""
+        first, second = (
+            nn.functional.gelu(side(self.dropout(states))) for side in (self.first, self.second)
+        )  # (batch, tokens, PAIR_SIZE)
+        batch, tokens = states.shape[0], states.shape[1]
+        product = self.product(first).reshape(batch, tokens * self.labels, PAIR_SIZE)
+        scores = torch.matmul(product, second.transpose(1, 2)).reshape(batch, tokens, self.labels, tokens)
+        both = self.of_first(first).unsqueeze(2) + self.of_second(second).unsqueeze(1)
+        return cast(torch.Tensor, scores.transpose(2, 3) + both)
+
+
+HEADS: Mapping[tuple[str, ...], type[nn.Module]] = {
+    ("labels",): TextHead,
+    ("tokens", "labels"): TokenHead,
+    ("tokens", "tokens", "labels"): PairHead,
+}
+
+
+def _head(setting: Mapping[str, Any], width: int) -> nn.Module:
+    return HEADS[tuple(setting["axes"])](width, len(setting["labels"]))
+
+
+def _without_pooler(encoder: Any) -> Any:
+    """Removes the layer that some encoders put on their first token, which no head reads."""
+    if hasattr(encoder, "pooler"):
+        encoder.pooler = None
+    return encoder
+
+
+def encoder_class(config: Any) -> Any:
+    """Returns the class of the encoder of a configuration.
+
+    Raises:
+        ModelError: it is a model that reads one text and writes another.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"models of type {config.model_type!r} write a text after reading another, and this task puts several"
+            " heads on an encoder. Choose a model such as BERT."
+        )
+    model_class = transformers.AutoModel._model_mapping[type(config)]
+    return model_class[0] if isinstance(model_class, tuple) else model_class
+
+
+def describe(outputs: Mapping[str, tuple[str, ...]], labels: Mapping[str, tuple[str, ...]]) -> Heads:
+    """Returns heads as the configuration lists them, from the axes and the labels of each output."""
+    return {name: {"axes": list(outputs[name]), "labels": list(labels[name])} for name in labels}
+
+
+def with_heads(encoder: Any, heads: Heads) -> EncoderWithHeads:
+    """Puts new heads on an encoder, which becomes a part of the model."""
+    setattr(encoder.config, SETTING, heads)
+    with torch.device("meta"):
+        model = EncoderWithHeads(encoder.config)
+    model.encoder = _without_pooler(encoder)
+    model.heads.to_empty(device="cpu")
+    model.heads.apply(model._init_weights)
+    return model
