@@ -133,10 +133,12 @@ def examples_of(task):
 
 def outputs_of(task, spec, features, seed):
     """Random outputs of a model for some features."""
-    random, labels = np.random.default_rng(seed), max(len(spec.labels), 1)
+    random = np.random.default_rng(seed)
+    own = task.heads(spec) if hasattr(task, "heads") else {}
+    labels = {name: len(own.get(name, spec.labels)) or 1 for name in task.OUTPUTS}
     return [
         {
-            name: random.normal(size=[{"tokens": len(part), "labels": labels}[axis] for axis in axes]).astype(
+            name: random.normal(size=[{"tokens": len(part), "labels": labels[name]}[axis] for axis in axes]).astype(
                 np.float32
             )
             for name, axes in task.OUTPUTS.items()

@@ -36,6 +36,15 @@ TIMINGS = ("runtime", "samples_per_second", "steps_per_second")
 log = logging.getLogger(__name__)
 
 
+class LossTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that keeps neither logits nor targets while it evaluates: `compute_metrics` predicts by itself."""
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Returns the loss of a batch, and numbers in place of its logits and targets, which may not be missing."""
+        loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
+        return loss, torch.zeros(1), torch.zeros(1)
+
+
 def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
     """Fits a module, whose outputs have `logits`, in place and leaves it at its best epoch.
 
@@ -64,7 +73,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         tensors = collate(problem, [item["row"] for item in items])
         return {**inputs(model, tensors), "labels": tensors["labels"]}
 
-    trainer: Trainer = Trainer(
+    trainer: LossTrainer = LossTrainer(
         model=model,
         args=_arguments(problem, options, work),
         train_dataset=_dataset(problem.train),
@@ -72,7 +81,6 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         data_collator=batch,
         compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
         compute_metrics=lambda _: quality(model, problem, f"after epoch {trainer.state.epoch:g}, {rate}"),
-        preprocess_logits_for_metrics=lambda *_: torch.zeros(1),  # or it would keep all logits
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *early_stopping, *([deadline] if deadline else [])],
     )

@@ -157,11 +157,16 @@ def require_weights(model: torch.nn.Module, name: str) -> None:
 def require_finite(task: Task, predictions: Mapping[str, Sequence[Prediction]], name: str) -> None:
     """Raises a ModelError if predictions, by split, hold NaN or infinite numbers."""
     for split, rows in predictions.items():
-        if count := sum(not all(np.isfinite(array).all() for array in task.dump([row]).values()) for row in rows):
+        if count := sum(not are_finite(task.dump([row])) for row in rows):
             raise ModelError(
                 f"{name} gives NaN or infinite logits for {count} of {len(rows)} texts of the {split} split."
                 " Its weights are too large: take another copy, or train it with a lower learning_rate."
             )
+
+
+def are_finite(arrays: Arrays) -> bool:
+    """Says whether the floating-point arrays of predictions are free of NaN and infinity."""
+    return all(np.isfinite(array).all() for array in arrays.values() if np.issubdtype(array.dtype, np.floating))
 
 
 def largest(arrays: Arrays) -> float:

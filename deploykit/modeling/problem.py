@@ -13,7 +13,7 @@ from deploykit.engines.torch import TorchModel
 from deploykit.errors import ModelError
 from deploykit.evaluation import metrics
 from deploykit.inference.predictor import Predictor, batches, collated
-from deploykit.modeling.losses import ADVICE
+from deploykit.modeling.losses import ADVICE, are_finite
 from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task
 from deploykit.tokenizer import Features, Tokenizer
 
@@ -131,7 +131,7 @@ def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, fl
     execution = Execution(engine="torch", threads=torch.get_num_threads(), batch_tokens=BATCH_TOKENS)
     predictor = Predictor(task, spec, problem.tokenizer, TorchModel(model, execution))
     predictions = predictor.predict([example.input for example in problem.validation])
-    if not all(np.isfinite(array).all() for array in task.dump(predictions).values()):
+    if not are_finite(task.dump(predictions)):
         raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
     return metrics.compute(task.METRICS, metrics.Outcomes.of(task, spec, problem.validation, predictions))
 

@@ -69,6 +69,7 @@ class MultiTask:
     encode = staticmethod(encode)
 
     def __init__(self, options: Options) -> None:
+        self.Options = Options
         self.parts = [Head(name, head) for name, head in options.heads.items()]
         self.OUTPUTS = {key: axes for head in self.parts for key, axes in head.prefixed(head.task.OUTPUTS).items()}
         self.TARGETS = {

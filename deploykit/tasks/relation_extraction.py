@@ -236,8 +236,7 @@ def items(decision: Decision, spec: Spec) -> Sequence[tuple[Any, ...]]:
 
 def item_labels(spec: Spec) -> tuple[str, ...]:
     """Lists the labels of relations."""
-    relations: tuple[str, ...] = spec.options.relations
-    return relations
+    return tuple(spec.options.relations)
 
 
 def changes(example: Example, before: Decision, after: Decision, spec: Spec) -> list[dict[str, str]]:

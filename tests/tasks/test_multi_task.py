@@ -41,7 +41,9 @@ def outputs_of(task, spec, features, seed=0):
     random, labels = np.random.default_rng(seed), task.heads(spec)
     return [
         {
-            name: random.normal(size=[{"tokens": len(part), "labels": len(labels[name])}[axis] for axis in axes])
+            name: random.normal(
+                size=[{"tokens": len(part), "labels": len(labels[name])}[axis] for axis in axes]
+            ).astype(np.float32)
             for name, axes in task.OUTPUTS.items()
         }
         for part in features
@@ -189,7 +191,7 @@ def test_the_first_metric_is_the_mean_of_the_heads_and_each_counts_its_own_rows(
         mood, own_spec, [outcomes.gold[row]["mood"] for row in rows], [predictions[row]["mood"] for row in rows]
     )
     assert figures["mood/accuracy"] == metrics.compute(("accuracy",), alone)["accuracy"]
-    weights = np.ones((1, len(examples)))
+    weights = np.ones((1, len(examples)), dtype=np.int64)
     for name in ("mean_of_heads", "mood/accuracy", "names/entity_f1"):
         value = metrics.load(name).statistic(outcomes)(weights)
         assert value[0] == pytest.approx(figures[name], abs=1e-9)
