@@ -337,7 +337,7 @@ def tiny_recipe(tiny_model, tmp_path_factory, review_files, tagged_files):
         content = {
             "name": "tiny",
             "task": task,
-            "model": str(bases[task]),
+            "model": str(bases[task if task == "token-classification" else "text-classification"]),
             "data": {name: str(files / f"{name}.jsonl") for name in ("train", "validation", "test")},
             "train": {"method": "full", "epochs": 6, "learning_rate": 1e-3},
             "prune": {"method": "width", "keep": 0.75, "distill": {"epochs": 2, "learning_rate": 1e-3}},

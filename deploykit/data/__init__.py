@@ -13,8 +13,10 @@ from typing import Any
 
 from deploykit.artifact import sha256_of
 from deploykit.data import checks, examples, formats, sources, splits, statistics
+from deploykit.data.table import join
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection, file_format, is_file
+from deploykit.recipe.sections import HEAD
 from deploykit.tasks import Example, Task
 from deploykit.tokenizer import Tokenizer
 
@@ -73,10 +75,17 @@ def fingerprint(section: DataSection, seed: int) -> str:
     """
     content = section.model_dump()
     for name in NAMES:
-        if content[name] and is_file(content[name]):
-            path = sources.locate(content[name])
-            content[name] = {"format": file_format(path.name), "sha256": _hashes(path)}
+        if isinstance(content[name], dict):
+            content[name] = {head: _identity(path) for head, path in content[name].items()}
+        elif content[name] and is_file(content[name]):
+            content[name] = _identity(content[name])
     return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()
+
+
+def _identity(source: str) -> dict[str, Any]:
+    """Returns the format and the content of a file or a directory."""
+    path = sources.locate(source)
+    return {"format": file_format(path.name), "sha256": _hashes(path)}
 
 
 def _hashes(path: Path) -> str | list[tuple[str, str]]:
@@ -113,11 +122,13 @@ def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]
 
 
 def _table(section: DataSection, name: str) -> sources.Table:
-    """Reads a split, which is a file, a directory, or a split of the data set that `train` names."""
-    source: str = getattr(section, name)
+    """Reads a split, which is a file, a directory, a file for each head, or a split of the data set of `train`."""
+    source: str | dict[str, str] = getattr(section, name)
+    if isinstance(source, dict):
+        return join({head: sources.read(path, name, section.format) for head, path in source.items()}, HEAD)
     if name == "train" or is_file(source):
         return sources.read(source, name, section.format)
-    if not sources.has_splits(section.train):
+    if isinstance(section.train, dict) or not sources.has_splits(section.train):
         raise DataError(
             f"data.{name} is {source!r}, expected a file ({formats.SUFFIXES}) since data.train is one."
             " Name a file, or leave it out to cut it from data.train."

@@ -65,3 +65,25 @@ def place_order(place: Place) -> tuple[str, int]:
     """Returns a key that sorts places by file and then by number."""
     file, _, number = str(place).rpartition(":")
     return file, int(number)
+
+
+def join(tables: Mapping[str, Table], column: str) -> Table:
+    """Returns the rows of several tables as one, with the name of its table in a column of each row.
+
+    Args:
+        tables: by name; none has the column.
+        column: of the names.
+    """
+    parts = list(tables.values())
+    return Table(
+        name=", ".join(part.name for part in parts),
+        unit="line" if all(part.unit == "line" for part in parts) else "row",
+        columns=tuple(dict.fromkeys([*(name for part in parts for name in part.columns), column])),
+        rows=tuple(
+            Row(f"{part.name}:{row.line}", {**row.values, column: name})
+            for name, part in tables.items()
+            for row in part.rows
+        ),
+        broken=tuple(Broken(f"{part.name}:{row.line}", row.why) for part in parts for row in part.broken),
+        warnings=tuple(warning for part in parts for warning in part.warnings),
+    )

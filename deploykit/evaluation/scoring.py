@@ -16,6 +16,7 @@ from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Prediction, Spec, Task
 
 EVALUATED_SPLITS = ("validation", "test")
+ORACLE_SLICE = "with the true entities given"
 MAX_SLICES = 20  # that are measured one by one
 Predictions = Mapping[str, list[Prediction]]  # by split, one for each row
 
@@ -72,11 +73,15 @@ def tables(
     return figures
 
 
-def with_oracle(predictor: Predictor, examples: Sequence[Example], seed: int) -> dict[str, Any]:
-    """Returns the number of rows, and the metrics of a second step whose inputs have the true result of the first."""
-    task, spec = predictor.task, predictor.spec
-    predictions = predictor.predict([task.oracle(example) for example in examples])
-    return _measured(Outcomes.of(task, spec, examples, predictions), seed)
+def describe_test(predictor: Predictor, dataset: Dataset, predictions: Predictions, seed: int) -> dict[str, Any]:
+    """Returns `tables` of the test split, with a slice more for a task of two steps: the second step alone."""
+    task, spec, examples = predictor.task, predictor.spec, dataset.test
+    figures = tables(task, spec, examples, predictions["test"], seed)
+    if hasattr(task, "oracle"):
+        rows = predictor.predict([task.oracle(example) for example in examples])
+        measured = _measured(Outcomes.of(task, spec, examples, rows), seed)
+        figures["slices"] = {**figures.get("slices", {}), ORACLE_SLICE: measured}
+    return figures
 
 
 def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from deploykit.recipe.schema import (
     without_earlier_keys,
     without_method,
 )
-from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
+from deploykit.recipe.sections import HEAD, DataSection, ExportSection, GateSection, PackageSection
 from deploykit.recipe.validation import explain
 
 DATA_FILE = re.compile(
@@ -115,6 +115,8 @@ def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:
     name = task.get("method") if isinstance(task, dict) else task
     known = methods.available("task")
     roles = {role for each in ([name] if name in known else known) for role in methods.load("task", each).COLUMNS}
+    if isinstance(section, dict) and isinstance(section.get("train"), dict) and HEAD not in roles:
+        yield f"data.train: names several files, and {name} has no heads. Name one file."
     keys = [*(key for key in DataSection.model_fields if key != "columns"), *sorted(roles)]
     for role in DataSection.columns_in(section):
         if role not in roles:
@@ -149,7 +151,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     data = recipe.data.model_dump()
     for name in ("train", "validation", "test"):
         is_local = name == "train" and data["format"]  # a format is that of files
-        if data[name] and (is_local or is_file(data[name]) or absolute(data[name]).exists()):
+        if isinstance(data[name], dict):
+            data[name] = {head: str(absolute(path)) for head, path in data[name].items()}
+        elif data[name] and (is_local or is_file(data[name]) or absolute(data[name]).exists()):
             data[name] = str(absolute(data[name]))
     model = absolute(recipe.model)
     return recipe.model_copy(

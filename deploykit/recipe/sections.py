@@ -3,24 +3,26 @@
 import logging
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deploykit.methods import Options
 
 Format = Literal[
     "csv", "tsv", "jsonl", "json", "parquet", "conll", "squad", "brat", "doccano", "label-studio", "datasets"
 ]
+HEAD = "head"  # the column that says which head's file a row comes from
 logger = logging.getLogger(__name__)
 
 
 class DataSection(Options):
     """Where the labelled data is, and the names of its columns."""
 
-    train: str
-    """A file or a directory in one of the formats that are read, or the id of a data set on the hub."""
-    validation: str | None = None
+    train: str | dict[str, str]
+    """A file or a directory in one of the formats that are read, or the id of a data set on the hub. For `multi-task`,
+    it may be a file for each head, by the head's name."""
+    validation: str | dict[str, str] | None = None
     """A file, a directory, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
-    test: str | None = None
+    test: str | dict[str, str] | None = None
     """A file, a directory, or a split of the data set. If left out, it is cut from `train`, stratified and seeded."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows that becomes the validation split if none is named."""
@@ -38,6 +40,14 @@ class DataSection(Options):
     allow_leakage: bool = False
     """Allows a text to occur in two splits, which otherwise stops the run."""
 
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _is_a_source(cls, source: Any) -> Any:
+        sources = list(source.values()) if isinstance(source, dict) else [source]
+        if source is not None and not (sources and all(isinstance(part, str) for part in sources)):
+            raise ValueError("must be a file, a directory or a data set, or a file for each head")
+        return source
+
     @model_validator(mode="before")
     @classmethod
     def _collects_columns(cls, content: Any) -> Any:
@@ -45,6 +55,8 @@ class DataSection(Options):
         if not isinstance(content, dict):
             return content
         columns = cls.columns_in(content)
+        if isinstance(content.get("train"), dict):
+            columns = {"head": HEAD, **columns}
         own = {key: value for key, value in content.items() if key in cls.model_fields or key not in columns}
         return {**own, "columns": columns} if columns else own
 

@@ -31,6 +31,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, .
 
 def _fields(model: type[BaseModel], section: Sequence[int | str]) -> list[str]:
     for name in section:
+        if name not in model.model_fields:  # a key of a mapping, whose value is the model
+            continue
         annotation = model.model_fields[str(name)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))

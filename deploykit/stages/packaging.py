@@ -34,7 +34,7 @@ def package(job: Job) -> Artifact:
     lengths = scoring.count_tokens(predictor, rows)
     comparison = compare(task, spec, rows, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
-    table = scoring.tables(task, spec, dataset.test, predictions["test"], job.recipe.seed)
+    table = scoring.describe_test(predictor, dataset, predictions, job.recipe.seed)
     observed, labels = task.observe(after, spec), observed_labels(task, spec)
     usual = drift.reference(lengths, observed, len(labels))
     with draft(job.target) as folder:

@@ -22,7 +22,6 @@ from deploykit.stages.context import Job
 from deploykit.tasks import Example, Prediction, Spec
 from deploykit.tokenizer import Tokenizer
 
-ORACLE_SLICE = "with the true entities given"
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
 log = logging.getLogger(__name__)
 
@@ -55,10 +54,7 @@ def train(job: Job) -> Artifact:
         _check_predictions(job, predictions, base)
         predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
         spec = predictor.spec
-        table = scoring.tables(task, spec, dataset.test, predictions["test"], recipe.seed)
-        if hasattr(task, "oracle"):
-            oracle = scoring.with_oracle(predictor, dataset.test, recipe.seed)
-            table["slices"] = {**table.get("slices", {}), ORACLE_SLICE: oracle}
+        table = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
 
         checkpoint.save(model, folder)
         return job.finish(

@@ -466,6 +466,44 @@ def test_splits_that_do_not_fit_are_refused_with_their_lines(tmp_path, task):
     assert "Remove them from one split, or set data.allow_leakage: true" in message
 
 
+def multi_task():
+    task = tasks.load("multi-task")
+    heads = {
+        "mood": {"method": "text-classification", "columns": {"label": "label"}},
+        "stars": {"method": "regression", "columns": {"score": "label"}},
+    }
+    return task.bind(task.Options(heads=heads))
+
+
+def sources_of(tmp_path, moods, stars):
+    """A file for each head: both have a column `label`, with words in one and numbers in the other."""
+    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"{row}\n" for row in moods))
+    (tmp_path / "stars.jsonl").write_text(lines(*({"text": text, "label": label} for text, label in stars)))
+    return {"mood": str(tmp_path / "moods.csv"), "stars": str(tmp_path / "stars.jsonl")}
+
+
+def test_each_head_may_have_a_file_of_its_own(tmp_path):
+    moods = [f"a{number},{'good' if number % 2 else 'bad'}" for number in range(30)]
+    section = DataSection(train=sources_of(tmp_path, moods, [(f"b{number}", number) for number in range(30)]))
+    dataset = data.load(section, multi_task(), 0)
+    rows = [*dataset.train, *dataset.validation, *dataset.test]
+    assert {(row.input.text, *row.target.items()) for row in rows} == {
+        *((f"a{number}", ("mood", "good" if number % 2 else "bad")) for number in range(30)),
+        *((f"b{number}", ("stars", float(number))) for number in range(30)),
+    }
+    before = data.fingerprint(section, 0)
+    assert before == data.fingerprint(section, 0)
+    sources_of(tmp_path, moods[1:], [("b", 1)])
+    assert before != data.fingerprint(section, 0)
+
+
+def test_a_wrong_row_of_one_of_several_files_is_named_by_file_and_line(tmp_path):
+    section = DataSection(train=sources_of(tmp_path, ["a,good", "b,"], [("c", 1), ("d", "many")]))
+    with pytest.raises(DataError, match=r"moods\.csv:3: the label is '', expected a word") as caught:
+        data.load(section, multi_task(), 0)
+    assert re.search(r"stars\.jsonl:2: the score is 'many', expected a number such as 3\.5", str(caught.value))
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

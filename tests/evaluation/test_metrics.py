@@ -17,7 +17,6 @@ from sklearn.metrics import (
 from deploykit import methods, tasks
 from deploykit.evaluation import bootstrap, metrics, scoring
 from deploykit.evaluation.metrics import Outcomes, items
-from deploykit.evaluation.metrics.registry import METRICS
 from deploykit.tasks import Example
 
 FLAT = ("bad", "fair", "good", "unseen")

@@ -60,7 +60,7 @@ def test_the_encoder_is_that_of_the_files_and_the_graph_computes_what_torch_does
     base = base_of(kind)
     model = opened(base)
     stored = load_file(base.folder / "model.safetensors")
-    own = {name: tensor for name, tensor in model.encoder.state_dict().items()}
+    own = dict(model.encoder.state_dict())
     assert own
     for name, tensor in own.items():
         (found,) = [value for key, value in stored.items() if key == name or key.endswith(f".{name}")] or [None]

@@ -398,3 +398,37 @@ def test_a_recipe_is_read_without_torch(tmp_path, tiny_recipe):
     code = "import sys; from deploykit import recipe; recipe.load(sys.argv[1]); print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert {"deploykit.pruners.width", "torch"} & {*process.stdout.split()} == {"deploykit.pruners.width"}
+
+
+HEADS = {"method": "multi-task", "heads": {"mood": {"method": "text-classification", "columns": {"label": "mood"}}}}
+
+
+def test_data_may_name_a_file_for_each_head(tmp_path):
+    content = {**MINIMAL, "task": HEADS, "data": {"train": {"mood": "moods.csv", "stars": "~/stars.csv"}}}
+    parsed = recipe.parse(content, tmp_path)
+    assert parsed.data.train["mood"] == str(tmp_path / "moods.csv")
+    assert "~" not in parsed.data.train["stars"]
+    assert parsed.data.columns == {"head": "head"}
+    assert recipe.parse({**content, "data": parsed.data.model_dump()}).data == parsed.data
+
+
+def test_only_a_task_with_heads_takes_several_files():
+    found = mistakes({**MINIMAL, "data": {"train": {"mood": "moods.csv"}}})
+    assert found[1:] == ["data.train: names several files, and text-classification has no heads. Name one file."]
+
+
+@pytest.mark.parametrize("source", [3, [], {}, {"mood": 3}, ["a.csv"]], ids=repr)
+def test_other_sources_are_refused(source):
+    found = mistakes({**MINIMAL, "task": HEADS, "data": {"train": source}})
+    assert found[1:] == [
+        f"data.train: must be a file, a directory or a data set, or a file for each head, got {source}"
+    ]
+
+
+def test_mistakes_in_a_head_are_named_with_the_head():
+    found = mistakes(
+        {**MINIMAL, "task": {"method": "multi-task", "heads": {"mood": {"method": "regression", "column": 1}}}}
+    )
+    assert found[1:] == [
+        "task.heads.mood.column: unknown key (did you mean 'columns'?). Known: method, columns, options, labels."
+    ]

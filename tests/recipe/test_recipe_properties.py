@@ -112,9 +112,13 @@ def test_a_recipe_comes_back_equal(tmp_path_factory, content):
             assert whole.steps(stage) == first.steps(stage)
 
 
+# Mappings whose keys are names: of labels, and of heads.
+FREE_KEYS = {("labels",), ("task", "heads"), *(("data", split) for split in ("train", "validation", "test"))}
+
+
 def places(content: Any, at=()):
     """Yields every mapping of a recipe whose keys are known, and where it stands."""
-    if isinstance(content, dict) and at != ("labels",):
+    if isinstance(content, dict) and at not in FREE_KEYS:
         yield at, content
         for name, value in content.items():
             yield from places(value, (*at, name))
