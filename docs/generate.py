@@ -64,13 +64,14 @@ def recipe_page() -> str:
         for name in methods.available(kind):
             options = methods.load(kind, name).Options
             parts += [f"### `method: {name}`\n", prose(options), fields(options)]
-    parts += nested({"prune": "distill", "serve": "records"})
+    parts += nested({"task": "heads", "prune": "distill", "serve": "records"})
     return "\n".join(parts)
 
 
 def nested(places: dict[str, str]) -> Iterator[str]:
-    """The options inside options: of distillation, and of records."""
+    """The options inside options: of heads, of distillation, and of records."""
     models = {
+        "task": get_args(methods.load("task", "multi-task").Options.model_fields["heads"].annotation)[1],
         "prune": model_of(methods.load("pruner", "width").Options.model_fields["distill"].annotation),
         "serve": model_of(ServeOptions.model_fields["records"].annotation),
     }
@@ -122,7 +123,8 @@ def type_name(annotation: Any) -> str:
 def default(field: FieldInfo) -> str:
     """A default as YAML writes it."""
     if field.default_factory is not None:
-        return f"`{json.dumps(field.get_default(call_default_factory=True))}`".replace('"', "")
+        value = field.get_default(call_default_factory=True)
+        return f"`{json.dumps(value, default=lambda part: part.model_dump(exclude_defaults=True))}`".replace('"', "")
     if field.default is PydanticUndefined:
         return "required"
     value = field.default

@@ -30,7 +30,7 @@ def related(count):
                 for name, label in spans
             ]
             relations = [{"head": 0, "tail": 1, "label": "lives_in"}] if lives else []
-            yield {"text": text, "entities": entities, "relations": relations}
+            yield {"text": text, "spans": entities, "relations": relations}
 
 
 def headed(count):

@@ -105,7 +105,7 @@ def sentence(template: str, relations: list[tuple[str, str, str]], draw: random.
         text, end = text + filler, slot.end()
     text += template[end:]
     edges = [{"head": places[head], "tail": places[tail], "label": label} for head, label, tail in relations]
-    return {"text": text, "entities": entities, "relations": edges}
+    return {"text": text, "spans": entities, "relations": edges}
 
 
 def sentences(kind: str, count: int, seed: int, parity: int) -> Iterator[dict[str, Any]]:
@@ -114,12 +114,12 @@ def sentences(kind: str, count: int, seed: int, parity: int) -> Iterator[dict[st
     templates = RELATIONS if kind == "relations" else EVENTS
     while len(seen) < count:
         parts = [sentence(*draw.choice(templates), draw, parity) for _ in range(draw.choice((1, 1, 2)))]
-        joined: dict[str, Any] = {"text": "", "entities": [], "relations": []}
+        joined: dict[str, Any] = {"text": "", "spans": [], "relations": []}
         for part in parts:
-            shift, before = len(joined["text"]) + bool(joined["text"]), len(joined["entities"])
+            shift, before = len(joined["text"]) + bool(joined["text"]), len(joined["spans"])
             joined["text"] = f"{joined['text']} {part['text']}".strip()
-            for entity in part["entities"]:
-                joined["entities"].append({**entity, "start": entity["start"] + shift, "end": entity["end"] + shift})
+            for entity in part["spans"]:
+                joined["spans"].append({**entity, "start": entity["start"] + shift, "end": entity["end"] + shift})
             for edge in part["relations"]:
                 joined["relations"].append({**edge, "head": edge["head"] + before, "tail": edge["tail"] + before})
         if joined["text"] not in seen:

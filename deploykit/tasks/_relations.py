@@ -36,15 +36,15 @@ def read_row(text: Any, entities: Any, relations: Any) -> tuple[str, Annotated]:
     Args:
         text: the text.
         entities: a list of objects with `start`, `end`, `label` and, if relations use it, `id`.
-        relations: a list of objects with `head` and `tail`, which are places in `entities` or ids, and `label`.
+        relations: a list of objects with `head` and `tail`, which are ids, or places if entities have none, and `label`.
 
     Raises:
         ValueError: entities overlap or cut words, or a relation does not lead from one of them to another.
     """
     spans = read_spans(text, entities)
     order = sorted(range(len(entities)), key=lambda place: (entities[place]["start"], entities[place]["end"]))
-    names: dict[Any, int] = {place: new for new, place in enumerate(order)}
-    names |= {entities[place]["id"]: new for new, place in enumerate(order) if "id" in entities[place]}
+    named = entities and all("id" in entity for entity in entities)
+    names = {(entities[place]["id"] if named else place): new for new, place in enumerate(order)}
     if not isinstance(relations, list) or not all(isinstance(part, Mapping) for part in relations):
         raise ValueError(f"relations is {relations!r}, expected a list of objects with head, tail and label")
     read = [_relation(part, names) for part in relations]

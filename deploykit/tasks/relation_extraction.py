@@ -56,16 +56,16 @@ TARGETS = {
 }
 COLUMNS = {
     "text": Column("text", "the text"),
-    "entities": Column("entities", "the entities, a list of `start`, `end`, `label` and, if relations use it, `id`"),
-    "relations": Column("relations", "a list of `head`, `tail` (places or ids of entities) and `label`"),
+    "spans": Column("spans", "the entities, a list of `start`, `end`, `label` and, if relations use it, `id`"),
+    "relations": Column("relations", "a list of `head`, `tail` (ids, or places in `spans`) and `label`"),
 }
 EXAMPLES = (
     {
         "text": "anna lives in london .",
-        "entities": [{"start": 0, "end": 4, "label": "PERSON"}, {"start": 14, "end": 20, "label": "PLACE"}],
+        "spans": [{"start": 0, "end": 4, "label": "PERSON"}, {"start": 14, "end": 20, "label": "PLACE"}],
         "relations": [{"head": 0, "tail": 1, "label": "lives_in"}],
     },
-    {"text": "the end .", "entities": [], "relations": []},
+    {"text": "the end .", "spans": [], "relations": []},
 )
 METRICS = ("relation_f1", "span_f1")
 FIGURES = frozenset({"changes", "labels"})
@@ -127,7 +127,7 @@ def reader(
     """Returns a function that reads a text with its entities and relations."""
 
     def read(row: Mapping[str, Any]) -> Example:
-        text, target = read_row(*(row[str(columns[role])] for role in ("text", "entities", "relations")))
+        text, target = read_row(*(row[str(columns[role])] for role in ("text", "spans", "relations")))
         return Example(Input(text=text), target)
 
     return read

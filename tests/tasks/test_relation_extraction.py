@@ -19,7 +19,7 @@ def row(text=TEXT, relations=((0, 2), (1, 2)), label="lives_in"):
     entities = [entity(text, name, "PERSON") for name in PEOPLE] + [entity(text, name, "PLACE") for name in PLACES]
     return {
         "text": text,
-        "entities": entities,
+        "spans": entities,
         "relations": [{"head": head, "tail": tail, "label": label} for head, tail in relations],
     }
 
@@ -57,14 +57,18 @@ def predicted(example, tokenizer, spec, item=None):
 def test_relations_name_entities_by_place_or_by_id():
     content = row()
     named = row()
-    for name, part in zip("wxyz", named["entities"], strict=True):
+    for name, part in zip("wxyz", named["spans"], strict=True):
         part["id"] = f"T{name}"
     named["relations"] = [
         {"head": "Tw", "tail": "Ty", "label": "lives_in"},
         {"head": "Tx", "tail": "Ty", "label": "lives_in"},
     ]
     assert read(content) == read(named)
-    shuffled = {**content, "entities": [content["entities"][place] for place in (2, 0, 3, 1)]}
+    numbered = row(relations=[(4, 2), (3, 2)])  # numbers that are ids, and not places
+    for number, part in zip((4, 3, 2, 1), numbered["spans"], strict=True):
+        part["id"] = number
+    assert read(content) == read(numbered)
+    shuffled = {**content, "spans": [content["spans"][place] for place in (2, 0, 3, 1)]}
     shuffled["relations"] = [{"head": head, "tail": 0, "label": "lives_in"} for head in (1, 3)]
     assert read(shuffled) == read(content)  # entities are sorted by place, and relations follow them
 
@@ -79,8 +83,8 @@ def test_relations_name_entities_by_place_or_by_id():
         ({"relations": [{"head": 0, "tail": 1}]}, "has no label"),
         ({"relations": [{"head": [], "tail": 1, "label": "r"}]}, r"names the entity \[\]"),
         ({"relations": [{"head": 0, "tail": 1, "label": label} for label in "rs"]}, "the same head and tail"),
-        ({"entities": [{"start": 2, "end": 4, "label": "X"}], "relations": []}, "begins or ends inside the word"),
-        ({"entities": [{"start": 0, "end": 99, "label": "X"}], "relations": []}, "does not lie in a text"),
+        ({"spans": [{"start": 2, "end": 4, "label": "X"}], "relations": []}, "begins or ends inside the word"),
+        ({"spans": [{"start": 0, "end": 99, "label": "X"}], "relations": []}, "does not lie in a text"),
         ({"text": " "}, "expected one that is not empty"),
     ],
 )
@@ -173,7 +177,7 @@ def test_long_texts_give_the_gold_as_far_as_windows_show_both_entities(tokenizer
 
 
 def test_predictions_survive_a_file_also_without_entities(tokenizer, tmp_path):
-    examples = [read(row()), read({"text": "the end .", "entities": [], "relations": []})]
+    examples = [read(row()), read({"text": "the end .", "spans": [], "relations": []})]
     spec = spec_of(examples[0])
     predictions = [predicted(example, tokenizer, spec)[0] for example in examples]
     np.savez(tmp_path / "p.npz", **task.dump(predictions))
