@@ -1,8 +1,10 @@
 """The commented first recipe that `deploykit init` writes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -79,12 +81,25 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
     task = methods.load("task", answers["task"])
     named = ", ".join(f"{role}: {name}" for role, (name, _) in task.COLUMNS.items() if name in task.EXAMPLES[0])
     values = {key: _quoted(answer) for key, answer in answers.items()}
+    if hasattr(task, "bind"):  # what it does depends on its options, so they are shown
+        options = task.Options().model_dump(mode="json", exclude={"max_windows"})
+        values["task"] = _flow({"method": answers["task"], **options})
     text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=named, **values)
     recipe.parse(yaml.safe_load(text), path.parent, str(path))
     with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, text)
         atomic.write_text(path.with_name(SCHEMA), json.dumps(json_schema.schema(), indent=1) + "\n")
+
+
+def _flow(content: Mapping[str, Any]) -> str:
+    """Returns a mapping as YAML on one line, without values that are empty."""
+
+    def filled(value: Any) -> Any:
+        return {key: filled(part) for key, part in value.items() if part} if isinstance(value, dict) else value
+
+    text = yaml.safe_dump(filled(content), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.strip()
 
 
 def _quoted(text: str) -> str:

@@ -96,3 +96,10 @@ def test_every_answer_is_asked_for_once():
         if question.key == "task"
         for name in methods.available("task")
     )
+
+
+def test_the_heads_of_a_task_are_written_out(tmp_path):
+    template.write(tmp_path / "r.yaml", {"name": "n", "task": "multi-task", "model": "m", "data": "d.jsonl"})
+    loaded = recipe.load(tmp_path / "r.yaml")
+    assert set(loaded.task["heads"]) == {"intent", "slots"}
+    assert loaded.task_options() == methods.load("task", "multi-task").Options()
