@@ -36,7 +36,7 @@ def read_row(text: Any, entities: Any, relations: Any) -> tuple[str, Annotated]:
     Args:
         text: the text.
         entities: a list of objects with `start`, `end`, `label` and, if relations use it, `id`.
-        relations: a list of objects with `head` and `tail`, which are ids, or places if entities have none, and `label`.
+        relations: a list of objects with `head` and `tail` (ids, or places if entities have none) and `label`.
 
     Raises:
         ValueError: entities overlap or cut words, or a relation does not lead from one of them to another.

@@ -46,7 +46,7 @@ def test_a_written_recipe_is_valid_and_holds_the_answers(task, tmp_path):
     file = tmp_path / "new" / "recipe.yaml"
     template.write(file, {**ANSWERS, "task": task})
     found = recipe.load(file)
-    assert (found.name, found.task, found.model) == ("my-model", task, "package://this/model")
+    assert (found.name, found.task_name, found.model) == ("my-model", task, "package://this/model")
     assert found.data.train == str(file.parent / "train.jsonl")
     assert [stage for stage in recipe.STAGES if getattr(found, stage) is None] == []
     assert sorted(path.name for path in file.parent.iterdir()) == ["recipe.schema.json", "recipe.yaml"]
