@@ -14,7 +14,7 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import metrics
 from deploykit.inference.predictor import Predictor, batches, collated
 from deploykit.modeling.losses import ADVICE, are_finite
-from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task
+from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task, tuned
 from deploykit.tokenizer import Features, Tokenizer
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
@@ -124,6 +124,9 @@ def padded(problem: Problem, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, float]:
     """Returns the task's metrics of a model on the validation examples, as the stages compute them.
 
+    What the task tunes on them, such as thresholds, is tuned for this model before, or models whose probabilities are
+    still low would all look alike.
+
     Raises:
         ModelError: predictions are NaN or infinite; `name` is the model's in the message.
     """
@@ -133,6 +136,7 @@ def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, fl
     predictions = predictor.predict([example.input for example in problem.validation])
     if not are_finite(task.dump(predictions)):
         raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
+    spec = tuned(task, spec, problem.validation, predictions)
     return metrics.compute(task.METRICS, metrics.Outcomes.of(task, spec, problem.validation, predictions))
 
 

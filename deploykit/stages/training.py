@@ -19,7 +19,7 @@ from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Example, Prediction, Spec
+from deploykit.tasks import Example, Spec, tuned
 from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
@@ -52,8 +52,8 @@ def train(job: Job) -> Artifact:
         predictor = job.torch_predictor(model, tokenizer, spec)
         predictions = scoring.predict_all(predictor, dataset)
         _check_predictions(job, predictions, base)
-        predictor = replace(predictor, spec=_tuned(predictor, dataset.validation, predictions["validation"]))
-        spec = predictor.spec
+        spec = tuned(task, spec, dataset.validation, predictions["validation"])
+        predictor = replace(predictor, spec=spec)
         table = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
 
         checkpoint.save(model, folder)
@@ -100,15 +100,6 @@ def _spec(job: Job, labels: tuple[str, ...]) -> Spec:
     """Returns the labels, and the recipe's options of the task with what the task learns from the training split."""
     prepare, options = getattr(job.task, "prepare", None), job.recipe.task_options()
     return Spec(labels, prepare(job.dataset().train, options) if prepare else options)
-
-
-def _tuned(predictor: Predictor, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Spec:
-    """Returns the spec with the options that the task tunes on the validation split, such as thresholds."""
-    task, spec = predictor.task, predictor.spec
-    tune = getattr(task, "tune", None)
-    if tune is None:
-        return spec
-    return replace(spec, options=tune([task.gold(example, spec) for example in examples], predictions, spec))
 
 
 def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -> None:

@@ -7,7 +7,7 @@ a client gets.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -255,6 +255,13 @@ class Task(Optional, Protocol):
 def spec_of(manifest: Manifest) -> Spec:
     """Returns the labels and the options of an artifact's task."""
     return Spec(manifest.labels, load(manifest.task).Options.model_validate(manifest.task_options))
+
+
+def tuned(task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Spec:
+    """Returns the spec with the options that the task tunes on labelled examples, such as thresholds."""
+    if not hasattr(task, "tune"):
+        return spec
+    return replace(spec, options=task.tune([task.gold(example, spec) for example in examples], predictions, spec))
 
 
 def observed_labels(task: Task, spec: Spec) -> tuple[str, ...]:

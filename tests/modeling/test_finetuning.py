@@ -227,6 +227,21 @@ def test_the_epoch_the_search_and_the_manifest_judge_alike_where_texts_are_long(
     assert first_metric(model.eval(), problem) == pytest.approx(stated["entity_f1"].value)
 
 
+def test_an_epoch_is_judged_with_the_thresholds_that_fit_its_model(tiny_encoder, dataset_of, tokenizer):
+    """Labels that are seldom true have low probabilities at first, and none would reach one half."""
+    task, dataset = tasks.load("multi-label-classification"), dataset_of()
+    rows = [replace(row, target=(row.target,)) for row in (*dataset.train, *dataset.validation)]
+    spec = tasks.Spec(dataset.labels, task.Options())
+    problem = Problem.of(task, spec, tokenizer, rows[:8], rows, 0)
+    model = tiny_encoder(seed=1)
+    model.classifier.bias.data.fill_(-2.0)  # as after an epoch: some reach 0.1, none one half
+    fixed = replace(
+        problem, spec=tasks.Spec(dataset.labels, task.Options(thresholds=dict.fromkeys(dataset.labels, 0.5)))
+    )
+    assert first_metric(model, problem) > 0.4
+    assert first_metric(model, fixed) < 0.1
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, tiny_encoder, problem_of):
     found = []
     for size, accumulate in ((16, 1), (4, 4)):
