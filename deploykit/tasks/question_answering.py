@@ -179,7 +179,7 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:
     """Returns the best span of all windows."""
-    spans: list[tuple[float, int, int, int]] = []
+    spans = dict[tuple[int, int, int], float]()  # the score of each, in the window that is most certain of it
     nones = []
     for arrays, window in zip(outputs, features, strict=True):
         context, tokens = window.part
@@ -192,12 +192,13 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
         for row, column in zip(*np.nonzero(allowed), strict=True):
             start, end = int(offsets[first[row], 0]), int(offsets[last[column], 1])
             if end > start:
-                spans.append((float(starts[first[row]] + ends[last[column]]), context, start, end))
+                score, span = float(starts[first[row]] + ends[last[column]]), (context, start, end)
+                spans[span] = max(score, spans.get(span, -np.inf))
     none = min(nones)  # a window without the answer says nothing of the others
     if not spans:
         return Prediction(NONE, -np.inf, none, 0.0, 0, 0, 0)
-    score, context, start, end = max(spans)
-    scores = np.array([none, *(entry[0] for entry in dict.fromkeys(spans))])
+    score, (context, start, end) = max((score, span) for span, score in spans.items())
+    scores = np.array([none, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
     return Prediction(item.sources[context][start:end], score, none, probability, context, start, end)
 

@@ -1,101 +1,22 @@
-"""Each task that is not about one label or spans, served: its own route, the inference API, tensors, and the page."""
+"""Each task, served: its own route, the inference API, tensors, and the page."""
 
 import json
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from rows import inputs_of
+from task_graphs import CASES, TEXTS, body_of, task_of, write_package
 
 from deploykit import tasks
-from deploykit.artifact import GRAPH
 from deploykit.inference.predictor import Predictor
-from deploykit.tasks import multi_task as MultiTask  # noqa: N812
 from deploykit.tasks.question_answering import Input as Question
-from deploykit.tasks.relation_extraction import Input as Related
 
-TEXTS = ["a great film", "the plot is weak"]
-CONTEXT = "anna lives in london ."
 PREDICT = "/v1/predict"
 
 
-def graph(file, outputs, labels):
-    """A graph whose outputs are sums, over a text, of each token or of each pair, of the rows of a table of weights.
-
-    `labels` is the number of each output's labels.
-    """
-    nodes, constants, infos = [], [], []
-    for seed, (name, axes) in enumerate(outputs.items()):
-        columns = labels[name] if axes[-1] == "labels" else 1
-        weights = np.random.default_rng(seed + 5).normal(size=(200, columns)).astype(np.float32)
-        constants += [numpy_helper.from_array(weights, f"{name}.weights")]
-        nodes.append(helper.make_node("Gather", [f"{name}.weights", "input_ids"], [f"{name}.rows"]))
-        if axes == ("tokens",):
-            nodes.append(helper.make_node("Squeeze", [f"{name}.rows", "last"], [name]))
-        elif axes == ("tokens", "labels"):
-            nodes.append(helper.make_node("Identity", [f"{name}.rows"], [name]))
-        elif axes == ("tokens", "tokens", "labels"):
-            sides = [f"{name}.first", f"{name}.second"]
-            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "two"], [sides[0]]))
-            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "tokens"], [sides[1]]))
-            nodes.append(helper.make_node("Sub", sides, [name]))
-        else:
-            nodes.append(helper.make_node("ReduceSum", [f"{name}.rows", "tokens"], [name], keepdims=0))
-        shape = ["batch", *(columns if axis == "labels" else axis for axis in axes)]
-        infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    numbers = {"last": -1, "tokens": 1, "two": 2}
-    constants += [numpy_helper.from_array(np.array([number]), name) for name, number in numbers.items()]
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
-    built = helper.make_graph(nodes, "tiny", [ids], infos, constants)
-    onnx.save(helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
-
-
-INPUTS = {
-    "multi-label-classification": (inputs_of(TEXTS), ("joy", "fear"), {"thresholds": {"joy": 0.3, "fear": 0.3}}),
-    "regression": (inputs_of(TEXTS), (), {"mean": 3.0, "deviation": 2.0}),
-    "question-answering": (
-        [Question(question="where is anna ?", context=CONTEXT), Question(question="who ?", context=CONTEXT * 9)],
-        (),
-        {"stride": 16, "no_answer_threshold": 0.0},
-    ),
-    "relation-extraction": (
-        [Related(text="anna lives in london"), Related(text=CONTEXT, entities=[{"start": 0, "end": 4, "label": "A"}])],
-        ("O", "B-A", "I-A"),
-        {"relations": ["of", "in"]},
-    ),
-    "multi-task": (
-        [MultiTask.Input(text=TEXTS[0]), MultiTask.Input(text=TEXTS[1], heads=["intent"])],
-        (),
-        {
-            "heads": {
-                "intent": {"method": "text-classification", "labels": ["play", "stop"]},
-                "slots": {"method": "token-classification", "labels": ["O", "B-A", "I-A"]},
-            }
-        },
-    ),
-}
-
-
-@pytest.fixture(params=INPUTS)
+@pytest.fixture(params=CASES)
 def served(request, serve, make_package, tmp_path):
     """A client of a service of the task, the task, its inputs, and the answers that the predictor gives."""
-    name = request.param
-    inputs, labels, options = INPUTS[name]
-    task = tasks.load(name, tasks.load(name).Options.model_validate(options))
-    columns = dict.fromkeys(task.OUTPUTS, max(len(labels), 1))
-    if hasattr(task, "heads"):
-        spec = tasks.Spec(labels, tasks.load(name).Options.model_validate(options))
-        columns = {output: len(names) for output, names in task.heads(spec).items()}
-    package = make_package(
-        tmp_path / "package",
-        before=lambda folder: graph(folder / GRAPH, task.OUTPUTS, columns),
-        questions=inputs,
-        task=name,
-        labels=labels,
-        task_options=options,
-    )
-    return serve(package.path), task, inputs, package
+    package = write_package(make_package, tmp_path / "package", request.param)
+    return serve(package.path), task_of(request.param), CASES[request.param].inputs, package
 
 
 def expected(package, inputs):
@@ -109,7 +30,7 @@ def approximately(answers):
 
 def test_the_service_answers_as_the_predictor_does(served):
     client, task, inputs, package = served
-    body = {"texts": TEXTS} if task.Input is tasks.TextInput else {"inputs": [item.model_dump() for item in inputs]}
+    body = body_of(task, inputs)
     response = client.post(PREDICT, json_body=body)
     assert response.status == 200, response.content
     assert approximately(response.json()["predictions"]) == approximately(expected(package, inputs))
@@ -121,7 +42,7 @@ def test_the_inference_api_gives_what_a_pipeline_gives(served):
     if "pipeline" not in task.CAPABILITIES:
         assert client.post("/models/tiny", json_body={"inputs": TEXTS}).status == 404
         return
-    items = TEXTS if task.Input is tasks.TextInput else [item.model_dump(exclude={"contexts"}) for item in inputs]
+    (items,) = body_of(task, inputs).values()
     response = client.post("/models/tiny", json_body={"inputs": items})
     assert response.status == 200, response.content
     answers = [task.Answer.model_validate(answer) for answer in expected(package, inputs)]
@@ -157,7 +78,7 @@ def test_the_page_knows_the_fields_of_an_input_and_the_routes_that_are_there(ser
 
 def test_labels_and_answers_are_counted(served):
     client, task, inputs, package = served
-    body = {"texts": TEXTS} if task.Input is tasks.TextInput else {"inputs": [item.model_dump() for item in inputs]}
+    body = body_of(task, inputs)
     client.post(PREDICT, json_body=body)
     page = client.get("/metrics").content.decode()
     assert "deploykit_input_tokens_count 2.0" in page

@@ -142,6 +142,20 @@ def test_of_several_contexts_the_best_answer_is_given_with_its_place(short):
     assert (given.answer, given.context, given.start, given.end) == ("paris", 1, 15, 20)
 
 
+def test_a_span_that_two_windows_show_counts_once(short):
+    example = read(answers=[{"text": "paris", "start": CONTEXT.index("paris")}])
+    ((*windows,),) = task.encode([example.input], short, SPEC)
+    outputs = outputs_for(windows, example, 20.0)
+    shown = [
+        part for part, window in zip(outputs, windows, strict=True) if task.targets(example, window, SPEC)["start"]
+    ]
+    assert len(shown) > 1
+    shown[1]["start_logits"] *= 0.99
+    prediction = task.decode(outputs, windows, example.input, SPEC)
+    assert (prediction.text, prediction.score) == ("paris", 40.0)
+    assert prediction.probability > 0.99
+
+
 def test_without_an_answer_in_any_window_there_is_none(short):
     example = read(answers=[])
     (windows,) = task.encode([example.input], short, SPEC)
