@@ -16,8 +16,9 @@ from deploykit.methods import Frozen
 from deploykit.methods import Options as Base
 from deploykit.tasks import Array, Arrays, Column, Example, Int64, Observations, Spec, Target
 from deploykit.tasks import Input as BaseInput
-from deploykit.tasks._answers import f1, listed, located
+from deploykit.tasks._answers import f1, likely_spans, listed, located
 from deploykit.tasks._classification import read_text
+from deploykit.tasks._units import whole
 from deploykit.tokenizer import Features, Tokenizer, joined
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
@@ -48,7 +49,6 @@ METRICS = ("answer_f1", "exact_match")
 FIGURES = frozenset({"changes"})
 CAPABILITIES = frozenset({"pipeline"})
 NONE = ""  # the decision that there is no answer
-CONSIDERED_ENDS = 20  # best starts and ends of a window that are combined
 
 
 class Options(Base):
@@ -183,23 +183,19 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
     nones = []
     for arrays, window in zip(outputs, features, strict=True):
         context, tokens = window.part
-        starts, ends = arrays["start_logits"][tokens], arrays["end_logits"][tokens]
         nones.append(float(arrays["start_logits"][0] + arrays["end_logits"][0]))
-        first, last = (np.argsort(-side)[:CONSIDERED_ENDS] for side in (starts, ends))
-        lengths = last[None, :] - first[:, None]
-        allowed = (lengths >= 0) & (lengths < spec.options.max_answer_tokens)
-        offsets = window.encoding.offsets[tokens]
-        for row, column in zip(*np.nonzero(allowed), strict=True):
-            start, end = int(offsets[first[row], 0]), int(offsets[last[column], 1])
-            if end > start:
-                score, span = float(starts[first[row]] + ends[last[column]]), (context, start, end)
-                spans[span] = max(score, spans.get(span, -np.inf))
+        starts, ends = (arrays[name][tokens] for name in OUTPUTS)
+        offsets, limit = window.encoding.offsets[tokens], spec.options.max_answer_tokens
+        for score, start, end in likely_spans(starts, ends, offsets, item.sources[context], limit):
+            span = context, start, end
+            spans[span] = max(score, spans.get(span, -np.inf))
     none = min(nones)  # a window without the answer says nothing of the others
     if not spans:
         return Prediction(NONE, -np.inf, none, 0.0, 0, 0, 0)
     score, (context, start, end) = max((score, span) for span, score in spans.items())
     scores = np.array([none, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
+    start, end = whole(item.sources[context], start, end)
     return Prediction(item.sources[context][start:end], score, none, probability, context, start, end)
 
 
