@@ -7,7 +7,7 @@ threshold that is tuned on the validation split.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
@@ -82,6 +82,11 @@ class Input(BaseInput):
     def texts(self) -> tuple[str, ...]:
         """The question and the texts."""
         return (self.question, *self.sources)
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with the question and the texts changed."""
+        contexts = tuple(map(change, self.contexts))
+        return super().with_texts(change).model_copy(update={"contexts": contexts})
 
 
 class Answer(Frozen):
@@ -286,7 +291,7 @@ def answer(prediction: Prediction, features: Sequence[Features], item: Input, sp
 
 def record(answer: Answer) -> dict[str, Any]:
     """Returns the place and the probability of the answer."""
-    return answer.model_dump(include={"score", "start", "end", "context"})
+    return {"answer": answer.model_dump(include={"score", "start", "end", "context"})}
 
 
 def pipeline(answer: Answer, top_k: int | None) -> dict[str, Any]:

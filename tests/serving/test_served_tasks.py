@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from task_graphs import CASES, TEXTS, body_of, task_of, write_package
+from task_graphs import CASES, GIVEN, TEXTS, body_of, task_of, write_package
 
 from deploykit import tasks
+from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks.question_answering import Input as Question
+from deploykit.tasks.relation_extraction import Input as Related
 
 PREDICT = "/v1/predict"
 
@@ -89,3 +91,63 @@ def test_labels_and_answers_are_counted(served):
     observed = task.observe(predictor.predict(inputs), predictor.spec)
     assert counted == len(observed.labels)
     assert (counted > 0) == (task is not tasks.load("regression"))
+
+
+PERSONAL = "anna@mail.example lives in london ."
+MASKED = "xxxx@xxxx.xxxxxxx lives in london ."
+PERSONAL_INPUTS = {
+    "question-answering": [
+        Question(question=PERSONAL, context=PERSONAL),
+        Question(question="who ?", contexts=("london .", PERSONAL)),
+    ],
+    "relation-extraction": [Related(text=PERSONAL), Related(text=PERSONAL, entities=GIVEN)],
+}
+
+
+def personal_inputs(name):
+    own = task_of(name).Input
+    return PERSONAL_INPUTS.get(name) or [own(text=PERSONAL), own(text="the end")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_text_of_an_input_is_masked_before_the_model_reads_it(serve, make_package, tmp_path, name):
+    """A service that masks answers as one that is asked about masked texts, but for the texts in the answer."""
+    inputs, task = personal_inputs(name), task_of(name)
+    masking, plain = (
+        serve(write_package(make_package, tmp_path / str(masks), name, changes={"serve": options}).path)
+        for masks, options in ((True, ServeOptions(redact=True)), (False, ServeOptions()))
+    )
+    masked = [type(item).model_validate_json(item.model_dump_json().replace(PERSONAL, MASKED)) for item in inputs]
+    assert PERSONAL not in str(masked)
+    first, second = (
+        client.post(PREDICT, json_body=body_of(task, items)).json()["predictions"]
+        for client, items in ((masking, inputs), (plain, masked))
+    )
+    assert approximately(without_texts(first)) == approximately(without_texts(second))
+
+
+def without_texts(answers):
+    """Answers without the parts of the input that they quote."""
+    if isinstance(answers, list):
+        return list(map(without_texts, answers))
+    if isinstance(answers, dict):
+        return {key: without_texts(value) for key, value in answers.items() if key not in ("text", "answer")}
+    return answers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_text_of_an_input_is_masked_in_the_records(serve, make_package, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DEPLOYKIT_RECORDS", str(tmp_path / "records"))
+    inputs, task = personal_inputs(name), task_of(name)
+    serving = ServeOptions(records=RecordOptions(share=1))
+    client = serve(write_package(make_package, tmp_path / "package", name, changes={"serve": serving}).path)
+    response = client.post(PREDICT, json_body=body_of(task, inputs))
+    assert response.status == 200, response.content
+    client._app._runtime.records.close()
+    (file,) = (tmp_path / "records").iterdir()
+    written = file.read_text()
+    assert "anna" not in written
+    assert written.count("xxxx@xxxx.xxxxxxx") == sum(item.texts.count(PERSONAL) for item in inputs)
+    records = [json.loads(line) for line in written.splitlines()]
+    assert [record["index"] for record in records] == [0, 1]
+    assert [record["tokens"] for record in records] == [answer["tokens"] for answer in response.json()["predictions"]]
