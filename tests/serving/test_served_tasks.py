@@ -51,6 +51,21 @@ def test_the_inference_api_gives_what_a_pipeline_gives(served):
     assert approximately(response.json()) == approximately([task.pipeline(answer, None) for answer in answers])
 
 
+FUNCTIONS = {"text-classification": "softmax", "multi-label-classification": "sigmoid", "regression": "none"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_inference_api_accepts_the_function_that_gives_the_scores_and_no_other(serve, make_package, tmp_path, name):
+    client = serve(write_package(make_package, tmp_path / "package", name).path)
+    plain = client.post("/models/tiny", json_body={"inputs": TEXTS}).json()
+    for function in FUNCTIONS.values():
+        body = {"inputs": TEXTS, "parameters": {"function_to_apply": function}}
+        response = client.post("/models/tiny", json_body=body)
+        assert (response.status == 200) == (function == FUNCTIONS[name])
+        if response.status == 200:
+            assert response.json() == plain
+
+
 def test_open_inference_clients_get_the_answer_and_the_tensors_of_the_task(served):
     client, task, inputs, package = served
     metadata = client.get("/v2/models/tiny").json()
