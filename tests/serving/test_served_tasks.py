@@ -89,6 +89,7 @@ def test_the_page_knows_the_fields_of_an_input_and_the_routes_that_are_there(ser
     client, task, _, _ = served
     about = client.get("/v1/model").json()
     assert about["fields"] == (["question", "context"] if task.Input is Question else ["text"])
+    assert [about["body"]] == list(body_of(task, CASES[about["task"]].inputs))
     assert about["explains"] == ("explain" in task.CAPABILITIES)
     assert (client.post("/v1/explain", json_body={"texts": ["a film"]}).status != 404) == about["explains"]
 
