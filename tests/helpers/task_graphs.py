@@ -14,6 +14,7 @@ from deploykit.tasks import multi_task as MultiTask  # noqa: N812
 from deploykit.tasks.question_answering import Input as Question
 from deploykit.tasks.relation_extraction import Input as Related
 
+TOLERANCE = 1e-4  # of a probability: batches of other shapes round differently
 PADDING = 0  # id of the token, which counts nothing
 TEXTS = ["a great film", "the plot is weak"]
 CONTEXT = "anna lives in london ."
@@ -92,6 +93,35 @@ CASES = {
 }
 
 
+NAMES = {"anna": [0, 8, 0, 0, 0], "london": [0, 0, 0, 8, 0]}
+LIKED = {"great": [-1.5, 1.5], "weak": [1.5, -1.5]}
+MEANINGS = {  # by task and output: what some words say, and what all others say
+    "text-classification": {"logits": (LIKED, [0, 0])},
+    "multi-label-classification": {"logits": ({"great": [3, 0.5], "weak": [0, 2]}, [-0.3, -0.3])},
+    "regression": {"logits": ({"great": [1.5], "weak": [-1.5]}, [0.05])},
+    "token-classification": {"logits": (NAMES, [4, 0, 0, 0, 0])},
+    "question-answering": dict.fromkeys(("start_logits", "end_logits"), ({"london": [9], "[CLS]": [1]}, [0])),
+    "relation-extraction": {
+        "tag_logits": (NAMES, [4, 0, 0, 0, 0]),
+        "relation_logits": ({"anna": [0, 0, 3], "london": [0, 0, -3]}, [0, 0, 0]),
+    },
+    "multi-task": {
+        "intent/logits": (LIKED, [0, 0]),
+        "slots/logits": ({"great": [0, 8, 0], "film": [0, 0, 8]}, [4, 0, 0]),
+    },
+}
+
+
+def weights_of(name, tokenizer):
+    """Weights with which the answers of a task are known: `MEANINGS`, for the tokens of this tokenizer."""
+    tables = {}
+    for output, (words, others) in MEANINGS[name].items():
+        tables[output] = np.tile(np.float32(others), (200, 1))
+        for word, row in words.items():
+            tables[output][tokenizer.backend.token_to_id(word)] = row
+    return tables
+
+
 def options_of(name, **changes):
     """The options of a task's case with these changes."""
     return tasks.load(name).Options.model_validate(CASES[name].options | changes)
@@ -135,3 +165,14 @@ def write_package(make_package, target, name, questions=None, weight_of=None, ch
         task_options=case.options | options,
         **(changes or {}),
     )
+
+
+def close(first, second):
+    """Says whether two contents of JSON are the same, but for the last digits of numbers."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(close(value, second[key]) for key, value in first.items())
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(close, first, second))
+    if isinstance(first, float):
+        return abs(first - second) <= TOLERANCE
+    return type(first) is type(second) and first == second

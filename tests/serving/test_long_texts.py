@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from task_graphs import CASES, HEADS, body_of, write_package
+from task_graphs import CASES, HEADS, TOLERANCE, body_of, close, write_package
 
 from deploykit import tasks
 from deploykit.data import Dataset
@@ -20,7 +20,6 @@ from deploykit.tasks.relation_extraction import Input as Related
 from deploykit.tokenizer import Tokenizer
 
 TOKENS, WINDOWS = 2000, 100
-TOLERANCE = 1e-4  # of a probability: batches of other shapes round differently
 WORDS = ["the", "film", "great", "anna", "london", "plot", "moving", "was", "weak", ".", ","]
 LONG = " ".join([*np.random.default_rng(0).choice(WORDS, size=TOKENS), "ending", "the", "film"])
 INPUT_OF = {
@@ -70,17 +69,6 @@ def long_package(make_package, tmp_path_factory, tokenizer_folder):
         return packages[name, max_windows]
 
     return write
-
-
-def close(first, second):
-    """Says whether two contents of JSON are the same, but for the last digits of numbers."""
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(close(value, second[key]) for key, value in first.items())
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(close, first, second))
-    if isinstance(first, float):
-        return abs(first - second) <= TOLERANCE
-    return type(first) is type(second) and first == second
 
 
 def as_json(answer):
