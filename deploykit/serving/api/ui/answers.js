@@ -45,7 +45,7 @@ function found(answer, context) {
   const verdict = make("p", { class: "verdict" }, make("strong", {}, answer.answer ?? "No answer in this text"), " ",
     make("span", {}, percent(answer.score)));
   if (answer.answer === null) return [verdict];
-  const marked = cut(context, [answer]).map(({ text, part }) => part ? make("mark", { class: "for answer" }, text) : text);
+  const marked = cut(context, [answer]).map(({ text, part }) => part ? make("mark", { class: "for" }, text) : text);
   return [verdict, passage("Context with the answer", marked)];
 }
 
@@ -76,12 +76,12 @@ function cut(text, parts) {
   return found;
 }
 
-function table(caption, titles, rows, of, kind = of) {
+function table(caption, titles, rows, of) {
   const body = make("tbody");
   const more = folded(rows, body, of);
   const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
   const title = make("caption", { class: "hidden-text" }, caption);
-  return [make("table", { class: `rows ${kind}` }, title, make("thead", {}, head), body), ...more];
+  return [make("table", { class: `rows ${of}` }, title, make("thead", {}, head), body), ...more];
 }
 
 /** A text that scrolls where it is long, so that what is below stays near. */
@@ -113,13 +113,12 @@ function spans(answer, text, labels) {
 function relations(answer, hue) {
   const title = make("h3", {}, "Relations");
   if (!answer.relations.length) return [title, make("p", {}, "No relation was found between these.")];
-  const arrow = () => make("span", { class: "muted", "aria-hidden": "true" }, "→");
-  const entity = (place) => make("mark", { class: hue(answer.entities[place].label) }, answer.entities[place].text);
-  const rows = answer.relations.map((found) => make("tr", {},
-    make("th", { scope: "row", dir: "auto" }, entity(found.head)),
-    make("td", {}, arrow(), " ", make("strong", {}, found.label), " ", arrow()),
-    make("td", { dir: "auto" }, entity(found.tail)), make("td", { class: "figure" }, percent(found.score))));
-  return [title, ...table("Relations", ["From", "Relation", "To", "Probability"], rows, "relations")];
+  const entity = ({ label, text }) => make("mark", { class: hue(label), dir: "auto" }, text);
+  const rows = answer.relations.map((found) => make("li", {}, entity(answer.entities[found.head]), " → ",
+    make("strong", {}, found.label), " → ", entity(answer.entities[found.tail]), " ",
+    make("span", { class: "figure" }, percent(found.score))));
+  const list = make("ol", { class: "relations", "aria-label": "Relations" });
+  return [title, list, ...folded(rows, list, "relations")];
 }
 
 /** The answers of the heads of a model, by name; those that were not asked gave none. */

@@ -239,7 +239,8 @@ async function predict() {
   at("why-time").replaceChildren();
   complain(at("why-fault"), null);
   if (model.explains) {
-    at("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === answer.label)));
+    const best = answer.label ?? answer.labels[0];
+    at("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === best)));
   }
   reachable();
   say(`${spoken(answer, model)} Round trip ${milliseconds(elapsed)}.`);
@@ -254,11 +255,11 @@ async function tellWhy() {
   say(first ? `Explanation ready. The strongest word is ${first.text}.` : "There are no words to explain.");
 }
 
-/** Lets the keyboard scroll what scrolls, and shows the answer in a context that is longer than its box. */
+/** Lets the keyboard scroll what scrolls, and shows the first part that is marked in a text longer than its box. */
 function reachable() {
   for (const node of document.querySelectorAll(".passage")) {
     if (node.scrollHeight > node.clientHeight) node.tabIndex = 0;
-    const mark = node.querySelector("mark.answer");
+    const mark = node.querySelector("mark");
     if (mark) node.scrollTop = mark.offsetTop - node.offsetTop - node.clientHeight / 2;
   }
 }
