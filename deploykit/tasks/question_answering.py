@@ -6,7 +6,7 @@ threshold that is tuned on the validation split.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -49,6 +49,7 @@ METRICS = ("answer_f1", "exact_match")
 FIGURES = frozenset({"changes"})
 CAPABILITIES = frozenset({"pipeline"})
 NONE = ""  # the decision that there is no answer
+NO_SPAN_SCORE = -1e9  # of a context that has no visible text; finite, so that JSON can hold what is tuned from it
 
 
 class Options(Base):
@@ -161,10 +162,12 @@ def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[li
         windows: list[Features] = []
         for index, context in enumerate(item.sources):
             rest = options.max_windows - len(windows)
-            if rest > 0:
-                windows += tokenizer.windows_beside(
-                    item.question, context, index, rest, options.stride, options.max_question_tokens
-                )
+            if rest == 0:  # what is not read counts as cut off
+                windows[-1] = replace(windows[-1], encoding=replace(windows[-1].encoding, truncated=True))
+                break
+            windows += tokenizer.windows_beside(
+                item.question, context, index, rest, options.stride, options.max_question_tokens
+            )
         encoded.append(windows)
     return encoded
 
@@ -196,7 +199,7 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
             spans[span] = max(score, spans.get(span, -np.inf))
     none = min(nones)  # a window without the answer says nothing of the others
     if not spans:
-        return Prediction(NONE, -np.inf, none, 0.0, 0, 0, 0)
+        return Prediction(NONE, NO_SPAN_SCORE, none, 0.0, 0, 0, 0)
     score, (context, start, end) = max((score, span) for span, score in spans.items())
     scores = np.array([none, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
@@ -215,13 +218,8 @@ def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> 
     order = np.argsort(margins)  # with the threshold after each, those before it are answered
     gains = np.concatenate([[0.0], np.cumsum((answered - empty)[order])])
     best = int(gains.argmax())
-    ordered = margins[order]
-    if best == 0:
-        threshold = ordered[0] - 1
-    elif best == len(ordered):
-        threshold = ordered[-1] + 1
-    else:
-        threshold = (ordered[best - 1] + ordered[best]) / 2
+    ordered = np.concatenate([margins.min(keepdims=True) - 2, margins[order], margins.max(keepdims=True) + 2])
+    threshold = (ordered[best] + ordered[best + 1]) / 2
     return options.model_copy(update={"no_answer_threshold": round(float(threshold), 4)})
 
 
@@ -265,7 +263,7 @@ def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
     """Returns `texts`, `(predictions,)`, and all numbers as `scores`, `(predictions, 6)`."""
     numbers = np.array([astuple(prediction)[1:] for prediction in predictions], dtype=np.float64)
     texts = np.array([prediction.text for prediction in predictions], dtype=np.str_)
-    return {"scores": np.nan_to_num(numbers.reshape(-1, 6), neginf=-1e9), "texts": texts}
+    return {"scores": numbers.reshape(-1, 6), "texts": texts}
 
 
 def load(arrays: Arrays) -> list[Prediction]:
