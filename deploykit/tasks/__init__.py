@@ -161,7 +161,7 @@ class Optional(Protocol):
     def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
         """Returns outputs of the Open Inference Protocol, of one row per answer."""
 
-    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
+    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]] | dict[str, Any]:
         """Turns an answer into the format of transformers' pipeline for this task."""
 
 

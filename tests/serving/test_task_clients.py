@@ -12,9 +12,11 @@ import pytest
 from pages import too_wide, violations
 from task_graphs import CASES, TOLERANCE, body_of, close, task_of, weights_of, write_package
 from test_launch import ask, environ
+from test_openapi import CHECKS
 
 from deploykit import tasks
 from deploykit.client import Client, Entity, Prediction, Relation
+from deploykit.inference.predictor import Predictor
 from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.tokenizer import Tokenizer
@@ -29,9 +31,9 @@ def service(request, make_package, tokenizer_folder, tmp_path_factory):
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     weights = weights_of(name, Tokenizer.load(tokenizer_folder, 64))
     package = write_package(make_package, folder / "package", name, weight_of=weights)
-    key = keys.add(folder / "keys.json", "alice", ["predict", "explain"])
+    key = keys.add(folder / "keys.json", "alice", keys.SCOPES)
     with launch.running(package.path, folder / "keys.json", environ=environ(folder)) as url:
-        yield SimpleNamespace(url=url, key=key, name=name, task=task_of(name), fields=fields_of(name))
+        yield SimpleNamespace(url=url, key=key, name=name, task=task_of(name), fields=fields_of(name), package=package)
 
 
 def fields_of(name, context=TEXT):
@@ -166,6 +168,27 @@ def test_our_own_client_gives_answers_types(service):
     assert all(isinstance(relation, Relation) for relation in answer.relations)
     assert [len(head.entities) for head in heads][-1] == len((ours.get("slots") or ours).get("entities", ()))
     assert len(answer.relations) == len(ours.get("relations", ()))
+
+
+def test_a_long_text_is_answered_as_the_predictor_answers_it(service):
+    fields = fields_of(service.name, LONG_CONTEXT)
+    predictor = Predictor.load(service.package, 1)
+    (answer,) = predictor.answers([predictor.task.Input(**fields)])
+    assert answer.windows > 10
+    assert close(predicted(service, **fields), json.loads(answer.model_dump_json()))
+
+
+def test_schemathesis_finds_nothing(service, tmp_path):
+    """Requests made of the description of the task, right ones and wrong ones, and answers held against it."""
+    command = [sys.executable, "-m", "schemathesis.cli", "run", "--checks", ",".join(CHECKS), "--seed", "1"]
+    routes = "^/(v1/predict|v2/models/tiny/infer|models/tiny)$"
+    options = ["--include-path-regex", routes, "--max-examples", "10", "--phases", "examples,coverage,fuzzing"]
+    header, description = f"X-API-Key: {service.key}", f"{service.url}/docs.json"
+    ended = subprocess.run(
+        [*command, *options, "--header", header, description], cwd=tmp_path, capture_output=True, text=True, timeout=180
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    assert "Tested: " in ended.stdout
 
 
 # the page

@@ -170,4 +170,5 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         outputs = [task.pipeline(answer, top_k) for answer in answers]
         return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]
 
-    return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, list[Any], read, write)
+    response: Any = dict[str, Any] | list[Any] if own else list[Any]  # a single input of its own has an object
+    return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, response, read, write)
