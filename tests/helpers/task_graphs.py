@@ -97,7 +97,7 @@ NAMES = {"anna": [0, 8, 0, 0, 0], "london": [0, 0, 0, 8, 0]}
 LIKED = {"great": [-1.5, 1.5], "weak": [1.5, -1.5]}
 MEANINGS = {  # by task and output: what some words say, and what all others say
     "text-classification": {"logits": (LIKED, [0, 0])},
-    "multi-label-classification": {"logits": ({"great": [3, 0.5], "weak": [0, 2]}, [-0.3, -0.3])},
+    "multi-label-classification": {"logits": ({"great": [6, 3], "weak": [0, 2]}, [-0.3, -0.3])},
     "regression": {"logits": ({"great": [1.5], "weak": [-1.5]}, [0.05])},
     "token-classification": {"logits": (NAMES, [4, 0, 0, 0, 0])},
     "question-answering": dict.fromkeys(("start_logits", "end_logits"), ({"london": [9], "[CLS]": [1]}, [0])),

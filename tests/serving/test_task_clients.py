@@ -21,7 +21,7 @@ from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.tokenizer import Tokenizer
 
-TEXT = "a great film . anna lives in london ."
+TEXT = "\U0001f469\u200d\U0001f680 cafe\u0301 \u05e9\u05dc\u05d5\u05dd : a great film . anna lives in london ."
 LONG_CONTEXT = f"{'the plot is weak and the film was great . ' * 60}anna lives in london . {'the end . ' * 200}"
 
 
@@ -52,6 +52,8 @@ def predicted(service, **fields):
 def test_the_answers_are_those_that_the_graph_gives(service):
     """The other tests compare with what is known here."""
     answer = predicted(service)
+    for part in (*answer.get("entities", ()), *answer.get("slots", {}).get("entities", ())):
+        assert TEXT[part["start"] : part["end"]] == part["text"]
     entities = [("PERSON", "anna"), ("PLACE", "london")]
     found = [(part["label"], part["text"]) for part in answer.get("entities", ())]
     if service.name == "text-classification":
@@ -63,7 +65,7 @@ def test_the_answers_are_those_that_the_graph_gives(service):
     elif service.name == "token-classification":
         assert found == entities
     elif service.name == "question-answering":
-        assert answer["answer"] == "london"
+        assert answer["answer"] == TEXT[answer["start"] : answer["end"]] == "london"
     elif service.name == "relation-extraction":
         assert found == entities
         assert [(part["head"], part["label"], part["tail"]) for part in answer["relations"]] == [(0, "in", 1)]
@@ -168,6 +170,19 @@ def test_our_own_client_gives_answers_types(service):
     assert all(isinstance(relation, Relation) for relation in answer.relations)
     assert [len(head.entities) for head in heads][-1] == len((ours.get("slots") or ours).get("entities", ()))
     assert len(answer.relations) == len(ours.get("relations", ()))
+
+
+def test_signs_that_cannot_be_seen_are_read_and_offsets_count_them(service):
+    hidden = "anna\x00\u200f\ufeff lives in\x00 london\x00 ."
+    fields = fields_of(service.name, hidden)
+    predictor = Predictor.load(service.package, 1)
+    (answer,) = predictor.answers([predictor.task.Input(**fields)])
+    answer = json.loads(answer.model_dump_json())
+    assert close(predicted(service, **fields), answer)
+    for part in answer.get("entities", ()):
+        assert part["text"] == hidden[part["start"] : part["end"]] in ("anna", "london")
+    if service.name == "question-answering":
+        assert answer["answer"] == hidden[answer["start"] : answer["end"]] == "london"
 
 
 def test_a_long_text_is_answered_as_the_predictor_answers_it(service):
