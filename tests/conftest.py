@@ -52,7 +52,8 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
 # Files that take longest come first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("test_readme.py", "test_pipeline.py", "stages/test_pruning.py", "serving/test_trouble.py", "cli/test_cli.py"),
-    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_launch.py"),
+    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_task_clients.py"),
+    "serving/test_launch.py",
 )
 TESTS = Path(__file__).parent
 TIER_OF = {TESTS / name: tier for tier, names in TIERS.items() for name in names}

@@ -96,11 +96,13 @@ def test_the_client_of_hugging_face_gets_the_answers_in_its_own_types(service, h
         found = client.question_answering(**service.fields)
         assert (found.answer, found.start, found.end) == (ours["answer"], ours["start"], ours["end"])
         assert found.score == pytest.approx(ours["score"], abs=TOLERANCE)
+        assert client.question_answering(question="where ?", context="the end .").answer == ""
     elif service.name == "token-classification":
         found = client.token_classification(TEXT, aggregation_strategy="simple")
         assert [(part.entity_group, part.word, part.start, part.end) for part in found] == [
             (part["label"], part["text"], part["start"], part["end"]) for part in ours["entities"]
         ]
+        assert client.token_classification("the end .") == []
     else:
         found = client.text_classification(TEXT, top_k=1)
         scores = ours.get("scores", {"score": ours.get("score")})
