@@ -21,7 +21,7 @@ from deploykit.artifact.execution import Execution
 # the same cases on every machine, however busy it is
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
-pytest_plugins = ("models", "graph_models")  # fixtures that need torch
+pytest_plugins = ("models", "graph_models", "pages")  # fixtures that need torch or a browser
 
 # Before anything imports BentoML or a hub client: no network, and nothing of the user is read or written. Importing
 # deploykit has switched telemetry off.
@@ -39,7 +39,7 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
     "process": (
         *("cli/test_cli.py", "test_no_telemetry.py", "test_readme.py"),
         *(f"serving/test_{name}.py" for name in ("build", "launch", "old_packages", "serve_from_python", "signed")),
-        *(f"serving/test_{name}.py" for name in ("trouble", "with_client")),
+        *(f"serving/test_{name}.py" for name in ("task_clients", "trouble", "with_client")),
         *("serving/access/test_rotation.py", "serving/access/test_mounted_files.py", "serving/api/test_openapi.py"),
         *("serving/api/test_protocols.py", "serving/http/test_connections.py", "serving/http/test_hostile.py"),
         *("serving/telemetry/test_metrics_table.py", "serving/telemetry/test_traces.py"),
@@ -52,7 +52,8 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
 # Files that take longest come first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     *("test_readme.py", "test_pipeline.py", "stages/test_pruning.py", "serving/test_trouble.py", "cli/test_cli.py"),
-    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_launch.py"),
+    *("test_no_telemetry.py", "test_process_state.py", "serving/api/test_browser.py", "serving/test_task_clients.py"),
+    "serving/test_launch.py",
 )
 TESTS = Path(__file__).parent
 TIER_OF = {TESTS / name: tier for tier, names in TIERS.items() for name in names}

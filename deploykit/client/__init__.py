@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from deploykit.client.answers import Entity, Explanation, Part, Prediction
+from deploykit.client.answers import Entity, Explanation, Part, Prediction, Relation
 from deploykit.client.conversation import Conversation, Outcome, Steps, T
 
 NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}  # no proxy reaches this machine
@@ -190,4 +190,4 @@ def _bound_stream(response: httpx.Response) -> None:
         response.stream = _BoundedStream(response.stream, response.request.extensions["end"])
 
 
-__all__ = ["AsyncClient", "Client", "Entity", "Explanation", "Part", "Prediction"]
+__all__ = ["AsyncClient", "Client", "Entity", "Explanation", "Part", "Prediction", "Relation"]

@@ -1,6 +1,8 @@
 """Types of the answers of a service."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Received(BaseModel):
@@ -19,13 +21,23 @@ class Entity(Received):
     score: float
 
 
+class Relation(Received):
+    """A relation between two of the `entities` of an answer: from that at the place `head` to that at `tail`."""
+
+    label: str
+    head: int
+    tail: int
+    score: float
+
+
 class Prediction(Received):
     """The answer for one input.
 
     It has `label`, `score` and `scores` in text classification, `entities` in token classification, `labels` and
-    `scores` for several labels, `score` in regression, and `answer`, `score`, `start`, `end` and `context` for a
-    question. Other fields of a task are attributes, too. `request` is the id of its request, and `index` its position
-    there.
+    `scores` for several labels, `score` in regression, `answer`, `score`, `start`, `end` and `context` for a question,
+    and `entities` and `relations` in relation extraction. Of several heads each answer is a `Prediction`, too, and an
+    attribute called as the head. Other fields of a task are attributes. `request` is the id of its request, and
+    `index` its position there.
     """
 
     request: str = ""
@@ -35,12 +47,14 @@ class Prediction(Received):
     scores: dict[str, float] = {}
     labels: list[str] = []
     entities: list[Entity] = []
+    relations: list[Relation] = []
     answer: str | None = None
     start: int | None = None
     end: int | None = None
     context: int | None = None
     tokens: int
     truncated: bool
+    __pydantic_extra__: dict[str, Annotated["Prediction | Any", Field(union_mode="left_to_right")]]
 
 
 class Part(Received):

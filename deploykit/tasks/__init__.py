@@ -8,7 +8,7 @@ a client gets.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,10 @@ class Input(Frozen):
     def texts(self) -> tuple[str, ...]:
         """The texts among its fields, in order."""
         return tuple(value for _, value in self if isinstance(value, str))
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with each of its texts changed."""
+        return self.model_copy(update={name: change(value) for name, value in self if isinstance(value, str)})
 
 
 class TextInput(Input):
@@ -157,7 +161,7 @@ class Optional(Protocol):
     def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
         """Returns outputs of the Open Inference Protocol, of one row per answer."""
 
-    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]]:
+    def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]] | dict[str, Any]:
         """Turns an answer into the format of transformers' pipeline for this task."""
 
 

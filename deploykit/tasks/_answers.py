@@ -1,12 +1,21 @@
-"""How answers are read from data and compared, the latter as by the script of SQuAD 2.0 (Rajpurkar et al., 2018)."""
+"""How answers are read from data, found in a window, and compared.
+
+They are compared as by the script of SQuAD 2.0 (Rajpurkar et al., 2018).
+"""
 
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from deploykit.tasks import Array, Int64
+from deploykit.tasks._units import VISIBLE
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+CONSIDERED_ENDS = 20  # best starts and ends of a window that are combined
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -58,3 +67,25 @@ def located(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
     if found != text:
         raise ValueError(f"the answer {text!r} is not at offset {start} of the context, which has {found!r} there")
     return text, start, place
+
+
+def likely_spans(
+    start_logits: Array, end_logits: Array, offsets: Int64, text: str, max_tokens: int
+) -> Iterator[tuple[float, int, int]]:
+    """Yields score, start and end of the spans between the likeliest starts and ends of a window.
+
+    Args:
+        start_logits: of the tokens of the text, `(tokens,)`.
+        end_logits: of the same tokens.
+        offsets: of the tokens, `(tokens, 2)`; a token that cannot be seen, such as white space, is no end of a span.
+        text: that the offsets count.
+        max_tokens: the largest length of a span.
+    """
+    first, last = (
+        [int(token) for token in np.argsort(-logits)[:CONSIDERED_ENDS] if VISIBLE.search(text, *offsets[token])]
+        for logits in (start_logits, end_logits)
+    )
+    for start in first:
+        for end in last:
+            if start <= end < start + max_tokens:
+                yield float(start_logits[start] + end_logits[end]), int(offsets[start, 0]), int(offsets[end, 1])

@@ -14,6 +14,8 @@ from deploykit.tasks._windows import CUT_OFF_LOGIT
 from deploykit.tasks.token_classification import first_tokens
 from deploykit.tokenizer import Features
 
+MAX_ENTITIES = 256  # of a text; entities after them have no relations, whose number grows with the square
+
 
 class Relation(NamedTuple):
     """A directed relation between two entities, which are given by their places among the spans."""
@@ -77,7 +79,10 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The logits of units `(units, labels)`, the entities, and the logits of their pairs `(n, n, relations)`."""
+    """The logits of units `(units, labels)`, the entities, and the logits of the pairs of the first `n` of them.
+
+    `relations` is `(n, n, relations)`, with `n` at most `MAX_ENTITIES`.
+    """
 
     tags: Float32
     entities: tuple[Mention, ...]
@@ -108,7 +113,7 @@ def pair_logits(outputs: Sequence[Arrays], features: Sequence[Features], starts:
     """Returns the logits of each ordered pair of entities, `(entities, entities, labels)`.
 
     Of several windows that show both entities, the one with most text around them decides. Two entities that no window
-    shows together have no relation.
+    shows together have no relation, nor have two that begin in the same token.
 
     Args:
         outputs: with `relation_logits`, `(tokens, tokens, labels)`, for each of the features.
@@ -125,9 +130,10 @@ def pair_logits(outputs: Sequence[Arrays], features: Sequence[Features], starts:
         for head in shown:
             for tail in shown:
                 room = min(min(starts[head], starts[tail]) - window.start, end - max(starts[head], starts[tail]))
-                if head != tail and room > context[head, tail]:
+                first, second = places[starts[head]], places[starts[tail]]
+                if first != second and room > context[head, tail]:
                     context[head, tail] = room
-                    relations[head, tail] = arrays["relation_logits"][places[starts[head]], places[starts[tail]]]
+                    relations[head, tail] = arrays["relation_logits"][first, second]
     return relations
 
 
@@ -150,8 +156,9 @@ def load(arrays: Arrays) -> list[Prediction]:
     rows = zip(labels, arrays["entities"].tolist(), strict=True)
     entities = [Mention(str(label), first, last) for label, (first, last) in rows]
     ends, width = np.cumsum(counts), arrays["relations"].shape[-1]
-    pairs = np.split(arrays["relations"], np.cumsum(counts**2)[:-1])
+    sizes = np.minimum(counts, MAX_ENTITIES)
+    pairs = np.split(arrays["relations"], np.cumsum(sizes**2)[:-1])
     return [
-        Prediction(tags, tuple(entities[end - count : end]), part.reshape(count, count, width))
-        for tags, count, end, part in zip(classification.load(arrays), counts, ends, pairs, strict=True)
+        Prediction(tags, tuple(entities[end - count : end]), part.reshape(size, size, width))
+        for tags, count, size, end, part in zip(classification.load(arrays), counts, sizes, ends, pairs, strict=True)
     ]

@@ -24,12 +24,33 @@ UNIT = regex.compile(
     r"|\p{Nd}[\p{Nd}\p{M}]*"  # a number is a unit of its own even before letters: 7kg
     rf"|(?:(?=[{BY_CHARACTER}])|(?![{INVISIBLE}\w\p{{N}}]))\X"
 )
+VISIBLE = regex.compile(rf"(?V1)[^{INVISIBLE}]")
+CLUSTER = regex.compile(r"\X")
 WITHOUT_SPACES = regex.compile(rf"(?V1)[{JOINED}\p{{EA=F}}]")
 
 
 def units(text: str) -> Int64:
     """Returns the character offsets of the units of a text, shape `(units, 2)`; white space belongs to none."""
     return np.array([match.span() for match in UNIT.finditer(text)], dtype=np.int64).reshape(-1, 2)
+
+
+def whole(text: str, start: int, end: int) -> tuple[int, int]:
+    """Removes what cannot be seen from the ends of a part of a text, and widens it to whole grapheme clusters.
+
+    Args:
+        text: the whole text.
+        start: of the part, which holds at least one visible character.
+        end: of the part, exclusive.
+    """
+    visible = [match.start() for match in VISIBLE.finditer(text, start, end)]
+    start, end = visible[0], visible[-1] + 1
+    line = text.rfind("\n", 0, start) + 1  # a line feed ends a grapheme cluster
+    for cluster in CLUSTER.finditer(text, line):
+        if cluster.start() <= start < cluster.end():
+            start = cluster.start()
+        if cluster.end() >= end:
+            return start, cluster.end()
+    raise AssertionError("not reached")
 
 
 def join(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

@@ -28,6 +28,11 @@ from deploykit.tasks._heads import COLUMNS, Head, HeadOptions
 from deploykit.tokenizer import Features, joined
 
 MEAN = "mean_of_heads"
+# Fields that answers of tasks have, in the client, too.
+RESERVED = {
+    *("request", "index", "label", "score", "scores", "labels", "entities", "relations", "answer", "start", "end"),
+    *("context", "tokens", "windows", "truncated", "abstained", "record"),
+}
 
 
 class Options(TextOptions):
@@ -46,8 +51,11 @@ class Options(TextOptions):
     @classmethod
     def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
         for name, head in heads.items():
-            if not name.replace("_", "").isalnum() or name in ("tokens", "windows", "truncated"):
-                raise ValueError(f"a head cannot be called {name!r}, expected letters, digits and underscores")
+            if not name.replace("_", "").isalnum() or name in RESERVED:
+                raise ValueError(
+                    f"a head cannot be called {name!r}, expected letters, digits and underscores, and none of"
+                    f" {', '.join(sorted(RESERVED))}"
+                )
             _ = head.spec  # its options are validated
             Head(name, head).require_roles(head.columns)
         return heads
@@ -268,9 +276,9 @@ class MultiTask:
         return self.Answer(**answers, **read)
 
     def record(self, answer: Any) -> dict[str, Any]:
-        """Returns the records of the heads that answered."""
+        """Returns the records of the heads that answered, as `answers`."""
         answers = {head: getattr(answer, head.name) for head in self.parts}
-        return {head.name: head.task.record(own) for head, own in answers.items() if own is not None}
+        return {"answers": {head.name: head.task.record(own) for head, own in answers.items() if own is not None}}
 
 
 def bind(options: Options) -> Task:

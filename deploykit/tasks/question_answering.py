@@ -6,8 +6,8 @@ threshold that is tuned on the validation split.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
@@ -16,8 +16,9 @@ from deploykit.methods import Frozen
 from deploykit.methods import Options as Base
 from deploykit.tasks import Array, Arrays, Column, Example, Int64, Observations, Spec, Target
 from deploykit.tasks import Input as BaseInput
-from deploykit.tasks._answers import f1, listed, located
+from deploykit.tasks._answers import f1, likely_spans, listed, located
 from deploykit.tasks._classification import read_text
+from deploykit.tasks._units import whole
 from deploykit.tokenizer import Features, Tokenizer, joined
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
@@ -48,7 +49,7 @@ METRICS = ("answer_f1", "exact_match")
 FIGURES = frozenset({"changes"})
 CAPABILITIES = frozenset({"pipeline"})
 NONE = ""  # the decision that there is no answer
-CONSIDERED_ENDS = 20  # best starts and ends of a window that are combined
+NO_SPAN_SCORE = -1e9  # of a context that has no visible text; finite, so that JSON can hold what is tuned from it
 
 
 class Options(Base):
@@ -82,6 +83,11 @@ class Input(BaseInput):
     def texts(self) -> tuple[str, ...]:
         """The question and the texts."""
         return (self.question, *self.sources)
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with the question and the texts changed."""
+        contexts = tuple(map(change, self.contexts))
+        return super().with_texts(change).model_copy(update={"contexts": contexts})
 
 
 class Answer(Frozen):
@@ -156,10 +162,12 @@ def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[li
         windows: list[Features] = []
         for index, context in enumerate(item.sources):
             rest = options.max_windows - len(windows)
-            if rest > 0:
-                windows += tokenizer.windows_beside(
-                    item.question, context, index, rest, options.stride, options.max_question_tokens
-                )
+            if rest == 0:  # what is not read counts as cut off
+                windows[-1] = replace(windows[-1], encoding=replace(windows[-1].encoding, truncated=True))
+                break
+            windows += tokenizer.windows_beside(
+                item.question, context, index, rest, options.stride, options.max_question_tokens
+            )
         encoded.append(windows)
     return encoded
 
@@ -179,26 +187,23 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:
     """Returns the best span of all windows."""
-    spans: list[tuple[float, int, int, int]] = []
+    spans = dict[tuple[int, int, int], float]()  # the score of each, in the window that is most certain of it
     nones = []
     for arrays, window in zip(outputs, features, strict=True):
         context, tokens = window.part
-        starts, ends = arrays["start_logits"][tokens], arrays["end_logits"][tokens]
         nones.append(float(arrays["start_logits"][0] + arrays["end_logits"][0]))
-        first, last = (np.argsort(-side)[:CONSIDERED_ENDS] for side in (starts, ends))
-        lengths = last[None, :] - first[:, None]
-        allowed = (lengths >= 0) & (lengths < spec.options.max_answer_tokens)
-        offsets = window.encoding.offsets[tokens]
-        for row, column in zip(*np.nonzero(allowed), strict=True):
-            start, end = int(offsets[first[row], 0]), int(offsets[last[column], 1])
-            if end > start:
-                spans.append((float(starts[first[row]] + ends[last[column]]), context, start, end))
+        starts, ends = (arrays[name][tokens] for name in OUTPUTS)
+        offsets, limit = window.encoding.offsets[tokens], spec.options.max_answer_tokens
+        for score, start, end in likely_spans(starts, ends, offsets, item.sources[context], limit):
+            span = context, start, end
+            spans[span] = max(score, spans.get(span, -np.inf))
     none = min(nones)  # a window without the answer says nothing of the others
     if not spans:
-        return Prediction(NONE, -np.inf, none, 0.0, 0, 0, 0)
-    score, context, start, end = max(spans)
-    scores = np.array([none, *(entry[0] for entry in dict.fromkeys(spans))])
+        return Prediction(NONE, NO_SPAN_SCORE, none, 0.0, 0, 0, 0)
+    score, (context, start, end) = max((score, span) for span, score in spans.items())
+    scores = np.array([none, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
+    start, end = whole(item.sources[context], start, end)
     return Prediction(item.sources[context][start:end], score, none, probability, context, start, end)
 
 
@@ -213,13 +218,8 @@ def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> 
     order = np.argsort(margins)  # with the threshold after each, those before it are answered
     gains = np.concatenate([[0.0], np.cumsum((answered - empty)[order])])
     best = int(gains.argmax())
-    ordered = margins[order]
-    if best == 0:
-        threshold = ordered[0] - 1
-    elif best == len(ordered):
-        threshold = ordered[-1] + 1
-    else:
-        threshold = (ordered[best - 1] + ordered[best]) / 2
+    ordered = np.concatenate([margins.min(keepdims=True) - 2, margins[order], margins.max(keepdims=True) + 2])
+    threshold = (ordered[best] + ordered[best + 1]) / 2
     return options.model_copy(update={"no_answer_threshold": round(float(threshold), 4)})
 
 
@@ -263,7 +263,7 @@ def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
     """Returns `texts`, `(predictions,)`, and all numbers as `scores`, `(predictions, 6)`."""
     numbers = np.array([astuple(prediction)[1:] for prediction in predictions], dtype=np.float64)
     texts = np.array([prediction.text for prediction in predictions], dtype=np.str_)
-    return {"scores": np.nan_to_num(numbers.reshape(-1, 6), neginf=-1e9), "texts": texts}
+    return {"scores": numbers.reshape(-1, 6), "texts": texts}
 
 
 def load(arrays: Arrays) -> list[Prediction]:
@@ -289,7 +289,7 @@ def answer(prediction: Prediction, features: Sequence[Features], item: Input, sp
 
 def record(answer: Answer) -> dict[str, Any]:
     """Returns the place and the probability of the answer."""
-    return answer.model_dump(include={"score", "start", "end", "context"})
+    return {"answer": answer.model_dump(include={"score", "start", "end", "context"})}
 
 
 def pipeline(answer: Answer, top_k: int | None) -> dict[str, Any]:

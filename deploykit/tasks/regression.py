@@ -45,7 +45,7 @@ EXAMPLES = (
 METRICS = ("spearman", "pearson", "rmse")
 FIGURES = frozenset[str]()
 CAPABILITIES = frozenset({"pipeline", "tensors"})
-PIPELINE_NESTED = True
+PIPELINE_NESTED, PIPELINE_FUNCTION = True, "none"
 Input = TextInput
 
 

@@ -30,6 +30,7 @@ from deploykit.tasks import (
 from deploykit.tasks import Input as BaseInput
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._relations import (  # noqa: F401  dump and load are functions of this task
+    MAX_ENTITIES,
     Decision,
     Mention,
     Prediction,
@@ -41,7 +42,7 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     token_at,
 )
 from deploykit.tasks._tags import decode_entities
-from deploykit.tasks._units import units
+from deploykit.tasks._units import UNIT, units
 from deploykit.tasks._windows import merge
 from deploykit.tasks.token_classification import Entity, first_tokens, label_order  # noqa: F401  of this task
 from deploykit.tokenizer import Features, Tokenizer, joined
@@ -92,13 +93,17 @@ class Input(BaseInput):
     """A text, and its entities if they are known."""
 
     text: str
-    entities: tuple[GivenEntity, ...] | None = Field(default=None, description="null: they are predicted")
+    entities: tuple[GivenEntity, ...] | None = Field(
+        default=None, max_length=MAX_ENTITIES, description="null: they are predicted"
+    )
 
     @model_validator(mode="after")
     def _lie_inside(self) -> Self:
         for entity in self.entities or ():
             if not entity.start < entity.end <= len(self.text):
                 raise ValueError(f"the entity {entity.start}-{entity.end} does not lie in a text of {len(self.text)}")
+            if not UNIT.search(self.text, entity.start, entity.end):
+                raise ValueError(f"the entity {entity.start}-{entity.end} covers no word of the text")
         return self
 
 
@@ -201,7 +206,7 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
         entities = tuple(Mention(*entity) for entity in decode_entities(names))
     else:
         entities = tuple(Mention(entity.label, *covered(entity.start, entity.end, spans)) for entity in item.entities)
-    starts = [int(spans[entity.first, 0]) for entity in entities]
+    starts = [int(spans[entity.first, 0]) for entity in entities[:MAX_ENTITIES]]
     relations = pair_logits(outputs, features, starts, len(spec.options.relations) + 1)
     return Prediction(tags, entities, relations)
 
@@ -282,14 +287,16 @@ def answer(prediction: Prediction, features: Sequence[Features], item: Input, sp
         )
         for entity in prediction.entities
     ]
-    shares = softmax(prediction.relations) if len(entities) else prediction.relations
+    shares = softmax(prediction.relations) if entities else prediction.relations
+    best = prediction.relations.argmax(axis=-1)
     relations = [
         PredictedRelation(
-            label=spec.options.relations[best - 1], head=head, tail=tail, score=float(shares[head, tail, best])
+            label=spec.options.relations[best[pair] - 1],
+            head=pair[0],
+            tail=pair[1],
+            score=float(shares[pair][best[pair]]),
         )
-        for head, row in enumerate(shares.argmax(axis=-1).tolist() if len(entities) else [])
-        for tail, best in enumerate(row)
-        if best > 0
+        for pair in map(tuple, np.argwhere(best > 0).tolist())
     ]
     read = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
     return Answer(entities=entities, relations=relations, **read)

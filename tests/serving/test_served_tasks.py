@@ -1,101 +1,24 @@
-"""Each task that is not about one label or spans, served: its own route, the inference API, tensors, and the page."""
+"""Each task, served: its own route, the inference API, tensors, and the page."""
 
 import json
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from rows import inputs_of
+from task_graphs import CASES, GIVEN, TEXTS, body_of, task_of, write_package
 
 from deploykit import tasks
-from deploykit.artifact import GRAPH
+from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.inference.predictor import Predictor
-from deploykit.tasks import multi_task as MultiTask  # noqa: N812
 from deploykit.tasks.question_answering import Input as Question
 from deploykit.tasks.relation_extraction import Input as Related
 
-TEXTS = ["a great film", "the plot is weak"]
-CONTEXT = "anna lives in london ."
 PREDICT = "/v1/predict"
 
 
-def graph(file, outputs, labels):
-    """A graph whose outputs are sums, over a text, of each token or of each pair, of the rows of a table of weights.
-
-    `labels` is the number of each output's labels.
-    """
-    nodes, constants, infos = [], [], []
-    for seed, (name, axes) in enumerate(outputs.items()):
-        columns = labels[name] if axes[-1] == "labels" else 1
-        weights = np.random.default_rng(seed + 5).normal(size=(200, columns)).astype(np.float32)
-        constants += [numpy_helper.from_array(weights, f"{name}.weights")]
-        nodes.append(helper.make_node("Gather", [f"{name}.weights", "input_ids"], [f"{name}.rows"]))
-        if axes == ("tokens",):
-            nodes.append(helper.make_node("Squeeze", [f"{name}.rows", "last"], [name]))
-        elif axes == ("tokens", "labels"):
-            nodes.append(helper.make_node("Identity", [f"{name}.rows"], [name]))
-        elif axes == ("tokens", "tokens", "labels"):
-            sides = [f"{name}.first", f"{name}.second"]
-            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "two"], [sides[0]]))
-            nodes.append(helper.make_node("Unsqueeze", [f"{name}.rows", "tokens"], [sides[1]]))
-            nodes.append(helper.make_node("Sub", sides, [name]))
-        else:
-            nodes.append(helper.make_node("ReduceSum", [f"{name}.rows", "tokens"], [name], keepdims=0))
-        shape = ["batch", *(columns if axis == "labels" else axis for axis in axes)]
-        infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    numbers = {"last": -1, "tokens": 1, "two": 2}
-    constants += [numpy_helper.from_array(np.array([number]), name) for name, number in numbers.items()]
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
-    built = helper.make_graph(nodes, "tiny", [ids], infos, constants)
-    onnx.save(helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
-
-
-INPUTS = {
-    "multi-label-classification": (inputs_of(TEXTS), ("joy", "fear"), {"thresholds": {"joy": 0.3, "fear": 0.3}}),
-    "regression": (inputs_of(TEXTS), (), {"mean": 3.0, "deviation": 2.0}),
-    "question-answering": (
-        [Question(question="where is anna ?", context=CONTEXT), Question(question="who ?", context=CONTEXT * 9)],
-        (),
-        {"stride": 16, "no_answer_threshold": 0.0},
-    ),
-    "relation-extraction": (
-        [Related(text="anna lives in london"), Related(text=CONTEXT, entities=[{"start": 0, "end": 4, "label": "A"}])],
-        ("O", "B-A", "I-A"),
-        {"relations": ["of", "in"]},
-    ),
-    "multi-task": (
-        [MultiTask.Input(text=TEXTS[0]), MultiTask.Input(text=TEXTS[1], heads=["intent"])],
-        (),
-        {
-            "heads": {
-                "intent": {"method": "text-classification", "labels": ["play", "stop"]},
-                "slots": {"method": "token-classification", "labels": ["O", "B-A", "I-A"]},
-            }
-        },
-    ),
-}
-
-
-@pytest.fixture(params=INPUTS)
+@pytest.fixture(params=CASES)
 def served(request, serve, make_package, tmp_path):
     """A client of a service of the task, the task, its inputs, and the answers that the predictor gives."""
-    name = request.param
-    inputs, labels, options = INPUTS[name]
-    task = tasks.load(name, tasks.load(name).Options.model_validate(options))
-    columns = dict.fromkeys(task.OUTPUTS, max(len(labels), 1))
-    if hasattr(task, "heads"):
-        spec = tasks.Spec(labels, tasks.load(name).Options.model_validate(options))
-        columns = {output: len(names) for output, names in task.heads(spec).items()}
-    package = make_package(
-        tmp_path / "package",
-        before=lambda folder: graph(folder / GRAPH, task.OUTPUTS, columns),
-        questions=inputs,
-        task=name,
-        labels=labels,
-        task_options=options,
-    )
-    return serve(package.path), task, inputs, package
+    package = write_package(make_package, tmp_path / "package", request.param)
+    return serve(package.path), task_of(request.param), CASES[request.param].inputs, package
 
 
 def expected(package, inputs):
@@ -109,7 +32,7 @@ def approximately(answers):
 
 def test_the_service_answers_as_the_predictor_does(served):
     client, task, inputs, package = served
-    body = {"texts": TEXTS} if task.Input is tasks.TextInput else {"inputs": [item.model_dump() for item in inputs]}
+    body = body_of(task, inputs)
     response = client.post(PREDICT, json_body=body)
     assert response.status == 200, response.content
     assert approximately(response.json()["predictions"]) == approximately(expected(package, inputs))
@@ -121,11 +44,26 @@ def test_the_inference_api_gives_what_a_pipeline_gives(served):
     if "pipeline" not in task.CAPABILITIES:
         assert client.post("/models/tiny", json_body={"inputs": TEXTS}).status == 404
         return
-    items = TEXTS if task.Input is tasks.TextInput else [item.model_dump(exclude={"contexts"}) for item in inputs]
+    (items,) = body_of(task, inputs).values()
     response = client.post("/models/tiny", json_body={"inputs": items})
     assert response.status == 200, response.content
     answers = [task.Answer.model_validate(answer) for answer in expected(package, inputs)]
     assert approximately(response.json()) == approximately([task.pipeline(answer, None) for answer in answers])
+
+
+FUNCTIONS = {"text-classification": "softmax", "multi-label-classification": "sigmoid", "regression": "none"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_inference_api_accepts_the_function_that_gives_the_scores_and_no_other(serve, make_package, tmp_path, name):
+    client = serve(write_package(make_package, tmp_path / "package", name).path)
+    plain = client.post("/models/tiny", json_body={"inputs": TEXTS}).json()
+    for function in FUNCTIONS.values():
+        body = {"inputs": TEXTS, "parameters": {"function_to_apply": function}}
+        response = client.post("/models/tiny", json_body=body)
+        assert (response.status == 200) == (function == FUNCTIONS[name])
+        if response.status == 200:
+            assert response.json() == plain
 
 
 def test_open_inference_clients_get_the_answer_and_the_tensors_of_the_task(served):
@@ -151,13 +89,14 @@ def test_the_page_knows_the_fields_of_an_input_and_the_routes_that_are_there(ser
     client, task, _, _ = served
     about = client.get("/v1/model").json()
     assert about["fields"] == (["question", "context"] if task.Input is Question else ["text"])
+    assert [about["body"]] == list(body_of(task, CASES[about["task"]].inputs))
     assert about["explains"] == ("explain" in task.CAPABILITIES)
     assert (client.post("/v1/explain", json_body={"texts": ["a film"]}).status != 404) == about["explains"]
 
 
 def test_labels_and_answers_are_counted(served):
     client, task, inputs, package = served
-    body = {"texts": TEXTS} if task.Input is tasks.TextInput else {"inputs": [item.model_dump() for item in inputs]}
+    body = body_of(task, inputs)
     client.post(PREDICT, json_body=body)
     page = client.get("/metrics").content.decode()
     assert "deploykit_input_tokens_count 2.0" in page
@@ -168,3 +107,63 @@ def test_labels_and_answers_are_counted(served):
     observed = task.observe(predictor.predict(inputs), predictor.spec)
     assert counted == len(observed.labels)
     assert (counted > 0) == (task is not tasks.load("regression"))
+
+
+PERSONAL = "anna@mail.example lives in london ."
+MASKED = "xxxx@xxxx.xxxxxxx lives in london ."
+PERSONAL_INPUTS = {
+    "question-answering": [
+        Question(question=PERSONAL, context=PERSONAL),
+        Question(question="who ?", contexts=("london .", PERSONAL)),
+    ],
+    "relation-extraction": [Related(text=PERSONAL), Related(text=PERSONAL, entities=GIVEN)],
+}
+
+
+def personal_inputs(name):
+    own = task_of(name).Input
+    return PERSONAL_INPUTS.get(name) or [own(text=PERSONAL), own(text="the end")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_text_of_an_input_is_masked_before_the_model_reads_it(serve, make_package, tmp_path, name):
+    """A service that masks answers as one that is asked about masked texts, but for the texts in the answer."""
+    inputs, task = personal_inputs(name), task_of(name)
+    masking, plain = (
+        serve(write_package(make_package, tmp_path / str(masks), name, changes={"serve": options}).path)
+        for masks, options in ((True, ServeOptions(redact=True)), (False, ServeOptions()))
+    )
+    masked = [type(item).model_validate_json(item.model_dump_json().replace(PERSONAL, MASKED)) for item in inputs]
+    assert PERSONAL not in str(masked)
+    first, second = (
+        client.post(PREDICT, json_body=body_of(task, items)).json()["predictions"]
+        for client, items in ((masking, inputs), (plain, masked))
+    )
+    assert approximately(without_texts(first)) == approximately(without_texts(second))
+
+
+def without_texts(answers):
+    """Answers without the parts of the input that they quote."""
+    if isinstance(answers, list):
+        return list(map(without_texts, answers))
+    if isinstance(answers, dict):
+        return {key: without_texts(value) for key, value in answers.items() if key not in ("text", "answer")}
+    return answers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_text_of_an_input_is_masked_in_the_records(serve, make_package, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DEPLOYKIT_RECORDS", str(tmp_path / "records"))
+    inputs, task = personal_inputs(name), task_of(name)
+    serving = ServeOptions(records=RecordOptions(share=1))
+    client = serve(write_package(make_package, tmp_path / "package", name, changes={"serve": serving}).path)
+    response = client.post(PREDICT, json_body=body_of(task, inputs))
+    assert response.status == 200, response.content
+    client._app._runtime.records.close()
+    (file,) = (tmp_path / "records").iterdir()
+    written = file.read_text()
+    assert "anna" not in written
+    assert written.count("xxxx@xxxx.xxxxxxx") == sum(item.texts.count(PERSONAL) for item in inputs)
+    records = [json.loads(line) for line in written.splitlines()]
+    assert [record["index"] for record in records] == [0, 1]
+    assert [record["tokens"] for record in records] == [answer["tokens"] for answer in response.json()["predictions"]]

@@ -117,6 +117,7 @@ def test_heads_learn_their_labels_and_options():
         ({"a": {"method": "no-task"}}, "'no-task' cannot be a head"),
         ({"a b": {"method": "regression"}}, "a head cannot be called 'a b'"),
         ({"tokens": {"method": "regression"}}, "a head cannot be called 'tokens'"),
+        ({"entities": {"method": "regression"}}, "a head cannot be called 'entities'"),
         ({"a": {"method": "regression", "options": {"means": 1}}}, "Extra inputs are not permitted"),
         ({"a": {"method": "regression", "column": {}}}, "Extra inputs are not permitted"),
         ({"a": {"method": "regression", "columns": {"label": "x"}}}, "regression has no column 'label'.*score"),
@@ -167,7 +168,7 @@ def test_predictions_and_answers_are_those_of_each_head(tokenizer):
     asked = task.answer(prediction, features, task.Input(text="x", heads=("mood",)), spec)
     assert asked.mood is not None
     assert asked.stars is asked.names is asked.topics is None
-    assert set(task.record(asked)) == {"mood"}
+    assert set(task.record(asked)["answers"]) == {"mood"}
     with pytest.raises(ValidationError, match="'mood', 'topics', 'stars' or 'names'"):
         task.Input(text="x", heads=("moods",))
 

@@ -115,6 +115,16 @@ def test_beyond_the_last_window_nothing_is_read_and_the_answer_says_so(short):
     assert task.answer(prediction, windows, item, few).truncated
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_context_that_is_not_read_at_all_counts_as_cut_off(short, most):
+    spec = Spec((), task.Options(max_windows=most))
+    item = Input(question="where ?", contexts=("anna lives in london .", "maria lives in paris ."))
+    ((*windows,),) = task.encode([item], short, spec)
+    assert len(windows) == most
+    prediction = task.decode(outputs_for(windows, read(answers=[])), windows, item, spec)
+    assert task.answer(prediction, windows, item, spec).truncated == (most == 1)
+
+
 def test_a_long_question_leaves_room_for_the_context(short):
     (windows,) = task.encode([Input(question="where is anna " * 20, context=CONTEXT)], short, SPEC)
     assert min(window.part[1].stop - window.part[1].start for window in windows[:-1]) >= 14
@@ -140,6 +150,20 @@ def test_of_several_contexts_the_best_answer_is_given_with_its_place(short):
     prediction = task.decode(outputs_for(windows, example), windows, example.input, SPEC)
     given = task.answer(prediction, windows, example.input, SPEC)
     assert (given.answer, given.context, given.start, given.end) == ("paris", 1, 15, 20)
+
+
+def test_a_span_that_two_windows_show_counts_once(short):
+    example = read(answers=[{"text": "paris", "start": CONTEXT.index("paris")}])
+    ((*windows,),) = task.encode([example.input], short, SPEC)
+    outputs = outputs_for(windows, example, 20.0)
+    shown = [
+        part for part, window in zip(outputs, windows, strict=True) if task.targets(example, window, SPEC)["start"]
+    ]
+    assert len(shown) > 1
+    shown[1]["start_logits"] *= 0.99
+    prediction = task.decode(outputs, windows, example.input, SPEC)
+    assert (prediction.text, prediction.score) == ("paris", 40.0)
+    assert prediction.probability > 0.99
 
 
 def test_without_an_answer_in_any_window_there_is_none(short):
@@ -195,11 +219,20 @@ def test_a_threshold_exists_if_all_questions_are_alike(answerable):
     assert {task.decide(row, Spec((), options)) for row in predictions} == {"paris" if answerable else ""}
 
 
+def test_a_context_without_text_leaves_a_threshold_that_json_holds(short):
+    ((*windows,),) = task.encode([Input(question="where ?", context=" ")], short, SPEC)
+    outputs = [{name: np.zeros(len(part), np.float32) for name in task.OUTPUTS} for part in windows]
+    empty = task.decode(outputs, windows, Input(question="where ?", context=" "), SPEC)
+    options = task.tune([("paris",), ()], [prediction("paris", 0.0, 1.0), empty], SPEC)
+    assert task.Options.model_validate_json(options.model_dump_json()) == options
+    spec = Spec((), options)
+    assert [task.decide(row, spec) for row in (prediction("paris", 0.0, 1.0), empty)] == ["paris", ""]
+
+
 def test_predictions_come_back_from_their_arrays():
-    rows = [prediction("größe 😀", 1.5, -2.0), Prediction("", -np.inf, 3.0, 0.0, 0, 0, 0)]
-    first, second = task.load(task.dump(rows))
-    assert first == rows[0]
-    assert (second.text, task.decide(second, SPEC)) == ("", "")
+    rows = [prediction("größe 😀", 1.5, -2.0), Prediction("", task.NO_SPAN_SCORE, 3.0, 0.0, 0, 0, 0)]
+    assert task.load(task.dump(rows)) == rows
+    assert task.decide(rows[1], SPEC) == ""
     assert task.load(task.dump([])) == []
 
 

@@ -136,6 +136,34 @@ def test_a_given_entity_lies_inside_the_text(start, end):
         task.Input(text=TEXT, entities=[{"start": start, "end": end, "label": "X"}])
 
 
+@pytest.mark.parametrize("text", [" ", "\u200f", "a  b"])
+def test_a_given_entity_covers_a_word(text):
+    with pytest.raises(ValueError, match=r"the entity .* covers no word of the text"):
+        task.Input(text=text, entities=[{"start": len(text) // 2, "end": len(text) // 2 + 1, "label": "X"}])
+
+
+def test_the_number_of_entities_with_relations_is_bounded(tokenizer):
+    count, spec = task.MAX_ENTITIES + 44, Spec(("O", "B-A", "I-A"), task.Options(relations=("of",), max_windows=64))
+    item = task.Input(text="anna " * count)
+    ((*features,),) = task.encode([item], tokenizer, spec)
+    outputs = [
+        {
+            "tag_logits": np.tile(np.array([0, 9, 0], np.float32), (len(part), 1)),
+            "relation_logits": np.tile(np.array([0, 9], np.float32), (len(part), len(part), 1)),
+        }
+        for part in features
+    ]
+    prediction = task.decode(outputs, features, item, spec)
+    assert len(prediction.entities) == count
+    assert prediction.relations.shape[0] == task.MAX_ENTITIES
+    again = task.load(task.dump([prediction, prediction]))
+    assert task.decide(again[1], spec) == task.decide(prediction, spec)
+    assert task.distance(prediction, again[0]) == 0
+    assert max(part.head for part in task.answer(prediction, features, item, spec).relations) < task.MAX_ENTITIES
+    with pytest.raises(ValueError, match="at most 256 items"):
+        task.Input(text=item.text, entities=[{"start": 0, "end": 4, "label": "A"}] * count)
+
+
 def test_an_answer_names_entities_by_their_places(tokenizer):
     example = read(row())
     spec = spec_of(example)

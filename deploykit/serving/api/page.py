@@ -5,6 +5,7 @@ its visitor's key. It loads nothing from other sites, and tells the browser to r
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,7 +15,7 @@ from deploykit.methods import Frozen
 from deploykit.serving.api import explain
 from deploykit.serving.api.protocols import input_names
 from deploykit.serving.http.routes import Route
-from deploykit.tasks import Task
+from deploykit.tasks import Task, TextInput
 
 FOLDER = Path(__file__).parent / "ui"
 PATH, MODEL = "/ui", "/v1/model"
@@ -47,6 +48,7 @@ class ModelInfo(Frozen):
     labels: tuple[str, ...]
     pair: bool = Field(description="whether an input is two texts")
     fields: tuple[str, ...] = Field(description="the fields of an input that hold a text")
+    body: Literal["texts", "inputs"] = Field(description="the field of POST /v1/predict that holds the inputs")
     explains: bool = Field(description="whether there is POST /v1/explain")
     max_tokens: int = Field(description="how many tokens the model reads at once")
     max_windows: int = Field(description="in how many overlapping windows a longer text is read")
@@ -79,6 +81,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         labels=manifest.labels,
         pair=manifest.pair,
         fields=tuple(input_names(manifest, task)),
+        body="texts" if task.Input is TextInput else "inputs",
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,
         max_windows=getattr(tasks.spec_of(manifest).options, "max_windows", 1),

@@ -134,6 +134,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route of Hugging Face's inference API: `inputs` in, what transformers' pipelines return out."""
     own = task.Input is not TextInput
     single: Any = task.Input if own else Pair if manifest.pair else str
+    function: Any = Literal[getattr(task, "PIPELINE_FUNCTION", "softmax")]
     example: Any = dict.fromkeys(input_names(manifest, task), EXAMPLE)
     if not own and not manifest.pair:
         example = EXAMPLE
@@ -142,7 +143,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         """Options of the answers; those of other tasks are ignored."""
 
         top_k: int | None = Field(default=None, ge=1, description="the most labels of each answer")
-        function_to_apply: Literal["softmax"] | None = Field(default=None, description="scores are probabilities")
+        function_to_apply: function | None = Field(default=None, description="the function that gives the scores")
         aggregation_strategy: Literal["simple", "first", "average", "max"] | None = Field(
             default=None, description="accepted for entities; each word has the label of its first token"
         )
@@ -169,4 +170,5 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         outputs = [task.pipeline(answer, top_k) for answer in answers]
         return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]
 
-    return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, list[Any], read, write)
+    response: Any = dict[str, Any] | list[Any] if own else list[Any]  # a single input of its own has an object
+    return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, response, read, write)

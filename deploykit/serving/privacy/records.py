@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import Counter
 from pydantic import BaseModel
@@ -33,7 +33,6 @@ from deploykit.serving.settings import RECORDS, Settings
 from deploykit.tasks import Input
 from deploykit.tokenizer import Features
 
-MASKED_FIELDS = ("text", "text_pair", "comment")
 BYTES_PER_MEGABYTE = 1_000_000
 MAX_WAITING = 200  # records
 MAX_CHARACTERS = 50_000  # of one record; both bound the memory of the queue
@@ -42,6 +41,19 @@ FORGOTTEN_AT_ONCE = 500  # answers: the client with the most is then rarely sear
 CLOSE_S = 5.0
 
 logger = logging.getLogger("deploykit.serving")
+
+
+class Comment(Input):
+    """What a client wrote about an answer."""
+
+    comment: str | None
+
+
+class Record(NamedTuple):
+    """What is written: facts that hold no text, and texts, which are masked first."""
+
+    facts: dict[str, Any]
+    texts: Input
 
 
 class Recorder:
@@ -70,7 +82,7 @@ class Recorder:
         manifest = artifact.manifest
         self._task = tasks.of_manifest(manifest)
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[Record | None] = queue.Queue(MAX_WAITING)
         self._random = SystemRandom()  # ids of requests are from the ordinary generator and would reveal its numbers
         self._recorded = RecordedAnswers()
         self._failing = False
@@ -91,13 +103,14 @@ class Recorder:
         """Records a random share of the inputs of a request, with their answers."""
         for index, (item, parts, answer) in enumerate(zip(inputs, features, answers, strict=True)):
             if self._random.random() < self._share:
-                content = {**item.model_dump(exclude_none=True), "tokens": sum(map(len, parts))}
-                if self._put(PREDICTION, call, call.id, index, **content, **self._task.record(answer)):
+                content = {**self._task.record(answer), "tokens": sum(map(len, parts))}
+                if self._put(PREDICTION, call, call.id, index, content, item):
                     self._recorded.add(call.client.name, call.id, index)
 
     def feedback(self, call: Call, request: str, index: int, label: str, comment: str | None) -> bool:
         """Records the right label of an answer; returns whether the queue had room for it."""
-        return self._put(FEEDBACK, call, request, index, label=label, comment=comment)
+        content = {"label": label, "comment": None}
+        return self._put(FEEDBACK, call, request, index, content, Comment(comment=comment))
 
     def close(self) -> None:
         """Writes the waiting records, for a few seconds at most."""
@@ -107,13 +120,13 @@ class Recorder:
             return
         self._thread.join(CLOSE_S)
 
-    def _put(self, kind: str, call: Call, request: str, index: int, **content: Any) -> bool:
+    def _put(self, kind: str, call: Call, request: str, index: int, content: Mapping[str, Any], texts: Input) -> bool:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = {"kind": kind, "time": now, "id": request, "index": index, "client": call.client.name, **self._model}
+        facts = {"kind": kind, "time": now, "id": request, "index": index, "client": call.client.name, **self._model}
         try:
-            if sum(len(content.get(name) or "") for name in MASKED_FIELDS) > MAX_CHARACTERS:
+            if sum(map(len, texts.texts)) > MAX_CHARACTERS:
                 raise queue.Full
-            self._queue.put_nowait(record | content)
+            self._queue.put_nowait(Record({**facts, **content, **facts}, texts))
         except queue.Full:
             self._dropped.inc()
             return False
@@ -123,7 +136,7 @@ class Recorder:
         """Writes records until the queue yields None; logs the first of several failures in a row."""
         while record := self._queue.get():
             try:
-                self._files.write(_line(record, self._names), record["client"])
+                self._files.write(_line(record, self._names), record.facts["client"])
                 self._written.inc()
                 self._failing = False
             except Exception as error:  # of any kind: without the thread, all later records would be dropped
@@ -160,10 +173,11 @@ class RecordedAnswers:
         return client in self._answers and (request, index) in self._answers[client]
 
 
-def _line(record: Mapping[str, Any], names: FindNames | None) -> bytes:
+def _line(record: Record, names: FindNames | None) -> bytes:
     """Renders a record, masked."""
-    masked = {name: redact(record[name], names)[0] for name in MASKED_FIELDS if record.get(name) is not None}
-    return json.dumps({**record, **masked}, ensure_ascii=False).encode(errors="replace") + b"\n"
+    masked = record.texts.with_texts(lambda text: redact(text, names)[0])
+    content = {**record.facts, **masked.model_dump(exclude_none=True)}
+    return json.dumps(content, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def require_folder(settings: Settings) -> None:

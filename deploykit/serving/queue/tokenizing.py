@@ -152,19 +152,14 @@ class TokenizerQueue:
 
     def _features(self, inputs: Sequence[Input]) -> list[list[Features]]:
         """Encodes inputs, masked if the recipe asks for it."""
-        return self._encode([self._masked(item) for item in inputs] if self._settings.redact else inputs)
+        return self._encode([item.with_texts(self._masked) for item in inputs] if self._settings.redact else inputs)
 
-    def _masked(self, item: Input) -> Input:
-        """Masks the part of the texts that is read."""
-        masked: dict[str, str] = {}
-        for name, value in item:
-            if isinstance(value, str):
-                text, counts = redact(value[: self._max_characters + OVERHANG_CHARACTERS], self._names)
-                was_cut = len(value) > self._max_characters
-                masked[name] = text.ljust(self._max_characters + 1) if was_cut else text  # so that it counts as cut
-                for kind, count in counts.items():
-                    self._metrics.redacted.labels(kind).inc(count)
-        return item.model_copy(update=masked)
+    def _masked(self, text: str) -> str:
+        """Masks the part of a text that is read."""
+        masked, counts = redact(text[: self._max_characters + OVERHANG_CHARACTERS], self._names)
+        for kind, count in counts.items():
+            self._metrics.redacted.labels(kind).inc(count)
+        return masked.ljust(self._max_characters + 1) if len(text) > self._max_characters else masked  # counts as cut
 
 
 def _characters(item: Input) -> int:

@@ -5,23 +5,20 @@ Runs where a Chromium is installed. `SCREENSHOTS` names a folder that keeps the 
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from pages import enter, too_wide, violations
+from playwright.sync_api import expect
 from test_launch import ask, environ
 
 from deploykit.artifact import GRAPH, MODEL_CARD
 from deploykit.serving import launch
 from deploykit.serving.access import check, keys
 
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 WIDTHS = {"desktop": 1280, "phone": 390}
 TEXT = "a warm story and i was there until the end"
 SCOPES = ("predict", "explain")
@@ -70,18 +67,6 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A Chromium without a window."""
-    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    if path is None:
-        pytest.skip(f"no Chromium is installed; looked for {', '.join(CHROMIUMS)}")
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
 def started(browser, make_package, tmp_path_factory):
     """`started(name, **changes) -> Service`: of a package with those changes, once for all tests of that name."""
     services, running = {}, []
@@ -120,55 +105,9 @@ def pairs(started):
     return started("pairs", labels=MANY, pair=True, then=lambda draft: (draft / MODEL_CARD).write_text(CARD))
 
 
-@pytest.fixture
-def visit(browser):
-    """`visit(service, key=None, scheme="light", width=1280) -> page`; in the end no page may have failed.
-
-    A page fails when a script does, or the policy blocks something, or anything is loaded from elsewhere.
-    """
-    opened, faults = [], []
-
-    def note(message):
-        if message.type == "error" and "Failed to load resource" not in message.text:  # a refusal, which is shown
-            faults.append(message.text)
-
-    def start(service, key=None, scheme="light", width=1280):
-        viewport = {"width": width, "height": 900}
-        opened.append(browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce"))
-        page = opened[-1].new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", note)
-        page.on("request", lambda asked: asked.url.startswith((service.url, "data:")) or faults.append(asked.url))
-        page.goto(f"{service.url}/ui")
-        if key:
-            enter(page, key)
-            expect(page.locator("#text")).to_be_focused()
-        return page
-
-    yield start
-    for context in opened:
-        context.close()
-    assert faults == []
-
-
-def enter(page, key):
-    page.get_by_label("Key", exact=True).fill(key)
-    page.get_by_role("button", name="Use this key").click()
-
-
 def predict(page, text=TEXT):
     page.locator("#text").fill(text)
     page.get_by_role("button", name="Predict").click()
-
-
-def violations(page):
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
-
-
-def too_wide(page):
-    return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
 @pytest.fixture

@@ -81,28 +81,61 @@ function table(caption, titles, rows, of) {
   const more = folded(rows, body, of);
   const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
   const title = make("caption", { class: "hidden-text" }, caption);
-  return [make("table", { class: "rows" }, title, make("thead", {}, head), body), ...more];
+  return [make("table", { class: `rows ${of}` }, title, make("thead", {}, head), body), ...more];
 }
 
 /** A text that scrolls where it is long, so that what is below stays near. */
 const passage = (name, parts) => make("p", { class: "passage", dir: "auto", role: "group", "aria-label": name }, ...parts);
 
+/** The class that colours a label, by its place among the labels of the model, or of the answer where it names none. */
+function colours(labels, answer) {
+  const names = labels.map((label) => label.replace(/^[BI]-/, "")).filter((label) => label !== "O");
+  const places = [...new Set([...names, ...answer.entities.map((entity) => entity.label).sort()])];
+  return (label) => `hue-${places.indexOf(label) % HUES}`;
+}
+
 function spans(answer, text, labels) {
-  const names = [...new Set(labels.map((label) => label.replace(/^[BI]-/, "")).filter((label) => label !== "O"))];
-  const tag = (label) => make("span", { class: `tag hue-${Math.max(0, names.indexOf(label)) % HUES}` }, label);
+  const hue = colours(labels, answer);
+  const tag = (label) => make("span", { class: `tag ${hue(label)}` }, label);
   const marked = cut(text, answer.entities).map(({ text: piece, part }) => part
-    ? make("mark", { class: `hue-${Math.max(0, names.indexOf(part.label)) % HUES}` }, piece, "\u00a0", tag(part.label))
+    ? make("mark", { class: hue(part.label) }, piece, "\u00a0", tag(part.label))
     : piece);
   if (!answer.entities.length) return [passage("Text", marked), make("p", {}, "Nothing was found in this text.")];
   const rows = answer.entities.map((found) => make("tr", {}, make("th", { scope: "row", dir: "auto" }, found.text),
     make("td", {}, tag(found.label)), make("td", { class: "figure" }, percent(found.score)),
     make("td", { class: "figure" }, `${found.start}–${found.end}`)));
   return [passage("Text with what was found", marked),
-    ...table("What was found", ["Text", "Label", "Probability", "Characters"], rows, "spans")];
+    ...table("What was found", ["Text", "Label", "Probability", "Characters"], rows, "spans"),
+    ...(answer.relations ? relations(answer, hue) : [])];
 }
 
+/** Which entity is related to which, and how. */
+function relations(answer, hue) {
+  const title = make("h3", {}, "Relations");
+  if (!answer.relations.length) return [title, make("p", {}, "No relation was found between these.")];
+  const entity = ({ label, text }) => make("mark", { class: hue(label), dir: "auto" }, text);
+  const rows = answer.relations.map((found) => make("li", {}, entity(answer.entities[found.head]), " → ",
+    make("strong", {}, found.label), " → ", entity(answer.entities[found.tail]), " ",
+    make("span", { class: "figure" }, percent(found.score))));
+  const list = make("ol", { class: "relations", "aria-label": "Relations" });
+  return [title, list, ...folded(rows, list, "relations")];
+}
+
+/** The answers of the heads of a model, by name; those that were not asked gave none. */
+const heads = (answer) => Object.entries(answer).filter(([, own]) => own !== null && typeof own === "object");
+
+const several = (model) => model.task === "multi-task";
+
 /** What a prediction says; an answer of a kind that is not known here is shown as it came. */
-export function prediction(answer, text, labels) {
+export function prediction(answer, text, model) {
+  if (several(model)) {
+    return heads(answer).map(([name, own]) => make("section", { class: "head", "aria-label": name },
+      make("h3", {}, name), ...single(own, text, [])));
+  }
+  return single(answer, text, model.labels);
+}
+
+function single(answer, text, labels) {
   if ("answer" in answer) return found(answer, text);
   if (answer.scores) return scores(answer);
   if (answer.entities) return spans(answer, text, labels);
@@ -113,12 +146,18 @@ export function prediction(answer, text, labels) {
 }
 
 /** One sentence for those who listen. */
-export function spoken(answer) {
-  if ("answer" in answer) return `Answer: ${answer.answer ?? "none"}, ${percent(answer.score)}.`;
-  if (answer.labels) return `Answer: ${answer.labels.join(", ") || "no label"}.`;
-  if (answer.scores) return `Answer: ${answer.label}, ${percent(answer.score)}.`;
-  if (typeof answer.score === "number") return `Answer: ${number(answer.score)}.`;
-  return answer.entities ? `Answer: ${answer.entities.length} found.` : "Answer received.";
+export function spoken(answer, model) {
+  if (several(model)) return `Answer: ${heads(answer).map(([name, own]) => `${name}: ${brief(own)}`).join("; ")}.`;
+  return `Answer: ${brief(answer)}.`;
+}
+
+function brief(answer) {
+  if ("answer" in answer) return `${answer.answer ?? "none"}, ${percent(answer.score)}`;
+  if (answer.labels) return answer.labels.join(", ") || "no label";
+  if (answer.scores) return `${answer.label}, ${percent(answer.score)}`;
+  if (typeof answer.score === "number") return number(answer.score);
+  const related = answer.relations ? `, ${answer.relations.length} related` : "";
+  return answer.entities ? `${answer.entities.length} found${related}` : "received";
 }
 
 /** How the text was read: its tokens, its windows, and whether its end was cut off. */

@@ -144,6 +144,8 @@ function introduce() {
   at("text-label").textContent = texts() && !model.pair ? "Text" : names[0];
   at("second-label").textContent = names[1] ?? "";
   at("pair").hidden = !two();
+  at("text").rows = texts() ? 5 : 2;
+  at("second").rows = texts() ? 3 : 8;
   const long = model.pair || model.max_windows === 1 ? "longer texts are cut" : "longer texts are read in parts";
   const masked = model.redact ? " E-mail addresses and numbers of persons are masked before it reads them." : "";
   at("hint").textContent = `The model reads ${model.max_tokens} tokens at once; ${long}.${masked}`;
@@ -222,13 +224,13 @@ function filled(ids) {
 async function predict() {
   const [text, second] = [at("text").value, at("second").value];
   const [first, other] = model.fields;
-  const body = texts()
+  const body = model.body === "texts"
     ? { texts: [text], ...(model.pair && { text_pairs: [second] }) }
     : { inputs: [{ [first]: text, ...(other && { [other]: second }) }] };
   const { content, elapsed, timing } = await ask("v1/predict", body);
   const [answer] = content.predictions;
   answered = body;
-  at("prediction").replaceChildren(...prediction(answer, texts() ? text : second, model.labels));
+  at("prediction").replaceChildren(...prediction(answer, texts() ? text : second, model));
   at("reading").replaceChildren(...reading(answer));
   at("time").replaceChildren(...time(elapsed, timing));
   at("answer").hidden = false;
@@ -237,10 +239,11 @@ async function predict() {
   at("why-time").replaceChildren();
   complain(at("why-fault"), null);
   if (model.explains) {
-    at("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === answer.label)));
+    const best = answer.label ?? answer.labels[0];
+    at("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === best)));
   }
   reachable();
-  say(`${spoken(answer)} Round trip ${milliseconds(elapsed)}.`);
+  say(`${spoken(answer, model)} Round trip ${milliseconds(elapsed)}.`);
 }
 
 async function tellWhy() {
@@ -252,10 +255,12 @@ async function tellWhy() {
   say(first ? `Explanation ready. The strongest word is ${first.text}.` : "There are no words to explain.");
 }
 
-/** Lets the keyboard scroll what scrolls. */
+/** Lets the keyboard scroll what scrolls, and shows the first part that is marked in a text longer than its box. */
 function reachable() {
   for (const node of document.querySelectorAll(".passage")) {
     if (node.scrollHeight > node.clientHeight) node.tabIndex = 0;
+    const mark = node.querySelector("mark");
+    if (mark) node.scrollTop = mark.offsetTop - node.offsetTop - node.clientHeight / 2;
   }
 }
 
