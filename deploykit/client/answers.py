@@ -22,15 +22,16 @@ class Entity(Received):
 class Prediction(Received):
     """The answer for one input.
 
-    It has `label`, `score` and `scores` in text classification, `entities` in token classification, `labels` and
-    `scores` for several labels, `score` in regression, and `answer`, `score`, `start`, `end` and `context` for a
-    question. Other fields of a task are attributes, too. `request` is the id of its request, and `index` its position
-    there.
+    It has `label`, `score`, `scores` and `abstained` in text classification, `entities` in token classification,
+    `labels` and `scores` for several labels, `score` in regression, and `answer`, `score`, `start`, `end` and `context`
+    for a question. Other fields of a task are attributes, too. `request` is the id of its request, and `index` its
+    position there.
     """
 
     request: str = ""
     index: int = 0
     label: str | None = None
+    abstained: bool = False
     score: float | None = None
     scores: dict[str, float] = {}
     labels: list[str] = []

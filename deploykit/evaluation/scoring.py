@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from deploykit.artifact import Artifact, Metric, load_predictions
 from deploykit.data import Dataset
-from deploykit.evaluation import metrics
+from deploykit.evaluation import abstention, metrics
 from deploykit.evaluation.metrics import Outcomes, items, units
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Prediction, Spec, Task
@@ -58,14 +58,17 @@ def tables(
     """Returns what the report shows of a split.
 
     Returns:
-        `labels` (precision, recall, F1 and support of each) and `confusion` (a matrix), if the task has them, and
-        `slices`, the number of rows and the metrics of the largest slices, if the data has any.
+        `labels` (precision, recall, F1 and support of each), `confusion` (a matrix) and `abstention` (see
+        `abstention.measure`), if the task has them, and `slices`, the number of rows and the metrics of the largest
+        slices, if the data has any.
     """
     outcomes, figures = Outcomes.of(task, spec, examples, predictions), dict[str, Any]()
     if "labels" in task.FIGURES:
         figures["labels"] = items.per_label(outcomes)
     if "confusion" in task.FIGURES:
         figures["confusion"] = units.confusion(outcomes)
+    if "coverage" in task.FIGURES:
+        figures["abstention"] = abstention.measure(outcomes)
     if counts := Counter(example.slice for example in examples if example.slice):
         largest = sorted(name for name, _ in counts.most_common(MAX_SLICES))
         figures["slices"] = {name: _slice(outcomes, examples, name, seed) for name in largest}

@@ -1,6 +1,10 @@
-"""Predicts one label of two or more for a text or a pair of texts."""
+"""Predicts one label of two or more for a text or a pair of texts.
+
+If the label is not probable enough, the answer says that the model abstains; the label is given all the same.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,22 +18,24 @@ from deploykit.tasks import (
     Example,
     Float32,
     Int64,
+    Observations,
+    Prediction,
     Spec,
     Target,
     TextInput,
-    TextOptions,
     softmax,
 )
+from deploykit.tasks._abstention import AbstentionOptions, tune_threshold
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
     decide,
     distance,
     dump,
     encode,
     load,
-    observe,
     probabilities,
     read_text,
 )
+from deploykit.tasks._classification import observe as observe_labels
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -44,14 +50,14 @@ COLUMNS = {
 }
 EXAMPLES = ({"text": "a great film", "label": "positive"}, {"text": "the plot is weak", "label": "negative"})
 METRICS = ("accuracy", "macro_f1", "matthews", "roc_auc")
-FIGURES = frozenset({"changes", "labels", "confusion", "calibration"})
+FIGURES = frozenset({"changes", "labels", "confusion", "calibration", "coverage"})
 CAPABILITIES = frozenset({"explain", "feedback", "pipeline", "tensors"})
 PIPELINE_NESTED = True  # the inference API wraps the answer to a single input into a list
 Input = TextInput
 
 
-class Options(TextOptions):
-    """How long texts are read."""
+class Options(AbstentionOptions):
+    """How long texts are read, and when the model abstains."""
 
 
 class Answer(Frozen):
@@ -63,6 +69,7 @@ class Answer(Frozen):
     tokens: int = Field(description="tokens that the model read")
     windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
+    abstained: bool = Field(default=False, description="whether the score is too low to rely on the label")
 
 
 def reader(
@@ -123,6 +130,27 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextIn
     return merged
 
 
+def tune(gold: Sequence[Int64], predictions: Sequence[Float32], spec: Spec) -> Options:
+    """Returns options with the threshold that gives answers the wanted accuracy on the validation split."""
+    options: Options = spec.options
+    if options.abstain_accuracy is None:
+        return options
+    observed = observe_labels(predictions, spec)
+    right = observed.labels == np.concatenate(gold)
+    threshold = tune_threshold(observed.confidences, right, options.abstain_accuracy)
+    return options.model_copy(update={"abstain_below": threshold, "abstain_accuracy": None})
+
+
+def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
+    """Returns label, confidence and entropy of each text, and counts the texts for which the model abstains."""
+    observed = observe_labels(predictions, spec)
+    return replace(observed, abstained=int((observed.confidences < _threshold(spec)).sum()))
+
+
+def _threshold(spec: Spec) -> float:
+    return spec.options.abstain_below or 0.0
+
+
 def items(decision: Int64, spec: Spec) -> list[tuple[str]]:
     """Returns the label."""
     return [(spec.labels[decision[0]],)]
@@ -152,12 +180,13 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         tokens=len(encoding),
         windows=encoding.windows,
         truncated=encoding.truncated,
+        abstained=bool(shares[best] < _threshold(spec)),
     )
 
 
 def record(answer: Answer) -> dict[str, Any]:
-    """Returns the label with its probability."""
-    return {"label": answer.label, "confidence": answer.score}
+    """Returns the label with its probability, and whether the model abstained."""
+    return {"label": answer.label, "confidence": answer.score, "abstained": answer.abstained}
 
 
 def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:

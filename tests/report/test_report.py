@@ -245,7 +245,7 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
 def test_tables_of_the_markdown_are_whole(chain, tmp_path):
     _, markdown = written(tmp_path, chain("package"))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 13
+    assert len(tables) == 14
     for table in tables:
         assert re.fullmatch(r"\|( --- \|)+", table[1])
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
@@ -277,6 +277,32 @@ def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details)
     (table,) = re.findall(r"<caption>Confusion matrix.*?</table>", html, flags=re.DOTALL)
     rows = [[int(count) for count in re.findall(r">(\d+)</td>", row)] for row in table.split("<tr>")[2:]]
     assert rows == details["train"]["test"]["confusion"]
+
+
+@pytest.mark.parametrize("below", [None, 0.7, 1.0])
+def test_coverage_and_accuracy_at_the_threshold_are_those_of_the_table(below, chain, tmp_path, details):
+    rows = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
+    logits = [np.log(np.array([[0.2, 0.8], [0.4, 0.6]][index % 2 : index % 2 + 1], np.float32)) for index in range(60)]
+    spec = spec_of(LABELS, abstain_below=below)
+    table = scoring.tables(tasks.load("text-classification"), spec, rows, logits, 0)
+    artifacts = [
+        Artifact(
+            artifact.path,
+            artifact.manifest.model_copy(update={"details": {"train": {**details["train"], "test": table}}}),
+        )
+        for artifact in chain("train")
+    ]
+    html, markdown = written(tmp_path, artifacts)
+    text = " ".join(" ".join(Page(html).texts).split())
+    assert "| 0.6000 | 100.0 | 0.5000 (0.3774 to 0.6226) |" in markdown
+    assert "| 0.8000 | 50.0 | 0.0000 (0.0000 to 0.1135) |" in markdown
+    said = {
+        None: "The model never abstains.",
+        0.7: "50.0 (37.7 to 62.3) % of the test rows, with an accuracy of 0.0000 (0.0000 to 0.1135).",
+        1.0: "0.0 (0.0 to 6.0) % of the test rows, with an accuracy of –.",
+    }
+    assert said[below] in markdown
+    assert said[below].replace(" ", "") in text.replace(" ", "")
 
 
 def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):

@@ -5,6 +5,7 @@ import { make } from "./card.js";
 
 const SHOWN = 10; // rows before "Show all"
 const HUES = 6;
+const ABSTAINED = "The model abstained: the probability is too low to rely on this label.";
 const SLIGHT = 0.005; // a weight that is not worth marking
 
 export const percent = (share) => {
@@ -58,6 +59,7 @@ function scores(answer) {
     answer.labels
       ? make("p", { class: "verdict" }, make("strong", {}, answer.labels.join(", ") || "No label"))
       : make("p", { class: "verdict" }, make("strong", {}, answer.label), " ", make("span", {}, percent(answer.score))),
+    ...(answer.abstained ? [make("p", { class: "notice" }, ABSTAINED)] : []),
     list, ...folded(rows, list, "labels"),
   ];
 }
@@ -116,7 +118,9 @@ export function prediction(answer, text, labels) {
 export function spoken(answer) {
   if ("answer" in answer) return `Answer: ${answer.answer ?? "none"}, ${percent(answer.score)}.`;
   if (answer.labels) return `Answer: ${answer.labels.join(", ") || "no label"}.`;
-  if (answer.scores) return `Answer: ${answer.label}, ${percent(answer.score)}.`;
+  if (answer.scores) {
+    return `Answer: ${answer.label}, ${percent(answer.score)}.${answer.abstained ? ` ${ABSTAINED}` : ""}`;
+  }
   if (typeof answer.score === "number") return `Answer: ${number(answer.score)}.`;
   return answer.entities ? `Answer: ${answer.entities.length} found.` : "Answer received.";
 }
