@@ -44,6 +44,13 @@ class Prediction(Received):
     truncated: bool
 
 
+class Ranked(Received):
+    """A candidate of a ranking; `index` is its position in the request."""
+
+    index: int
+    score: float
+
+
 class Part(Received):
     """A part of a text; `weight` is the probability that the label loses without it."""
 

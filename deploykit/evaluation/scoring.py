@@ -44,11 +44,13 @@ def count_tokens(predictor: Predictor, examples: Sequence[Example]) -> list[int]
 def compute_metrics(
     task: Task, spec: Spec, dataset: Dataset, predictions: Predictions, seed: int
 ) -> dict[str, dict[str, Metric]]:
-    """Computes the task's metrics on each split that has predictions."""
+    """Computes the task's metrics on each split that has predictions, and those that fit its rows."""
     by_split = {}
     for name, rows in predictions.items():
-        outcomes = Outcomes.of(task, spec, getattr(dataset, name), rows)
-        by_split[name] = metrics.with_intervals(task.METRICS, outcomes, seed)
+        examples = getattr(dataset, name)
+        more = task.more_metrics(examples, spec) if hasattr(task, "more_metrics") else ()
+        outcomes = Outcomes.of(task, spec, examples, rows)
+        by_split[name] = metrics.with_intervals((*task.METRICS, *more), outcomes, seed)
     return by_split
 
 
@@ -85,8 +87,9 @@ def with_oracle(predictor: Predictor, examples: Sequence[Example], seed: int) ->
 def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:
     """Returns the number of rows of a slice, and its metrics with their intervals."""
     rows = [row for row, example in enumerate(examples) if example.slice == name]
-    gold, predictions = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions))
-    return _measured(replace(outcomes, gold=gold, predictions=predictions), seed)
+    sides = (outcomes.gold, outcomes.predictions, outcomes.inputs)
+    gold, predictions, inputs = ([side[row] for row in rows] for side in sides)
+    return _measured(replace(outcomes, gold=gold, predictions=predictions, inputs=inputs), seed)
 
 
 def _measured(outcomes: Outcomes, seed: int) -> dict[str, Any]:

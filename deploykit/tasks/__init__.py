@@ -104,15 +104,14 @@ class Observations:
 
     A *unit* is what gets one label: a text, or a word. `units` is the number of units of each prediction,
     `(predictions,)`; `labels` are the indices of their labels, `confidences` the probabilities of these, and
-    `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`. `abstained` counts the
-    predictions for which the model abstains.
+    `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`.
     """
 
     units: Int64
     labels: Int64
     confidences: Float32
     entropies: Float32
-    abstained: int = 0
+    abstained: int = 0  # of the predictions
 
 
 class Optional(Protocol):
@@ -156,6 +155,12 @@ class Optional(Protocol):
     def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
         """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
 
+    def more_metrics(self, examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
+        """Lists metrics besides `METRICS` that fit the rows of a split."""
+
+    def relevance(self, spec: Spec) -> Any:
+        """Returns the `Relevance` (`_ranking.py`) of second texts of pairs to the first; None if no label means it."""
+
     def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
         """Returns outputs of the Open Inference Protocol, of one row per answer."""
 
@@ -173,11 +178,10 @@ class Task(Optional, Protocol):
 
     `METRICS` are computed in `evaluation`; gates and searches use the first. `FIGURES` names what else is computed:
     `changes` (how many decisions differ from those of another model), `labels` (precision and recall of each), and for
-    tasks with one label per unit `confusion` and `calibration`, and if they may abstain `coverage` (how many rows are
-    answered from a probability on, and how many of these are right). `CAPABILITIES` names the routes of a service that
-    the task supports besides predictions: `explain`, `feedback`, `pipeline` (Hugging Face's inference API) and
-    `tensors` (outputs of the Open Inference Protocol besides the answer as JSON). `Answer` is the type of one served
-    prediction.
+    tasks with one label per unit `confusion`, `calibration`, and `coverage` if they may abstain. `CAPABILITIES` names
+    the routes of a service that the task supports besides predictions: `explain`, `feedback`, `pipeline` (Hugging
+    Face's inference API) and `tensors` (outputs of the Open Inference Protocol besides the answer as JSON). `Answer` is
+    the type of one served prediction.
     """
 
     AUTO_CLASS: str

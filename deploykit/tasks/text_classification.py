@@ -36,6 +36,7 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
     read_text,
 )
 from deploykit.tasks._classification import observe as observe_labels
+from deploykit.tasks._ranking import Relevance, metrics_of, positive_label, require_label
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -57,7 +58,12 @@ Input = TextInput
 
 
 class Options(AbstentionOptions):
-    """How long texts are read, and when the model abstains."""
+    """How long texts are read, when the model abstains, and by which label candidates are ranked."""
+
+    positive_label: str | None = None
+    """Label whose probability ranks the second texts of pairs for a first one; null: of two labels such as `0` and
+    `1`, `no` and `yes`, `false` and `true`, `not_x` and `x`, the one that affirms; of others none, so there is no
+    ranking."""
 
 
 class Answer(Frozen):
@@ -104,6 +110,16 @@ def label_order(labels: Sequence[str]) -> tuple[str, ...]:
 def label_counts(example: Example) -> tuple[str, ...]:
     """Returns the label."""
     return (example.target,)
+
+
+def prepare(examples: Sequence[Example], options: Options) -> Options:
+    """Returns the options as they are, after a check that the positive label is one.
+
+    Raises:
+        DataError: no training row has it.
+    """
+    require_label(examples, options.positive_label)
+    return options
 
 
 def gold(example: Example, spec: Spec) -> Int64:
@@ -182,6 +198,24 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         truncated=encoding.truncated,
         abstained=bool(shares[best] < _threshold(spec)),
     )
+
+
+def relevance(spec: Spec) -> Relevance | None:
+    """Returns the probability of the positive label as the relevance; None if no label is."""
+    positive = positive_label(spec.labels, spec.options.positive_label)
+    if positive is None:
+        return None
+    index = spec.labels.index(positive)
+    return Relevance(
+        predicted=lambda prediction: float(softmax(prediction[0])[index]),
+        true=lambda gold: float(gold[0] == index),
+        answered=lambda answer: answer.scores[positive],
+    )
+
+
+def more_metrics(examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
+    """Lists the metrics of rankings, if most rows are candidates of a query with others."""
+    return metrics_of(examples) if relevance(spec) else ()
 
 
 def record(answer: Answer) -> dict[str, Any]:
