@@ -98,7 +98,7 @@ def test_a_relevance_below_0_gains_nothing():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_intervals_are_over_queries(name):
-    """The candidates of a query are drawn together, so as many more of them do not make an interval narrower."""
+    """The candidates of a query are drawn together: more of them do not make an interval narrower."""
     queries = random_queries(3, 60)
     rows, own = graded(queries), [metrics.compute((name,), graded({key: value})) for key, value in queries.items()]
     values = np.array([value[name] for value in own if value])
@@ -108,15 +108,19 @@ def test_intervals_are_over_queries(name):
     assert (measured.high - measured.low) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_each_draw_is_the_mean_over_its_queries():
+def test_each_draw_is_the_mean_over_the_queries_whose_first_row_is_drawn():
     queries = random_queries(4)
-    rows, metric = graded(queries), metrics.load("ndcg_at_10")
-    groups = metric.groups(rows)
-    names = [rows.inputs[np.flatnonzero(groups == group)[0]].text for group in range(len(queries))]
-    draws = next(bootstrap.draw_weights(len(queries), 1))[:4]
-    for value, drawn in zip(metric.statistic(rows)(draws[:, groups]), draws, strict=True):
-        copies = [(name, copy) for name, times in zip(names, drawn, strict=True) for copy in range(times)]
+    rows = graded(queries)
+    names = [item.text for item in rows.inputs]
+    draws = next(bootstrap.draw_weights(len(rows), 1))[:4]
+    for value, drawn in zip(metrics.load("ndcg_at_10").statistic(rows)(draws), draws, strict=True):
+        copies = [(name, copy) for name in queries for copy in range(drawn[names.index(name)])]
         assert value == pytest.approx(by_library({copy: queries[copy[0]] for copy in copies}), abs=1e-6)
+
+
+def test_a_draw_without_a_query_that_counts_says_nothing_new():
+    rows = graded({"a": [(1, 0.2), (0, 0.9)], "none": [(0, 0.3), (0, 0.2)]})
+    assert metrics.load("mrr").statistic(rows)(np.array([[0, 1, 1, 2]])).tolist() == [0.5]
 
 
 def examples_of(texts, labels="01"):

@@ -5,7 +5,7 @@ drawn. Most metrics are ratios of counts, which are summed over the drawn rows: 
 faster (a test compares them).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -58,11 +58,7 @@ class Outcomes:
 
 
 class Definition(Protocol):
-    """A metric. `HIGHER` says whether a higher value is better.
-
-    A metric of groups of rows, such as the candidates of a query, also has `groups(rows)`, which returns the index of
-    each row's group, `(rows,)`; its interval is over groups.
-    """
+    """A metric. `HIGHER` says whether a higher value is better."""
 
     HIGHER: bool
 
@@ -89,25 +85,14 @@ def compute(names: Sequence[str], rows: Outcomes) -> dict[str, float]:
 
 
 def with_intervals(names: Sequence[str], rows: Outcomes, seed: int) -> dict[str, Metric]:
-    """Computes the named metrics, each with its 95 % bootstrap interval over rows, or over groups of rows."""
+    """Computes the named metrics, each with its 95 % bootstrap interval over rows."""
     intervals = {}
     for name, value in compute(names, rows).items():
-        metric = load(name)
-        statistic = metric.statistic(rows)
-        samples = np.concatenate([statistic(weights) for weights in _draws(metric, rows, seed)])
+        statistic = load(name).statistic(rows)
+        samples = np.concatenate([statistic(weights) for weights in bootstrap.draw_weights(len(rows), seed)])
         low, high = bootstrap.interval(samples)
         intervals[name] = Metric(value=value, low=min(low, value), high=max(high, value))
     return intervals
-
-
-def _draws(metric: Definition, rows: Outcomes, seed: int) -> Iterator[Weights]:
-    """Yields how often each row was drawn; the rows of a group are drawn together."""
-    if not hasattr(metric, "groups"):
-        yield from bootstrap.draw_weights(len(rows), seed)
-        return
-    groups = metric.groups(rows)
-    for weights in bootstrap.draw_weights(int(groups.max()) + 1, seed):
-        yield weights[:, groups]
 
 
 def of_sums(table: Any, value: Callable[[Values], Values]) -> Statistic:

@@ -1,8 +1,9 @@
 """Metrics of rankings: rows with the same first text are the candidates of one query, sorted by predicted relevance.
 
 Only queries with at least two candidates count, of which at least one is relevant: a relevance above 0, which is 1 for
-the positive label, or the number of a row. A metric is a mean over queries, and its interval is over queries, too: the
-candidates of a query are drawn together.
+the positive label, or the number of a row. A metric is a mean over queries. So is each value of its bootstrap: a query
+is drawn, with all of its candidates, as often as its first row is drawn among all rows, which makes the interval one
+over queries.
 """
 
 import numpy as np
@@ -27,18 +28,15 @@ class MeanReciprocalRank:
         return float(values.mean()) if len(values) else float("nan")
 
     def statistic(self, rows: Outcomes) -> Statistic:
-        """Averages it over drawn queries; all rows of a query must be drawn equally often."""
+        """Averages it over drawn queries; where none is drawn, over all of them."""
         first_rows, values = self._values(rows)
 
         def mean(weights: Weights) -> Values:
             drawn = weights[:, first_rows]
-            return np.asarray(drawn @ values / np.maximum(drawn.sum(axis=1), 1))
+            count = drawn.sum(axis=1)
+            return np.where(count > 0, drawn @ values / np.maximum(count, 1), values.mean())
 
         return mean
-
-    def groups(self, rows: Outcomes) -> npt.NDArray[np.intp]:
-        """Returns the index of each row's query, `(rows,)`."""
-        return np.unique([item.text for item in rows.inputs], return_inverse=True)[1]
 
     def of_query(self, true: Relevances, predicted: Relevances) -> float:
         """Computes it for the candidates of a query."""
@@ -52,7 +50,7 @@ class MeanReciprocalRank:
             raise ValueError(f"none of the labels {', '.join(rows.spec.labels)} is the positive one")
         true = np.array([relevance.true(gold) for gold in rows.gold])
         predicted = np.array([relevance.predicted(prediction) for prediction in rows.predictions])
-        queries = self.groups(rows)
+        queries = np.unique([item.text for item in rows.inputs], return_inverse=True)[1]
         order = np.argsort(queries, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
         counted = [part for part in parts if len(part) > 1 and true[part].max() > 0]
