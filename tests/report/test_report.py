@@ -280,29 +280,35 @@ def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details)
 
 
 @pytest.mark.parametrize("below", [None, 0.7, 1.0])
-def test_coverage_and_accuracy_at_the_threshold_are_those_of_the_table(below, chain, tmp_path, details):
-    rows = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
-    logits = [np.log(np.array([[0.2, 0.8], [0.4, 0.6]][index % 2 : index % 2 + 1], np.float32)) for index in range(60)]
-    spec = spec_of(LABELS, abstain_below=below)
-    table = scoring.tables(tasks.load("text-classification"), spec, rows, logits, 0)
-    artifacts = [
-        Artifact(
-            artifact.path,
-            artifact.manifest.model_copy(update={"details": {"train": {**details["train"], "test": table}}}),
+def test_coverage_and_accuracy_at_the_threshold_are_those_of_both_models(below, chain, tmp_path, details):
+    """The trained model is right where it is sure, the packaged model where it is not."""
+    examples = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
+    tables = {}
+    for stage, rows in (("train", ([0.8, 0.2], [0.4, 0.6])), ("package", ([0.2, 0.8], [0.4, 0.6]))):
+        logits = [np.log(np.array([rows[index % 2]], np.float32)) for index in range(60)]
+        table = scoring.tables(
+            tasks.load("text-classification"), spec_of(LABELS, abstain_below=below), examples, logits, 0
         )
-        for artifact in chain("train")
+        tables[stage] = {**details[stage], "test": table}
+    artifacts = [
+        Artifact(artifact.path, artifact.manifest.model_copy(update={"details": {**details, **tables}}))
+        for artifact in chain("package")
     ]
     html, markdown = written(tmp_path, artifacts)
-    text = " ".join(" ".join(Page(html).texts).split())
+    text = "".join(Page(html).texts).replace(" ", "")
     assert "| 0.6000 | 100.0 | 0.5000 (0.3774 to 0.6226) |" in markdown
     assert "| 0.8000 | 50.0 | 0.0000 (0.0000 to 0.1135) |" in markdown
     said = {
-        None: "The model never abstains.",
-        0.7: "50.0 (37.7 to 62.3) % of the test rows, with an accuracy of 0.0000 (0.0000 to 0.1135).",
-        1.0: "0.0 (0.0 to 6.0) % of the test rows, with an accuracy of –.",
+        None: ("The model never abstains.",),
+        0.7: (
+            "as trained: 50.0 (37.7 to 62.3) % of the rows, with an accuracy of 1.0000 (0.8865 to 1.0000)",
+            "as packaged: 50.0 (37.7 to 62.3) % of the rows, with an accuracy of 0.0000 (0.0000 to 0.1135)",
+        ),
+        1.0: ("as packaged: 0.0 (0.0 to 6.0) % of the rows, with an accuracy of –",),
     }
-    assert said[below] in markdown
-    assert said[below].replace(" ", "") in text.replace(" ", "")
+    for line in said[below]:
+        assert line in markdown
+        assert line.replace(" ", "") in text
 
 
 def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):

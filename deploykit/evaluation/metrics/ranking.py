@@ -34,7 +34,7 @@ class MeanReciprocalRank:
         def mean(weights: Weights) -> Values:
             drawn = weights[:, first_rows]
             count = drawn.sum(axis=1)
-            return np.where(count > 0, drawn @ values / np.maximum(count, 1), values.mean())
+            return np.asarray(np.where(count > 0, drawn @ values / np.maximum(count, 1), values.mean()))
 
         return mean
 
