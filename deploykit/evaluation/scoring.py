@@ -87,9 +87,8 @@ def with_oracle(predictor: Predictor, examples: Sequence[Example], seed: int) ->
 def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:
     """Returns the number of rows of a slice, and its metrics with their intervals."""
     rows = [row for row, example in enumerate(examples) if example.slice == name]
-    sides = (outcomes.gold, outcomes.predictions, outcomes.inputs)
-    gold, predictions, inputs = ([side[row] for row in rows] for side in sides)
-    return _measured(replace(outcomes, gold=gold, predictions=predictions, inputs=inputs), seed)
+    gold, predictions, own = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions, examples))
+    return _measured(replace(outcomes, gold=gold, predictions=predictions, examples=own), seed)
 
 
 def _measured(outcomes: Outcomes, seed: int) -> dict[str, Any]:

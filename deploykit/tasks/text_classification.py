@@ -75,7 +75,7 @@ class Answer(Frozen):
     tokens: int = Field(description="tokens that the model read")
     windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
-    abstained: bool = Field(default=False, description="whether the score is too low to rely on the label")
+    abstained: bool = Field(description="whether the score is too low to rely on the label")
 
 
 def reader(

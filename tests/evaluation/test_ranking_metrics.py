@@ -74,7 +74,7 @@ def test_a_small_case_by_hand():
 def test_the_order_of_rows_does_not_matter():
     rows = graded(random_queries(7))
     order = np.random.default_rng(0).permutation(len(rows))
-    sides = ([side[row] for row in order] for side in (rows.gold, rows.predictions, rows.inputs))
+    sides = ([side[row] for row in order] for side in (rows.gold, rows.predictions, rows.examples))
     shuffled = Outcomes(REGRESSION, NUMBERS, *sides)
     assert metrics.compute(NAMES, shuffled) == pytest.approx(metrics.compute(NAMES, rows))
 
@@ -111,7 +111,7 @@ def test_intervals_are_over_queries(name):
 def test_each_draw_is_the_mean_over_the_queries_whose_first_row_is_drawn():
     queries = random_queries(4)
     rows = graded(queries)
-    names = [item.text for item in rows.inputs]
+    names = [example.input.text for example in rows.examples]
     draws = next(bootstrap.draw_weights(len(rows), 1))[:4]
     for value, drawn in zip(metrics.load("ndcg_at_10").statistic(rows)(draws), draws, strict=True):
         copies = [(name, copy) for name in queries for copy in range(drawn[names.index(name)])]

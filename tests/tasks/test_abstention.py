@@ -50,7 +50,6 @@ def test_a_threshold_and_an_accuracy_exclude_each_other():
 def test_without_a_threshold_no_answer_abstains():
     assert not answer(0.5).abstained
     assert not answer(0.5, abstain_below=0).abstained
-    assert not task.Answer(label="y", score=1, scores={}, tokens=1, windows=1, truncated=False).abstained
 
 
 def test_an_answer_below_the_threshold_abstains_and_gives_label_and_scores_all_the_same():

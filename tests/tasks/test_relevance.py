@@ -37,8 +37,7 @@ def test_the_relevance_is_the_probability_of_the_positive_label():
     relevance, prediction = task.relevance(spec), np.log(np.array([[0.5, 0.3, 0.2]], dtype=np.float32))
     assert relevance.predicted(prediction) == pytest.approx(0.3)
     assert [relevance.true(np.array([label])) for label in range(3)] == [0, 1, 0]
-    answer = task.Answer(label="x", score=0.5, scores={"x": 0.5, "y": 0.3}, tokens=1, windows=1, truncated=False)
-    assert relevance.answered(answer) == 0.3
+    assert relevance.answered(task.Answer.model_construct(scores={"x": 0.5, "y": 0.3})) == 0.3
     assert task.relevance(spec_of("xyz")) is None
 
 

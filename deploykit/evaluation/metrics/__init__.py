@@ -26,22 +26,21 @@ Statistic = Callable[[Weights], Values]
 class Outcomes:
     """What is true of some rows, and what a model predicts for them.
 
-    `inputs` are those of the rows, for metrics that group them.
+    `examples` are the rows themselves, for metrics that group them.
     """
 
     task: Task
     spec: Spec
     gold: Sequence[Any]
     predictions: Sequence[Prediction]
-    inputs: Sequence[Any] = ()
+    examples: Sequence[Example] = ()
 
     @classmethod
     def of(cls, task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> "Outcomes":
         """Pairs examples with predictions, as many of each."""
         if len(examples) != len(predictions):
             raise ValueError(f"{len(examples)} examples and {len(predictions)} predictions, expected as many of each")
-        gold, inputs = [task.gold(row, spec) for row in examples], [row.input for row in examples]
-        return cls(task, spec, gold, predictions, inputs)
+        return cls(task, spec, [task.gold(example, spec) for example in examples], predictions, examples)
 
     def __len__(self) -> int:
         return len(self.gold)

@@ -50,7 +50,7 @@ class MeanReciprocalRank:
             raise ValueError(f"none of the labels {', '.join(rows.spec.labels)} is the positive one")
         true = np.array([relevance.true(gold) for gold in rows.gold])
         predicted = np.array([relevance.predicted(prediction) for prediction in rows.predictions])
-        queries = np.unique([item.text for item in rows.inputs], return_inverse=True)[1]
+        queries = np.unique([example.input.text for example in rows.examples], return_inverse=True)[1]
         order = np.argsort(queries, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
         counted = [part for part in parts if len(part) > 1 and true[part].max() > 0]
