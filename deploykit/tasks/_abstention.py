@@ -17,8 +17,8 @@ class AbstentionOptions(TextOptions):
     """Options of a task that may abstain."""
 
     abstain_below: float | None = Field(default=None, ge=0, le=1)
-    """Probability of the label below which the answer says `abstained: true`; null: none, unless `abstain_accuracy` is
-    set. Training puts the threshold here that it has tuned."""
+    """Probability of the label below which an answer says `abstained: true`; null: no answer does. With
+    `abstain_accuracy`, training sets it."""
     abstain_accuracy: float | None = Field(default=None, gt=0, le=1)
     """Accuracy that the answers without `abstained` must have on the validation split: `abstain_below` is tuned to the
     lowest probability that gives it."""
