@@ -195,7 +195,7 @@ def settings_page() -> str:
 
 
 def http_page() -> str:
-    """Every route of a service for text classification, from its own OpenAPI document."""
+    """Every route of a service for text classification of pairs, from its own OpenAPI document."""
     document = json.loads(described())
     rows = []
     for path, operations in document["paths"].items():
@@ -206,8 +206,9 @@ def http_page() -> str:
     schemas = document["components"]["schemas"]
     parts = [
         "# HTTP API\n",
-        "The routes of a service for text classification whose package is called `NAME`. A running service gives the"
-        " whole OpenAPI 3.1 document at `/docs.json`. Every refusal is an `application/problem+json` (RFC 9457).\n",
+        "The routes of a service for text classification of pairs whose package is called `NAME`. Where a model reads"
+        " single texts, there is no `text_pairs` and no `/v1/rank`. A running service gives the whole OpenAPI 3.1"
+        " document at `/docs.json`. Every refusal is an `application/problem+json` (RFC 9457).\n",
         table(("route", "needs", "refusals"), rows),
         "## Bodies\n",
     ]
@@ -232,9 +233,9 @@ def json_type(schema: dict[str, Any]) -> str:
 
 def described() -> bytes:
     """The OpenAPI document of a service whose model need not exist."""
-    names = {"name": "NAME", "task": "text-classification", "labels": ("negative", "positive"), "key": "0" * 64}
+    names = {"name": "NAME", "task": "text-classification", "labels": ("0", "1"), "key": "0" * 64}
     manifest = Manifest.model_construct(
-        **names, pair=False, task_options={}, max_tokens=512, files={}, serve=ServeOptions()
+        **names, pair=True, task_options={}, max_tokens=512, files={}, serve=ServeOptions()
     )
     artifact = Artifact(DOCS, manifest)
     service = settings.Settings.model_construct(**ServeOptions().model_dump(), DEPLOYKIT_KEYS=Path("keys.json"))

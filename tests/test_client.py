@@ -110,6 +110,24 @@ def test_inputs_of_other_tasks_are_sent_as_they_are_and_answers_have_types(predi
         predict(url, inputs=[question])
 
 
+def test_candidates_are_ranked_by_either_client(played):
+    ranking = [{"index": 1, "score": 0.9}, {"index": 0, "score": 0.2}]
+    url, seen = played(*[(200, {}, {"ranking": ranking, "model": {}})] * 2)
+    with Client(url, "dk_key") as client:
+        found = client.rank("where ?", ["here", "there"], top_k=2)
+    assert [(candidate.index, candidate.score) for candidate in found] == [(1, 0.9), (0, 0.2)]
+
+    async def rank():
+        async with AsyncClient(url) as client:
+            return await client.rank("where ?", ("here", "there"))
+
+    assert asyncio.run(rank()) == found
+    body = {"query": "where ?", "candidates": ["here", "there"]}
+    assert [sent for *_, sent in seen] == [{**body, "top_k": 2}, body]
+    with Client(url) as client, pytest.raises(InputError, match="candidates are a list"):
+        client.rank("where ?", "here")
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_it_comes_back_when_it_was_told_to(predict, played, status):
     url, seen = played(problem(status, "busy", {"retry-after": "1"}), (200, {}, GOOD))

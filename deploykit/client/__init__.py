@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from deploykit.client.answers import Entity, Explanation, Part, Prediction, Relation
+from deploykit.client.answers import Entity, Explanation, Part, Prediction, Ranked, Relation
 from deploykit.client.conversation import Conversation, Outcome, Steps, T
 
 NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}  # no proxy reaches this machine
@@ -49,6 +49,15 @@ class Client(Conversation):
             ServiceError: the service refused, failed or did not answer in time, or it is no deploykit service.
         """
         return self._run(self._predict(texts, text_pairs, inputs))
+
+    def rank(self, query: str, candidates: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Returns candidates for a query, the most relevant first (default: all of them).
+
+        Raises:
+            InputError: a text cannot be sent.
+            ServiceError: the service refused, failed, or did not answer in time; 404 if its model ranks nothing.
+        """
+        return self._run(self._rank(query, candidates, top_k))
 
     def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label (default: the most probable).
@@ -121,6 +130,10 @@ class AsyncClient(Conversation):
         """Returns one answer a text; see `Client.predict`."""
         return await self._run(self._predict(texts, text_pairs, inputs))
 
+    async def rank(self, query: str, candidates: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Returns candidates for a query, the most relevant first; see `Client.rank`."""
+        return await self._run(self._rank(query, candidates, top_k))
+
     async def explain(self, text: str, label: str | None = None, text_pair: str | None = None) -> Explanation:
         """Returns which parts of a text speak for a label; see `Client.explain`."""
         return await self._run(self._explain(text, label, text_pair))
@@ -190,4 +203,4 @@ def _bound_stream(response: httpx.Response) -> None:
         response.stream = _BoundedStream(response.stream, response.request.extensions["end"])
 
 
-__all__ = ["AsyncClient", "Client", "Entity", "Explanation", "Part", "Prediction", "Relation"]
+__all__ = ["AsyncClient", "Client", "Entity", "Explanation", "Part", "Prediction", "Ranked", "Relation"]

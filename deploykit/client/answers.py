@@ -33,16 +33,17 @@ class Relation(Received):
 class Prediction(Received):
     """The answer for one input.
 
-    It has `label`, `score` and `scores` in text classification, `entities` in token classification, `labels` and
-    `scores` for several labels, `score` in regression, `answer`, `score`, `start`, `end` and `context` for a question,
-    and `entities` and `relations` in relation extraction. Of several heads each answer is a `Prediction`, too, and an
-    attribute called as the head. Other fields of a task are attributes. `request` is the id of its request, and
-    `index` its position there.
+    It has `label`, `score`, `scores` and `abstained` in text classification, `entities` in token classification,
+    `labels` and `scores` for several labels, `score` in regression, `answer`, `score`, `start`, `end` and `context` for
+    a question, and `entities` and `relations` in relation extraction. Of several heads each answer is a `Prediction`,
+    too, and an attribute called as the head. Other fields of a task are attributes. `request` is the id of its request,
+    and `index` its position there.
     """
 
     request: str = ""
     index: int = 0
     label: str | None = None
+    abstained: bool = False
     score: float | None = None
     scores: dict[str, float] = {}
     labels: list[str] = []
@@ -55,6 +56,13 @@ class Prediction(Received):
     tokens: int
     truncated: bool
     __pydantic_extra__: dict[str, Annotated["Prediction | Any", Field(union_mode="left_to_right")]]
+
+
+class Ranked(Received):
+    """A candidate of a ranking; `index` is its position in the request."""
+
+    index: int
+    score: float
 
 
 class Part(Received):

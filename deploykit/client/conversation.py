@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from deploykit.client.answers import Explanation, Prediction
+from deploykit.client.answers import Explanation, Prediction, Ranked
 from deploykit.errors import InputError, ServiceError
 
 RETRIED_STATUSES = (429, 502, 503)  # the service has not begun to work on the request
@@ -70,6 +70,15 @@ class Conversation:
         if items is not None:
             return self._post("/v1/predict", read, inputs=items)
         return self._post("/v1/predict", read, texts=texts, text_pairs=pairs)
+
+    def _rank(self, query: str, candidates: Sequence[str], top_k: int | None) -> Steps[list[Ranked]]:
+        if isinstance(candidates, str):
+            raise InputError("candidates are a list: rank(query, [text]), not rank(query, text).")
+
+        def read(response: httpx.Response) -> list[Ranked]:
+            return [Ranked.model_validate(candidate) for candidate in response.json()["ranking"]]
+
+        return self._post("/v1/rank", read, query=query, candidates=list(candidates), top_k=top_k)
 
     def _explain(self, text: str, label: str | None, text_pair: str | None) -> Steps[Explanation]:
         def read(response: httpx.Response) -> Explanation:

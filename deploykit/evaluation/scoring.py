@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from deploykit.artifact import Artifact, Metric, load_predictions
 from deploykit.data import Dataset
-from deploykit.evaluation import metrics
+from deploykit.evaluation import abstention, metrics
 from deploykit.evaluation.metrics import Outcomes, items, units
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Prediction, Spec, Task
@@ -45,11 +45,13 @@ def count_tokens(predictor: Predictor, examples: Sequence[Example]) -> list[int]
 def compute_metrics(
     task: Task, spec: Spec, dataset: Dataset, predictions: Predictions, seed: int
 ) -> dict[str, dict[str, Metric]]:
-    """Computes the task's metrics on each split that has predictions."""
+    """Computes the task's metrics on each split that has predictions, and those that fit its rows."""
     by_split = {}
     for name, rows in predictions.items():
-        outcomes = Outcomes.of(task, spec, getattr(dataset, name), rows)
-        by_split[name] = metrics.with_intervals(task.METRICS, outcomes, seed)
+        examples = getattr(dataset, name)
+        more = task.more_metrics(examples, spec) if hasattr(task, "more_metrics") else ()
+        outcomes = Outcomes.of(task, spec, examples, rows)
+        by_split[name] = metrics.with_intervals((*task.METRICS, *more), outcomes, seed)
     return by_split
 
 
@@ -59,14 +61,17 @@ def tables(
     """Returns what the report shows of a split.
 
     Returns:
-        `labels` (precision, recall, F1 and support of each) and `confusion` (a matrix), if the task has them, and
-        `slices`, the number of rows and the metrics of the largest slices, if the data has any.
+        `labels` (precision, recall, F1 and support of each), `confusion` (a matrix) and `abstention` (see
+        `abstention.measure`), if the task has them, and `slices`, the number of rows and the metrics of the largest
+        slices, if the data has any.
     """
     outcomes, figures = Outcomes.of(task, spec, examples, predictions), dict[str, Any]()
     if "labels" in task.FIGURES:
         figures["labels"] = items.per_label(outcomes)
     if "confusion" in task.FIGURES:
         figures["confusion"] = units.confusion(outcomes)
+    if "coverage" in task.FIGURES:
+        figures["abstention"] = abstention.measure(outcomes)
     if counts := Counter(example.slice for example in examples if example.slice):
         largest = sorted(name for name, _ in counts.most_common(MAX_SLICES))
         figures["slices"] = {name: _slice(outcomes, examples, name, seed) for name in largest}
@@ -87,8 +92,8 @@ def describe_test(predictor: Predictor, dataset: Dataset, predictions: Predictio
 def _slice(outcomes: Outcomes, examples: Sequence[Example], name: str, seed: int) -> dict[str, Any]:
     """Returns the number of rows of a slice, and its metrics with their intervals."""
     rows = [row for row, example in enumerate(examples) if example.slice == name]
-    gold, predictions = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions))
-    return _measured(replace(outcomes, gold=gold, predictions=predictions), seed)
+    gold, predictions, own = ([side[row] for row in rows] for side in (outcomes.gold, outcomes.predictions, examples))
+    return _measured(replace(outcomes, gold=gold, predictions=predictions, examples=own), seed)
 
 
 def _measured(outcomes: Outcomes, seed: int) -> dict[str, Any]:

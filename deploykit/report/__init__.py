@@ -79,6 +79,7 @@ def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
         },
         "table": details[judged]["test"],
         "judged": judged,
+        "answering": list(_answering(details)),
         "candidates": candidates,
         "batches": list(dict.fromkeys(batch for candidate in candidates for batch in candidate["latency"])),
         "pruned": [(step["method"], _pruning_result(step), step.get("layers", ())) for step in pruning],
@@ -98,6 +99,14 @@ def _timed(step: Step) -> str:
         " machine before you rely on them"
     )
     return f"The times of one text were measured in turn, at the stage {step.stage}{busy if step.busy else ''}."
+
+
+def _answering(details: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the models that abstain, each with its coverage and accuracy on the test split."""
+    for stage, model in (("train", "as trained"), ("package", "as packaged")):
+        chosen = details.get(stage, {}).get("test", {}).get("abstention", {}).get("chosen")
+        if chosen:
+            yield model, chosen
 
 
 def _pruning_result(step: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from deploykit.artifact import MODEL_CARD, Artifact
-from deploykit.serving.api import explain, feedback, open_inference, openapi, page, protocols
+from deploykit.serving.api import explain, feedback, open_inference, openapi, page, protocols, ranking
 from deploykit.serving.api.openapi import Way
 from deploykit.serving.api.protocols import Protocol
 from deploykit.serving.call import Call
@@ -53,6 +53,7 @@ class Application:
                 open_inference.infer(manifest, task),
             ),
             *((protocols.pipeline(manifest, task),) if "pipeline" in task.CAPABILITIES else ()),
+            *ranking.rank(manifest, task),
             *explain.explain(manifest, task),
         )
 

@@ -73,3 +73,9 @@ def dump(predictions: Sequence[Float32]) -> dict[str, Array]:
 def load(arrays: Arrays) -> list[Float32]:
     """Turns the arrays of `dump` into predictions."""
     return np.split(arrays["scores"], np.cumsum(arrays["lengths"])[:-1])
+
+
+def pipeline(answer: Any, top_k: int | None) -> list[dict[str, Any]]:
+    """Lists labels with their probabilities, the most probable first."""
+    ranked = sorted(answer.scores.items(), key=lambda item: -item[1])
+    return [{"label": label, "score": score} for label, score in ranked[:top_k]]

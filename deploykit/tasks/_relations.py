@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deploykit.tasks import Array, Arrays, Float32, Int64, Span
+from deploykit.tasks import IGNORED, Array, Arrays, Float32, Int64, Span
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._spans import read_spans
 from deploykit.tasks._units import units
@@ -101,6 +101,23 @@ def token_at(features: Features) -> dict[int, int]:
     starts = (units(features.text)[:, 0] + features.start).tolist()
     tokens = first_tokens(features.text, features.encoding).tolist()
     return {start: token for start, token in zip(starts, tokens, strict=True) if token >= 0}
+
+
+def pair_targets(target: Annotated, features: Features, names: Sequence[str]) -> Int64:
+    """Returns the label of each ordered pair of entities at their first tokens, `(tokens, tokens)`.
+
+    0 means no relation, other numbers count `names` from 1, and all other pairs of tokens are `IGNORED`.
+    """
+    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int64)
+    places = token_at(features)
+    tokens = [places.get(span.start) for span in target.spans]
+    labels = {(relation.head, relation.tail): relation.label for relation in target.relations}
+    for head, first in enumerate(tokens):
+        for tail, second in enumerate(tokens):
+            if first is not None and second is not None and first != second:
+                label = labels.get((head, tail))
+                relations[first, second] = 0 if label is None else names.index(label) + 1
+    return relations
 
 
 def covered(start: int, end: int, spans: Int64) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from deploykit.tasks import (
     TextInput,
     TextOptions,
 )
-from deploykit.tasks._classification import dump, encode, load, read_text  # noqa: F401  functions of this task
+from deploykit.tasks._classification import dump, encode, load, pipeline, read_text  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -228,9 +228,3 @@ def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:
     """Returns the probabilities of all labels, `(answers, labels)`."""
     scores = np.array([[answer.scores[label] for label in spec.labels] for answer in answers], dtype=np.float32)
     return {"scores": scores.reshape(-1, len(spec.labels))}
-
-
-def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
-    """Lists labels with their probabilities, the most probable first."""
-    ranked = sorted(answer.scores.items(), key=lambda item: -item[1])
-    return [{"label": label, "score": score} for label, score in ranked[:top_k]]

@@ -235,10 +235,11 @@ class MultiTask:
 
     def observe(self, predictions: Sequence[Mapping[str, Any]], spec: Spec) -> Observations:
         """Returns label, confidence and entropy of each unit of each head, prediction by prediction."""
-        start, rows = 0, [list[tuple[Any, ...]]() for _ in predictions]
+        start, abstained, rows = 0, 0, [list[tuple[Any, ...]]() for _ in predictions]
         for head, own in self._specs(spec):
             for parts, prediction in zip(rows, predictions, strict=True):
                 seen = head.task.observe([prediction[head.name]], own)
+                abstained += seen.abstained
                 parts.append((seen.labels + start, seen.confidences, seen.entropies))
             start += len(tasks.observed_labels(head.task, own))
         units = np.array([sum(len(part[0]) for part in parts) for parts in rows], dtype=np.int64)
@@ -246,7 +247,7 @@ class MultiTask:
         labels, confidences, entropies = (
             np.concatenate(column) for column in zip(empty, *(part for parts in rows for part in parts), strict=True)
         )
-        return Observations(units, labels, confidences, entropies)
+        return Observations(units, labels, confidences, entropies, abstained)
 
     def dump(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
         """Returns the arrays of each head, with the head's name before theirs."""

@@ -23,6 +23,7 @@ from deploykit.tasks import (
     TextOptions,
 )
 from deploykit.tasks._classification import encode, read_text  # noqa: F401  functions of this task
+from deploykit.tasks._ranking import Relevance, metrics_of
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -166,6 +167,20 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         windows=encoding.windows,
         truncated=encoding.truncated,
     )
+
+
+def relevance(spec: Spec) -> Relevance:
+    """Returns the number as the relevance."""
+    return Relevance(
+        predicted=lambda prediction: float(decide(prediction, spec)[0]),
+        true=lambda gold: float(gold[0]),
+        answered=lambda answer: answer.score,
+    )
+
+
+def more_metrics(examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
+    """Lists the metrics of rankings, if most rows are candidates of a query with others."""
+    return metrics_of(examples)
 
 
 def record(answer: Answer) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 
 from deploykit.methods import Frozen
 from deploykit.tasks import (
-    IGNORED,
     Arrays,
     Column,
     Example,
@@ -38,6 +37,7 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     dump,
     load,
     pair_logits,
+    pair_targets,
     read_row,
     token_at,
 )
@@ -178,16 +178,7 @@ def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[li
 def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
     """Returns the labels of tokens `(tokens,)`, and of pairs of entities `(tokens, tokens)` at their first tokens."""
     tags = token_classification.targets(_entities_only(example), features, spec)["labels"]
-    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int64)
-    places = token_at(features)
-    tokens = [places.get(span.start) for span in example.target.spans]
-    labels = {(relation.head, relation.tail): relation.label for relation in example.target.relations}
-    for head, first in enumerate(tokens):
-        for tail, second in enumerate(tokens):
-            if first is not None and second is not None and first != second:
-                label = labels.get((head, tail))
-                relations[first, second] = 0 if label is None else spec.options.relations.index(label) + 1
-    return {"tags": tags, "relations": relations}
+    return {"tags": tags, "relations": pair_targets(example.target, features, spec.options.relations)}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:

@@ -1,6 +1,10 @@
-"""Predicts one label of two or more for a text or a pair of texts."""
+"""Predicts one label of two or more for a text or a pair of texts.
+
+If the label is not probable enough, the answer says that the model abstains; the label is given all the same.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,22 +18,26 @@ from deploykit.tasks import (
     Example,
     Float32,
     Int64,
+    Observations,
+    Prediction,
     Spec,
     Target,
     TextInput,
-    TextOptions,
     softmax,
 )
+from deploykit.tasks._abstention import AbstentionOptions, tune_threshold
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
     decide,
     distance,
     dump,
     encode,
     load,
-    observe,
+    pipeline,
     probabilities,
     read_text,
 )
+from deploykit.tasks._classification import observe as observe_labels
+from deploykit.tasks._ranking import Relevance, metrics_of, positive_label, require_label
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -44,14 +52,19 @@ COLUMNS = {
 }
 EXAMPLES = ({"text": "a great film", "label": "positive"}, {"text": "the plot is weak", "label": "negative"})
 METRICS = ("accuracy", "macro_f1", "matthews", "roc_auc")
-FIGURES = frozenset({"changes", "labels", "confusion", "calibration"})
+FIGURES = frozenset({"changes", "labels", "confusion", "calibration", "coverage"})
 CAPABILITIES = frozenset({"explain", "feedback", "pipeline", "tensors"})
 PIPELINE_NESTED = True  # the inference API wraps the answer to a single input into a list
 Input = TextInput
 
 
-class Options(TextOptions):
-    """How long texts are read."""
+class Options(AbstentionOptions):
+    """How long texts are read, when the model abstains, and by which label candidates are ranked."""
+
+    positive_label: str | None = None
+    """Label whose probability ranks the second texts of pairs for a first one; null: of two labels such as `0` and
+    `1`, `no` and `yes`, `false` and `true`, `not_x` and `x`, the one that affirms; of others none, so there is no
+    ranking."""
 
 
 class Answer(Frozen):
@@ -63,6 +76,7 @@ class Answer(Frozen):
     tokens: int = Field(description="tokens that the model read")
     windows: int = Field(description="overlapping parts that a long text was read in")
     truncated: bool = Field(description="whether the end of the text was cut off")
+    abstained: bool = Field(description="whether the score is too low to rely on the label")
 
 
 def reader(
@@ -99,6 +113,16 @@ def label_counts(example: Example) -> tuple[str, ...]:
     return (example.target,)
 
 
+def prepare(examples: Sequence[Example], options: Options) -> Options:
+    """Returns the options as they are, after a check that the positive label is one.
+
+    Raises:
+        DataError: no training row has it.
+    """
+    require_label(examples, options.positive_label)
+    return options
+
+
 def gold(example: Example, spec: Spec) -> Int64:
     """Returns the label's index, shape `(1,)`."""
     return np.array([spec.labels.index(example.target)], dtype=np.int64)
@@ -121,6 +145,27 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextIn
     mean = weights @ softmax(logits) / weights.sum()
     merged: Float32 = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).reshape(1, -1)
     return merged
+
+
+def tune(gold: Sequence[Int64], predictions: Sequence[Float32], spec: Spec) -> Options:
+    """Returns options with the threshold that gives answers the wanted accuracy on the validation split."""
+    options: Options = spec.options
+    if options.abstain_accuracy is None:
+        return options
+    observed = observe_labels(predictions, spec)
+    right = observed.labels == np.concatenate(gold)
+    threshold = tune_threshold(observed.confidences, right, options.abstain_accuracy)
+    return options.model_copy(update={"abstain_below": threshold, "abstain_accuracy": None})
+
+
+def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
+    """Returns label, confidence and entropy of each text, and counts the texts for which the model abstains."""
+    observed = observe_labels(predictions, spec)
+    return replace(observed, abstained=int((observed.confidences < _threshold(spec)).sum()))
+
+
+def _threshold(spec: Spec) -> float:
+    return spec.options.abstain_below or 0.0
 
 
 def items(decision: Int64, spec: Spec) -> list[tuple[str]]:
@@ -152,12 +197,31 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
         tokens=len(encoding),
         windows=encoding.windows,
         truncated=encoding.truncated,
+        abstained=bool(shares[best] < _threshold(spec)),
     )
 
 
+def relevance(spec: Spec) -> Relevance | None:
+    """Returns the probability of the positive label as the relevance; None if no label is."""
+    positive = positive_label(spec.labels, spec.options.positive_label)
+    if positive is None:
+        return None
+    index = spec.labels.index(positive)
+    return Relevance(
+        predicted=lambda prediction: float(softmax(prediction[0])[index]),
+        true=lambda gold: float(gold[0] == index),
+        answered=lambda answer: answer.scores[positive],
+    )
+
+
+def more_metrics(examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
+    """Lists the metrics of rankings, if most rows are candidates of a query with others."""
+    return metrics_of(examples) if relevance(spec) else ()
+
+
 def record(answer: Answer) -> dict[str, Any]:
-    """Returns the label with its probability."""
-    return {"label": answer.label, "confidence": answer.score}
+    """Returns the label with its probability, and whether the model abstained."""
+    return {"label": answer.label, "confidence": answer.score, "abstained": answer.abstained}
 
 
 def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:
@@ -165,9 +229,3 @@ def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:
     scores = np.array([[answer.scores[label] for label in spec.labels] for answer in answers], dtype=np.float32)
     labels = np.array([answer.label for answer in answers], dtype=object)
     return {"label": labels, "scores": scores.reshape(-1, len(spec.labels))}
-
-
-def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
-    """Lists labels with their probabilities, the most probable first."""
-    ranked = sorted(answer.scores.items(), key=lambda item: -item[1])
-    return [{"label": label, "score": score} for label, score in ranked[:top_k]]

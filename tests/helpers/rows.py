@@ -1,6 +1,7 @@
 """Rows of data, as tasks read them."""
 
-from deploykit.tasks import Example, Spec, TextInput, TextOptions
+from deploykit.tasks import Example, Spec, TextInput
+from deploykit.tasks.text_classification import Options
 
 
 def example_of(text, pair=None, label="", spans=None):
@@ -10,7 +11,7 @@ def example_of(text, pair=None, label="", spans=None):
 
 def spec_of(labels, **options):
     """What a task knows of a model with these labels."""
-    return Spec(tuple(labels), TextOptions(**options))
+    return Spec(tuple(labels), Options(**options))
 
 
 def inputs_of(texts, pairs=None):

@@ -178,14 +178,17 @@ def test_an_override_of_the_only_method_needs_no_number(tmp_path):
     assert found.options("prune").keep == 0.5
 
 
-@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
-def test_a_task_has_options_or_is_a_name(tmp_path, task):
+UNSET = dict.fromkeys(("abstain_below", "abstain_accuracy", "positive_label"))
+
+
+@pytest.mark.parametrize(("task", "unset"), [("text-classification", UNSET), ("token-classification", {})])
+def test_a_task_has_options_or_is_a_name(tmp_path, task, unset):
     named = recipe.load(write(tmp_path, {**MINIMAL, "task": task}))
     assert (named.task, named.task_name, named.task_options().max_windows) == (task, task, 16)
     found = recipe.load(write(tmp_path, {**MINIMAL, "task": {"method": task, "max_windows": 3}}))
     assert (found.task_name, found.task_options().max_windows) == (task, 3)
-    assert found.resolved()["task"] == {"method": task, "max_windows": 3}
-    assert named.resolved()["task"] == {"method": task, "max_windows": 16}
+    assert found.resolved()["task"] == {"method": task, "max_windows": 3, **unset}
+    assert named.resolved()["task"] == {"method": task, "max_windows": 16, **unset}
     assert recipe.parse(named.resolved()).resolved() == named.resolved()
 
 
@@ -196,8 +199,12 @@ def test_options_of_a_task_are_checked():
     assert about(method="text-classification", max_windows=0) == [
         "task.max_windows: Input should be greater than or equal to 1, got 0"
     ]
-    assert about(method="text-classification", max_window=2) == [
+    assert about(method="token-classification", max_window=2) == [
         "task.max_window: unknown key (did you mean 'max_windows'?). Known: method, max_windows."
+    ]
+    assert about(method="text-classification", abstain_below=0.5, abstain_accuracy=0.9) == [
+        "task: set either abstain_below or abstain_accuracy, from which abstain_below is tuned,"
+        " got {'abstain_below': 0.5, 'abstain_accuracy': 0.9}"
     ]
     assert about(max_windows=2) == ["task: needs `method:`, the name of one of its methods, got {'max_windows': 2}"]
     (unknown,) = about(method="text-clasification", max_windows=2)

@@ -245,7 +245,7 @@ def test_both_forms_hold_the_facts_of_the_manifests(chain, tmp_path, details):
 def test_tables_of_the_markdown_are_whole(chain, tmp_path):
     _, markdown = written(tmp_path, chain("package"))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 13
+    assert len(tables) == 14
     for table in tables:
         assert re.fullmatch(r"\|( --- \|)+", table[1])
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {table[0].count("|")}
@@ -277,6 +277,38 @@ def test_the_confusion_matrix_has_a_row_for_each_label(chain, tmp_path, details)
     (table,) = re.findall(r"<caption>Confusion matrix.*?</table>", html, flags=re.DOTALL)
     rows = [[int(count) for count in re.findall(r">(\d+)</td>", row)] for row in table.split("<tr>")[2:]]
     assert rows == details["train"]["test"]["confusion"]
+
+
+@pytest.mark.parametrize("below", [None, 0.7, 1.0])
+def test_coverage_and_accuracy_at_the_threshold_are_those_of_both_models(below, chain, tmp_path, details):
+    """The trained model is right where it is sure, the packaged model where it is not."""
+    examples = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
+    tables = {}
+    for stage, rows in (("train", ([0.8, 0.2], [0.4, 0.6])), ("package", ([0.2, 0.8], [0.4, 0.6]))):
+        logits = [np.log(np.array([rows[index % 2]], np.float32)) for index in range(60)]
+        table = scoring.tables(
+            tasks.load("text-classification"), spec_of(LABELS, abstain_below=below), examples, logits, 0
+        )
+        tables[stage] = {**details[stage], "test": table}
+    artifacts = [
+        Artifact(artifact.path, artifact.manifest.model_copy(update={"details": {**details, **tables}}))
+        for artifact in chain("package")
+    ]
+    html, markdown = written(tmp_path, artifacts)
+    text = "".join(Page(html).texts).replace(" ", "")
+    assert "| 0.6000 | 100.0 | 0.5000 (0.3774 to 0.6226) |" in markdown
+    assert "| 0.8000 | 50.0 | 0.0000 (0.0000 to 0.1135) |" in markdown
+    said = {
+        None: ("The model never abstains.",),
+        0.7: (
+            "as trained: 50.0 (37.7 to 62.3) % of the rows, with an accuracy of 1.0000 (0.8865 to 1.0000)",
+            "as packaged: 50.0 (37.7 to 62.3) % of the rows, with an accuracy of 0.0000 (0.0000 to 0.1135)",
+        ),
+        1.0: ("as packaged: 0.0 (0.0 to 6.0) % of the rows, with an accuracy of –",),
+    }
+    for line in said[below]:
+        assert line in markdown
+        assert line.replace(" ", "") in text
 
 
 def test_the_same_manifests_give_the_same_bytes(chain, tmp_path):

@@ -236,7 +236,8 @@ def test_the_description_is_typed_and_has_an_example(serve, package, key_file):
     docs = {"x-api-key": keys.add(key_file, "docs", ["docs"])}
     content = serve(package).get("/docs.json", headers=docs).json()
     schemas = content["components"]["schemas"]
-    assert set(schemas["Answer"]["properties"]) == {"label", "score", "scores", "tokens", "windows", "truncated"}
+    fields = {"label", "score", "scores", "tokens", "windows", "truncated", "abstained"}
+    assert set(schemas["Answer"]["properties"]) == fields
     assert "A film that I will watch again." in json.dumps(content)
     assert content["info"]["description"] == "# tiny\n"
 

@@ -325,7 +325,7 @@ def test_packaging_is_compared_with_the_trained_model(packaged):
     assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["passed"]
     assert package.manifest.own["flips"] == []
     assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
-    assert set(package.manifest.own["test"]) == {"confusion", "labels"}
+    assert set(package.manifest.own["test"]) == {"confusion", "labels", "abstention"}
 
 
 def test_a_label_with_a_bar_does_not_break_the_table_of_the_card(packaged):

@@ -24,19 +24,23 @@ Statistic = Callable[[Weights], Values]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What is true of some rows, and what a model predicts for them."""
+    """What is true of some rows, and what a model predicts for them.
+
+    `examples` are the rows themselves, for metrics that group them.
+    """
 
     task: Task
     spec: Spec
     gold: Sequence[Any]
     predictions: Sequence[Prediction]
+    examples: Sequence[Example] = ()
 
     @classmethod
     def of(cls, task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> "Outcomes":
         """Pairs examples with predictions, as many of each."""
         if len(examples) != len(predictions):
             raise ValueError(f"{len(examples)} examples and {len(predictions)} predictions, expected as many of each")
-        return cls(task, spec, [task.gold(example, spec) for example in examples], predictions)
+        return cls(task, spec, [task.gold(example, spec) for example in examples], predictions, examples)
 
     def __len__(self) -> int:
         return len(self.gold)

@@ -5,6 +5,7 @@ from deploykit.evaluation.metrics.answers import AnswerF1, ExactMatch
 from deploykit.evaluation.metrics.heads import MeanOfHeads
 from deploykit.evaluation.metrics.items import EntityF1, MacroF1, MicroF1, SpanF1
 from deploykit.evaluation.metrics.numbers import Pearson, RootMeanSquaredError, Spearman
+from deploykit.evaluation.metrics.ranking import DiscountedGain, MeanReciprocalRank
 from deploykit.evaluation.metrics.units import Accuracy, AveragePrecision, Matthews, RocAuc
 
 METRICS: dict[str, Definition] = {
@@ -17,6 +18,8 @@ METRICS: dict[str, Definition] = {
     "micro_f1": MicroF1(),
     "matthews": Matthews(),
     "mean_of_heads": MeanOfHeads(),
+    "mrr": MeanReciprocalRank(),
+    "ndcg_at_10": DiscountedGain(),
     "pearson": Pearson(),
     "relation_f1": MicroF1(),
     "rmse": RootMeanSquaredError(),

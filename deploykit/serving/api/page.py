@@ -52,6 +52,7 @@ class ModelInfo(Frozen):
     explains: bool = Field(description="whether there is POST /v1/explain")
     max_tokens: int = Field(description="how many tokens the model reads at once")
     max_windows: int = Field(description="in how many overlapping windows a longer text is read")
+    abstain_below: float | None = Field(description="the probability below which answers say `abstained`; null: none")
     timeout_s: float = Field(description="the deadline of a request")
     redact: bool = Field(description="whether personal data is masked before the model reads a text")
     card: str = Field(description="the model card, in Markdown")
@@ -85,6 +86,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,
         max_windows=getattr(tasks.spec_of(manifest).options, "max_windows", 1),
+        abstain_below=getattr(tasks.spec_of(manifest).options, "abstain_below", None),
         timeout_s=manifest.serve.timeout_s,
         redact=manifest.serve.redact,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",

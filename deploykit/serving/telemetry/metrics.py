@@ -97,6 +97,7 @@ class Metrics:
         self.inference_seconds = histogram("inference_seconds", "Seconds that the engine took for a batch.", SECONDS)
         self.tokenize_seconds = histogram("tokenize_seconds", "Seconds to tokenize the texts of a request.", SECONDS)
         self.predictions = counter("predictions", "Predictions by label.", "label")
+        self.abstained = counter("abstained", "Texts whose label is not probable enough: the answer says `abstained`.")
         self.confidence = histogram("confidence", "Probability of the predicted label.", CONFIDENCES)
         self.entropy = histogram("entropy", "Entropy of predictions: 0 certain, 1 all labels alike.", SHARES)
         self.unknown_ratio = histogram("unknown_token_ratio", "Share of unknown tokens in a text.", SHARES)
@@ -132,6 +133,7 @@ class Metrics:
         for index in np.flatnonzero(counts).tolist():
             label = labels[index] if labels[index] in self._counted_labels else OTHER
             self.predictions.labels(label).inc(int(counts[index]))
+        self.abstained.inc(observed.abstained)
         self.confidence.observe_all(observed.confidences)
         self.entropy.observe_all(observed.entropies)
 

@@ -320,6 +320,13 @@ def test_a_long_text_says_how_it_was_read(reviews, visit, words, windows, cut):
     assert page.locator("#reading .notice").count() == cut
 
 
+def test_an_answer_that_abstains_says_so_and_shows_the_label_all_the_same(started, visit):
+    page = visit(service := started("abstains", task_options={"abstain_below": 1.0}), service.key)
+    predict(page)
+    expect(page.locator("#answer .notice")).to_contain_text("The model abstained")
+    expect(page.locator("#answer .verdict strong")).to_have_text(service.predict({"texts": [TEXT]})["label"])
+
+
 # who may ask, and what goes wrong
 
 

@@ -116,7 +116,7 @@ def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
     card = "# tiny\n\nUmlauts: ä\n"
     made = make_package(
         tmp_path / "p",
-        **{"pair": True, "serve": options, "task_options": {"max_windows": 3}},
+        **{"pair": True, "serve": options, "task_options": {"max_windows": 3, "abstain_below": 0.7}},
         then=lambda draft: (draft / MODEL_CARD).write_text(card, "utf-8"),
     )
     found = serve(made.path).get(page.MODEL)
@@ -125,7 +125,7 @@ def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
         **{"name": "tiny", "version": made.manifest.key[:12], "task": "text-classification"},
         **{"labels": ["negative", "positive"], "pair": True, "explains": True, "max_tokens": 64},
         **{"fields": ["text", "text_pair"], "body": "texts"},
-        **{"max_windows": 3, "timeout_s": 2.5, "redact": True, "card": card},
+        **{"max_windows": 3, "abstain_below": 0.7, "timeout_s": 2.5, "redact": True, "card": card},
     }
 
 

@@ -116,6 +116,7 @@ def test_every_way_to_ask_is_recorded(recording, recording_package, folder, path
             "tokens": answer["tokens"],
             "label": answer["label"],
             "confidence": pytest.approx(answer["score"]),
+            "abstained": False,
         }
     assert {record["id"] for record in before} == {"own"}
     (file,) = folder.iterdir()

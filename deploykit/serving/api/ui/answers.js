@@ -5,6 +5,7 @@ import { make } from "./card.js";
 
 const SHOWN = 10; // rows before "Show all"
 const HUES = 6;
+const ABSTAINED = "The model abstained: the probability is too low to rely on this label.";
 const SLIGHT = 0.005; // a weight that is not worth marking
 
 export const percent = (share) => {
@@ -58,6 +59,7 @@ function scores(answer) {
     answer.labels
       ? make("p", { class: "verdict" }, make("strong", {}, answer.labels.join(", ") || "No label"))
       : make("p", { class: "verdict" }, make("strong", {}, answer.label), " ", make("span", {}, percent(answer.score))),
+    ...(answer.abstained ? [make("p", { class: "notice" }, ABSTAINED)] : []),
     list, ...folded(rows, list, "labels"),
   ];
 }
@@ -148,7 +150,7 @@ function single(answer, text, labels) {
 /** One sentence for those who listen. */
 export function spoken(answer, model) {
   if (several(model)) return `Answer: ${heads(answer).map(([name, own]) => `${name}: ${brief(own)}`).join("; ")}.`;
-  return `Answer: ${brief(answer)}.`;
+  return `Answer: ${brief(answer)}.${answer.abstained ? ` ${ABSTAINED}` : ""}`;
 }
 
 function brief(answer) {

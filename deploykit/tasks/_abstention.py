@@ -1,0 +1,61 @@
+"""When a classifier abstains: the options, and the threshold that is tuned for an accuracy."""
+
+import logging
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from deploykit.tasks import Float32, TextOptions
+
+MIN_ANSWERED_ROWS = 30  # fewer say little about the accuracy: 30 of 30 right means 89 % to 100 % (Wilson's interval)
+log = logging.getLogger(__name__)
+
+
+class AbstentionOptions(TextOptions):
+    """Options of a task that may abstain."""
+
+    abstain_below: float | None = Field(default=None, ge=0, le=1)
+    """Probability of the label below which an answer says `abstained: true`; null: no answer does. With
+    `abstain_accuracy`, training sets it."""
+    abstain_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """Accuracy that the answers without `abstained` must have on the validation split: `abstain_below` is tuned to the
+    lowest probability that gives it."""
+
+    @model_validator(mode="after")
+    def _has_one_threshold(self) -> Self:
+        if self.abstain_below is not None and self.abstain_accuracy is not None:
+            raise ValueError("set either abstain_below or abstain_accuracy, from which abstain_below is tuned")
+        return self
+
+
+def tune_threshold(confidences: Float32, right: npt.NDArray[np.bool_], accuracy: float) -> float:
+    """Returns the lowest probability from which on the rows have at least an accuracy; 1 if there is none.
+
+    Args:
+        confidences: probability of the predicted label of each row, `(rows,)`.
+        right: whether that label is right, `(rows,)`.
+        accuracy: of the rows whose probability is at least the threshold.
+    """
+    order = np.argsort(-confidences, kind="stable")
+    ranked, rows = confidences[order], len(order)
+    accuracies = right[order].cumsum() / np.arange(1, rows + 1)
+    last_of_equal = np.append(ranked[:-1] != ranked[1:], True)  # rows of one probability are answered together
+    reached = np.flatnonzero(last_of_equal & (accuracies >= accuracy))
+    if not len(reached):
+        log.warning(
+            "no threshold gives the answers an accuracy of %g on the %d validation rows, not even one that answers only"
+            " the surest: abstain_below is 1, so that almost every answer will say `abstained`. Lower abstain_accuracy,"
+            " or train a better model",
+            *(accuracy, rows),
+        )
+        return 1.0
+    answered, threshold = int(reached[-1]) + 1, float(ranked[reached[-1]])
+    log.info(
+        "abstain_below is tuned to %.4f: %d of %d validation rows are answered, %.1f %% of them right",
+        *(threshold, answered, rows, 100 * accuracies[answered - 1]),
+    )
+    if answered < MIN_ANSWERED_ROWS:
+        log.warning("only %d validation rows are answered: so few say little about the accuracy", answered)
+    return threshold
