@@ -25,9 +25,9 @@ def read_text(row: Mapping[str, Any], column: str) -> str:
 def encode(inputs: Sequence[TextInput], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
     """Tokenizes texts, long ones in windows, or pairs, long ones cut."""
     options: TextOptions = spec.options
-    pairs = [item for item in inputs if item.text_pair is not None]
+    pairs = [(item.text, item.text_pair) for item in inputs if item.text_pair is not None]
     windows = iter(tokenizer.windows([item.text for item in inputs if item.text_pair is None], options.max_windows))
-    encodings = iter(tokenizer.encode([item.text for item in pairs], [item.text_pair for item in pairs]))
+    encodings = iter(tokenizer.encode(*zip(*pairs, strict=True)) if pairs else ())
     return [next(windows) if item.text_pair is None else [Features(item.text, 0, next(encodings))] for item in inputs]
 
 

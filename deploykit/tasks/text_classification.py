@@ -138,9 +138,9 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextIn
 
     Windows count by their tokens.
     """
+    if len(outputs) == 1:
+        return outputs[0]["logits"][np.newaxis]
     logits = np.stack([arrays["logits"] for arrays in outputs])
-    if len(logits) == 1:
-        return logits
     weights = np.array([len(window) for window in features], dtype=np.float32)
     mean = weights @ softmax(logits) / weights.sum()
     merged: Float32 = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).reshape(1, -1)
