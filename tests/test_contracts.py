@@ -11,12 +11,15 @@ import onnx
 import pytest
 import torch
 from models import TASKS, VARIANTS
+from pictures import PREPROCESSING
 from pydantic import ValidationError
 
 from deploykit import engines, methods, pruners, quantizers, tasks, trainers
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation.metrics import Outcomes, compute
+from deploykit.images import ImageTokenizer
+from deploykit.images.preprocessing import Preprocessing
 from deploykit.modeling import checkpoint
 from deploykit.modeling.losses import LOSSES
 from deploykit.modeling.options import FitOptions
@@ -151,6 +154,8 @@ def outputs_of(task, spec, features, seed):
 def test_a_task_goes_from_rows_to_answers(kind, name, tokenizer):
     task = tasks.load(name)
     rows, spec = examples_of(task)
+    if task.Input.FILES:
+        tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17)
     encoded = task.encode([row.input for row in rows], tokenizer, spec)
     predictions, others = [], []
     for number, (row, features) in enumerate(zip(rows, encoded, strict=True)):

@@ -33,7 +33,7 @@ from deploykit.tasks._types import (
     are_same,
     softmax,
 )
-from deploykit.tokenizer import Features, Tokenizer
+from deploykit.tokenizer import Features
 
 
 class Optional(Protocol):
@@ -41,7 +41,9 @@ class Optional(Protocol):
 
     `OUTPUT_NAMES` are the names of the model's outputs if they are not labels, and `PROBLEM_TYPE` is written into the
     model's configuration. `items` and `item_labels` are needed for the figure `labels` and the metrics of F1,
-    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names.
+    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names. `SERVE` are
+    defaults of a service that the task needs, by the names of the recipe's section, and `EXTRA` is a pip extra that it
+    needs.
     """
 
     def bind(self, options: Any) -> "Task":
@@ -73,6 +75,9 @@ class Optional(Protocol):
 
     def item_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels that items may have."""
+
+    def golden_input(self, item: Any, tokenizer: Any) -> Any:
+        """Returns an input as the golden set keeps it; its predictions must be the same."""
 
     def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
         """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
@@ -137,8 +142,14 @@ class Task(Optional, Protocol):
     def label_counts(self, example: Example) -> tuple[str, ...]:
         """Lists the labels of an example as the data names them, each as often as it occurs."""
 
-    def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
-        """Returns what the model reads of each input, at least one features each."""
+    def encode(self, inputs: Sequence[Any], tokenizer: Any, spec: Spec) -> list[list[Features]]:
+        """Returns what the model reads of each input, at least one features each.
+
+        Args:
+            inputs: of the task.
+            tokenizer: a `Tokenizer`, or an `ImageTokenizer` for a model that reads images.
+            spec: of the model.
+        """
 
     def targets(self, example: Example, features: Features, spec: Spec) -> Arrays:
         """Returns the targets of the training loss by the names of `TARGETS`; some of them may be `IGNORED`."""
@@ -180,6 +191,13 @@ class Task(Optional, Protocol):
 
     def record(self, answer: Any) -> dict[str, Any]:
         """Returns what of an answer may be recorded: no part of the text."""
+
+
+def reads(task: Task, columns: Mapping[str, str | None]) -> frozenset[str]:
+    """Returns what an input of a task consists of, with the columns of a recipe: `image`, `text` or both."""
+    if "image" not in task.Input.FILES:
+        return frozenset({"text"})
+    return frozenset({"image", "text"} if columns.get("text") else {"image"})
 
 
 def spec_of(manifest: Manifest) -> Spec:
@@ -238,6 +256,7 @@ __all__ = [
     "load",
     "observed_labels",
     "of_manifest",
+    "reads",
     "softmax",
     "spec_of",
     "tuned",

@@ -100,7 +100,7 @@ class TokenizerQueue:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
         finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
-        if not finds_names and sum(map(_characters, inputs)) <= MAX_INLINE_CHARACTERS:
+        if not finds_names and sum(item.work for item in inputs) <= MAX_INLINE_CHARACTERS:
             return self._features(inputs)
         request = _Request(client, inputs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(request))
@@ -126,7 +126,7 @@ class TokenizerQueue:
         """Splits a request into pieces, each tokenized in one turn of the thread; inputs are not split."""
         start, characters = 0, 0
         for index, item in enumerate(request.inputs):
-            size = sum(min(len(text), self._max_characters) for text in item.texts)
+            size = item.work if item.FILES else sum(min(len(text), self._max_characters) for text in item.texts)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
@@ -160,7 +160,3 @@ class TokenizerQueue:
         for kind, count in counts.items():
             self._metrics.redacted.labels(kind).inc(count)
         return masked.ljust(self._max_characters + 1) if len(text) > self._max_characters else masked  # counts as cut
-
-
-def _characters(item: Input) -> int:
-    return sum(map(len, item.texts))
