@@ -110,3 +110,55 @@ def write_two_towers(folder, kind="clip"):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     return folder
+
+
+def write_graph(file, with_text=False):
+    """Writes a graph whose logits are the blue and the red of an image, and of a text the weights of its tokens."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["pixel_values", "edges"], ["colours"], keepdims=0),
+        helper.make_node("Gather", ["colours", "order"], ["image" if with_text else "logits"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(value), name) for name, value in (("edges", [2, 3]), ("order", [2, 0]))
+    ]
+    infos = [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])]
+    if with_text:
+        weights = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+        constants += [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1]), "tokens")]
+        nodes += [
+            helper.make_node("Gather", ["weights", "input_ids"], ["rows"]),
+            helper.make_node("ReduceSum", ["rows", "tokens"], ["text"], keepdims=0),
+            helper.make_node("Add", ["image", "text"], ["logits"]),
+        ]
+        infos.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"]))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    graph = helper.make_graph(nodes, "tiny", infos, [logits], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
+
+
+def write_package(make_package, target, with_text=False, **changes):
+    """Writes a package for images, alone or with a text, whose answers are known: see `write_graph`."""
+    from deploykit import artifact
+    from deploykit.tasks.image_classification import Input
+
+    def fill(folder):
+        write_graph(folder / artifact.GRAPH, with_text)
+        (folder / artifact.PREPROCESSOR).write_text(json.dumps(PREPROCESSING))
+        (folder / artifact.CONFIG).write_text(json.dumps({"model_type": "vit", "patch_size": 4}))
+        if not with_text:
+            (folder / artifact.TOKENIZER).unlink()
+
+    text = {"text": "a great film"} if with_text else {}
+    return make_package(
+        target,
+        before=fill,
+        questions=[Input(image=painted(colour, 3), **text) for colour in COLOURS],
+        task="image-classification",
+        labels=("blue", "red"),
+        pair=with_text,
+        max_tokens=17 + 64 * with_text,
+        **{"serve": artifact.ServeOptions(max_body_bytes=12 * 2**20), **changes},
+    )
