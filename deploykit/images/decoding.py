@@ -76,7 +76,7 @@ def decode(data: bytes) -> Any:
         MissingExtraError: Pillow is not installed.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise extra_missing("an image", error.name, "images") from error
     try:
@@ -92,6 +92,8 @@ def decode(data: bytes) -> Any:
         return image.convert("RGB")
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError("the image is damaged: its header cannot be read") from None
     except Exception as error:  # damaged files raise errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"the image is damaged: {reason[:200]}") from error

@@ -85,7 +85,8 @@ def input_names(manifest: Manifest, task: Task) -> list[str]:
     """Lists the fields of an input that hold a text or a file; of optional ones only those that the model reads."""
     fields, files = task.Input.model_fields.items(), task.Input.FILES
     names = [name for name, field in fields if field.annotation in (str, str | None) or name in files]
-    return [name for name in names if manifest.pair or name in files or task.Input.model_fields[name].is_required()]
+    optional = ("text", "text_pair") if files else ("text_pair",)
+    return [name for name in names if manifest.pair or name not in optional]
 
 
 def predict(manifest: Manifest, task: Task) -> Protocol:
