@@ -33,7 +33,7 @@ class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the embeddings of the text's tokens."""
-        embeddings: nn.Module = self.encoder.text_model.get_input_embeddings()
+        embeddings: nn.Module = self.encoder.text_model.embeddings.token_embedding
         return embeddings
 
     def forward(
@@ -50,10 +50,8 @@ class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
             input_ids: `(batch, tokens)`.
             attention_mask: 0 for padding, `(batch, tokens)`.
         """
-        image = self.encoder.vision_model(pixel_values=pixel_values, return_dict=True).pooler_output
-        text = self.encoder.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
-        ).pooler_output
+        image = self.encoder.vision_model(pixel_values=pixel_values).pooler_output
+        text = self.encoder.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         if hasattr(self.encoder, "visual_projection"):
             image, text = self.encoder.visual_projection(image), self.encoder.text_projection(text)
         return {"logits": self.head(_scaled(image), _scaled(text))}

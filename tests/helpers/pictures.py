@@ -103,7 +103,10 @@ def write_two_towers(folder, kind="clip"):
         vision_config={**LAYERS, **PIXELS},
         **({"projection_dim": 24} if kind == "clip" else {}),
     )
-    getattr(transformers, f"{family}Model")(config).save_pretrained(folder, safe_serialization=True)
+    model = getattr(transformers, f"{family}Model")(config)
+    with torch.no_grad():  # drawn as usual, texts are almost the same, and little is learned in a few epochs
+        model.text_model.embeddings.token_embedding.weight.normal_()
+    model.save_pretrained(folder, safe_serialization=True)
     backend.save(str(folder / "tokenizer.json"))
     tokens = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 16, **tokens}
