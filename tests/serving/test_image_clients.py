@@ -140,3 +140,11 @@ def test_the_page_takes_an_image(service, visit, picture, scheme, width):  # noq
     assert not too_wide(page)
     assert violations(page) == []
     picture(page, f"images-{'text' if service.text else 'alone'}-{scheme}-{width}")
+
+
+def test_the_description_names_forms_and_images(service):
+    status, text = ask(f"{service.url}/docs.json", service.key)
+    content = json.loads(text)["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
+    assert (status, list(content)[:3]) == (200, ["application/json", "multipart/form-data", "image/png"])
+    infer = json.loads(text)["paths"]["/v2/models/tiny/infer"]["post"]["requestBody"]["content"]
+    assert list(infer) == ["application/json"]
