@@ -135,7 +135,7 @@ def test_the_page_takes_an_image(service, visit, picture, scheme, width):  # noq
     page.locator("#answer").wait_for()
     (ours,) = predicted(service)
     assert page.locator("#prediction .verdict strong").inner_text() == ours["label"]
-    assert page.locator("#preview").evaluate("image => image.naturalWidth") == 20
+    assert page.locator("#preview img").evaluate("image => image.naturalWidth") == 20
     assert not page.locator("#why").is_visible()
     assert not too_wide(page)
     assert violations(page) == []
