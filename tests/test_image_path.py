@@ -61,6 +61,7 @@ def test_an_artifact_has_a_tokenizer_only_if_the_model_reads_texts(packaged):
         assert (folder / "preprocessor_config.json").is_file()
         assert (folder / "tokenizer.json").is_file() == manifest.pair == (name in ("clip", "siglip"))
         assert manifest.max_tokens == 17 + 16 * manifest.pair
+        assert ImageTokenizer.load(folder, manifest.max_tokens).image_tokens == 17
         assert manifest.serve.max_body_bytes == 12 * 2**20
 
 
@@ -202,3 +203,22 @@ def test_a_model_that_reads_another_size_is_refused_before_training(tmp_path):
     content = {"name": "tiny", "task": "image-classification", "data": {"train": "train.jsonl"}, "model": str(vit)}
     with pytest.raises(InputError, match="fails on an image of 32 x 32 pixels, to which its preprocessor_config"):
         pipeline.run(recipe.parse(content, tmp_path))
+
+
+def test_tokens_of_images_are_counted_by_the_patches_that_a_configuration_names_or_means():
+    from transformers import ConvNextConfig, SiglipConfig, SwinConfig, ViTConfig
+
+    from deploykit.modeling.base_images import count_tokens
+
+    configs = (ViTConfig(), SiglipConfig().vision_config, SwinConfig(), ConvNextConfig())
+    assert [count_tokens(config, (224, 224)) for config in configs] == [197, 197, 50, 50]
+    assert count_tokens(ViTConfig(), (8, 20)) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_opens_the_image_processor_of_an_artifact(packaged):
+    import transformers
+
+    processor = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    opened = processor.from_pretrained(packaged[1][-1].artifact.path)
+    assert dict(opened.size) == PREPROCESSING["size"]

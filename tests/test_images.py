@@ -12,7 +12,7 @@ from deploykit import images
 from deploykit.errors import ImageError, InputError, ModelError
 from deploykit.images import decoding
 from deploykit.images.preprocessing import Preprocessing
-from deploykit.images.tokens import PIXELS, ImageTokenizer, count_tokens
+from deploykit.images.tokens import PIXELS, ImageTokenizer
 
 PROCESSORS = {
     "ViT": {},
@@ -67,10 +67,10 @@ def test_sizes_of_old_files_mean_what_they_meant():
 def test_settings_that_change_pixels_in_another_way_are_refused_by_name(changes, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSING, **changes}))
     with pytest.raises(ModelError, match=message):
-        Preprocessing.load(tmp_path)
+        ImageTokenizer.load(tmp_path, 17)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"lacks 'size'"):
-        Preprocessing.load(tmp_path)
+        ImageTokenizer.load(tmp_path, 17)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -175,9 +175,6 @@ def test_an_image_that_would_become_too_long_is_refused():
 
 
 def test_tokens_of_images_count_and_have_no_arrays():
-    assert count_tokens({"patch_size": 16}, (224, 224)) == 197
-    assert count_tokens({"patch_size": 4, "depths": [2, 2]}, (224, 224)) == 50
-    assert count_tokens({}, (20, 20)) == 2
     tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17)
     (features,) = tokenizer.features([encoded(noise())], [None])
     assert len(features) == tokenizer.max_tokens == 17

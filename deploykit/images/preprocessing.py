@@ -4,7 +4,6 @@ A setting that would change the pixels in another way is refused by its name.
 """
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,17 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.artifact import PREPROCESSOR
-from deploykit.errors import ImageError, ModelError
+from deploykit.errors import ImageError
 from deploykit.images import decoding
 
+IMAGE_TOKENS = "image_tokens"  # into how many tokens the model divides an image, in the files of an artifact
 READ = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "default_to_square", "image_processor_type", "feature_extractor_type"),
 }
 WITHOUT_EFFECT = {  # settings that change no pixel here, whatever their value
     *("processor_class", "_valid_processor_keys", "do_convert_rgb", "model_input_names", "use_fast", "return_tensors"),
-    *("data_format", "input_data_format", "device", "disable_grouping"),
+    *("data_format", "input_data_format", "device", "disable_grouping", IMAGE_TOKENS),
 }
 SHORTEST_EDGE_TYPES = ("CLIP", "ChineseCLIP")  # processors for which a size of one number is that of the shorter edge
 
@@ -42,20 +41,6 @@ class Preprocessing:
     scale: float
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Reads the settings of a model directory.
-
-        Raises:
-            ModelError: they are missing or not supported.
-        """
-        try:
-            settings = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
-            return cls.of(settings)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise ModelError(f"{folder / PREPROCESSOR} cannot be used: {reason}.") from error
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

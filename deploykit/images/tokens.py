@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit.artifact import CONFIG, PREPROCESSOR, TOKENIZER
-from deploykit.errors import InputError
-from deploykit.images.preprocessing import Preprocessing
+from deploykit.errors import InputError, ModelError
+from deploykit.images.preprocessing import IMAGE_TOKENS, Preprocessing
 from deploykit.tokenizer import Batch, Encoding, Features, Side, Tokenizer
 
 PIXELS = "pixel_values"  # name of the graph's input
-PATCH_SIZE = 32  # pixels of a token's edge, for models that do not say, or whose patches are merged from layer to layer
 FIXED_LENGTH_TYPES = ("siglip",)  # read each text at full length, padding included
 Array = npt.NDArray[Any]
 
@@ -45,11 +44,15 @@ class ImageTokenizer:
         Raises:
             ModelError: a file is missing or not supported.
         """
-        preprocessing = Preprocessing.load(folder)
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        image_tokens = count_tokens(config.get("vision_config", config), preprocessing.size)
+        try:
+            settings = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+            preprocessing, image_tokens = Preprocessing.of(settings), int(settings[IMAGE_TOKENS])
+            model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ModelError(f"{folder / PREPROCESSOR} cannot be used: {reason}.") from error
         text = Tokenizer.load(folder, max_tokens - image_tokens) if (folder / TOKENIZER).is_file() else None
-        return cls(preprocessing, image_tokens, text, config.get("model_type") in FIXED_LENGTH_TYPES)
+        return cls(preprocessing, image_tokens, text, model_type in FIXED_LENGTH_TYPES)
 
     @property
     def max_tokens(self) -> int:
@@ -130,18 +133,6 @@ class Pixels(Mapping[str, Array]):
 def load_tokenizer(folder: Path, max_tokens: int) -> AnyTokenizer:
     """Opens the tokenizer of an artifact, or what stands in its place if the model reads images."""
     return (ImageTokenizer if (folder / PREPROCESSOR).is_file() else Tokenizer).load(folder, max_tokens)
-
-
-def count_tokens(config: Mapping[str, Any], size: tuple[int, int]) -> int:
-    """Returns into how many tokens a model divides an image, the one for the whole image included.
-
-    Args:
-        config: of the model, or of the part of it that reads images.
-        size: height and width of the pixels.
-    """
-    patch, merges = config.get("patch_size"), "depths" in config
-    patch = patch if isinstance(patch, int) and not merges else PATCH_SIZE
-    return max(size[0] // patch, 1) * max(size[1] // patch, 1) + 1
 
 
 def _padding(tokens: int, pad_id: int) -> Encoding:

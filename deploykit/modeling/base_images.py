@@ -7,12 +7,13 @@ from typing import Any
 from deploykit.artifact import CONFIG, PREPROCESSOR
 from deploykit.errors import ModelError
 from deploykit.images import AnyTokenizer, ImageTokenizer
-from deploykit.images.preprocessing import Preprocessing
-from deploykit.images.tokens import FIXED_LENGTH_TYPES, count_tokens
+from deploykit.images.preprocessing import IMAGE_TOKENS, Preprocessing
+from deploykit.images.tokens import FIXED_LENGTH_TYPES
 from deploykit.modeling import base_tokenizer, configuration
 from deploykit.modeling.base_model import Base
 from deploykit.modeling.image_text import TWO_TOWERS
 
+PATCH_SIZE = 32  # pixels of a token's edge, for models that do not say, or whose patches are merged from layer to layer
 PROCESSOR = "processor_config.json"  # where transformers 5 saves the preprocessing of a model that also reads texts
 
 
@@ -42,13 +43,24 @@ def save(base: Base, folder: Path, max_tokens: int | None, reads: frozenset[str]
     except (ValueError, TypeError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{base.name} has a {PREPROCESSOR} that cannot be used: {reason}.") from error
+    image_tokens = count_tokens(getattr(config, "vision_config", config), preprocessing.size)
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(settings, indent=2) + "\n"
+    content = json.dumps({**settings, IMAGE_TOKENS: image_tokens}, indent=2) + "\n"
     (folder / PREPROCESSOR).write_text(content, encoding="utf-8")
     text = base_tokenizer.save(base, folder, max_tokens) if "text" in reads else None
-    vision = getattr(config, "vision_config", config).to_dict()
-    image_tokens = count_tokens(vision, preprocessing.size)
     return ImageTokenizer(preprocessing, image_tokens, text, config.model_type in FIXED_LENGTH_TYPES)
+
+
+def count_tokens(config: Any, size: tuple[int, int]) -> int:
+    """Returns into how many tokens a model divides an image, the one for the whole image included.
+
+    Args:
+        config: of the model, or of the part of it that reads images.
+        size: height and width of the pixels.
+    """
+    patch, merges = getattr(config, "patch_size", None), hasattr(config, "depths")
+    patch = patch if isinstance(patch, int) and not merges else PATCH_SIZE
+    return max(size[0] // patch, 1) * max(size[1] // patch, 1) + 1
 
 
 def _settings(base: Base) -> dict[str, Any]:

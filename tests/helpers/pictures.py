@@ -149,7 +149,7 @@ def write_package(make_package, target, with_text=False, **changes):
 
     def fill(folder):
         write_graph(folder / artifact.GRAPH, with_text)
-        (folder / artifact.PREPROCESSOR).write_text(json.dumps(PREPROCESSING))
+        (folder / artifact.PREPROCESSOR).write_text(json.dumps({**PREPROCESSING, "image_tokens": 17}))
         (folder / artifact.CONFIG).write_text(json.dumps({"model_type": "vit", "patch_size": 4}))
         if not with_text:
             (folder / artifact.TOKENIZER).unlink()
