@@ -87,7 +87,10 @@ def fingerprint(section: DataSection, seed: int, task: Task | None = None) -> st
 def _attached(section: DataSection, task: Task) -> list[str]:
     """Returns the hashes of the files that rows name; of one that is missing, its name."""
     names, hashes = attachments.columns(section, task), []
-    for split in filter(partial(getattr, section), NAMES):
+    for split in NAMES:
+        source = getattr(section, split)
+        if not (isinstance(source, str) and is_file(source)):  # what the hub has holds its images itself
+            continue
         table = attachments.locate(_table(section, split), names)
         hashes += [sha256_of(path) if path.is_file() else path.name for path in attachments.paths(table, names)]
     return hashes
