@@ -37,7 +37,7 @@ def train(job: Job) -> Artifact:
     transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
     with draft(job.target) as folder:
         tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
-        model, spec = _open(job, base, tokenizer)
+        model, spec = open_model(job, base, tokenizer)
         pair = len(dataset.train[0].input.texts) > 1
         predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
@@ -74,7 +74,7 @@ def train(job: Job) -> Artifact:
         )
 
 
-def _open(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
+def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
     """Opens the base model; the labels are in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
     labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
