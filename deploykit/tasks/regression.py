@@ -24,6 +24,7 @@ from deploykit.tasks import (
 )
 from deploykit.tasks._classification import encode, read_text  # noqa: F401  functions of this task
 from deploykit.tasks._ranking import Relevance, metrics_of
+from deploykit.tasks._unlabelled import label_counts, label_names, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -85,21 +86,6 @@ def reader(
         return Example(texts, number)
 
     return read
-
-
-def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_counts(example: Example) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
 
 
 def prepare(examples: Sequence[Example], options: Options) -> Options:
