@@ -57,10 +57,10 @@ def _one_class(train: Split, task: Task) -> Iterator[str]:
 
 
 def _unseen(train: Split, split: Split, task: Task) -> Iterator[str]:
-    trained = {label for example in train.examples for label in task.label_counts(example)}
+    trained = {label for example in train.examples for label in task.example_labels(example)}
     lines_of: dict[str, list[Place]] = {}
     for example, line in zip(split.examples, split.lines, strict=True):
-        for label in set(task.label_counts(example)) - trained:
+        for label in set(task.example_labels(example)) - trained:
             lines_of.setdefault(label, []).append(line)
     for label, lines in sorted(lines_of.items()):
         yield (

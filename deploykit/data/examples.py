@@ -98,7 +98,7 @@ def _example(row: Row, read: Read, task: Task) -> Example | Broken:
     except ValueError as error:
         return Broken(row.line, str(error))
     try:
-        "".join((*example.input.texts, *task.label_counts(example))).encode()
+        "".join((*example.input.texts, *task.example_labels(example))).encode()
     except UnicodeEncodeError:
         return Broken(row.line, "half of a surrogate pair, which is not a character")
     return example

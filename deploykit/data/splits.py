@@ -56,10 +56,10 @@ def _keys(examples: Sequence[Example]) -> list[Key]:
 
 def _strata(examples: Sequence[Example], keys: Sequence[Key], task: Task) -> dict[str, list[Key]]:
     """Lists the distinct texts of each stratum, in the order of the rows."""
-    counts = Counter(label for example in examples for label in set(task.label_counts(example)))
+    counts = Counter(label for example in examples for label in set(task.example_labels(example)))
     stratum_of: dict[Key, str] = {}
     for example, key in zip(examples, keys, strict=True):
-        rarest = min(task.label_counts(example), key=lambda label: (counts[label], label), default="")
+        rarest = min(task.example_labels(example), key=lambda label: (counts[label], label), default="")
         stratum_of.setdefault(key, rarest)
     strata = defaultdict(list)
     for key, stratum in stratum_of.items():
@@ -79,12 +79,12 @@ def _choose(strata: dict[str, list[Key]], share: float, seed: int) -> set[Key]:
 def _needed(examples: Sequence[Example], keys: Sequence[Key], chosen: set[Key], task: Task) -> set[Key]:
     """Returns the chosen texts that must stay, so that each of their labels remains at least once."""
     rows = list(zip(examples, keys, strict=True))
-    remaining = {label for example, key in rows if key not in chosen for label in task.label_counts(example)}
+    remaining = {label for example, key in rows if key not in chosen for label in task.example_labels(example)}
     needed: set[Key] = set()
     for example, key in rows:
-        if key in needed or not remaining.issuperset(task.label_counts(example)):
+        if key in needed or not remaining.issuperset(task.example_labels(example)):
             needed.add(key)
-            remaining.update(task.label_counts(example))
+            remaining.update(task.example_labels(example))
     return needed
 
 

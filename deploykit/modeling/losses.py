@@ -137,7 +137,7 @@ def checked(loss: Loss, when: Callable[[], str]) -> Loss:
 
     def run(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         value = loss(outputs, labels, num_items_in_batch)
-        if value.requires_grad and not torch.isfinite(value):
+        if value.requires_grad and not torch.isfinite(value):  # in training; `quality` checks logits of evaluation
             raise ModelError(f"the loss is {value.item():g} {when()}: training diverged. {ADVICE}")
         return value
 

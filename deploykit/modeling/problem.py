@@ -18,7 +18,7 @@ from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task, tuned
 from deploykit.tokenizer import Features, Tokenizer
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
-BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
+BATCH_TOKENS = 2048  # most padded tokens of a batch outside the Trainer: predictions, importance, refit
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
 
 
 def padded(problem: Problem, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Yields batches of rows of similar length, targets included."""
+    """Yields padded batches of rows of similar length, short ones first, with their targets."""
     for indices in batches([len(row) for row in rows], BATCH_TOKENS):
         yield collate(problem, [rows[index] for index in indices])
 

@@ -14,7 +14,7 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_model, base_tokenizer, checkpoint
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.heads import describe
+from deploykit.modeling.heads import heads_config
 from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
@@ -82,7 +82,7 @@ def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
     spec, outputs = _spec(job, labels), names or getattr(task, "OUTPUT_NAMES", ())
-    heads = describe(task.OUTPUTS, task.heads(spec)) if hasattr(task, "heads") else None
+    heads = heads_config(task.OUTPUTS, task.output_labels(spec)) if hasattr(task, "output_labels") else None
     model = base_model.open_base(
         base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
     )

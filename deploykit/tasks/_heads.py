@@ -22,10 +22,10 @@ COLUMNS = {
 
 
 class HeadOptions(Options):
-    """One head."""
+    """Options of a head: its task, where its labels stand in the data, and what training adds."""
 
     method: str
-    """The task of the head."""
+    """Name of its task."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Names of the columns that hold its labels, by role, where they are not the task's own."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -35,7 +35,7 @@ class HeadOptions(Options):
 
     @field_validator("method")
     @classmethod
-    def _fits(cls, method: str) -> str:
+    def _is_head_task(cls, method: str) -> str:
         if method not in HEAD_TASKS:
             raise ValueError(f"{method!r} cannot be a head, expected one of {', '.join(HEAD_TASKS)}")
         return method
@@ -45,26 +45,27 @@ class HeadOptions(Options):
         """The labels and the options of the task."""
         return Spec(self.labels, tasks.load(self.method).Options.model_validate(self.options))
 
-    def learned(self, labels: tuple[str, ...], options: BaseModel) -> "HeadOptions":
+    def trained(self, labels: tuple[str, ...], options: BaseModel) -> "HeadOptions":
         """Returns the head with its labels, and the options of its task after training."""
         content = options.model_dump(mode="json")
         return HeadOptions(method=self.method, columns=self.columns, options=content, labels=labels)
 
 
 class Head:
-    """A head: a task, whose outputs and targets have the head's name before theirs in the whole model."""
+    """An output head: a task, and the prefix `NAME/` that its outputs and targets have in the whole model."""
 
     def __init__(self, name: str, options: HeadOptions) -> None:
-        self.name, self.method, self.task = name, options.method, tasks.load(options.method)
-        roles = {role: column.default for role, column in self.task.COLUMNS.items() if role not in COLUMNS}
-        self.columns = roles | options.columns  # of its labels, by role
+        self.name, self.task_name, self.task = name, options.method, tasks.load(options.method)
+        self._roles = [role for role in self.task.COLUMNS if role not in COLUMNS]
+        # Names of the columns with its labels, by role.
+        self.columns = {role: self.task.COLUMNS[role].default for role in self._roles} | options.columns
 
     def require_roles(self, columns: Mapping[str, str | None]) -> None:
         """Raises ValueError if a column is named for a role that the task does not have."""
-        roles = [role for role in self.task.COLUMNS if role not in COLUMNS]
         for role in columns:
-            if role not in roles:
-                raise ValueError(f"{self.name}: {self.method} has no column {role!r}. It has: {', '.join(roles)}.")
+            if role not in self._roles:
+                known = ", ".join(self._roles)
+                raise ValueError(f"{self.name}: {self.task_name} has no column {role!r}. It has: {known}.")
 
     def describe(self) -> str:
         """Returns the name and the columns of the labels."""
@@ -74,7 +75,7 @@ class Head:
         """Returns outputs or targets of the task by their names in the whole model."""
         return {f"{self.name}/{key}": value for key, value in named.items()}
 
-    def own(self, named: Mapping[str, Any]) -> dict[str, Any]:
+    def select(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """Returns those outputs or targets of the whole model that are the head's, by their names in its task."""
         prefix = f"{self.name}/"
         return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
@@ -84,8 +85,8 @@ class Head:
         names = [name.strip() for column in self.columns.values() if column for name in column.split(",")]
         return any(row.get(name) not in (None, "") for name in names)
 
-    def read(self, row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Example]) -> Example:
-        """Reads a row; a missing column of its labels is a ValueError, because only `Head` knows its name."""
+    def read_row(self, row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Example]) -> Example:
+        """Reads a row of data; a missing column of labels becomes a ValueError that names the head."""
         try:
             return read(row)
         except KeyError as error:

@@ -97,7 +97,7 @@ class Spec:
 class Observations:
     """What the metrics of a service count of some predictions.
 
-    A *unit* is what gets one label: a text, or a word. `units` is the number of units of each prediction,
+    A *unit* is what gets one label: a text, or a word. `units` are the numbers of units of the predictions,
     `(predictions,)`; `labels` are the indices of their labels, `confidences` the probabilities of these, and
     `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`.
     """
@@ -106,7 +106,7 @@ class Observations:
     labels: Int64
     confidences: Float32
     entropies: Float32
-    abstained: int = 0  # of the predictions
+    abstained: int = 0  # decisions on which the model abstained
 
 
 def are_same(first: Any, second: Any) -> bool:

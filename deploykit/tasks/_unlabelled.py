@@ -15,6 +15,6 @@ def label_order(labels: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def label_counts(example: Example) -> tuple[str, ...]:
+def example_labels(example: Example) -> tuple[str, ...]:
     """Returns no labels."""
     return ()

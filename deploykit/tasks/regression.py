@@ -24,7 +24,7 @@ from deploykit.tasks import (
 )
 from deploykit.tasks._classification import encode, read_text  # noqa: F401  functions of this task
 from deploykit.tasks._ranking import Relevance, metrics_of
-from deploykit.tasks._unlabelled import label_counts, label_names, label_order  # noqa: F401  functions of this task
+from deploykit.tasks._unlabelled import example_labels, label_names, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -158,9 +158,9 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
 def relevance(spec: Spec) -> Relevance:
     """Returns the number as the relevance."""
     return Relevance(
-        predicted=lambda prediction: float(decide(prediction, spec)[0]),
-        true=lambda gold: float(gold[0]),
-        answered=lambda answer: answer.score,
+        of_prediction=lambda prediction: float(decide(prediction, spec)[0]),
+        of_gold=lambda gold: float(gold[0]),
+        of_answer=lambda answer: answer.score,
     )
 
 

@@ -104,8 +104,8 @@ def test_texts_are_the_same_whatever_the_white_space_but_not_whatever_the_pair()
 
 
 def test_labels_are_counted_as_often_as_they_stand_there():
-    assert TOKEN.label_counts(example_of("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X")))) == ("X", "X")
-    assert TEXT.label_counts(example_of("a b", label="good")) == ("good",)
+    assert TOKEN.example_labels(example_of("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X")))) == ("X", "X")
+    assert TEXT.example_labels(example_of("a b", label="good")) == ("good",)
 
 
 def test_the_slice_of_a_row_is_the_value_of_its_column():

@@ -68,7 +68,7 @@ def test_each_label_keeps_a_text_in_training_where_texts_have_several(seed):
         for number, pair in enumerate(pairs)
     ]
     rest, _ = splits.cut(split(rows), "test", 0.49, TOKEN, seed)
-    assert {label for row in rest.examples for label in TOKEN.label_counts(row)} == set("PQRSX")
+    assert {label for row in rest.examples for label in TOKEN.example_labels(row)} == set("PQRSX")
 
 
 def test_shares_are_exact_and_proportional():

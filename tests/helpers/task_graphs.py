@@ -155,7 +155,7 @@ def write_package(make_package, target, name, questions=None, weight_of=None, ch
     spec = tasks.Spec(case.labels, options_of(name, **options))
     columns = dict.fromkeys(task.OUTPUTS, max(len(case.labels), 1))
     if hasattr(task, "heads"):
-        columns = {output: len(names) for output, names in task.heads(spec).items()}
+        columns = {output: len(names) for output, names in task.output_labels(spec).items()}
     return make_package(
         target,
         before=lambda folder: write_graph(folder / GRAPH, task.OUTPUTS, columns, weight_of),

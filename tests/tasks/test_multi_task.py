@@ -38,7 +38,7 @@ def trained(task, options, examples):
 
 
 def outputs_of(task, spec, features, seed=0):
-    random, labels = np.random.default_rng(seed), task.heads(spec)
+    random, labels = np.random.default_rng(seed), task.output_labels(spec)
     return [
         {
             name: random.normal(
@@ -60,7 +60,7 @@ def test_a_row_has_labels_of_the_heads_whose_columns_it_fills():
         ["mood", "names"],
     ]
     assert examples[3].input.text == "the end"  # the words are the text of the other heads, too
-    assert task.label_counts(examples[2]) == ("names/PERSON", "names/PLACE")
+    assert task.example_labels(examples[2]) == ("names/PERSON", "names/PLACE")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_heads_learn_their_labels_and_options():
     }
     assert learned.heads["stars"].options["mean"] == 3.25
     assert task.Options.model_validate(learned.model_dump(mode="json")) == learned
-    assert task.heads(Spec((), learned))["stars/logits"] == ("score",)
+    assert task.output_labels(Spec((), learned))["stars/logits"] == ("score",)
     with pytest.raises(DataError, match=r"no training row has labels of the head topics \(topics\)"):
         task.prepare(examples[2:], options)
 
@@ -157,7 +157,7 @@ def test_predictions_and_answers_are_those_of_each_head(tokenizer):
     outputs = outputs_of(task, spec, features)
     prediction = task.decode(outputs, features, examples[2].input, spec)
     answer = task.answer(prediction, features, examples[2].input, spec)
-    for head, (own, own_spec) in task.heads_of(spec).items():
+    for head, (own, own_spec) in task.subtasks(spec).items():
         arrays = [{"logits": output[f"{head}/logits"]} for output in outputs]
         alone = own.decode(arrays, features, examples[2].input, own_spec)
         assert own.distance(alone, prediction[head]) == 0
@@ -184,9 +184,9 @@ def test_the_first_metric_is_the_mean_of_the_heads_and_each_counts_its_own_rows(
     ]
     outcomes = Outcomes.of(task, spec, examples, predictions)
     figures = metrics.compute(task.METRICS, outcomes)
-    firsts = [figures[f"{head}/{own.METRICS[0]}"] for head, (own, _) in task.heads_of(spec).items()]
+    firsts = [figures[f"{head}/{own.METRICS[0]}"] for head, (own, _) in task.subtasks(spec).items()]
     assert figures["mean_of_heads"] == pytest.approx(np.mean(firsts))
-    mood, own_spec = task.heads_of(spec)["mood"]
+    mood, own_spec = task.subtasks(spec)["mood"]
     rows = [0, 1, 3]
     alone = Outcomes(
         mood, own_spec, [outcomes.gold[row]["mood"] for row in rows], [predictions[row]["mood"] for row in rows]

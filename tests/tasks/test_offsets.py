@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tiny_tokenizers import KINDS, loader
 
 from deploykit.tasks import Spec, TextInput, question_answering, relation_extraction, token_classification
-from deploykit.tasks._units import units, whole
+from deploykit.tasks._units import trim_to_graphemes, units
 
-WRITTEN = [  # as people write them: each piece is whole grapheme clusters
+WRITTEN = [  # as people write them: each piece is trim_to_graphemes grapheme clusters
     *("👩\u200d👩\u200d👧", "👍🏽", "🇩🇪", "1️⃣", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"),
     *("cafe\u0301", "\u1e9b\u0323", "Å", "İ", "ﬁ", "½", "①", "x²", "𝒳", "ｈｅｌｌｏ", "ｶﾞ"),
     *("שלום", "مرحبا", "\u200f", "می\u200cخواهم", "\u06dd١٢", "हिन्दी", "क्षत्रिय", "กำ", "ខ្មែរ", "한국어"),
@@ -138,4 +138,4 @@ def test_a_part_of_a_text_is_widened_to_whole_characters_and_no_further(text, ch
         return
     place = seen[choice % len(seen)]
     (cluster,) = (match.span() for match in regex.finditer(r"\X", text) if match.start() <= place < match.end())
-    assert whole(text, place, place + 1) == cluster
+    assert trim_to_graphemes(text, place, place + 1) == cluster

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from deploykit.tasks import IGNORED, Spec
 from deploykit.tasks import relation_extraction as task
+from deploykit.tasks._relations import first_token_by_offset
 
 COLUMNS = {role: column.default for role, column in task.COLUMNS.items()}
 TEXT = "anna and peter live in london , not in paris ."
@@ -73,6 +74,11 @@ def test_relations_name_entities_by_place_or_by_id():
     assert read(shuffled) == read(content)  # entities are sorted by place, and relations follow them
 
 
+def spans_with(first, second):
+    """Two entities with ids."""
+    return [{"id": first, "start": 0, "end": 4, "label": "X"}, {"id": second, "start": 5, "end": 8, "label": "X"}]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,6 +86,10 @@ def test_relations_name_entities_by_place_or_by_id():
         ({"relations": [{"head": 0, "tail": 9, "label": "r"}]}, r"names the entity 9, expected one of 0, 1, 2, 3$"),
         ({"relations": [{"head": 0, "tail": "T1", "label": "r"}]}, r"names the entity 'T1'"),
         ({"relations": [{"head": 0, "tail": 0, "label": "r"}]}, "leads from an entity to itself"),
+        ({"spans": spans_with("a", "a")}, "two entities have the id 'a', expected different ones"),
+        ({"spans": spans_with("a", None)}, r"an entity has the id None, expected a number or a text for each entity"),
+        ({"spans": spans_with("a", ["b"])}, r"an entity has the id \['b'\], expected a number or a text"),
+        ({"spans": spans_with(1, True)}, "an entity has the id True, expected a number or a text"),
         ({"relations": [{"head": 0, "tail": 1}]}, "has no label"),
         ({"relations": [{"head": [], "tail": 1, "label": "r"}]}, r"names the entity \[\]"),
         ({"relations": [{"head": 0, "tail": 1, "label": label} for label in "rs"]}, "the same head and tail"),
@@ -155,7 +165,7 @@ def test_the_number_of_entities_with_relations_is_bounded(tokenizer):
     ]
     prediction = task.decode(outputs, features, item, spec)
     assert len(prediction.entities) == count
-    assert prediction.relations.shape[0] == task.MAX_ENTITIES
+    assert prediction.relation_logits.shape[0] == task.MAX_ENTITIES
     again = task.load(task.dump([prediction, prediction]))
     assert task.decide(again[1], spec) == task.decide(prediction, spec)
     assert task.distance(prediction, again[0]) == 0
@@ -198,7 +208,7 @@ def test_long_texts_give_the_gold_as_far_as_windows_show_both_entities(tokenizer
         for part in features
         for head in range(4)
         for tail in range(4)
-        if {text.index(names[place]) for place in (head, tail)} <= set(task.token_at(part))
+        if {text.index(names[place]) for place in (head, tail)} <= set(first_token_by_offset(part))
     }
     places = {mention: place for place, mention in enumerate(gold.entities)}
     assert {(places[head], places[tail]) for _, head, tail in decision.relations} == relations & together
