@@ -49,10 +49,11 @@ def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) 
 
 def _one_class(train: Split, task: Task) -> Iterator[str]:
     labels = task.label_names(train.examples)
-    if len(labels) == 1:
+    if "labels" in task.FIGURES and len(labels) < 2:
+        found = f"only one label, {labels[0]}" if labels else "no label"
         yield (
-            f"{train.source} has only one label, {', '.join(labels)} (rows: {len(train.examples)}),"
-            " expected at least two. Add rows of another label."
+            f"{train.source} has {found} (rows: {len(train.examples)}), expected at least two."
+            f" Add rows of {'another label' if labels else 'labels'}."
         )
 
 

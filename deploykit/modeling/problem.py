@@ -89,7 +89,7 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
         arrays = _stacked([row.targets[name] for row in rows], target.axes, problem.tokenizer)
         if target.axes == ("position",):  # of a token, which padding on the left moves
             arrays = arrays + np.array(starts)
-        targets[name] = torch.from_numpy(arrays)
+        targets[name] = torch.from_numpy(arrays.astype(np.int64) if np.issubdtype(arrays.dtype, np.integer) else arrays)
     tensors["labels"] = next(iter(targets.values())) if len(targets) == 1 else targets
     return tensors
 

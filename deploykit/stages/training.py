@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 
 from deploykit import data, trainers
-from deploykit.artifact import Artifact, draft
+from deploykit.artifact import MANIFEST, Artifact, draft
 from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
@@ -19,7 +19,7 @@ from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Example, Spec, tuned
+from deploykit.tasks import Example, Spec, spec_of, tuned
 from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
@@ -44,7 +44,9 @@ def train(job: Job) -> Artifact:
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
-        _log_data(dataset, lengths, 1 if pair else getattr(spec.options, "max_windows", 1))
+        is_cut = any(getattr(row.input, "text_pair", None) is not None for row in dataset.train)
+        _log_data(dataset, lengths, 1 if is_cut else getattr(spec.options, "max_windows", 1))
+        _warn_of_heads(predictor, dataset)
         _warn_of_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
         trained = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
@@ -81,7 +83,7 @@ def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers
     if fine_tuned and names:
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
-    spec, outputs = _spec(job, labels), names or getattr(task, "OUTPUT_NAMES", ())
+    spec, outputs = _spec(job, labels, base, fine_tuned=fine_tuned), names or getattr(task, "OUTPUT_NAMES", ())
     heads = heads_config(task.OUTPUTS, task.output_labels(spec)) if hasattr(task, "output_labels") else None
     model = base_model.open_base(
         base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
@@ -96,10 +98,24 @@ def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers
     return model, spec
 
 
-def _spec(job: Job, labels: tuple[str, ...]) -> Spec:
-    """Returns the labels, and the recipe's options of the task with what the task learns from the training split."""
-    prepare, options = getattr(job.task, "prepare", None), job.recipe.task_options()
-    return Spec(labels, prepare(job.dataset().train, options) if prepare else options)
+def _spec(job: Job, labels: tuple[str, ...], base: Base, *, fine_tuned: bool) -> Spec:
+    """Returns the labels, and the recipe's options of the task with what the task learns from the training split.
+
+    A model that has its head keeps the scale of its numbers: that of the recipe, or of the artifact that it is.
+    """
+    task, options, examples = job.task, job.recipe.task_options(), job.dataset().train
+    if hasattr(task, "prepare"):
+        options = task.prepare(examples, options)
+    if not hasattr(task, "scale"):
+        return Spec(labels, options)
+    if not fine_tuned:
+        return Spec(labels, task.scale(examples, options))
+    if (base.folder / MANIFEST).is_file():
+        manifest = Artifact.load(base.folder).manifest
+        if manifest.task == job.recipe.task_name:
+            named = {name: getattr(options, name) for name in job.recipe.task_options().model_fields_set}
+            options = spec_of(manifest).options.model_copy(update=named)
+    return Spec(labels, options)
 
 
 def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -> None:
@@ -129,6 +145,14 @@ def _log_data(dataset: data.Dataset, lengths: dict[str, Any], windows: int) -> N
                 " tell them apart: choose a model for their language",
                 *(unknown, count, name),
             )
+
+
+def _warn_of_heads(predictor: Predictor, dataset: data.Dataset) -> None:
+    """Warns of heads that have no labels in a split that is evaluated."""
+    for head in getattr(predictor.task, "subtasks", lambda _: ())(predictor.spec):
+        for name in scoring.EVALUATED_SPLITS:
+            if not any(head in row.target for row in getattr(dataset, name)):
+                log.warning("the %s split has no labels of the head %s, which is not evaluated there", name, head)
 
 
 def _warn_of_spans(predictor: Predictor, training: Sequence[Example]) -> None:

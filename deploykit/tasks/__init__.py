@@ -56,6 +56,9 @@ class Optional(Protocol):
     def prepare(self, examples: Sequence[Example], options: Any) -> Any:
         """Returns the options with what is learned from the training examples before training."""
 
+    def scale(self, examples: Sequence[Example], options: Any) -> Any:
+        """Returns the options with the scale of the training examples, for a model whose head is new."""
+
     def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
         """Returns the options with what is tuned on the validation split after training."""
 

@@ -61,7 +61,9 @@ def locate(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
     text = answer.get("text") if isinstance(answer, Mapping) else None
     start = answer.get("start", answer.get("answer_start")) if isinstance(answer, Mapping) else None
     place = answer.get("context", 0) if isinstance(answer, Mapping) else 0
-    if not isinstance(text, str) or not text.strip() or type(start) is not int or place not in range(len(contexts)):
+    if not isinstance(text, str) or not text.strip() or type(start) is not int or type(place) is not int:
+        raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
+    if place not in range(len(contexts)):
         raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
     found = contexts[place][start : start + len(text)] if start >= 0 else ""
     if found != text:

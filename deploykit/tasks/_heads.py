@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field, field_validator
 
 from deploykit import tasks
 from deploykit.methods import Options
-from deploykit.tasks import IGNORED, Array, Column, Example, Spec
+from deploykit.tasks import IGNORED, Array, Column, Example, Spec, TextOptions
 from deploykit.tokenizer import Features
 
 HEAD_TASKS = ("text-classification", "multi-label-classification", "regression", "token-classification")
+DEFAULT_WINDOWS = TextOptions().max_windows
 COLUMNS = {
     "text": Column("text", "the text; not read where a head reads `tokens`"),
     "text_pair": Column(None, "the second text; naming it makes this a task on pairs of texts"),
@@ -39,6 +40,13 @@ class HeadOptions(Options):
         if method not in HEAD_TASKS:
             raise ValueError(f"{method!r} cannot be a head, expected one of {', '.join(HEAD_TASKS)}")
         return method
+
+    @field_validator("options")
+    @classmethod
+    def _reads_as_the_task(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("max_windows", DEFAULT_WINDOWS) != DEFAULT_WINDOWS:
+            raise ValueError("all heads read the same windows: set max_windows of the task, and not of a head")
+        return options
 
     @cached_property
     def spec(self) -> Spec:
@@ -81,16 +89,28 @@ class Head:
         return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
     def is_labelled(self, row: Mapping[str, Any]) -> bool:
-        """Says whether a row of data has a value in a column of the head's labels."""
+        """Says whether a row of data has a value in a column of the head's labels.
+
+        Raises:
+            ValueError: a cell of a list of labels is empty, which may mean no label, or that the row was not labelled.
+        """
         names = [name.strip() for column in self.columns.values() if column for name in column.split(",")]
-        return any(row.get(name) not in (None, "") for name in names)
+        if any(row.get(name) not in (None, "") for name in names):
+            return True
+        lists = self.columns.get("labels")
+        if lists and not self.columns.get("label_columns") and row.get(lists) == "":
+            raise ValueError(
+                f"has an empty {lists!r}, so that the head {self.name!r} may have no label there, or no row: name the"
+                " column `data.head`, which says it, or give lists in JSON"
+            )
+        return False
 
     def read_row(self, row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Example]) -> Example:
         """Reads a row of data; a missing column of labels becomes a ValueError that names the head."""
         try:
             return read(row)
         except KeyError as error:
-            if error.args[0] in self.columns.values():
+            if any(error.args[0] in (column or "").replace(" ", "").split(",") for column in self.columns.values()):
                 raise ValueError(f"has no {error.args[0]!r}, which the head {self.name!r} reads") from error
             raise
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from deploykit.tasks import IGNORED, Array, Arrays, Float32, Int64, Span
+from deploykit.tasks import IGNORED, Array, Arrays, Float32, Span
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._spans import read_spans
 from deploykit.tasks._units import units
@@ -119,12 +118,12 @@ def first_token_by_offset(features: Features) -> dict[int, int]:
     return {start: token for start, token in zip(starts, tokens, strict=True) if token >= 0}
 
 
-def pair_targets(target: RelationTarget, features: Features, names: Sequence[str]) -> Int64:
+def pair_targets(target: RelationTarget, features: Features, names: Sequence[str]) -> Array:
     """Returns the label of each ordered pair of entities at their first tokens, `(tokens, tokens)`.
 
     0 means no relation, other numbers count `names` from 1, and all other pairs of tokens are `IGNORED`.
     """
-    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int64)
+    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int16)  # large: kept small
     token_by_offset = first_token_by_offset(features)
     tokens = [token_by_offset.get(entity.start) for entity in target.entities]
     labels = {(relation.head, relation.tail): relation.label for relation in target.relations}
@@ -150,19 +149,21 @@ def pair_logits(
         starts: offsets of the entities in the text.
         label_count: number of labels, with "no relation" as the first.
     """
-    count = len(starts)
+    offsets, count = np.array(starts, dtype=np.int64), len(starts)
     logits = np.zeros((count, count, label_count), dtype=np.float32)
     logits[:, :, 0] = CUT_OFF_LOGIT
     best_margin = np.full((count, count), -1)  # characters from the edge of the window that decides
     for arrays, window in zip(outputs, features, strict=True):
         token_by_offset, end = first_token_by_offset(window), window.start + len(window.text)
-        entities = [entity for entity, start in enumerate(starts) if start in token_by_offset]
-        for head, tail in permutations(entities, 2):
-            margin = min(min(starts[head], starts[tail]) - window.start, end - max(starts[head], starts[tail]))
-            first, second = token_by_offset[starts[head]], token_by_offset[starts[tail]]
-            if first != second and margin > best_margin[head, tail]:
-                best_margin[head, tail] = margin
-                logits[head, tail] = arrays["relation_logits"][first, second]
+        shown = np.array([entity for entity, start in enumerate(starts) if start in token_by_offset], dtype=np.int64)
+        tokens = np.array([token_by_offset[starts[entity]] for entity in shown], dtype=np.int64)
+        margins = np.minimum(offsets[shown] - window.start, end - offsets[shown])
+        margin = np.minimum(margins[:, np.newaxis], margins)
+        pairs = np.ix_(shown, shown)
+        better = (tokens[:, np.newaxis] != tokens) & (margin > best_margin[pairs])
+        best_margin[pairs] = np.where(better, margin, best_margin[pairs])
+        of_window = arrays["relation_logits"][np.ix_(tokens, tokens)]
+        logits[pairs] = np.where(better[:, :, np.newaxis], of_window, logits[pairs])
     return logits
 
 

@@ -4,11 +4,12 @@ Each label has a probability of its own, and a threshold, which is tuned on the 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from deploykit.errors import DataError
 from deploykit.methods import Frozen
 from deploykit.tasks import (
     Array,
@@ -62,7 +63,7 @@ Input = TextInput
 class Options(TextOptions):
     """Which labels an answer names."""
 
-    thresholds: dict[str, float] | None = None
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """Probability from which each label is named; null: tuned on the validation split for the highest F1 of the label,
     by steps of 0.05."""
 
@@ -91,6 +92,19 @@ def reader(
         return Example(texts, tuple(sorted(set(labels))))
 
     return read
+
+
+def prepare(examples: Sequence[Example], options: Options) -> Options:
+    """Returns the options as they are, after a check that the labels with a threshold exist.
+
+    Raises:
+        DataError: no training row has one of them.
+    """
+    labels = label_names(examples)
+    for name in options.thresholds or ():
+        if name not in labels:
+            raise DataError(f"no training row has the label {name!r} of `thresholds`. There are: {', '.join(labels)}.")
+    return options
 
 
 def _flag(name: str, value: Any) -> bool:

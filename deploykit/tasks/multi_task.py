@@ -51,10 +51,11 @@ class Options(TextOptions):
     @classmethod
     def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
         for name, head in heads.items():
-            if not name.replace("_", "").isalnum() or name in RESERVED:
+            taken = name in RESERVED or name.startswith(("_", "model_")) or hasattr(BaseModel, name)
+            if taken or not name.replace("_", "").isalnum():
                 raise ValueError(
-                    f"a head cannot be called {name!r}, expected letters, digits and underscores, and none of"
-                    f" {', '.join(sorted(RESERVED))}"
+                    f"a head cannot be called {name!r}, expected letters, digits and underscores, no method of"
+                    f" pydantic's models, and none of {', '.join(sorted(RESERVED))}"
                 )
             _ = head.spec  # its options are validated
             Head(name, head).require_roles(head.columns)
@@ -132,10 +133,16 @@ class MultiTask:
                 raise ValueError(
                     f"has labels of no head{f' called {name!r}' if name else ''}, expected those of {heads}"
                 )
+            reads_spans = any(row.get(head.columns.get("spans") or "") for head in labelled)
             targets = {}
             # First the heads that label words: they join the words to the text that the other heads read.
             for head in sorted(labelled, key=lambda head: "tokens" not in head.task.COLUMNS):
                 example = head.read_row(row, readers[head.name])
+                if row.get(text_column) not in (None, example.input.text) and reads_spans:
+                    raise ValueError(
+                        f"has spans in the text {row[text_column]!r}, and the words of the head {head.name!r} join to"
+                        f" {example.input.text!r}, where they stand elsewhere. Give the spans in that text"
+                    )
                 targets[head.name] = example.target
                 row = {**row, text_column: example.input.text}
             if example.input.text_pair and any("tokens" in head.task.COLUMNS for head in self.heads):
@@ -179,7 +186,22 @@ class MultiTask:
             task_options = untrained.spec.options
             if hasattr(head.task, "prepare"):
                 task_options = head.task.prepare(rows, task_options)
-            heads[head.name] = untrained.trained(head.task.label_names(rows), task_options)
+            labels = head.task.label_names(rows)
+            if "labels" in head.task.FIGURES and len(labels) < 2:
+                raise DataError(
+                    f"the head {head.describe()} has fewer than two labels in the training rows: add rows of others."
+                )
+            heads[head.name] = untrained.trained(labels, task_options)
+        return Options(max_windows=options.max_windows, heads=heads)
+
+    def scale(self, examples: Sequence[Example], options: Options) -> Options:
+        """Returns options with the scale of the numbers that heads learn."""
+        heads = dict(options.heads)
+        for head in self.heads:
+            rows = [row for example in examples for labelled, row in self._labelled(example) if labelled is head]
+            if hasattr(head.task, "scale"):
+                spec = heads[head.name].spec
+                heads[head.name] = heads[head.name].trained(spec.labels, head.task.scale(rows, spec.options))
         return Options(max_windows=options.max_windows, heads=heads)
 
     def tune(self, gold: Sequence[Any], predictions: Sequence[Any], spec: Spec) -> Options:
@@ -230,7 +252,7 @@ class MultiTask:
 
     def distance(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
         """Returns the largest difference of any head."""
-        return max(head.task.distance(first[head.name], second[head.name]) for head in self.heads)
+        return float(np.max([head.task.distance(first[head.name], second[head.name]) for head in self.heads]))
 
     def observed_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels of all heads, each after the name of its head."""

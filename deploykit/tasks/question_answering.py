@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deploykit.methods import Frozen
 from deploykit.methods import Options as Base
@@ -50,7 +50,7 @@ METRICS = ("answer_f1", "exact_match")
 FIGURES = frozenset({"changes"})
 CAPABILITIES = frozenset({"pipeline"})
 NO_ANSWER = ""  # the decision that there is no answer
-NO_SPAN_SCORE = -1e9  # of a context that has no visible text; finite, so that JSON can hold what is tuned from it
+NO_SPAN_MARGIN = 100.0  # by which "no answer" is likelier in a context without visible text: certain, but finite
 
 
 class Options(Base):
@@ -74,6 +74,12 @@ class Input(BaseInput):
     question: str = Field(min_length=1)
     context: str = Field(default="", description="the text that may hold the answer")
     contexts: tuple[str, ...] = Field(default=(), description="several texts instead of `context`")
+
+    @model_validator(mode="after")
+    def _has_one_context(self) -> Self:
+        if self.context and self.contexts:
+            raise ValueError("has context and contexts, expected one of them")
+        return self
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -187,7 +193,7 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
             spans[span] = max(score, spans.get(span, -np.inf))
     no_answer = min(no_answer_scores)  # a window without the answer says nothing of the others
     if not spans:
-        return Prediction(NO_ANSWER, NO_SPAN_SCORE, no_answer, 0.0, 0, 0, 0)
+        return Prediction(NO_ANSWER, no_answer - NO_SPAN_MARGIN, no_answer, 0.0, 0, 0, 0)
     score, (context, start, end) = max((score, span) for span, score in spans.items())
     scores = np.array([no_answer, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
@@ -200,9 +206,12 @@ def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> 
     options: Options = spec.options
     if options.no_answer_threshold is not None:
         return options
-    margins = np.array([prediction.no_answer - prediction.score for prediction in predictions])
-    f1_if_answered = np.array([f1(prediction.text, texts) for prediction, texts in zip(predictions, gold, strict=True)])
-    f1_if_not = np.array([float(not texts) for texts in gold])
+    rows = [(row, texts) for row, texts in zip(predictions, gold, strict=True) if row.text]
+    if not rows:  # no context has visible text
+        return options
+    margins = np.array([prediction.no_answer - prediction.score for prediction, _ in rows])
+    f1_if_answered = np.array([f1(prediction.text, texts) for prediction, texts in rows])
+    f1_if_not = np.array([float(not texts) for _, texts in rows])
     order = np.argsort(margins)  # with the threshold after each, those before it are answered
     gains = np.concatenate([[0.0], np.cumsum((f1_if_answered - f1_if_not)[order])])
     best = int(gains.argmax())
@@ -251,16 +260,19 @@ def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
 
 
 def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
-    """Returns `texts`, `(predictions,)`, and all numbers as `scores`, `(predictions, 6)`."""
-    numbers = np.array([astuple(prediction)[1:] for prediction in predictions], dtype=np.float64)
-    texts = np.array([prediction.text for prediction in predictions], dtype=np.str_)
-    return {"scores": numbers.reshape(-1, 6), "texts": texts}
+    """Returns `texts`, `(predictions,)`, and `scores` and `spans`, both `(predictions, 3)`."""
+    rows = [astuple(prediction) for prediction in predictions]
+    return {
+        "texts": np.array([row[0] for row in rows], dtype=np.str_),
+        "scores": np.array([row[1:4] for row in rows], dtype=np.float64).reshape(-1, 3),
+        "spans": np.array([row[4:] for row in rows], dtype=np.int64).reshape(-1, 3),
+    }
 
 
 def load(arrays: Arrays) -> list[Prediction]:
     """Turns the arrays of `dump` into predictions."""
-    rows = zip(arrays["texts"].tolist(), arrays["scores"].tolist(), strict=True)
-    return [Prediction(text, *numbers[:3], *map(int, numbers[3:])) for text, numbers in rows]
+    rows = zip(arrays["texts"].tolist(), arrays["scores"].tolist(), arrays["spans"].tolist(), strict=True)
+    return [Prediction(text, *scores, *span) for text, scores, span in rows]
 
 
 def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:

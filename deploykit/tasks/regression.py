@@ -88,7 +88,7 @@ def reader(
     return read
 
 
-def prepare(examples: Sequence[Example], options: Options) -> Options:
+def scale(examples: Sequence[Example], options: Options) -> Options:
     """Returns options with the mean and the standard deviation of the training scores."""
     scores = np.array([example.target for example in examples])
     return options.model_copy(update={"mean": float(scores.mean()), "deviation": float(scores.std()) or 1.0})

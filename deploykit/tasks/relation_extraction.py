@@ -8,6 +8,7 @@ to its `tail`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -42,6 +43,7 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     read_target,
 )
 from deploykit.tasks._units import UNIT, overlapping, units
+from deploykit.tasks._windows import unmasked
 from deploykit.tasks.token_classification import Entity, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, Tokenizer, joined
 
@@ -83,7 +85,7 @@ class Options(TextOptions):
 class InputEntity(Frozen):
     """An entity that is known beforehand."""
 
-    label: str
+    label: str = Field(min_length=1, max_length=100)
     start: int = Field(ge=0, description="offset of its first character")
     end: int = Field(description="offset after its last character")
 
@@ -103,7 +105,17 @@ class Input(BaseInput):
                 raise ValueError(f"the entity {entity.start}-{entity.end} does not lie in a text of {len(self.text)}")
             if not UNIT.search(self.text, entity.start, entity.end):
                 raise ValueError(f"the entity {entity.start}-{entity.end} covers no word of the text")
+        for before, after in pairwise(sorted((entity.start, entity.end) for entity in self.entities or ())):
+            if after[0] < before[1]:
+                raise ValueError(f"the entities {before[0]}-{before[1]} and {after[0]}-{after[1]} overlap")
         return self
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with its text and the labels of its entities changed, which a client writes, too."""
+        entities = self.entities and tuple(
+            entity.model_copy(update={"label": change(entity.label)}) for entity in self.entities
+        )
+        return super().with_texts(change).model_copy(update={"entities": entities})
 
 
 class PredictedRelation(Frozen):
@@ -186,6 +198,7 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
 
     Two entities that no window shows together have no relation.
     """
+    features = unmasked(features, item.text)
     of_tags = [{"logits": arrays["tag_logits"]} for arrays in outputs]
     tag_logits = token_classification.decode(of_tags, features, TextInput(text=item.text), spec)
     entities, unit_offsets = _mentions(tag_logits.argmax(axis=-1), spec), units(item.text)
@@ -265,7 +278,7 @@ def distance(first: Prediction, second: Prediction) -> float:
     largest = classification.distance(first.tag_logits, second.tag_logits)
     if first.entities != second.entities:
         return largest
-    return max(largest, classification.distance(first.relation_logits, second.relation_logits))
+    return float(np.maximum(largest, classification.distance(first.relation_logits, second.relation_logits)))  # or NaN
 
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:

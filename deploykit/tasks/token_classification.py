@@ -39,7 +39,7 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
 from deploykit.tasks._spans import reader  # noqa: F401  a function of this task
 from deploykit.tasks._tags import OUTSIDE, decode_entities
 from deploykit.tasks._units import UNIT, overlapping, units
-from deploykit.tasks._windows import CUT_OFF_LOGIT, merge
+from deploykit.tasks._windows import CUT_OFF_LOGIT, merge, unmasked
 from deploykit.tokenizer import Encoding, Features, joined
 
 AUTO_CLASS = "AutoModelForTokenClassification"
@@ -144,6 +144,7 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
     """Returns the logits of the units of the text, `(units, labels)`; units that were not read are outside."""
+    features = unmasked(features, item.text)
     if len(features) == 1:
         return scores(outputs[0]["logits"], item.text, features[0].encoding)
     rows = [

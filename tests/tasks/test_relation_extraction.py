@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -237,3 +239,33 @@ def test_changes_name_both_ends():
         {"text": "paris", "true": "PLACE", "before": "PLACE", "after": "-"},
         {"text": "peter → london", "true": "lives_in", "before": "lives_in", "after": "-"},
     ]
+
+
+def test_entities_of_a_request_do_not_overlap():
+    with pytest.raises(ValueError, match=r"the entities 0-4 and 0-8 overlap"):
+        task.Input(text=TEXT, entities=[{"start": 0, "end": end, "label": "X"} for end in (8, 4)])
+
+
+def test_labels_that_a_client_writes_are_masked_and_short():
+    item = task.Input(text=TEXT, entities=[{"start": 0, "end": 4, "label": "me@example.com"}])
+    masked = item.with_texts(lambda text: "x" * len(text))
+    assert masked.entities[0].label == "x" * 14
+    assert item.entities[0].label == "me@example.com"
+    with pytest.raises(ValueError, match="at most 100 characters"):
+        task.Input(text=TEXT, entities=[{"start": 0, "end": 4, "label": "x" * 101}])
+
+
+def test_nan_in_the_relations_is_no_small_difference(tokenizer):
+    example = read(row())
+    prediction, _ = predicted(example, tokenizer, spec_of(example))
+    assert np.isnan(task.distance(prediction, replace(prediction, relation_logits=prediction.relation_logits * np.nan)))
+
+
+def test_masked_characters_divide_a_text_as_it_was(tokenizer):
+    text = "\u8bf7\u5199\u4fe1\u7ed9 anna and peter live in london , not in paris ."
+    example = read(row(text))
+    spec = spec_of(example)
+    ((*features,),) = task.encode([example.input], tokenizer, spec)
+    outputs = perfect(example, features, spec)
+    masked = [replace(part, text="xxxx" + part.text[4:]) for part in features]
+    assert task.decide(task.decode(outputs, masked, example.input, spec), spec) == task.gold(example, spec)

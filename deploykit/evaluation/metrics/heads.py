@@ -35,12 +35,16 @@ class OfHead:
         return self._metric.value(of_head) if row_indices else float("nan")
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Returns the metric of those of the drawn rows that have labels of the head; without any, that of no rows."""
+        """Returns the metric of the drawn rows that have labels of the head; without any, that of all such rows."""
         of_head, row_indices = _head_outcomes(outcomes, self._head)
         statistic = self._metric.statistic(of_head)
 
+        whole = self._metric.value(of_head)
+
         def of_drawn(weights: Weights) -> Values:
-            return statistic(weights[:, row_indices])
+            drawn = weights[:, row_indices]
+            values: Values = np.where(drawn.any(axis=1), statistic(drawn), whole)
+            return values
 
         return of_drawn
 

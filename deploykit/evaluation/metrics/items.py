@@ -30,7 +30,7 @@ class MicroF1:
 
 
 class MacroF1:
-    """The F1 averaged over labels, each label counting the same."""
+    """The F1 averaged over the labels that are true or predicted somewhere, each counting the same."""
 
     HIGHER = True
 
@@ -42,8 +42,9 @@ class MacroF1:
         """Returns the mean over labels of 2 right / (true + predicted) of drawn rows."""
 
         def value(sums: Values) -> Values:
-            right, true, guess = np.split(sums, 3, axis=1)
-            mean: Values = (2 * right / np.maximum(true + guess, 1)).mean(axis=1)
+            right, true, predicted = np.split(sums, 3, axis=1)
+            occurring = (true + predicted > 0).sum(axis=1)
+            mean: Values = (2 * right / np.maximum(true + predicted, 1)).sum(axis=1) / np.maximum(occurring, 1)
             return mean
 
         return of_sums(count(outcomes)[1], value)

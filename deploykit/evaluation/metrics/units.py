@@ -66,7 +66,7 @@ def _label_counts(outcomes: Outcomes) -> Any:
 class RocAuc:
     """The area under the ROC curve; of more than two labels, the mean of each label against the rest.
 
-    Labels that are the gold of no row, or of all rows, are left out.
+    Labels that are the gold of no row, or of all rows, are left out. Without others, the area is NaN.
     """
 
     HIGHER = True
@@ -74,12 +74,12 @@ class RocAuc:
     def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
         areas = [roc_auc_score(true, scores) for true, scores in _against_rest(outcomes) if 0 < true.mean() < 1]
-        return float(np.mean(areas)) if areas else 0.0
+        return float(np.mean(areas)) if areas else float("nan")
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it for drawn rows, from the order of the scores: how many pairs are in the right order."""
         of_row = np.repeat(np.arange(len(outcomes)), [len(gold) for gold in outcomes.gold])
-        columns = []
+        columns, whole = [], self.value(outcomes)
         for true, scores in _against_rest(outcomes):
             ranks = np.unique(scores, return_inverse=True)[1]
             columns.append((true, ranks))
@@ -89,7 +89,7 @@ class RocAuc:
             areas = np.stack([_areas(true, ranks, drawn) for true, ranks in columns])
             known = ~np.isnan(areas)
             mean: Values = np.where(known, areas, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-            return mean
+            return np.where(known.any(axis=0), mean, whole)
 
         return value
 

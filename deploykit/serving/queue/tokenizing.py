@@ -23,6 +23,7 @@ from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
 PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
+CHARACTERS_OF_EMPTY_TEXT = 32  # that take as long to tokenize as an empty text does
 OVERHANG_CHARACTERS = 256  # read only for masking: they may complete a number or an address at the end of the text
 INITIAL_S_PER_CHARACTER = 1e-6  # until the first pieces are measured
 
@@ -126,7 +127,7 @@ class TokenizerQueue:
         """Splits a request into pieces, each tokenized in one turn of the thread; inputs are not split."""
         start, characters = 0, 0
         for index, item in enumerate(request.inputs):
-            size = sum(min(len(text), self._max_characters) for text in item.texts)
+            size = sum(min(len(text), self._max_characters) + CHARACTERS_OF_EMPTY_TEXT for text in item.texts)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
@@ -163,4 +164,4 @@ class TokenizerQueue:
 
 
 def _characters(item: Input) -> int:
-    return sum(map(len, item.texts))
+    return sum(len(text) + CHARACTERS_OF_EMPTY_TEXT for text in item.texts)
