@@ -8,6 +8,7 @@
     └── InputError              2   the user's input is wrong; the message says what to do
         ├── RecipeError             the recipe, with every mistake in it
         ├── DataError               the labelled data, with line numbers
+        ├── ImageError              an image that cannot be read; also a ValueError
         ├── ModelError              the base model
         ├── ArtifactError           an artifact that is damaged, foreign or newer
         ├── MethodError             a method that does not exist
@@ -69,6 +70,10 @@ class RecipeError(InputError):
 
 class DataError(InputError):
     """The labelled data cannot be used for training."""
+
+
+class ImageError(InputError, ValueError):
+    """An image is damaged, too large or of another format."""
 
 
 class ModelError(InputError):

@@ -89,7 +89,8 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         data="",
         seed=0,
     )
-    fingerprint, run_again = data.fingerprint(recipe.data, recipe.seed), False
+    task = tasks.load(recipe.task_name, recipe.task_options())
+    fingerprint, run_again = data.fingerprint(recipe.data, recipe.seed, task), False
     planned = []
     for stage in stages[:last]:
         run_again = run_again or stage == first
@@ -109,7 +110,10 @@ def _base_fingerprint(recipe: Recipe) -> str:
         base_model.require_prunable(base)
     whole = recipe.export is not None and recipe.prune is None
     task = tasks.load(recipe.task_name, recipe.task_options())
-    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, whole=whole)
+    reads = tasks.reads(task, recipe.data.columns)
+    if recipe.serve.redact and "text" not in reads:
+        raise InputError("serve.redact masks personal data in texts, and this model reads images alone. Remove it.")
+    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, whole=whole, reads=reads)
     return base.fingerprint
 
 

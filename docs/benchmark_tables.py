@@ -70,6 +70,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def of_tasks(results: dict[str, Any]) -> Iterator[str]:
     """Yields what each task reaches on public data, and several heads against as many packages."""
     tasks = {name: content for name, content in results.items() if name.startswith("task-")}
+    if not tasks:
+        return
     yield (
         "## Tasks\n\nThe first metric of each task on the test rows, with its 95 % interval: of the base model with a new"
         " head, and after each stage. The comments of the recipes in `benchmarks/recipes` say where the data comes from."

@@ -39,6 +39,7 @@ TIERS = {  # marks of whole folders and files; what has none is quick, and `make
     "process": (
         *("cli/test_cli.py", "test_no_telemetry.py", "test_readme.py"),
         *(f"serving/test_{name}.py" for name in ("build", "launch", "old_packages", "serve_from_python", "signed")),
+        "serving/test_image_clients.py",
         *(f"serving/test_{name}.py" for name in ("task_clients", "trouble", "with_client")),
         *("serving/access/test_rotation.py", "serving/access/test_mounted_files.py", "serving/api/test_openapi.py"),
         *("serving/api/test_protocols.py", "serving/http/test_connections.py", "serving/http/test_hostile.py"),

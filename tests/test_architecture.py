@@ -14,7 +14,7 @@ ROOT = Path(deploykit.__file__).parent
 # From the bottom to the top; a folder imports only from lower lines, from the left of its own line, and from itself.
 FLOW = (
     ("no_telemetry", "process_state", "errors", "methods", "hardware", "client"),
-    ("artifact", "recipe", "tokenizer"),
+    ("artifact", "recipe", "tokenizer", "images"),
     ("tasks", "engines"),
     ("inference",),
     ("data", "evaluation"),

@@ -11,12 +11,15 @@ import onnx
 import pytest
 import torch
 from models import TASKS, VARIANTS
+from pictures import PREPROCESSING
 from pydantic import ValidationError
 
 from deploykit import engines, methods, pruners, quantizers, tasks, trainers
 from deploykit.artifact.execution import Execution
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation.metrics import Outcomes, compute
+from deploykit.images import ImageTokenizer
+from deploykit.images.preprocessing import Preprocessing
 from deploykit.modeling import checkpoint
 from deploykit.modeling.losses import LOSSES
 from deploykit.modeling.options import FitOptions
@@ -134,7 +137,7 @@ def examples_of(task):
 def outputs_of(task, spec, features, seed):
     """Random outputs of a model for some features."""
     random = np.random.default_rng(seed)
-    own = task.output_labels(spec) if hasattr(task, "heads") else {}
+    own = task.output_labels(spec) if hasattr(task, "output_labels") else {}
     labels = {name: len(own.get(name, spec.labels)) or 1 for name in task.OUTPUTS}
     return [
         {
@@ -151,6 +154,8 @@ def outputs_of(task, spec, features, seed):
 def test_a_task_goes_from_rows_to_answers(kind, name, tokenizer):
     task = tasks.load(name)
     rows, spec = examples_of(task)
+    if task.Input.FILES:
+        tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17)
     encoded = task.encode([row.input for row in rows], tokenizer, spec)
     predictions, others = [], []
     for number, (row, features) in enumerate(zip(rows, encoded, strict=True)):

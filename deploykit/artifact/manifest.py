@@ -1,6 +1,7 @@
 """The manifest of an artifact: everything that later stages, the service and the report need to know."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -84,7 +85,7 @@ class ServeOptions(Options):
     max_texts: int = Field(default=256, ge=1)
     """Maximum number of texts in a request."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
-    """Maximum size of a request in bytes."""
+    """Maximum size of a request in bytes; the default for tasks on images is 12 MiB."""
     redact: bool = False
     """Masks personal data before the model reads a text."""
     redact_names: str | None = Field(default=None, min_length=1)
@@ -108,6 +109,12 @@ class ServeOptions(Options):
             content = {key: value for key, value in content.items() if key != "batching"}
         return content
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """Returns the options with a task's own defaults for those that the recipe does not name."""
+        return self.model_copy(
+            update={name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        )
+
     @model_validator(mode="after")
     def _masks_somewhere(self) -> Self:
         if self.redact_names and not (self.redact or self.records):
@@ -119,10 +126,10 @@ class Manifest(Frozen):
     """The record inside an artifact.
 
     `task_options` are the options of the task, and `labels` its labels in the order of the outputs. `pair` says whether
-    an input is two texts. `execution` is how the model is run. `weights_precision` is the number format of the weights
-    in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of its batches, if it was
-    measured. `history` lists the stages so far, this one last. `details` has the other results of each stage, such as
-    data summary, learning curve, parity, candidates and prediction changes.
+    an input is two texts, or an image with a text. `execution` is how the model is run. `weights_precision` is the
+    number format of the weights in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of
+    its batches, if it was measured. `history` lists the stages so far, this one last. `details` has the other results
+    of each stage, such as data summary, learning curve, parity, candidates and prediction changes.
     """
 
     format_version: int

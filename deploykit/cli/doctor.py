@@ -14,6 +14,7 @@ NEEDED_BYTES = 5 * GIB  # for an installation with torch, and a run
 EXTRAS = {
     "cpu": "serves on the CPU",
     "gpu": "is the ONNX Runtime for GPUs",
+    "images": "reads images",
     "openvino": "runs graphs in bfloat16 on CPUs that have it",
     "train": "trains, prunes, exports and quantizes",
     "optimum": "quantizes with Optimum, and lets it open packages, on transformers 4.57",

@@ -42,7 +42,8 @@ class Client(Conversation):
         Args:
             texts: as many as the service accepts at once.
             text_pairs: the second texts, for a model that reads pairs.
-            inputs: for tasks whose inputs are not texts alone, such as `{"question": ..., "context": ...}`.
+            inputs: for tasks whose inputs are not texts alone, such as `{"question": ..., "context": ...}`, or
+                `{"image": Path("photo.jpg")}` with the path or the bytes of a file.
 
         Raises:
             InputError: a text cannot be sent.

@@ -4,11 +4,13 @@
 is used up. Sending a request for predictions twice does no harm.
 """
 
+import base64
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -56,7 +58,7 @@ class Conversation:
             raise InputError("send either texts or inputs.")
         if isinstance(inputs, (str, Mapping)) or any(not isinstance(item, Mapping) for item in inputs or ()):
             raise InputError('inputs are a list of objects: predict(inputs=[{"text": ...}]).')
-        texts, items = list(texts), None if inputs is None else [dict(item) for item in inputs]
+        texts, items = list(texts), None if inputs is None else [_encoded(item) for item in inputs]
         count = len(texts if items is None else items)
 
         def read(response: httpx.Response) -> list[Prediction]:
@@ -122,6 +124,18 @@ class Conversation:
                 raise _error(outcome, self._url)
             yield pause
         raise AssertionError("not reached")
+
+
+def _encoded(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an input for JSON: files and bytes, such as images, in base64."""
+    fields = dict(item)
+    for name, value in item.items():
+        try:
+            content = value.read_bytes() if isinstance(value, Path) else value
+        except OSError as error:
+            raise InputError(f"{value} cannot be read: {error.strerror}.") from error
+        fields[name] = base64.b64encode(content).decode() if isinstance(content, bytes) else content
+    return fields
 
 
 def _checked_url(url: str) -> str:

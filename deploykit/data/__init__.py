@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import sha256_of
-from deploykit.data import checks, examples, formats, sources, splits, statistics
+from deploykit.data import attachments, checks, examples, formats, sources, splits, statistics
 from deploykit.data.table import join
 from deploykit.errors import DataError
+from deploykit.images import AnyTokenizer
 from deploykit.recipe import DataSection, file_format, is_file
 from deploykit.recipe.sections import HEAD
 from deploykit.tasks import Example, Task
-from deploykit.tokenizer import Tokenizer
 
 NAMES = ("train", "validation", "test")
 logger = logging.getLogger(__name__)
@@ -63,12 +63,13 @@ def load(section: DataSection, task: Task, seed: int) -> Dataset:
     return Dataset(train, validation, test, task.label_names(train), summary)
 
 
-def fingerprint(section: DataSection, seed: int) -> str:
+def fingerprint(section: DataSection, seed: int, task: Task | None = None) -> str:
     """Returns a sha256 of the section's fields and the contents of its files, whose paths do not count.
 
     Of a directory, the names of its files count, too, but not those that begin with a dot.
 
-    Of a data set of the hub, its id (with `@revision`, if it has one) and the names of its splits count.
+    Of a data set of the hub, its id (with `@revision`, if it has one) and the names of its splits count. Files that the
+    rows name count if the task reads them.
 
     Raises:
         DataError: a file is missing.
@@ -79,7 +80,17 @@ def fingerprint(section: DataSection, seed: int) -> str:
             content[name] = {head: _identity(path) for head, path in content[name].items()}
         elif content[name] and is_file(content[name]):
             content[name] = _identity(content[name])
-    return hashlib.sha256(json.dumps([content, seed], sort_keys=True).encode()).hexdigest()
+    attached = _attached(section, task) if task is not None and task.Input.FILES else []
+    return hashlib.sha256(json.dumps([content, seed, *attached], sort_keys=True).encode()).hexdigest()
+
+
+def _attached(section: DataSection, task: Task) -> list[str]:
+    """Returns the hashes of the files that rows name; of one that is missing, its name."""
+    names, hashes = attachments.columns(section, task), []
+    for split in filter(partial(getattr, section), NAMES):
+        table = attachments.locate(_table(section, split), names)
+        hashes += [sha256_of(path) if path.is_file() else path.name for path in attachments.paths(table, names)]
+    return hashes
 
 
 def _identity(source: str) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def _hashes(path: Path) -> str | list[tuple[str, str]]:
     return [(name, sha256_of(path / name)) for name in names if not Path(name).name.startswith(".")]
 
 
-def lengths(dataset: Dataset, tokenizer: Tokenizer) -> dict[str, Any]:
+def lengths(dataset: Dataset, tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Describes the lengths in tokens of each split; see `statistics.describe_token_lengths`."""
     return {name: statistics.describe_token_lengths(getattr(dataset, name), tokenizer) for name in NAMES}
 
@@ -108,7 +119,7 @@ def _named_splits(section: DataSection, task: Task) -> dict[str, examples.Split]
     problems: dict[str, str] = {}
     for name in filter(partial(getattr, section), NAMES):
         try:
-            tables[name] = _table(section, name)
+            tables[name] = attachments.locate(_table(section, name), attachments.columns(section, task))
         except DataError as error:
             problems[name] = str(error)
     read = examples.make_reader(tables.values(), task, section)

@@ -89,7 +89,7 @@ def _leakage(first: Split, second: Split) -> Iterator[str]:
         pairs,
         lambda pair: (
             f"{first.name} {first.unit} {first.lines[pair[0]]}, {second.name} {second.unit} {second.lines[pair[1]]}:"
-            f" {second.examples[pair[1]].input.texts[0][:SHOWN_CHARACTERS]!r}"
+            f" {second.examples[pair[1]].input.title[:SHOWN_CHARACTERS]!r}"
         ),
     )
     title = (

@@ -11,8 +11,8 @@ import numpy as np
 
 from deploykit.data.checks import find_shared
 from deploykit.data.examples import Split, key_of, short_name
+from deploykit.images import AnyTokenizer, ImageTokenizer
 from deploykit.tasks import Example, Span, Task
-from deploykit.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99)
 BINS = 20
@@ -58,7 +58,7 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float], task: Task)
     return {**figures, "warnings": list(_warnings(figures))}
 
 
-def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+def describe_token_lengths(examples: Sequence[Example], tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Describes the lengths in tokens, with special tokens and before truncation.
 
     Returns:
@@ -66,15 +66,18 @@ def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) ->
         `unknown_share` of all tokens that are not special; and `mostly_unknown`, the number of texts of which more than
         half is unknown.
     """
-    lengths: list[int] = []
+    text, added = (tokenizer.text, tokenizer.image_tokens) if isinstance(tokenizer, ImageTokenizer) else (tokenizer, 0)
+    lengths: list[int] = [] if text else [added] * len(examples)
     ordinary: list[int] = []  # tokens that are not special
     unknown: list[int] = []
     for start in range(0, len(examples), BATCH_TEXTS):
+        if text is None:
+            break
         batch = examples[start : start + BATCH_TEXTS]
         texts = [row.input.texts[0] if len(row.input.texts) == 1 else row.input.texts[:2] for row in batch]
-        for encoding in tokenizer.backend.encode_batch(texts):
-            lengths.append(len(encoding.ids))
-            unknown.append(0 if tokenizer.unknown_id is None else encoding.ids.count(tokenizer.unknown_id))
+        for encoding in text.backend.encode_batch(texts):
+            lengths.append(len(encoding.ids) + added)
+            unknown.append(0 if text.unknown_id is None else encoding.ids.count(text.unknown_id))
             ordinary.append(encoding.special_tokens_mask.count(0))
     return {
         **describe_distribution(lengths),
@@ -87,7 +90,8 @@ def describe_token_lengths(examples: Sequence[Example], tokenizer: Tokenizer) ->
 
 def describe_distribution(values: Sequence[int]) -> dict[str, Any]:
     """Returns `mean`, `p50` to `p99`, `max`, and a histogram of equal bins: `edges`, one more than `counts`."""
-    counts, edges = np.histogram(values, bins=min(BINS, max(values)), range=(0, max(values)))
+    top = max(max(values), 1)  # images alone have no characters
+    counts, edges = np.histogram(values, bins=min(BINS, top), range=(0, top))
     percentiles = np.percentile(values, PERCENTILES).round(1).tolist()
     return {
         "mean": round(float(np.mean(values)), 2),

@@ -158,10 +158,8 @@ def cost(engine: Engine, work: Workload) -> Cost:
     budget = engine.execution.batch_tokens
     points = dict.fromkeys((items, width) for width in widths for items in (1, 2, 4, 16) if items * width <= budget)
     points.update(dict.fromkeys((1, width) for width in widths))
-    padded_batches = [
-        work.batch(*point, engine) for point in points
-    ]  # an engine may round shapes up, so some are equal
-    calls = {batch["input_ids"].shape: partial(engine.run, batch) for batch in padded_batches}
+    batches = {engine.shape(*point): work.batch(*point, engine) for point in points}  # of points with equal shapes, one
+    calls = {shape: partial(engine.run, batch) for shape, batch in batches.items()}
     seconds = {shape: float(np.median(samples)) / 1000 for shape, samples in in_turn(calls, COST_S).items()}
     terms = np.array([[1, items * width, items * width**2] for items, width in seconds])
     times = np.array(list(seconds.values()))

@@ -15,9 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploykit.engines import Engine
 from deploykit.errors import InputError
+from deploykit.images import AnyTokenizer
 from deploykit.inference.predictor import batches, padded
 from deploykit.tasks import Arrays
-from deploykit.tokenizer import Batch, Encoding, Features, Tokenizer
+from deploykit.tokenizer import Batch, Encoding, Features
 
 LENGTH_QUANTILES = (
     0.5,
@@ -120,7 +121,7 @@ class Workload:
     in random order, to be batched. They are padded for each engine as in use.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     singles: Mapping[str, Features]
     mixed: tuple[Features, ...]
 
@@ -148,7 +149,7 @@ class Workload:
         return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
 
 
-def build(lengths: Lengths, tokenizer: Tokenizer, features: Sequence[Features], seed: int) -> Workload:
+def build(lengths: Lengths, tokenizer: AnyTokenizer, features: Sequence[Features], seed: int) -> Workload:
     """Builds texts from real tokens.
 
     Args:

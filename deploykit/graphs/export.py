@@ -52,6 +52,9 @@ def write_graph(model: Any, folder: Path, task: str, opset: int, outputs: Output
         outputs: of the model, each with its axes after the batch, as the task names them; default: its logits.
     """
     outputs = outputs or {"logits": ("tokens", "labels") if task == TOKEN_CLASSIFICATION else ("labels",)}
+    if "pixel_values" in input_names(model):
+        _write(model, partial(_named_outputs, list(outputs)), _sample_images(model), outputs, folder / GRAPH, opset)
+        return
     vocabulary_size, end_id = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
     ids = torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % vocabulary_size
     mask = torch.ones_like(ids)
@@ -72,6 +75,19 @@ def write_graph(model: Any, folder: Path, task: str, opset: int, outputs: Output
         states = encoder(**batch)[0].clone()
     batch = {"encoder_attention_mask": mask, "input_ids": ids[:, 1:], "encoder_hidden_states": states}
     _write(model, _decoded, batch, {"logits": ("tokens", "labels")}, folder / "decoder_model.onnx", opset)
+
+
+def _sample_images(model: Any) -> dict[str, torch.Tensor]:
+    """Returns a batch of images, with texts if the model reads any; the size of the images is fixed."""
+    size = getattr(model.config, "vision_config", model.config).image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    batch = {"pixel_values": torch.linspace(-1, 1, ROWS * 3 * height * width).reshape(ROWS, 3, height, width)}
+    if "input_ids" in input_names(model):
+        tokens = min(TOKENS, model.config.text_config.max_position_embeddings)
+        ids = torch.arange(ROWS * tokens).reshape(ROWS, tokens) % model.get_input_embeddings().num_embeddings
+        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch["attention_mask"][-1, -PADDING_TOKENS:] = 0
+    return {name: batch[name] for name in batch if name in input_names(model)}
 
 
 def _named_outputs(names: Sequence[str], forward: Callable[..., Any], batch: Tensors) -> Any:
@@ -96,6 +112,7 @@ def _decoded(forward: Callable[..., Any], batch: Tensors) -> Any:
 def _write(model: Any, call: Call, batch: Tensors, outputs: Outputs, file: Path, opset: int) -> None:
     """Traces `call(forward, batch)` and writes the graph."""
     axes = {name: ENCODER_AXES if name.startswith("encoder") else AXES for name in batch}
+    axes |= {name: {0: AXES[0]} for name in batch if name == "pixel_values"}
     for name, of_row in outputs.items():
         tokens = {index: AXES[1] for index, axis in enumerate(of_row, 1) if axis == "tokens"}
         axes[name] = {0: AXES[0], **tokens}

@@ -19,8 +19,9 @@ from deploykit import engines, tasks
 from deploykit.artifact import CONFIG, GRAPH, Artifact
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError
-from deploykit.tasks import Arrays, Prediction, Spec, Task
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Batch, Features, Side, Tokenizer
+from deploykit.images import AnyTokenizer, load_tokenizer
+from deploykit.tasks import Arrays, Input, Prediction, Spec, Task
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Batch, Features, Side
 
 WARM_UP_ROWS = range(1, 65)  # of batches that are compiled ahead
 MAX_LENGTH_RATIO = 2  # longest to shortest text in one batch
@@ -32,7 +33,7 @@ class Predictor:
 
     task: Task
     spec: Spec
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     engine: engines.Engine
 
     @classmethod
@@ -58,7 +59,7 @@ class Predictor:
         return cls(
             task=tasks.of_manifest(manifest),
             spec=tasks.spec_of(manifest),
-            tokenizer=Tokenizer.load(artifact.path, manifest.max_tokens),
+            tokenizer=load_tokenizer(artifact.path, manifest.max_tokens),
             engine=module.load(model, execution),
         )
 
@@ -83,8 +84,9 @@ class Predictor:
             For each of the features the outputs that the task reads, without padding.
         """
         batch = padded(features, self.tokenizer, self.engine, padding_side)
-        outputs, width = self.engine.run(batch), batch["input_ids"].shape[1]
+        outputs = self.engine.run(batch)
         token_axes = {name: axes.count("tokens") for name, axes in self.task.OUTPUTS.items()}
+        width = batch["input_ids"].shape[1] if any(token_axes.values()) else 0
         rows = list[Arrays]()
         for index, item in enumerate(features):
             place = self.tokenizer.place(len(item), width, padding_side)
@@ -107,13 +109,14 @@ class Predictor:
         """
         if self.engine.shape(1, 1) == (1, 1):
             return 0
-        lengths = range(1, self.tokenizer.max_tokens + 1)
+        blank = self.tokenizer.blank()
+        lengths = range(len(blank), self.tokenizer.max_tokens + 1)
         shapes = {self.engine.shape(rows, tokens) for tokens in lengths for rows in WARM_UP_ROWS}
         end, compiled = time.monotonic() + seconds, 0
         for rows, tokens in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
             if rows * tokens > batch_tokens or time.monotonic() > end:
                 break
-            self.engine.run(self.tokenizer.collate(self.tokenizer.encode([""] * rows), tokens=tokens))
+            self.engine.run(_stacked([blank] * rows, self.tokenizer.collate([blank.encoding] * rows, tokens=tokens)))
             compiled += 1
         return compiled
 
@@ -126,7 +129,7 @@ class Predictor:
         """Predicts for any number of inputs, sorted by length and cut into batches of few padding tokens.
 
         Args:
-            inputs: of the task's type `Input`; a text stands for `Input(text=text)`.
+            inputs: of the task's type `Input`; a text stands for `Input(text=text)`, the path of an image for its file.
             batch_tokens: the most padded tokens of one batch, default as the engine runs best; a longer input runs
                 alone.
             track: wraps the batches, for a progress bar.
@@ -166,7 +169,10 @@ class Predictor:
         ]
 
     def _items(self, inputs: Sequence[Any]) -> list[Any]:
-        return [self.task.Input.model_validate({"text": item}) if isinstance(item, str) else item for item in inputs]
+        def read(item: Any) -> Any:
+            return self.task.Input.model_validate({"text": item} if isinstance(item, str) else item)
+
+        return [item if isinstance(item, Input) else read(item) for item in inputs]
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -187,7 +193,7 @@ def _check_labels(artifact: Artifact) -> None:
 
 
 def padded(
-    features: Sequence[Features], tokenizer: Tokenizer, engine: engines.Engine, padding_side: Side | None = None
+    features: Sequence[Features], tokenizer: AnyTokenizer, engine: engines.Engine, padding_side: Side | None = None
 ) -> Batch:
     """Pads features to a shape that the engine runs well; added rows repeat the first features."""
     rows, tokens = engine.shape(len(features), max(map(len, features)))
@@ -195,7 +201,7 @@ def padded(
     return _stacked(items, tokenizer.collate([item.encoding for item in items], padding_side, tokens))
 
 
-def collated(features: Sequence[Features], tokenizer: Tokenizer, rows: int) -> list[Batch]:
+def collated(features: Sequence[Features], tokenizer: AnyTokenizer, rows: int) -> list[Batch]:
     """Pads features in batches of `rows`, in their order."""
     parts = (features[start : start + rows] for start in range(0, len(features), rows))
     return [_stacked(part, tokenizer.collate([item.encoding for item in part])) for part in parts]

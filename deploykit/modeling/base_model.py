@@ -24,8 +24,10 @@ from deploykit.methods import did_you_mean
 from deploykit.modeling import checkpoint, configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING, architecture_of
 from deploykit.modeling.heads import CONFIG_KEY, Heads, encoder_class, with_heads
+from deploykit.modeling.image_text import TWO_TOWERS, with_head
 
 PACKAGE = "package://"
+IMAGE_HEADS = ("classifier.", "cls_classifier.")  # of models without a module that is the base model
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weights and tokenizer; no code, no pickles
 
 
@@ -144,7 +146,7 @@ def open_base(
             " with train: null."
         )
     name_outputs(config, labels)
-    if config.pad_token_id is None and config.model_type in POSITIONS_AFTER_PADDING:
+    if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
         config.pad_token_id = pad_id
     try:
         model_class = encoder_class(config) if heads else class_of(config, auto_class)
@@ -163,7 +165,9 @@ def open_base(
     except Exception as error:  # transformers raises errors of many types here
         raise not_loaded(base, auto_class, error) from error
     _check_weights(base, model, info, headless=not fine_tuned and not heads)
-    return with_heads(model, heads) if heads else cast(transformers.PreTrainedModel, model)
+    if heads:
+        return with_head(model, heads) if config.model_type in TWO_TOWERS else with_heads(model, heads)
+    return cast(transformers.PreTrainedModel, model)
 
 
 def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:
@@ -194,12 +198,18 @@ def _check_weights(base: Base, model: Any, info: dict[str, Any], *, headless: bo
     """
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]  # 5 adds sizes
     absent = [*(name for name in info["missing_keys"] if "pooler" not in name.split(".")), *mismatched]
-    absent = [name for name in absent if not headless or name.startswith(f"{model.base_model_prefix}.")]
+    absent = [name for name in absent if not headless or not _in_head(model, name)]
     if absent:
         raise ModelError(
             f"{base.name} lacks {len(absent)} weights of a {model.config.model_type} model, or has them in another"
             f" size, first {min(absent, key=_by_layer)}. Check that `task:` and `model:` of the recipe fit together."
         )
+
+
+def _in_head(model: Any, name: str) -> bool:
+    """Says whether a weight lies outside the base model; some classes for images keep its parts beside their head."""
+    prefix = model.base_model_prefix
+    return not name.startswith(f"{prefix}.") if hasattr(model, prefix) else name.startswith(IMAGE_HEADS)
 
 
 def _by_layer(name: str) -> list[str | int]:

@@ -25,6 +25,7 @@ from deploykit.errors import ModelError
 from deploykit.modeling import configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
 from deploykit.modeling.base_model import Base
+from deploykit.modeling.image_text import TWO_TOWERS
 from deploykit.tokenizer import Tokenizer
 
 SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -48,6 +49,7 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
     """
     folder.mkdir(parents=True, exist_ok=True)
     config, settings = configuration.read(base.folder, base.name), _settings(base)
+    config = config.text_config if config.model_type in TWO_TOWERS else config
     if (base.folder / TOKENIZER).is_file():
         backend = _open(base)
         shutil.copyfile(base.folder / TOKENIZER, folder / TOKENIZER)

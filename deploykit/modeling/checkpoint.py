@@ -20,8 +20,10 @@ from deploykit.errors import ModelError
 from deploykit.modeling import configuration, surgery
 from deploykit.modeling.architectures import is_known
 from deploykit.modeling.heads import EncoderWithHeads
+from deploykit.modeling.image_text import ImageTextClassifier
 from deploykit.modeling.surgery import Shape
 
+OWN_CLASSES: dict[str, Any] = {own.__name__: own for own in (EncoderWithHeads, ImageTextClassifier)}
 # No code that comes with a model, no pickles, and no question whether to run code.
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
 
@@ -69,7 +71,7 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
     model_class = _named_class(config, folder)
     attention = attention or fastest_attention(model_class)
     sizes = folder / ARCHITECTURE
-    if not sizes.is_file() and model_class is not EncoderWithHeads:
+    if not sizes.is_file() and model_class not in OWN_CLASSES.values():
         model = model_class.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=torch.float32, **SAFE
         )
@@ -92,7 +94,7 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
 
 def _named_class(config: Any, folder: Path) -> Any:
     name = str((config.architectures or [""])[0])
-    model_class = EncoderWithHeads if name == EncoderWithHeads.__name__ else getattr(transformers, name, None)
+    model_class = OWN_CLASSES.get(name) or getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ModelError(f"{folder / CONFIG} names no model class in `architectures`, found {name!r}.")
     return model_class

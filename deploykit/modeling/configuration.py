@@ -20,7 +20,11 @@ from deploykit.errors import ModelError
 from deploykit.modeling.surgery import TRANSFORMERS_4
 
 ADAPTER = "adapter_config.json"
-HEADS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MASKED_LM", "CAUSAL_LM")
+HEADS = (
+    *("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MASKED_LM", "CAUSAL_LM"),
+    "IMAGE_CLASSIFICATION",
+)
+FOREIGN_TYPES = {"timm_wrapper"}  # whose code and weights come from another library
 LABELS = ("id2label", "label2id")  # dictionaries whose keys are labels, not settings
 # Settings that make transformers run code, or read weights, from outside the model's directory.
 CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
@@ -43,9 +47,9 @@ def read(folder: Path, name: str) -> Any:
     _refuse_foreign_parts(content, name)
     _refuse_foreign_files(folder, name)
     model_type = content.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _text_models():
+    if not isinstance(model_type, str) or model_type not in _known_types():
         raise ModelError(
-            f"{name} has the model type {model_type!r} in {CONFIG}, which is not a text model of transformers"
+            f"{name} has the model type {model_type!r} in {CONFIG}, which is not a text or image model of transformers"
             f" {transformers.__version__}. Choose another model, or a version of transformers that has it."
         )
     content = {key: value for key, value in content.items() if key not in ATTENTION}
@@ -90,11 +94,11 @@ def refuse_code(content: object, name: str, file: str) -> None:
             )
 
 
-def _text_models() -> set[str]:
-    """Returns the types of models that have a head for a text task, including those that only generate text."""
+def _known_types() -> set[str]:
+    """Returns the types of models that have a head for texts or images, including those that only generate text."""
     tables = [getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES") for head in HEADS]
     tables.append(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    return {model_type for table in tables for model_type in table}
+    return {model_type for table in tables for model_type in table} - FOREIGN_TYPES
 
 
 def _pairs(content: object) -> Iterator[tuple[str, object]]:

@@ -34,7 +34,7 @@ def importance(
     loss = of_task(problem.task)
     model.eval()
     for batch in tqdm(list(padded(problem, rows)), desc="importance", unit="batch", disable=None):
-        masks = [torch.ones(len(batch["input_ids"]), 1, size, requires_grad=True) for size in groups]
+        masks = [torch.ones(len(next(iter(batch.values()))), 1, size, requires_grad=True) for size in groups]
         with ExitStack() as hooks:
             for module, mask in zip(modules, masks, strict=True):
                 hooks.callback(module.register_forward_pre_hook(_multiply(mask)).remove)

@@ -49,8 +49,11 @@ def depths(model: torch.nn.Module) -> list[int]:
     for layer in layers:
         if layer:
             tops[layer["stack"]] = max(tops.get(layer["stack"], 0), int(layer["index"]) + 1)
-    first, base = next(((index, layer["base"]) for index, layer in enumerate(layers) if layer), (0, ""))
-    before = {name for name in names[:first] if name.startswith(base)}
+    firsts: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        if layer:
+            firsts.setdefault(layer["base"], index)
+    before = {name for base, first in firsts.items() for name in names[:first] if name.startswith(base)}
     tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     embedding = max(tops.values(), default=0) + 1
     return [

@@ -15,7 +15,7 @@ from deploykit.evaluation import metrics
 from deploykit.inference.predictor import Predictor, batches, collated
 from deploykit.modeling.losses import ADVICE, are_finite
 from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task, tuned
-from deploykit.tokenizer import Features, Tokenizer
+from deploykit.tokenizer import Features
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
 BATCH_TOKENS = 2048  # most padded tokens of a batch outside the Trainer: predictions, importance, refit
@@ -44,12 +44,13 @@ class Teacher:
 class Problem:
     """The training rows, the validation examples, and what is needed to evaluate a model on them.
 
-    `texts` are those of the training split. `teacher` teaches pruned models (default: the model before pruning).
+    `tokenizer` is a `Tokenizer`, or an `ImageTokenizer` for a model that reads images. `texts` are those of the
+    training split. `teacher` teaches pruned models (default: the model before pruning).
     """
 
     task: Task
     spec: Spec
-    tokenizer: Tokenizer
+    tokenizer: Any
     train: tuple[Row, ...]
     validation: tuple[Example, ...]
     seed: int
@@ -61,7 +62,7 @@ class Problem:
         cls,
         task: Task,
         spec: Spec,
-        tokenizer: Tokenizer,
+        tokenizer: Any,
         train: Sequence[Example],
         validation: Sequence[Example],
         seed: int,
@@ -83,7 +84,8 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
     """Pads rows, and adds their targets as `labels`: a tensor, or a dict of them if the task has several targets."""
     (batch,) = collated([row.features for row in rows], problem.tokenizer, len(rows))
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
-    starts = [problem.tokenizer.place(len(row), batch["input_ids"].shape[1]).start for row in rows]
+    width = max(map(len, rows))
+    starts = [problem.tokenizer.place(len(row), width).start for row in rows]
     targets = {}
     for name, target in problem.task.TARGETS.items():
         arrays = _stacked([row.targets[name] for row in rows], target.axes, problem.tokenizer)
@@ -94,7 +96,7 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
     return tensors
 
 
-def _stacked(targets: Sequence[Array], axes: Sequence[str], tokenizer: Tokenizer) -> Array:
+def _stacked(targets: Sequence[Array], axes: Sequence[str], tokenizer: Any) -> Array:
     """Stacks the targets of rows; those of tokens are padded with `IGNORED`, as the tokens are."""
     count = axes.count("tokens")
     if not count:

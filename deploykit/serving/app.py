@@ -75,7 +75,10 @@ class Application:
 
     def _route(self, protocol: Protocol) -> Route:
         answer, binary, also = self.answer_in(protocol), protocol.binary, protocol.also
-        return Route(protocol.path, "POST", protocol.scope, protocol.request, answer, binary, waits=True, also=also)
+        kind, files = protocol.request, protocol.from_files
+        return Route(
+            protocol.path, "POST", protocol.scope, kind, answer, binary, waits=True, also=also, from_files=files
+        )
 
     def answer_in(self, protocol: Protocol) -> Answer:
         """Returns the function that answers requests in a protocol."""

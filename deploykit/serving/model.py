@@ -10,11 +10,13 @@ from pydantic import BaseModel
 
 from deploykit import tasks
 from deploykit.artifact import Artifact, Manifest, signing
+from deploykit.errors import InputError
 from deploykit.inference import fallback, golden
 from deploykit.inference.predictor import Predictor
 from deploykit.serving.call import Call
 from deploykit.serving.privacy.person_names import Names
 from deploykit.serving.privacy.redaction import FindNames
+from deploykit.serving.problems import Problem
 from deploykit.serving.queue.batch_rules import Bounds
 from deploykit.serving.queue.batcher import Batcher
 from deploykit.serving.queue.tokenizing import TokenizerQueue
@@ -68,7 +70,12 @@ class Model:
         batch_tokens = min(settings.max_batch_tokens, served.execution.batch_tokens)
         bounds = Bounds(batch_tokens, settings.max_batch_items, settings.max_queue_tokens, settings.max_wait_s)
         compiled_shapes = predictor.warm(batch_tokens, WARM_UP_S)
-        tokenizer = TokenizerQueue(predictor.encode, predictor.max_characters, settings, metrics, names)
+
+        def encode(inputs: Sequence[Input]) -> list[list[Features]]:
+            """Decodes images here, too: in the tokenizer's thread."""
+            return [[part.loaded() for part in parts] for parts in predictor.encode(inputs)]
+
+        tokenizer = TokenizerQueue(encode, predictor.max_characters, settings, metrics, names)
         batcher = make_batcher(predictor, bounds, metrics, artifact.manifest)
         return cls(predictor, served, names, tokenizer, batcher, compiled_shapes)
 
@@ -90,7 +97,10 @@ class Model:
     async def tokenize(self, inputs: Sequence[Input], timeout_s: float, call: Call) -> list[list[Features]]:
         """Tokenizes the inputs of a request, and notes in `call` how many tokens there are and how long it took."""
         start = perf_counter()
-        features = await self.tokenizer.tokenize(inputs, timeout_s, call.gone, call.client.name)
+        try:
+            features = await self.tokenizer.tokenize(inputs, timeout_s, call.gone, call.client.name)
+        except InputError as error:  # an image is damaged, or a text is missing
+            raise Problem(422, "invalid", str(error)) from None
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
         call.items, call.tokens = len(inputs), sum(len(part) for parts in features for part in parts)

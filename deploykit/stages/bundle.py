@@ -15,15 +15,26 @@ import bentoml
 from packaging.requirements import Requirement
 
 import deploykit
-from deploykit.artifact import BENTOFILE, LIBRARY, MODEL_CARD, REQUIREMENTS, SERVICE, Artifact, Manifest, sha256_of
+from deploykit.artifact import (
+    BENTOFILE,
+    LIBRARY,
+    MODEL_CARD,
+    REQUIREMENTS,
+    SERVICE,
+    Artifact,
+    Manifest,
+    ServeOptions,
+    sha256_of,
+)
 from deploykit.errors import ArtifactError, extra_missing
 from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
+from deploykit.tasks import Task
 
 ROOT = Path(deploykit.__file__).parent
 SERVED = (
     *("__init__.py", "py.typed", "errors.py", "methods.py", "hardware.py", "no_telemetry.py"),
-    *("artifact/*.py", "tokenizer/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
+    *("artifact/*.py", "tokenizer/*.py", "images/*.py", "tasks/*.py", "engines/*.py", "inference/*.py"),
     *("serving/*.py", "serving/*/*.py", "serving/api/ui/*"),
 )  # files that a service needs, as patterns below the package; bentofile.yaml has the same list
 NOT_SERVED = ("engines/torch.py",)  # the reference engine, which needs torch
@@ -171,6 +182,11 @@ def copy_library(folder: Path) -> None:
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
+
+
+def packages(engine: str, serve: ServeOptions, task: Task) -> list[str]:
+    """Lists the packages that a service needs besides those of every service: its engine's, and those of extras."""
+    return [engine, *members([*serve.extras, *([task.EXTRA] if hasattr(task, "EXTRA") else [])])]
 
 
 def members(extras: Sequence[str]) -> list[str]:

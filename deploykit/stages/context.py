@@ -34,9 +34,9 @@ from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
 from deploykit.engines.torch import TorchModel
 from deploykit.evaluation import scoring, timing
+from deploykit.images import AnyTokenizer, load_tokenizer
 from deploykit.inference.predictor import Predictor
 from deploykit.recipe import Recipe
-from deploykit.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 BUSY = "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
@@ -44,7 +44,7 @@ REFERENCE = "reference."  # prefix of the trained model's predictions, which eve
 INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnx"),
-    *("onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "bentoml"),
+    *("onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "bentoml", "pillow"),
 )
 
 
@@ -80,15 +80,15 @@ class Job:
         """The recipe's task."""
         return tasks.load(self.recipe.task_name, self.recipe.task_options())
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """Loads the parent's tokenizer."""
-        return Tokenizer.load(self.source.path, self.source.manifest.max_tokens)
+        return load_tokenizer(self.source.path, self.source.manifest.max_tokens)
 
     def spec(self) -> tasks.Spec:
         """Returns the labels and the options of the parent's task."""
         return tasks.spec_of(self.source.manifest)
 
-    def torch_predictor(self, model: torch.nn.Module, tokenizer: Tokenizer, spec: tasks.Spec) -> Predictor:
+    def torch_predictor(self, model: torch.nn.Module, tokenizer: AnyTokenizer, spec: tasks.Spec) -> Predictor:
         """Returns a predictor of a torch model on all cores."""
         engine = TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
         return Predictor(self.task, spec, tokenizer, engine)
@@ -158,7 +158,7 @@ class Job:
             history=history,
             execution=predictor.engine.execution,
             cost=cost,
-            serve=recipe.serve,
+            serve=recipe.serve.with_defaults(getattr(self.task, "SERVE", {})),
             details={**(parent.details if parent else {}), self.stage: details},
         )
 

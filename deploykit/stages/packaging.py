@@ -3,6 +3,8 @@
 It holds the graph in the layout of Hugging Face, the golden set, and what `bundle` writes.
 """
 
+from typing import Any
+
 import numpy as np
 
 from deploykit import hardware
@@ -40,7 +42,7 @@ def package(job: Job) -> Artifact:
     with draft(job.target) as folder:
         job.copy(folder, GRAPH, *([FLOAT_GRAPH] if options.float_graph else []))
         golden.save(folder, _golden(job, options, predictor))
-        packages = [predictor.engine.execution.engine, *bundle.members(job.recipe.serve.extras)]
+        packages = bundle.packages(predictor.engine.execution.engine, job.recipe.serve, task)
         bundle.write(folder, source.manifest, job.key, packages, _chosen(job, predictor), comparison, verdicts)
         return job.finish(
             folder,
@@ -88,7 +90,7 @@ def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.G
     by_length = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index].input.texts)))
     positions = np.unique(np.linspace(0, len(rows) - 1, min(options.golden, len(rows))).round().astype(int))
     chosen = [by_length[position] for position in positions]
-    inputs = [rows[index].input for index in chosen]
+    inputs = [_golden_input(job, rows[index].input, predictor) for index in chosen]
     predictions, exact = predictor.predict(inputs), float_predictor.predict(inputs)
     return golden.Golden(
         inputs=[item.model_dump(mode="json") for item in inputs],
@@ -97,3 +99,8 @@ def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.G
         float_predictions=golden.stored(job.task.dump(exact)),
         tolerance=golden.tolerance_of(job.task, exact, predictions),
     )
+
+
+def _golden_input(job: Job, item: Any, predictor: Predictor) -> Any:
+    """Returns an input as the golden set keeps it, which the task decides; default: as it is."""
+    return job.task.golden_input(item, predictor.tokenizer) if hasattr(job.task, "golden_input") else item

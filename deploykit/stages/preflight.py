@@ -14,18 +14,19 @@ import torch
 from safetensors import safe_open
 
 from deploykit import engines
-from deploykit.artifact import ARCHITECTURE, GRAPH
+from deploykit.artifact import ARCHITECTURE, GRAPH, PREPROCESSOR
 from deploykit.artifact.execution import Execution
 from deploykit.engines import input_names
 from deploykit.errors import ModelError
 from deploykit.evaluation import parity
 from deploykit.graphs import export as exporter
-from deploykit.inference.predictor import Predictor
-from deploykit.modeling import base_model, base_tokenizer, checkpoint, configuration
+from deploykit.images import AnyTokenizer, ImageTokenizer
+from deploykit.inference.predictor import Predictor, collated
+from deploykit.modeling import base_images, base_model, checkpoint, configuration
 from deploykit.modeling.base_model import Base
 from deploykit.recipe import ExportSection
 from deploykit.tasks import Example
-from deploykit.tokenizer import Tokenizer
+from deploykit.tokenizer import Tokenizer, lengthened
 
 ENGINE = "onnxruntime"
 ADVICE = "Choose another model, or stop before the export with --until train."
@@ -33,9 +34,12 @@ MAX_TRIAL_TOKENS = 4096  # longer inputs take minutes
 FLOAT_BYTES = 4
 LARGEST_GRAPH_BYTES = 2**31  # the limit of protobuf, and so of an ONNX file
 WEIGHTS_SHARE = 0.99  # of a graph's bytes
+TEXT_ALONE = frozenset({"text"})  # of what an input consists for most tasks
 
 
-def check(base: Base, auto_class: str, max_tokens: int | None, *, whole: bool) -> None:
+def check(
+    base: Base, auto_class: str, max_tokens: int | None, *, whole: bool, reads: frozenset[str] = TEXT_ALONE
+) -> None:
     """Raises a ModelError if a base model's files show that the run will fail.
 
     Args:
@@ -43,14 +47,16 @@ def check(base: Base, auto_class: str, max_tokens: int | None, *, whole: bool) -
         auto_class: the task's auto class in transformers.
         max_tokens: the recipe's limit.
         whole: the model is exported in its full size, without pruning.
+        reads: what an input consists of: `image`, `text` or both.
     """
     config = configuration.read(base.folder, base.name)
     with tempfile.TemporaryDirectory() as name:
-        tokenizer = base_tokenizer.save(base, Path(name), max_tokens)
-    parameters = _count_parameters(base, auto_class, config)
-    embeddings = getattr(config, "vocab_size", None)
-    if isinstance(embeddings, int):
-        require_embeddings(tokenizer, embeddings, base.name)
+        tokenizer = base_images.save(base, Path(name), max_tokens, reads)
+    parameters = _count_parameters(base, "AutoModel" if len(reads) > 1 else auto_class, config)
+    text = tokenizer.text if isinstance(tokenizer, ImageTokenizer) else tokenizer
+    embeddings = getattr(config.text_config if len(reads) > 1 else config, "vocab_size", None)
+    if text and isinstance(embeddings, int):
+        require_embeddings(text, embeddings, base.name)
     if whole:
         require_one_file(parameters, base.name)
 
@@ -97,12 +103,15 @@ def stored(folder: Path) -> int:
     return count
 
 
-def try_out(model: Any, tokenizer: Tokenizer, name: str, *, pair: bool) -> None:
+def try_out(model: Any, tokenizer: AnyTokenizer, name: str, *, pair: bool) -> None:
     """Runs a model once on the longest input that it may get, with the last token and all token types.
 
     Raises:
         ModelError: the model, which messages call `name`, fails.
     """
+    if isinstance(tokenizer, ImageTokenizer):
+        _try_image(model, tokenizer, name)
+        return
     require_embeddings(tokenizer, model.get_input_embeddings().num_embeddings, name)
     tokens, last = min(tokenizer.max_tokens, MAX_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
     types = torch.zeros(1, tokens, dtype=torch.long)
@@ -114,16 +123,27 @@ def try_out(model: Any, tokenizer: Tokenizer, name: str, *, pair: bool) -> None:
     }
     if isinstance(end := getattr(model.config, "eos_token_id", None), int) and end <= last:
         batch["input_ids"][:, -1] = end  # some models classify a text by the state at its end token
+    advice = "Set data.max_tokens to what the model supports, or check that its tokenizer belongs to it."
+    _run_once(model, batch, f"{name} fails on an input of {tokens} tokens, the longest that it may get", advice)
+
+
+def _try_image(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
+    """Runs a model once on a blank image, with a text of full length if it reads texts."""
+    longest = lengthened(tokenizer.blank(), tokenizer.max_tokens)
+    (batch,) = collated([longest], tokenizer, 1)
+    height, width = tokenizer.preprocessing.size
+    tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
+    problem = f"{name} fails on an image of {height} x {width} pixels, to which its {PREPROCESSOR} resizes all images"
+    _run_once(model, tensors, problem, f"Check that its {PREPROCESSOR} and its tokenizer belong to it.")
+
+
+def _run_once(model: Any, batch: dict[str, torch.Tensor], problem: str, advice: str) -> None:
     training = model.training
     try:
         with torch.inference_mode():
             model.eval()(**{key: value for key, value in batch.items() if key in input_names(model)})
     except Exception as error:  # of any type
-        raise ModelError(
-            f"{name} fails on an input of {tokens} tokens, the longest that it may get"
-            f" ({type(error).__name__}: {configuration.first_line(error)}). Set data.max_tokens to what the model"
-            " supports, or check that its tokenizer belongs to it."
-        ) from error
+        raise ModelError(f"{problem} ({type(error).__name__}: {configuration.first_line(error)}). {advice}") from error
     finally:
         model.train(training)
 

@@ -12,12 +12,12 @@ from deploykit import pruners
 from deploykit.artifact import Artifact, draft
 from deploykit.evaluation import scoring
 from deploykit.evaluation.comparison import compare
+from deploykit.images import AnyTokenizer
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.losses import require_finite, require_weights
 from deploykit.modeling.problem import Problem, Teacher
 from deploykit.pruners import Pruned
 from deploykit.stages.context import Job
-from deploykit.tokenizer import Tokenizer
 
 
 def prune(job: Job) -> Artifact:
@@ -70,7 +70,7 @@ def _run_steps(job: Job) -> tuple[Pruned, list[dict[str, Any]]]:
     return pruned, steps
 
 
-def _problem(job: Job, tokenizer: Tokenizer, teacher: Teacher) -> Problem:
+def _problem(job: Job, tokenizer: AnyTokenizer, teacher: Teacher) -> Problem:
     dataset = job.dataset()
     return Problem.of(job.task, job.spec(), tokenizer, dataset.train, dataset.validation, job.recipe.seed, teacher)
 

@@ -250,7 +250,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
             folder,
             manifest,
             changes["key"],
-            [kept.execution.engine, *bundle.members(manifest.serve.extras)],
+            bundle.packages(kept.execution.engine, manifest.serve, task),
             f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
             Comparison.model_validate(own["comparison"]),
             [Verdict.model_validate(verdict) for verdict in own["verdicts"]],

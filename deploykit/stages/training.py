@@ -7,12 +7,13 @@ from typing import Any
 
 import transformers
 
-from deploykit import data, trainers
+from deploykit import data, tasks, trainers
 from deploykit.artifact import MANIFEST, Artifact, draft
 from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
+from deploykit.images import AnyTokenizer, ImageTokenizer
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import base_model, base_tokenizer, checkpoint
+from deploykit.modeling import base_images, base_model, checkpoint
 from deploykit.modeling.base_model import Base
 from deploykit.modeling.heads import heads_config
 from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
@@ -20,7 +21,6 @@ from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
 from deploykit.tasks import Example, Spec, spec_of, tuned
-from deploykit.tokenizer import Tokenizer
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
 log = logging.getLogger(__name__)
@@ -36,9 +36,10 @@ def train(job: Job) -> Artifact:
     base = base_model.resolve(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
     with draft(job.target) as folder:
-        tokenizer = base_tokenizer.save(base, folder, recipe.data.max_tokens)
+        reads = tasks.reads(task, recipe.data.columns)
+        tokenizer = base_images.save(base, folder, recipe.data.max_tokens, reads)
         model, spec = open_model(job, base, tokenizer)
-        pair = len(dataset.train[0].input.texts) > 1
+        pair = len(dataset.train[0].input.parts) > 1
         predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
@@ -76,7 +77,7 @@ def train(job: Job) -> Artifact:
         )
 
 
-def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
+def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
     """Opens the base model; the labels are in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
     labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
@@ -84,7 +85,10 @@ def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
     spec, outputs = _spec(job, labels, base, fine_tuned=fine_tuned), names or getattr(task, "OUTPUT_NAMES", ())
-    heads = heads_config(task.OUTPUTS, task.output_labels(spec)) if hasattr(task, "output_labels") else None
+    own = task.output_labels(spec) if hasattr(task, "output_labels") else None
+    if isinstance(tokenizer, ImageTokenizer) and tokenizer.text:  # transformers has no class for an image with a text
+        own = {"logits": outputs}
+    heads = heads_config(task.OUTPUTS, own) if own else None
     model = base_model.open_base(
         base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
     )
@@ -93,7 +97,9 @@ def open_model(job: Job, base: Base, tokenizer: Tokenizer) -> tuple[transformers
     base_model.name_outputs(model.config, labels)
     model.config.problem_type = getattr(task, "PROBLEM_TYPE", model.config.problem_type)
     require_weights(model, base.name)
-    if model.config.pad_token_id is None:  # of a decoder, which classifies a text by its last token before padding
+    if (
+        getattr(model.config, "pad_token_id", None) is None
+    ):  # of a decoder, which classifies a text by its last token before padding
         model.config.pad_token_id = tokenizer.pad_id
     return model, spec
 

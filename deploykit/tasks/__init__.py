@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from deploykit import methods
 from deploykit.artifact import Manifest
 from deploykit.tasks._types import (
+    EMPTY_TEXT_WORK,
     IGNORED,
     Array,
     Arrays,
@@ -33,7 +34,7 @@ from deploykit.tasks._types import (
     are_same,
     softmax,
 )
-from deploykit.tokenizer import Features, Tokenizer
+from deploykit.tokenizer import Features
 
 
 class Optional(Protocol):
@@ -41,7 +42,9 @@ class Optional(Protocol):
 
     `OUTPUT_NAMES` are the names of the model's outputs if they are not labels, and `PROBLEM_TYPE` is written into the
     model's configuration. `items` and `item_labels` are needed for the figure `labels` and the metrics of F1,
-    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names.
+    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names. `SERVE` are
+    defaults of a service that the task needs, by the names of the recipe's section, and `EXTRA` is a pip extra that it
+    needs.
     """
 
     def bind(self, options: Any) -> "Task":
@@ -76,6 +79,9 @@ class Optional(Protocol):
 
     def item_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels that items may have."""
+
+    def golden_input(self, item: Any, tokenizer: Any) -> Any:
+        """Returns an input as the golden set keeps it; its predictions must be the same."""
 
     def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
         """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
@@ -141,8 +147,14 @@ class Task(Optional, Protocol):
     def example_labels(self, example: Example) -> tuple[str, ...]:
         """Lists the labels of an example as the data names them, each as often as it occurs."""
 
-    def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
-        """Returns what the model reads of each input, at least one features each."""
+    def encode(self, inputs: Sequence[Any], tokenizer: Any, spec: Spec) -> list[list[Features]]:
+        """Returns what the model reads of each input, at least one features each.
+
+        Args:
+            inputs: of the task.
+            tokenizer: a `Tokenizer`, or an `ImageTokenizer` for a model that reads images.
+            spec: of the model.
+        """
 
     def targets(self, example: Example, features: Features, spec: Spec) -> Arrays:
         """Returns the targets of the training loss by the names of `TARGETS`; some of them may be `IGNORED`."""
@@ -189,6 +201,13 @@ class Task(Optional, Protocol):
         """Returns what of an answer may be recorded: no part of the text."""
 
 
+def reads(task: Task, columns: Mapping[str, str | None]) -> frozenset[str]:
+    """Returns what an input of a task consists of, with the columns of a recipe: `image`, `text` or both."""
+    if "image" not in task.Input.FILES:
+        return frozenset({"text"})
+    return frozenset({"image", "text"} if columns.get("text") else {"image"})
+
+
 def spec_of(manifest: Manifest) -> Spec:
     """Returns the labels and the options of an artifact's task."""
     return Spec(manifest.labels, load(manifest.task).Options.model_validate(manifest.task_options))
@@ -224,6 +243,7 @@ def of_manifest(manifest: Manifest) -> Task:
 
 
 __all__ = [
+    "EMPTY_TEXT_WORK",
     "IGNORED",
     "Array",
     "Arrays",
@@ -245,6 +265,7 @@ __all__ = [
     "load",
     "observed_labels",
     "of_manifest",
+    "reads",
     "softmax",
     "spec_of",
     "tuned",

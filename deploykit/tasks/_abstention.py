@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from deploykit.methods import Options
 from deploykit.tasks import Float32, TextOptions
 
 MIN_ANSWERED_ROWS = 30  # fewer say little about the accuracy: 30 of 30 right means 89 % to 100 % (Wilson's interval)
 log = logging.getLogger(__name__)
 
 
-class AbstentionOptions(TextOptions):
+class AbstentionOptions(Options):
     """Options of a task that may abstain."""
 
     abstain_below: float | None = Field(default=None, ge=0, le=1)
@@ -28,6 +29,10 @@ class AbstentionOptions(TextOptions):
         if self.abstain_below is not None and self.abstain_accuracy is not None:
             raise ValueError("set either abstain_below or abstain_accuracy, from which abstain_below is tuned")
         return self
+
+
+class TextAbstentionOptions(AbstentionOptions, TextOptions):
+    """Options of a task that reads texts and may abstain."""
 
 
 def tune_threshold(confidences: Float32, right: npt.NDArray[np.bool_], accuracy: float) -> float:

@@ -22,6 +22,19 @@ def read_text(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
+def read_label(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> str:
+    """Returns the label of a row.
+
+    Raises:
+        KeyError: the row has no such column.
+        ValueError: it holds neither a word nor a whole number.
+    """
+    label = row[str(columns["label"])]
+    if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
+        raise ValueError(f"the label is {label!r}, expected a word or a whole number")
+    return str(label).strip()
+
+
 def encode(inputs: Sequence[TextInput], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
     """Tokenizes texts, long ones in windows, or pairs, long ones cut."""
     options: TextOptions = spec.options

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
-from deploykit import tasks
-from deploykit.methods import Options
+from deploykit import methods, tasks
 from deploykit.tasks import IGNORED, Array, Column, Example, Spec, TextOptions
 from deploykit.tokenizer import Features
 
@@ -22,7 +21,14 @@ COLUMNS = {
 }
 
 
-class HeadOptions(Options):
+# Fields of answers, of records and of the Python client, which a head cannot be called.
+RESERVED = {
+    *("request", "index", "label", "score", "scores", "labels", "entities", "relations", "answer", "start", "end"),
+    *("context", "tokens", "windows", "truncated", "abstained", "record"),
+}
+
+
+class HeadOptions(methods.Options):
     """Options of a head: its task, where its labels stand in the data, and what training adds."""
 
     method: str
@@ -123,3 +129,30 @@ class Head:
             else np.full([sizes[axis] for axis in target.axes], np.nan, dtype=np.float32)
             for name, target in self.task.TARGETS.items()
         }
+
+
+class Options(TextOptions):
+    """The heads."""
+
+    heads: dict[str, HeadOptions] = Field(
+        default_factory=lambda: {
+            "intent": HeadOptions(method="text-classification", columns={"label": "intent"}),
+            "slots": HeadOptions(method="token-classification"),
+        },
+        min_length=1,
+    )
+    """The heads by name, each with `method`, the name of its task, and `columns`, where its labels stand."""
+
+    @field_validator("heads")
+    @classmethod
+    def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
+        for name, head in heads.items():
+            taken = name in RESERVED or name.startswith(("_", "model_")) or hasattr(BaseModel, name)
+            if taken or not name.replace("_", "").isalnum():
+                raise ValueError(
+                    f"a head cannot be called {name!r}, expected letters, digits and underscores, no method of"
+                    f" pydantic's models, and none of {', '.join(sorted(RESERVED))}"
+                )
+            _ = head.spec  # its options are validated
+            Head(name, head).require_roles(head.columns)
+        return heads

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, cast
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,43 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Prediction = Any  # the task's own
 IGNORED = -100  # target that torch's cross-entropy ignores
+EMPTY_TEXT_WORK = 32  # characters that take as long to encode as an empty text
 
 
 class Input(Frozen):
-    """Base of what a task predicts for."""
+    """Base of what a task predicts for; `FILES` are the names of its fields that hold files, such as images."""
+
+    FILES: ClassVar[tuple[str, ...]] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts among its fields, in order."""
         return tuple(value for _, value in self if isinstance(value, str))
+
+    @property
+    def parts(self) -> tuple[str | bytes | Path, ...]:
+        """The texts and files among its fields, in order."""
+        return tuple(value for _, value in self if isinstance(value, (str, bytes, Path)))
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What copies have in common: the texts with single spaces."""
+        return tuple(" ".join(text.split()) for text in self.texts)
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages and tables: its first text."""
+        return self.texts[0]
+
+    @property
+    def work(self) -> int:
+        """How long it takes to encode, as a number of characters."""
+        return sum(len(text) + EMPTY_TEXT_WORK for text in self.texts)
+
+    def without_files(self) -> Self:
+        """Returns the input without the fields that hold files."""
+        others = {name: value for name, value in self if name not in self.FILES}
+        return cast(Self, type(self).model_construct(**others))
 
     def with_texts(self, change: Callable[[str], str]) -> Self:
         """Returns the input with each of its texts changed."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, Field, create_model, field_validator
+from pydantic import BaseModel, Field, create_model
 
 from deploykit import tasks
 from deploykit.errors import DataError
@@ -21,45 +21,12 @@ from deploykit.tasks import (
     Spec,
     Task,
     TextInput,
-    TextOptions,
 )
 from deploykit.tasks._classification import encode
-from deploykit.tasks._heads import COLUMNS, Head, HeadOptions
+from deploykit.tasks._heads import COLUMNS, Head, Options
 from deploykit.tokenizer import Features, joined
 
 MEAN = "mean_of_heads"
-# Fields of answers, of records and of the Python client, which a head cannot be called.
-RESERVED = {
-    *("request", "index", "label", "score", "scores", "labels", "entities", "relations", "answer", "start", "end"),
-    *("context", "tokens", "windows", "truncated", "abstained", "record"),
-}
-
-
-class Options(TextOptions):
-    """The heads."""
-
-    heads: dict[str, HeadOptions] = Field(
-        default_factory=lambda: {
-            "intent": HeadOptions(method="text-classification", columns={"label": "intent"}),
-            "slots": HeadOptions(method="token-classification"),
-        },
-        min_length=1,
-    )
-    """The heads by name, each with `method`, the name of its task, and `columns`, where its labels stand."""
-
-    @field_validator("heads")
-    @classmethod
-    def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
-        for name, head in heads.items():
-            taken = name in RESERVED or name.startswith(("_", "model_")) or hasattr(BaseModel, name)
-            if taken or not name.replace("_", "").isalnum():
-                raise ValueError(
-                    f"a head cannot be called {name!r}, expected letters, digits and underscores, no method of"
-                    f" pydantic's models, and none of {', '.join(sorted(RESERVED))}"
-                )
-            _ = head.spec  # its options are validated
-            Head(name, head).require_roles(head.columns)
-        return heads
 
 
 class MultiTask:

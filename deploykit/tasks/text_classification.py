@@ -25,7 +25,7 @@ from deploykit.tasks import (
     TextInput,
     softmax,
 )
-from deploykit.tasks._abstention import AbstentionOptions, tune_threshold
+from deploykit.tasks._abstention import TextAbstentionOptions, tune_threshold
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
     decide,
     distance,
@@ -34,6 +34,7 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
     load,
     pipeline,
     probabilities,
+    read_label,
     read_text,
 )
 from deploykit.tasks._classification import observe as observe_labels
@@ -58,7 +59,7 @@ PIPELINE_NESTED = True  # the inference API wraps the answer to a single input i
 Input = TextInput
 
 
-class Options(AbstentionOptions):
+class Options(TextAbstentionOptions):
     """How long texts are read, when the model abstains, and by which label candidates are ranked."""
 
     positive_label: str | None = None
@@ -88,11 +89,9 @@ def reader(
 
 def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
     pair = columns.get("text_pair")
-    label = row[str(columns["label"])]
-    if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
-        raise ValueError(f"the label is {label!r}, expected a word or a whole number")
+    label = read_label(row, columns)
     texts = TextInput(text=read_text(row, str(columns["text"])), text_pair=read_text(row, pair) if pair else None)
-    return Example(texts, str(label).strip())
+    return Example(texts, label)
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:

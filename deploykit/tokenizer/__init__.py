@@ -237,6 +237,10 @@ class Tokenizer:
             batch["token_type_ids"][row, place] = encoding.type_ids
         return batch
 
+    def blank(self) -> Features:
+        """Returns the shortest input."""
+        return Features("", 0, self.encode([""])[0])
+
     def place(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
         """Returns the slice of a padded row of `width` that holds its `tokens`."""
         left = (padding_side or self.padding_side) == "left"

@@ -71,6 +71,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.encoding)
 
+    def loaded(self) -> "Features":
+        """Returns the same features with their arrays in memory; those of images are made whenever they are read."""
+        return replace(self, arrays=dict(self.arrays)) if self.arrays else self
+
 
 def lengthened(features: Features, tokens: int) -> Features:
     """Returns features of more tokens, by repeating each of them but the first and last.

@@ -391,6 +391,21 @@ minimal("two columns of regions", "there are regions in ner, pos, expected one s
 minimal("a region of other text", "is said to be 'Anna', but the text has", ner=[WRONG["value"]])
 minimal("no text", "expected one that is not empty", text=" ")
 
+IMAGES = tasks.load("image-classification")
+RED = IMAGES.EXAMPLES[0]
+case("no file", "a.jsonl", lines(RED, {"image": "b.png", "label": "x"}), "line 2", r"b\.png cannot be read", IMAGES)
+case("no image", "a.jsonl", lines(RED, {"image": "a.jsonl", "label": "x"}), "line 2", "PNG, JPEG or WebP", IMAGES)
+case("a folder", "a.jsonl", lines(RED, {"image": ".", "label": "x"}), "line 2", "cannot be read", IMAGES)
+case("empty", "a.jsonl", lines(RED, {"image": " ", "label": "x"}), "line 2", "PNG, JPEG or WebP", IMAGES)
+case("a number", "a.jsonl", lines(RED, {"image": 7, "label": "x"}), "line 2", "PNG, JPEG or WebP", IMAGES)
+case("no base64", "a.csv", 'image,label\n"data:image/png;base64,!",x\n', "line 2", "in base64", IMAGES)
+case("cut off", "a.jsonl", lines({**RED, "image": RED["image"][:78]}), "line 1", "damaged", IMAGES)
+case("no bytes", "a.parquet", parquet([{"image": {"bytes": b"GIF89a"}, "label": "x"}]), "row 1", "GIF89a", IMAGES)
+case(
+    "no text", "a.jsonl", lines({**RED, "text": ""}), "line 1", "expected a text that", IMAGES, columns={"text": "text"}
+)
+case("no label of an image", "a.jsonl", lines({**RED, "label": None}), "line 1", "the label is None", IMAGES)
+
 
 def test_there_are_many_cases_and_each_has_its_own_name():
     names = [parameter.id for parameter in CASES]

@@ -47,7 +47,7 @@ def visit(browser):
         page.goto(f"{service.url}/ui")
         if key:
             enter(page, key)
-            expect(page.locator("#text")).to_be_focused()
+            expect(page.locator("#text:focus, #image:focus")).to_have_count(1)
         return page
 
     yield start

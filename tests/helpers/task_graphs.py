@@ -154,7 +154,7 @@ def write_package(make_package, target, name, questions=None, weight_of=None, ch
     case, task = CASES[name], task_of(name)
     spec = tasks.Spec(case.labels, options_of(name, **options))
     columns = dict.fromkeys(task.OUTPUTS, max(len(case.labels), 1))
-    if hasattr(task, "heads"):
+    if hasattr(task, "output_labels"):
         columns = {output: len(names) for output, names in task.output_labels(spec).items()}
     return make_package(
         target,

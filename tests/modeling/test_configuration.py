@@ -69,10 +69,10 @@ def marking(folder, class_name, parent):
         ("", r"has a config\.json that is not JSON"),
         ("[" * 10_000, r"has a config\.json that is not JSON"),
         ("[1]", r"has a config\.json that holds no JSON object"),
-        ("{}", r"has the model type None in config\.json, which is not a text model of transformers \d"),
+        ("{}", r"has the model type None in config\.json, which is not a text or image model of transformers \d"),
         ('{"model_type": "brand-new"}', r"has the model type 'brand-new' in config\.json"),
         ('{"model_type": ["bert"]}', r"has the model type \['bert'\] in config\.json"),
-        ('{"model_type": "vit"}', r"has the model type 'vit' in config\.json, which is not a text model"),
+        ('{"model_type": "detr"}', r"has the model type 'detr' in config\.json, which is not a text or image model"),
         ('{"model_type": "bert", "hidden_size": 33, "num_attention_heads": 4}', r"(cannot be|33)"),
         ('{"model_type": "bert", "vocab_size": "many"}', r"cannot be (used|loaded)"),
         ('{"model_type": "bert", "hidden_act": "no_such"}', r"cannot be (used|loaded)"),
@@ -114,7 +114,7 @@ def test_a_nested_configuration_cannot_allow_its_own_code(base, tmp_path):
     (base.folder / "config.json").write_text(json.dumps(outer))
     refused(base, tmp_path, r"needs code of its own \((auto_map|trust_remote_code) in config\.json\)")
     edit(base, trust_remote_code=False, keypoint_detector_config={"model_type": "superpoint"})
-    refused(base, tmp_path, r"has the model type 'lightglue' in config\.json, which is not a text model")
+    refused(base, tmp_path, r"has the model type 'lightglue' in config\.json, which is not a text or image model")
     assert not mark.exists()
 
 

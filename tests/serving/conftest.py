@@ -68,7 +68,7 @@ def write_package(folder, manifest, inputs=None):
         return golden.stored(predictor.task.dump(predictor.predict(inputs)))
 
     exact = answers(Execution(), artifact.FLOAT_GRAPH if made.file(artifact.FLOAT_GRAPH).is_file() else artifact.GRAPH)
-    questions, own = [item.model_dump() for item in inputs], answers()
+    questions, own = [item.model_dump(mode="json") for item in inputs], answers()
     golden.save(folder, golden.Golden(inputs=questions, predictions=own, reference=own, float_predictions=exact))
     (folder / artifact.SERVICE).write_text(SERVICE)
     (folder / artifact.BENTOFILE).write_text(BENTOFILE)

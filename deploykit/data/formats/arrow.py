@@ -76,6 +76,9 @@ def read_saved(folder: Path, split: str) -> Table:
 
 def convert_dataset(name: str, dataset: Any) -> Table:
     """Returns the rows of a `datasets.Dataset`, with names instead of class numbers."""
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):  # its bytes or its path, not its pixels
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
     features = dataset.features
     rows = ({column: _name(value, features[column]) for column, value in row.items()} for row in dataset)
     return number_rows(name, dataset.column_names, rows)

@@ -32,7 +32,7 @@ class InferResponse(Frozen):
 def infer(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route for predictions: tensors of texts in, answers as JSON, labels and scores out."""
     output_names = [output["name"] for output in _output_metadata(manifest, task)]
-    request = _request_model(input_names(manifest, task), output_names, manifest.serve.max_texts)
+    request = _request_model(input_names(manifest, task), task.Input.FILES, output_names, manifest.serve.max_texts)
     spec = spec_of(manifest)
 
     def read(body: Any) -> list[Input]:
@@ -57,7 +57,9 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
     return Protocol("infer", path, request, InferResponse, read, write, also=(versioned_path,), binary=True)
 
 
-def _request_model(names: Sequence[str], output_names: Sequence[str], max_texts: int) -> type[BaseModel]:
+def _request_model(
+    names: Sequence[str], files: Sequence[str], output_names: Sequence[str], max_texts: int
+) -> type[BaseModel]:
     example: list[JsonValue] = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [EXAMPLE]} for name in names]
 
     class InferRequest(BaseModel):
@@ -76,7 +78,7 @@ def _request_model(names: Sequence[str], output_names: Sequence[str], max_texts:
             expected = " and ".join(names)
             if sorted(tensor.name for tensor in inputs) != sorted(names):
                 raise ValueError(f"inputs must be the tensors {expected}")
-            inputs = tensors.read_texts(inputs, info.context or b"", max_texts)
+            inputs = tensors.read_texts(inputs, info.context or b"", max_texts, files)
             if len({len(tensor.data or ()) for tensor in inputs}) > 1:
                 raise ValueError(f"the tensors {expected} hold different numbers of texts")
             return inputs

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from deploykit import tasks
+from deploykit import images, tasks
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.methods import Frozen
 from deploykit.serving.api import explain
@@ -47,7 +47,9 @@ class ModelInfo(Frozen):
     task: str
     labels: tuple[str, ...]
     pair: bool = Field(description="whether an input is two texts")
-    fields: tuple[str, ...] = Field(description="the fields of an input that hold a text")
+    fields: tuple[str, ...] = Field(description="the fields of an input that hold a text or a file")
+    files: tuple[str, ...] = Field(description="those that hold an image")
+    max_file_bytes: int = Field(description="the largest file that is read")
     body: Literal["texts", "inputs"] = Field(description="the field of POST /v1/predict that holds the inputs")
     explains: bool = Field(description="whether there is POST /v1/explain")
     max_tokens: int = Field(description="how many tokens the model reads at once")
@@ -82,6 +84,8 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         labels=manifest.labels,
         pair=manifest.pair,
         fields=tuple(input_names(manifest, task)),
+        files=task.Input.FILES,
+        max_file_bytes=images.MAX_BYTES,
         body="texts" if task.Input is TextInput else "inputs",
         explains=bool(explain.explain(manifest, task)),
         max_tokens=manifest.max_tokens,

@@ -4,7 +4,7 @@ A `Protocol` is the type of a body, how texts are read from it, and how answers 
 the same for all of them, so that clients of other services need nothing but another address.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
 from deploykit.serving.call import Scope
+from deploykit.serving.http.routes import FromFiles
 from deploykit.tasks import Input, Task, TextInput
 
 EXAMPLE = "A film that I will watch again."
@@ -33,6 +34,7 @@ class Protocol:
         counted: whether the metrics count the answers as predictions.
         also: other paths of the same route.
         binary: whether binary data may follow the JSON of the body.
+        from_files: see `Route`.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Protocol:
     counted: bool = True
     also: tuple[str, ...] = ()
     binary: bool = False
+    from_files: FromFiles | None = None
 
 
 class Model(Frozen):
@@ -79,9 +82,11 @@ def text_inputs(texts: Sequence[str], pairs: Sequence[str] | None = None) -> lis
 
 
 def input_names(manifest: Manifest, task: Task) -> list[str]:
-    """Lists the fields of an input that hold a text; the second text only if the model reads pairs."""
-    texts = [name for name, field in task.Input.model_fields.items() if field.annotation in (str, str | None)]
-    return [name for name in texts if name != "text_pair" or manifest.pair]
+    """Lists the fields of an input that hold a text or a file; of optional ones only those that the model reads."""
+    fields, files = task.Input.model_fields.items(), task.Input.FILES
+    names = [name for name, field in fields if field.annotation in (str, str | None) or name in files]
+    optional = ("text", "text_pair") if files else ("text_pair",)
+    return [name for name in names if manifest.pair or name not in optional]
 
 
 def predict(manifest: Manifest, task: Task) -> Protocol:
@@ -97,7 +102,11 @@ def predict(manifest: Manifest, task: Task) -> Protocol:
     def write(_: BaseModel, answers: Sequence[BaseModel]) -> BaseModel:
         return response.model_construct(predictions=list(answers), model=model)
 
-    return Protocol("predict", "/v1/predict", request, response, read, write)
+    def from_files(inputs: Sequence[Mapping[str, Any]]) -> Any:
+        return {"inputs": inputs}
+
+    accepted = from_files if task.Input.FILES else None
+    return Protocol("predict", "/v1/predict", request, response, read, write, from_files=accepted)
 
 
 def _request_model(manifest: Manifest, task: Task) -> type[BaseModel]:
@@ -170,5 +179,9 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
         outputs = [task.pipeline(answer, top_k) for answer in answers]
         return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]
 
+    def from_files(inputs: Sequence[Mapping[str, Any]]) -> Any:
+        return {"inputs": inputs[0] if len(inputs) == 1 else inputs}
+
     response: Any = dict[str, Any] | list[Any] if own else list[Any]  # a single input of its own has an object
-    return Protocol("pipeline", f"/models/{manifest.name}", PipelineRequest, response, read, write)
+    path, accepted = f"/models/{manifest.name}", from_files if task.Input.FILES else None
+    return Protocol("pipeline", path, PipelineRequest, response, read, write, from_files=accepted)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from deploykit import images
+
 MAX_DIMENSIONS = 8  # of a shape, before its sizes are multiplied
 BINARY_SIZE, BINARY_OUTPUT, BINARY_OUTPUTS = "binary_data_size", "binary_data", "binary_data_output"
 LENGTH = struct.Struct("<I")  # before each text
@@ -62,13 +64,14 @@ class Tensor(Named):
         return data
 
 
-def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list[Tensor]:
+def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int, files: Sequence[str] = ()) -> list[Tensor]:
     """Returns tensors with their texts as data, taken from the JSON or from the bytes after it.
 
     Args:
         tensors: of a request.
         binary: the bytes after its JSON.
         max_texts: that a tensor may hold; more are not read.
+        files: names of the tensors that hold images: their bytes after the JSON, or in base64 within it.
 
     Raises:
         ValueError: a tensor holds no texts, too many of them, or not as many as its shape or its size says.
@@ -84,7 +87,10 @@ def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list
             if type(size) is not int or not 0 <= size <= len(rest):
                 bound = f"up to {len(rest)}, got {size!r:.20}"
                 raise ValueError(f"the tensor {tensor.name} must have a {BINARY_SIZE} {bound}")
-            data, rest = list(_binary_texts(tensor.name, rest[:size], max_texts)), rest[size:]
+            parts, rest = _binary_parts(tensor.name, rest[:size], max_texts), rest[size:]
+            data = [bytes(part) if tensor.name in files else _decoded(tensor.name, part) for part in parts]
+        if tensor.name in files:
+            data = [images.content(image) for image in data or ()]
         count = len(data or ())
         if not 1 <= count <= max_texts:
             raise ValueError(f"from 1 to {max_texts} texts are answered at once")
@@ -96,7 +102,7 @@ def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int) -> list
     return complete
 
 
-def _binary_texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
+def _binary_parts(name: str, data: memoryview, max_texts: int) -> Iterator[memoryview]:
     for _ in range(max_texts + 1):  # one too many is enough to refuse them
         if not data:
             return
@@ -104,10 +110,14 @@ def _binary_texts(name: str, data: memoryview, max_texts: int) -> Iterator[str]:
         text, data = data[LENGTH.size : LENGTH.size + size], data[LENGTH.size + size :]
         if len(text) != size:
             raise ValueError(f"the tensor {name} ends within a text; each has its length before it, in 4 bytes")
-        try:
-            yield str(text, "utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"the tensor {name} must hold texts in UTF-8") from None
+        yield text
+
+
+def _decoded(name: str, text: memoryview) -> str:
+    try:
+        return str(text, "utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"the tensor {name} must hold texts in UTF-8") from None
 
 
 def wants_binary(outputs: Sequence[Output] | None, parameters: Mapping[str, Any] | None, name: str) -> bool:

@@ -21,20 +21,25 @@ JSON_LENGTH = "inference-header-content-length"  # the size of the JSON in a bod
 LENGTH = re.compile(r"[0-9]{1,12}")  # longer numbers are not converted
 BINARY_TYPES = ("", "application/octet-stream")  # content types of such bodies; their clients often send none
 MAX_MISTAKES = 10
+JSON_EXPECTED = "send JSON, with the header `Content-Type: application/json`"
 MAX_LOCATION_CHARACTERS = 80  # a location may contain a key that the client has made up
 STRUCTURE = b'[{,:"'
 OTHER_BYTES = bytes(set(range(256)) - set(STRUCTURE))
 
 
-def require_type(headers: Mapping[str, str], *, binary: bool) -> None:
+def media_type(headers: Mapping[str, str]) -> str:
+    """Returns the content type of a body, without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def require_type(headers: Mapping[str, str], *, binary: bool, expected: str = JSON_EXPECTED) -> None:
     """Refuses a body that is not declared as JSON; `binary` says whether binary data may follow the JSON.
 
     Raises:
         Problem: 415, the body has another type, or is compressed.
     """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (binary and media_type in BINARY_TYPES):
-        raise Problem(415, "media_type", "send JSON, with the header `Content-Type: application/json`")
+    if media_type(headers) != "application/json" and not (binary and media_type(headers) in BINARY_TYPES):
+        raise Problem(415, "media_type", expected)
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "media_type", "send the body as it is, without a content encoding")
 
@@ -75,7 +80,7 @@ def parse(model: type[BaseModel], body: bytes, headers: Mapping[str, str], max_t
     try:
         return model.model_validate_json(content, context=binary)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error) from None
 
 
 def count_values(body: bytes) -> int:
@@ -90,7 +95,8 @@ def count_values(body: bytes) -> int:
     return int(np.count_nonzero(~quotes & ~inside))
 
 
-def _invalid(error: ValidationError) -> Problem:
+def invalid(error: ValidationError) -> Problem:
+    """Returns the problem of a body that does not match its type; it lists the first mistakes."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     if errors[0]["type"] == "json_invalid":
         return Problem(400, "malformed", f"the body is not JSON: {errors[0]['msg']}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploykit.serving.access.check import Refusal
 from deploykit.serving.call import REQUEST_ID, Call, Client, new_id
-from deploykit.serving.http import bodies, cors
+from deploykit.serving.http import bodies, cors, uploads
 from deploykit.serving.http.connections import require_few
 from deploykit.serving.http.response import FAILED, NO_CONTENT, Response
 from deploykit.serving.http.routes import JSON, UNKNOWN, Answer, Content, Route, match
@@ -136,13 +136,16 @@ class Guard:
         """Answers an admitted request."""
         _, scope, receive, headers, call, response = exchange
         if route.body is not None and route.answer is not None:
-            bodies.require_type(headers, binary=route.binary)
+            files = route.from_files is not None and uploads.are_files(headers)
+            if not files:
+                expected = uploads.EXPECTED if route.from_files else bodies.JSON_EXPECTED
+                bodies.require_type(headers, binary=route.binary, expected=expected)
             with self._arriving.use(call.client.name):
                 body = await bodies.read(receive, headers, self._runtime.settings.max_body_bytes)
             with self._slot(route, call):
-                large, max_texts = len(body) > bodies.LARGE_BYTES, self._runtime.settings.max_texts
-                binary = headers if route.binary else {}
-                parsed = await self._runtime.offload.run(large, bodies.parse, route.body, body, binary, max_texts)
+                parsed = await self._runtime.offload.run(
+                    len(body) > bodies.LARGE_BYTES, self._parsed, route, body, headers
+                )
                 content = await self._answer(route.answer, parsed, receive, call)
                 await response.send(200, content.headers, content.body)
         elif route.page is not None:
@@ -154,6 +157,13 @@ class Guard:
                 async with self._backstop():
                     await self._app(scope, receive, response)
             await response.finish()
+
+    def _parsed(self, route: Route, body: bytes, headers: Mapping[str, str]) -> BaseModel:
+        """Parses the body of a request; only routes for binary data look at what the headers say of its parts."""
+        model, max_texts = cast(type[BaseModel], route.body), self._runtime.settings.max_texts
+        if route.from_files is not None and uploads.are_files(headers):
+            return uploads.parse(model, route.from_files, body, headers, max_texts)
+        return bodies.parse(model, body, headers if route.binary else {}, max_texts)
 
     async def _answer(self, answer: Answer, body: BaseModel, receive: Receive, call: Call) -> Content:
         """Returns the answer to a body, and marks the call once the client has disconnected."""

@@ -12,6 +12,7 @@ from deploykit.serving.problems import Problem
 PREDICT = "/v1/predict"
 METRICS = "/metrics"
 DOCS = "/docs.json"
+FromFiles = Callable[[Sequence[Mapping[str, Any]]], Any]  # from inputs with files to the content of a body in JSON
 Answer = Callable[[Any, Call], Awaitable[Any]]  # from a validated body and its request to the content of the response
 INFERENCE_PROTOCOL = (
     "of the Open Inference Protocol there are /v2, /v2/health/live, /v2/health/ready and /v2/models/NAME, with"
@@ -43,6 +44,7 @@ class Route:
         media: the content type of the page.
         headers: of the page.
         also: other paths of the same route.
+        from_files: says that the body may be files, and what it then stands for.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Route:
     media: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+    from_files: FromFiles | None = None
 
     @property
     def label(self) -> str:

@@ -126,7 +126,7 @@ class Recorder:
         try:
             if sum(map(len, texts.texts)) > MAX_CHARACTERS:
                 raise queue.Full
-            self._queue.put_nowait(Record({**facts, **content, **facts}, texts))
+            self._queue.put_nowait(Record({**facts, **content, **facts}, texts.without_files()))
         except queue.Full:
             self._dropped.inc()
             return False

@@ -18,12 +18,11 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import Input
+from deploykit.tasks import EMPTY_TEXT_WORK, Input
 from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
 PIECE_CHARACTERS = 16_000  # of one turn of the thread: about ten milliseconds
-CHARACTERS_OF_EMPTY_TEXT = 32  # that take as long to tokenize as an empty text does
 OVERHANG_CHARACTERS = 256  # read only for masking: they may complete a number or an address at the end of the text
 INITIAL_S_PER_CHARACTER = 1e-6  # until the first pieces are measured
 
@@ -101,7 +100,7 @@ class TokenizerQueue:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
         finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
-        if not finds_names and sum(map(_characters, inputs)) <= MAX_INLINE_CHARACTERS:
+        if not finds_names and sum(item.work for item in inputs) <= MAX_INLINE_CHARACTERS:
             return self._features(inputs)
         request = _Request(client, inputs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(request))
@@ -127,7 +126,8 @@ class TokenizerQueue:
         """Splits a request into pieces, each tokenized in one turn of the thread; inputs are not split."""
         start, characters = 0, 0
         for index, item in enumerate(request.inputs):
-            size = sum(min(len(text), self._max_characters) + CHARACTERS_OF_EMPTY_TEXT for text in item.texts)
+            lengths = (min(len(text), self._max_characters) for text in item.texts)
+            size = item.work if item.FILES else sum(length + EMPTY_TEXT_WORK for length in lengths)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
@@ -161,7 +161,3 @@ class TokenizerQueue:
         for kind, count in counts.items():
             self._metrics.redacted.labels(kind).inc(count)
         return masked.ljust(self._max_characters + 1) if len(text) > self._max_characters else masked  # counts as cut
-
-
-def _characters(item: Input) -> int:
-    return sum(len(text) + CHARACTERS_OF_EMPTY_TEXT for text in item.texts)

@@ -124,7 +124,7 @@ def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
     assert found.json() == {
         **{"name": "tiny", "version": made.manifest.key[:12], "task": "text-classification"},
         **{"labels": ["negative", "positive"], "pair": True, "explains": True, "max_tokens": 64},
-        **{"fields": ["text", "text_pair"], "body": "texts"},
+        **{"fields": ["text", "text_pair"], "files": [], "max_file_bytes": 8 * 2**20, "body": "texts"},
         **{"max_windows": 3, "abstain_below": 0.7, "timeout_s": 2.5, "redact": True, "card": card},
     }
 

@@ -132,7 +132,7 @@ async function load(remember) {
   at("key").value = "";
   introduce();
   show("room");
-  at("text").focus();
+  at(needed()[0]).focus();
 }
 
 function introduce() {
@@ -140,15 +140,18 @@ function introduce() {
   at("name").textContent = model.name;
   at("about").textContent = `${model.task.replaceAll("-", " ")} · version ${model.version}`;
   at("forget").hidden = !key;
-  const names = texts() ? ["First text", "Second text"] : model.fields.map(title);
-  at("text-label").textContent = texts() && !model.pair ? "Text" : names[0];
+  const names = texts() ? ["First text", "Second text"] : words().map(title);
+  at("text-label").textContent = (texts() && !model.pair ? "Text" : names[0]) ?? "";
+  at("picture").hidden = !model.files.length;
+  at("first").hidden = !words().length;
   at("second-label").textContent = names[1] ?? "";
   at("pair").hidden = !two();
   at("text").rows = texts() ? 5 : 2;
   at("second").rows = texts() ? 3 : 8;
   const long = model.pair || model.max_windows === 1 ? "longer texts are cut" : "longer texts are read in parts";
   const masked = model.redact ? " E-mail addresses and numbers of persons are masked before it reads them." : "";
-  at("hint").textContent = `The model reads ${model.max_tokens} tokens at once; ${long}.${masked}`;
+  const limits = `A PNG, JPEG or WebP file of at most ${model.max_file_bytes / 2 ** 20} MiB.`;
+  at("hint").textContent = `${model.files.length ? limits : `The model reads ${model.max_tokens} tokens at once; ${long}.`}${masked}`;
   const card = render(model.card);
   if (card[0]?.textContent === model.name) card.shift(); // the page's own title says it
   at("card-text").replaceChildren(...card);
@@ -157,13 +160,19 @@ function introduce() {
 
 /** Whether an input is one text or two alike; other tasks name the fields of an input. */
 const texts = () => model.fields[0] === "text";
-const two = () => model.fields.length > 1;
+const words = () => model.fields.filter((name) => !model.files.includes(name));
+const two = () => words().length > 1;
+
+/** The elements that must be filled. */
+const needed = () => [...(model.files.length ? ["image"] : []), ...["text", "second"].slice(0, words().length)];
 const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /** Clears what a visitor has left on the page. */
 function leave() {
   answered = null;
-  for (const id of ["text", "second"]) at(id).value = "";
+  for (const id of ["image", "text", "second"]) at(id).value = "";
+  at("preview").hidden = true;
+  at("preview").removeAttribute("src");
   for (const id of ["prediction", "reading", "time", "explanation", "why-time", "card-text"]) at(id).replaceChildren();
   for (const id of ["answer", "why", "fault"]) at(id).hidden = true;
   document.title = at("name").textContent = "Try the model";
@@ -210,23 +219,25 @@ async function busily(button, work, fault) {
 /** Says of each field that is empty that it is; returns whether all are filled. */
 function filled(ids) {
   const empty = ids.filter((id) => !at(id).value.trim());
+  const missing = (id) => (id === "image" ? "Choose an image first." : "Enter a text first.");
   for (const id of ids) {
-    at(`${id}-fault`).textContent = empty.includes(id) ? "Enter a text first." : "";
+    at(`${id}-fault`).textContent = empty.includes(id) ? missing(id) : "";
     at(id).setAttribute("aria-invalid", empty.includes(id));
   }
   if (empty.length) {
     at(empty[0]).focus();
-    say("Enter a text first.");
+    say(missing(empty[0]));
   }
   return !empty.length;
 }
 
 async function predict() {
   const [text, second] = [at("text").value, at("second").value];
-  const [first, other] = model.fields;
+  const [first, other] = words();
+  const files = model.files.length && { [model.files[0]]: await dataUrl(at("image").files[0]) };
   const body = model.body === "texts"
     ? { texts: [text], ...(model.pair && { text_pairs: [second] }) }
-    : { inputs: [{ [first]: text, ...(other && { [other]: second }) }] };
+    : { inputs: [{ ...files, ...(first && { [first]: text }), ...(other && { [other]: second }) }] };
   const { content, elapsed, timing } = await ask("v1/predict", body);
   const [answer] = content.predictions;
   answered = body;
@@ -244,6 +255,16 @@ async function predict() {
   }
   reachable();
   say(`${spoken(answer, model)} Round trip ${milliseconds(elapsed)}.`);
+}
+
+/** Reads a file as a data URL, which the service accepts, and which the page's policy lets an image show. */
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Failure("The file cannot be read. Choose it again."));
+    reader.readAsDataURL(file);
+  });
 }
 
 async function tellWhy() {
@@ -266,7 +287,12 @@ function reachable() {
 
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (filled(two() ? ["text", "second"] : ["text"])) busily(at("predict"), predict, at("fault"));
+  if (filled(needed())) busily(at("predict"), predict, at("fault"));
+});
+at("image").addEventListener("change", async () => {
+  const [file] = at("image").files;
+  at("preview").hidden = !file;
+  if (file) at("preview").src = await dataUrl(file);
 });
 at("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();

@@ -1,0 +1,19 @@
+"""Images: reading them within limits, preparing their pixels as the model's authors did, and counting their tokens.
+
+Needs numpy, and Pillow when an image is decoded. Training, evaluation, the golden set and the service all use this
+folder, so that they cannot drift apart.
+"""
+
+from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, as_text, content
+from deploykit.images.tokens import AnyTokenizer, ImageTokenizer, load_tokenizer
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MEDIA_TYPES",
+    "AnyTokenizer",
+    "ImageTokenizer",
+    "as_text",
+    "content",
+    "load_tokenizer",
+]

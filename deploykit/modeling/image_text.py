@@ -1,0 +1,99 @@
+"""A model that reads an image and a text with one encoder each, such as CLIP, with a head for their labels.
+
+The head reads both embeddings and their product, element by element, each scaled to values of about 1 so that it does
+not depend on the checkpoint how large they are.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from deploykit.modeling.heads import CONFIG_KEY, DROPOUT, Heads, encoder_class
+
+TWO_TOWERS = ("clip", "siglip")  # types of models with a `vision_model` and a `text_model`
+WITHOUT_MASK = ("siglip",)  # read each text at full length, padding included
+
+
+class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
+    """Two encoders and a head; its output is `logits`, `(batch, labels)`."""
+
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.encoder = encoder_class(config)._from_config(config, attn_implementation=config._attn_implementation)
+        self.head = _Head(_width(config), len(getattr(config, CONFIG_KEY)["logits"]["labels"]))
+        masks = [] if config.model_type in WITHOUT_MASK else ["attention_mask"]
+        self.input_names = ("pixel_values", "input_ids", *masks)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the embeddings of the text's tokens."""
+        embeddings: nn.Module = self.encoder.text_model.embeddings.token_embedding
+        return embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Runs both encoders, and the head on their embeddings.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            input_ids: `(batch, tokens)`.
+            attention_mask: 0 for padding, `(batch, tokens)`.
+        """
+        image = self.encoder.vision_model(pixel_values=pixel_values).pooler_output
+        text = self.encoder.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        if hasattr(self.encoder, "visual_projection"):
+            image, text = self.encoder.visual_projection(image), self.encoder.text_projection(text)
+        return {"logits": self.head(_scaled(image), _scaled(text))}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws the weights of the head; the encoders' class draws its own."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.dense, self.output = nn.Linear(3 * width, width), nn.Linear(width, labels)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Reads two embeddings, `(batch, width)` each."""
+        states = torch.cat([image, text, image * text], dim=-1)
+        scores: torch.Tensor = self.output(self.dropout(torch.tanh(self.dense(states))))
+        return scores
+
+
+def _scaled(embedding: torch.Tensor) -> torch.Tensor:
+    """Scales each row to the root mean square 1."""
+    squares = embedding.square().mean(dim=-1, keepdim=True)
+    return embedding / torch.sqrt(squares + 1e-12)
+
+
+def _width(config: Any) -> int:
+    """Returns the width of the embeddings."""
+    return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+
+
+def with_head(encoder: Any, heads: Heads) -> ImageTextClassifier:
+    """Puts a new head on two encoders, which become a part of the model."""
+    setattr(encoder.config, CONFIG_KEY, heads)
+    with torch.device("meta"):
+        model = ImageTextClassifier(encoder.config)
+    model.encoder = encoder
+    model.head.to_empty(device="cpu")
+    model.head.apply(model._init_weights)
+    return model

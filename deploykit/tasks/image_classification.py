@@ -1,0 +1,180 @@
+"""Predicts one label of two or more for an image, or for an image with a text, such as a question about it.
+
+Naming the column of the texts makes this a task on images with texts; the base model is then a CLIP or SigLIP.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+
+from deploykit import images
+from deploykit.images import ImageTokenizer, decoding
+from deploykit.methods import Frozen
+from deploykit.tasks import Column, Example, Float32, Int64, Spec, softmax
+from deploykit.tasks import Input as BaseInput
+from deploykit.tasks._abstention import AbstentionOptions
+from deploykit.tasks._classification import (  # noqa: F401  functions of this task
+    decide,
+    distance,
+    dump,
+    load,
+    pipeline,
+    probabilities,
+    read_label,
+    read_text,
+)
+from deploykit.tasks.text_classification import (  # noqa: F401  functions of this task
+    FIGURES,
+    METRICS,
+    OUTPUTS,
+    TARGETS,
+    decode,
+    example_labels,
+    gold,
+    item_labels,
+    items,
+    label_names,
+    label_order,
+    observe,
+    record,
+    targets,
+    tensors,
+    tune,
+)
+from deploykit.tokenizer import Features
+
+EXTRA = "images"  # the pip extra that brings Pillow; packages pin it
+AUTO_CLASS = "AutoModelForImageClassification"  # of images alone
+ORT_CLASS = "ORTModelForImageClassification"
+OPTIMUM_TASK = "image-classification"
+COLUMNS = {
+    "image": Column("image", "the image: a path relative to the file of the rows, a data URL, or bytes in parquet"),
+    "text": Column(None, "a text that belongs to the image; naming it makes this a task on images with texts"),
+    "label": Column("label", "the label, a word or a whole number"),
+}
+_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nG"
+EXAMPLES = (
+    {"image": f"{_PIXEL}P4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "label": "red"},
+    {"image": f"{_PIXEL}NgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC", "label": "blue"},
+)
+CAPABILITIES = frozenset({"pipeline", "tensors"})
+SERVE = {"max_body_bytes": 12 * 2**20}  # the largest image in base64 has 10.7 MiB
+MIN_WORK = 4096  # characters whose tokenizing takes as long as decoding a small image: too long for the event loop
+
+
+class Options(AbstentionOptions):
+    """When the model abstains."""
+
+
+class Input(BaseInput):
+    """An image, with a text if the model reads one."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("image",)
+
+    image: Annotated[
+        bytes | Path,
+        PlainValidator(images.content),
+        PlainSerializer(images.as_text, return_type=str, when_used="json"),
+        WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+    ] = Field(description="a PNG, JPEG or WebP file in base64, or as a data URL")
+    text: str | None = Field(default=None, description="the text, of a model that reads images with texts")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_image_alone(cls, content: Any) -> Any:
+        return {"image": content} if isinstance(content, (str, bytes, Path)) else content
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What copies have in common: the bytes of the file, and the text."""
+        return (self._digest, *super().identity)
+
+    @cached_property
+    def _digest(self) -> str:
+        return sha256(decoding.read(self.image)).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """The name of the file, or the beginning of its hash; and the text."""
+        name = self.image.name if isinstance(self.image, Path) else f"image {self._digest[:12]}"
+        return " ".join([name, *self.texts])
+
+    @property
+    def work(self) -> int:
+        """How long it takes to encode, as a number of characters."""
+        return MIN_WORK + super().work + (len(self.image) if isinstance(self.image, bytes) else 0)
+
+
+class Answer(Frozen):
+    """The prediction for one image."""
+
+    label: str = Field(description="the most probable label")
+    score: float = Field(description="its probability, 0 to 1")
+    scores: dict[str, float] = Field(description="the probability of every label")
+    tokens: int = Field(description="parts of the image that the model read, and tokens of the text")
+    truncated: bool = Field(description="whether the end of the text was cut off")
+    abstained: bool = Field(description="whether the score is too low to rely on the label")
+
+
+def reader(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
+) -> Callable[[Mapping[str, Any]], Example]:
+    """Returns a function that reads the columns `image`, `text` (if named) and `label`, and decodes each image once."""
+    return lambda row: _read(row, columns)
+
+
+def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
+    image, text, label = _image(row[str(columns["image"])]), columns.get("text"), read_label(row, columns)
+    decoding.decode(decoding.read(image))
+    return Example(Input.model_construct(image=image, text=read_text(row, text) if text else None), label)
+
+
+def _image(value: Any) -> bytes | Path:
+    """Returns an image of a row; `datasets` and parquet have `{"bytes": ..., "path": ...}`."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value.strip() and not value.startswith("data:"):
+        return Path(value)
+    return images.content(value)
+
+
+def encode(inputs: Sequence[Input], tokenizer: ImageTokenizer, spec: Spec) -> list[list[Features]]:
+    """Prepares the images and tokenizes the texts, long ones cut; pixels are made when a batch is.
+
+    Raises:
+        InputError: a text is missing, or the model reads none.
+    """
+    features = tokenizer.features([item.image for item in inputs], [item.text for item in inputs])
+    return [[part] for part in features]
+
+
+def golden_input(item: Input, tokenizer: ImageTokenizer) -> Input:
+    """Returns an input with the image in the size that the model reads: the originals could have 8 MiB each."""
+    return item.model_copy(update={"image": tokenizer.preprocessing.reduced(item.image)})
+
+
+def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
+    """Returns the image's name with the true label and those before and after, if they differ."""
+    if np.array_equal(before, after):
+        return []
+    names = {"before": spec.labels[before[0]], "after": spec.labels[after[0]]}
+    return [{"text": example.input.title, "true": example.target, **names}]
+
+
+def answer(prediction: Float32, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
+    """Returns the most probable label with all probabilities."""
+    ((part,), shares) = features, softmax(prediction[0])
+    best = int(shares.argmax())
+    return Answer(
+        label=spec.labels[best],
+        score=float(shares[best]),
+        scores=dict(zip(spec.labels, shares.tolist(), strict=True)),
+        tokens=len(part),
+        truncated=part.encoding.truncated,
+        abstained=bool(shares[best] < (spec.options.abstain_below or 0.0)),
+    )
