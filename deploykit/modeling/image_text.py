@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import nn
 
+from deploykit.images.tokens import FIXED_LENGTH_TYPES
 from deploykit.modeling.heads import CONFIG_KEY, DROPOUT, Heads, encoder_class
 
 TWO_TOWERS = ("clip", "siglip")  # types of models with a `vision_model` and a `text_model`
-WITHOUT_MASK = ("siglip",)  # read each text at full length, padding included
 
 
 class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
@@ -27,7 +27,7 @@ class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.encoder = encoder_class(config)._from_config(config, attn_implementation=config._attn_implementation)
         self.head = _Head(_width(config), len(getattr(config, CONFIG_KEY)["logits"]["labels"]))
-        masks = [] if config.model_type in WITHOUT_MASK else ["attention_mask"]
+        masks = [] if config.model_type in FIXED_LENGTH_TYPES else ["attention_mask"]
         self.input_names = ("pixel_values", "input_ids", *masks)
         self.post_init()
 

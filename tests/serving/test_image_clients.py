@@ -135,8 +135,16 @@ def test_the_page_takes_an_image(service, visit, picture, scheme, width):  # noq
     page.locator("#answer").wait_for()
     (ours,) = predicted(service)
     assert page.locator("#prediction .verdict strong").inner_text() == ours["label"]
-    assert page.locator("#preview").evaluate("image => image.naturalWidth") == 20
+    assert page.locator("#preview img").evaluate("image => image.naturalWidth") == 20
     assert not page.locator("#why").is_visible()
     assert not too_wide(page)
     assert violations(page) == []
     picture(page, f"images-{'text' if service.text else 'alone'}-{scheme}-{width}")
+
+
+def test_the_description_names_forms_and_images(service):
+    status, text = ask(f"{service.url}/docs.json", service.key)
+    content = json.loads(text)["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
+    assert (status, list(content)[:3]) == (200, ["application/json", "multipart/form-data", "image/png"])
+    infer = json.loads(text)["paths"]["/v2/models/tiny/infer"]["post"]["requestBody"]["content"]
+    assert list(infer) == ["application/json"]

@@ -202,7 +202,7 @@ def test_a_serving_process_imports_nothing_of_training(told):
         assert not {name.partition(".")[0] for name in found} & set(FORBIDDEN), process
     ours = {name for name in worker if name.startswith("deploykit.")}
     needed = {"errors", "no_telemetry", "methods", "hardware", "tokenizer"}
-    folders = {"artifact", "tasks", "engines", "inference", "serving"}
+    folders = {"artifact", "images", "tasks", "engines", "inference", "serving"}
     assert {name.split(".")[1] for name in ours} <= needed | folders
 
 

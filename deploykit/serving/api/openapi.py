@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from deploykit.methods import Frozen
 from deploykit.serving import problems
+from deploykit.serving.http import uploads
 from deploykit.serving.http.routes import JSON, Route
 
 REFERENCE = "#/components/schemas/{model}"
@@ -95,5 +96,6 @@ def _operation(route: Route, way: Way | None, schemas: dict[str, Any], *, guarde
     }
     if way is None:
         return operation
-    body = {"required": True, "content": {JSON: {"schema": schemas[f"{route.path} in"]}}}
+    files = uploads.DESCRIPTION if route.from_files else {}
+    body = {"required": True, "content": {JSON: {"schema": schemas[f"{route.path} in"]}, **files}}
     return {**operation, "description": way.request.__doc__, "requestBody": body}

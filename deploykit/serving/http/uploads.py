@@ -15,6 +15,13 @@ from deploykit.serving.problems import Problem
 FORM = "multipart/form-data"
 ALONE = (*MEDIA_TYPES, *BINARY_TYPES)  # content types of one image; Hugging Face's client sends bytes without one
 FIELDS = ("image", "text")
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+FORM_SCHEMA = {
+    "type": "object",
+    "properties": {"image": {"type": "array", "items": FILE}, "text": {"type": "array", "items": {"type": "string"}}},
+    "required": ["image"],
+}
+DESCRIPTION = {FORM: {"schema": FORM_SCHEMA}, **{kind: {"schema": FILE} for kind in MEDIA_TYPES}}  # in OpenAPI
 EXPECTED = f"send JSON, an image ({', '.join(MEDIA_TYPES)}), or a form ({FORM}) with the fields {' and '.join(FIELDS)}"
 
 

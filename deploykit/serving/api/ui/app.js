@@ -2,7 +2,7 @@
 // and to nobody else. A key is held in memory; in the tab's storage only where its visitor ticks the box.
 
 import { explanation, milliseconds, prediction, reading, spoken, time } from "./answers.js";
-import { render } from "./card.js";
+import { make, render } from "./card.js";
 
 const KEPT = "deploykit-key";
 const PATIENCE_MS = 20_000; // beyond the service's own deadline
@@ -171,9 +171,7 @@ const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " 
 function leave() {
   answered = null;
   for (const id of ["image", "text", "second"]) at(id).value = "";
-  at("preview").hidden = true;
-  at("preview").removeAttribute("src");
-  for (const id of ["prediction", "reading", "time", "explanation", "why-time", "card-text"]) at(id).replaceChildren();
+  for (const id of ["preview", "prediction", "reading", "time", "explanation", "why-time", "card-text"]) at(id).replaceChildren();
   for (const id of ["answer", "why", "fault"]) at(id).hidden = true;
   document.title = at("name").textContent = "Try the model";
   at("about").textContent = "A model served by deploykit";
@@ -291,8 +289,8 @@ at("form").addEventListener("submit", (event) => {
 });
 at("image").addEventListener("change", async () => {
   const [file] = at("image").files;
-  at("preview").hidden = !file;
-  if (file) at("preview").src = await dataUrl(file);
+  const shown = file && make("img", { class: "preview", alt: "The chosen image", src: await dataUrl(file) });
+  at("preview").replaceChildren(...(shown ? [shown] : []));
 });
 at("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
