@@ -39,14 +39,14 @@ def page(folder: Path) -> str:
         folder: of the JSON files.
     """
     results = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
-    return "\n".join([INTRODUCTION, *engines(results), *pruning(results), *serving(results)])
+    return "\n".join([INTRODUCTION, *of_tasks(results), *engines(results), *pruning(results), *serving(results)])
 
 
 INTRODUCTION = """# Benchmarks
 
 Every figure on this page is read from `benchmarks/results/*.json`, which also hold the intervals. Each table names the
-CPU it was measured on; compare ratios, not milliseconds, between machines. In each table all rows were measured in
-turn, interleaved, with equal threads.
+CPU it was measured on; compare ratios, not milliseconds, between machines. Times of a table that compares engines,
+queues or packages were measured in turn, interleaved, with equal threads.
 """
 
 
@@ -65,6 +65,77 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def of_tasks(results: dict[str, Any]) -> Iterator[str]:
+    """Yields what each task reaches on public data, and several heads against as many packages."""
+    tasks = {name: content for name, content in results.items() if name.startswith("task-")}
+    if not tasks:
+        return
+    yield (
+        "## Tasks\n\nThe first metric of each task on the test rows, with its 95 % interval: of the base model with a new"
+        " head, and after each stage. The comments of the recipes in `benchmarks/recipes` say where the data comes from."
+        " *Linear* is TF-IDF of words and pairs of words with a linear model, its regularization chosen on the validation"
+        " rows. *Minutes* are those of the whole recipe; *served* is the median time of a request with one input, over"
+        " HTTP.\n\n```sh\npython benchmarks/tasks/run_recipe.py RECIPE --output FILE\n```\n"
+    )
+    header = ["recipe", "metric", "linear", "untrained", "trained", "pruned", "packaged", "minutes", "served", "CPU"]
+    yield table(header, [task_row(content) for content in tasks.values()])
+    for content in tasks.values():
+        if "slices" in content:
+            yield from slices(content)
+    yield from heads({name: content for name, content in results.items() if name.endswith("-heads.json")})
+
+
+def task_row(content: dict[str, Any]) -> list[str]:
+    """Returns a row of the table of tasks."""
+    metric = next(iter(content["untrained"]))
+    stages = {name.split()[0]: metrics[metric] for name, metrics in content["stages"].items()}
+    linear = content.get("linear", {}).get(metric)
+    return [
+        content["recipe"].removesuffix(".yaml"),
+        metric,
+        interval(linear, 3) if linear else "",
+        interval(content["untrained"][metric], 3),
+        interval(stages["train"], 3),
+        interval(stages["prune"], 3) if "prune" in stages else "",
+        interval(stages["package"], 3),
+        f"{content['minutes']:.0f}",
+        f"{content['served_ms']['value']:.1f} ms",
+        machine(content["machine"]),
+    ]
+
+
+def slices(content: dict[str, Any]) -> Iterator[str]:
+    """Yields the metrics of the trained model by slice."""
+    name, metric = content["recipe"].removesuffix(".yaml"), next(iter(content["untrained"]))
+    yield f"{name}, as trained, by slice:\n"
+    rows = [[key, str(part["rows"]), interval(part[metric], 3)] for key, part in content["slices"].items()]
+    yield table(["slice", "rows", metric], rows)
+
+
+def heads(results: dict[str, Any]) -> Iterator[str]:
+    """Yields packages of several heads against as many packages of one task each."""
+    if not results:
+        return
+    yield (
+        "### Several heads on one encoder\n\nAgainst as many packages of one task each, on the same rows, for as many"
+        " epochs.\n\n```sh\npython benchmarks/tasks/heads_against_packages.py RECIPE --heads NAMES --output FILE\n```\n"
+    )
+    for content in results.values():
+        yield f"{len(content['heads'])} heads, on {machine(content['machine'])}:\n"
+        rows = []
+        for sides in content["quality"].values():
+            metric = next(iter(sides["heads"]))
+            rows.append([metric, interval(sides["heads"][metric], 3), interval(sides["package"][metric], 3)])
+        time, memory, sizes = content["time"], content["memory_mb"], content["bytes"]
+        ratio = interval(time["ratio"], 2)
+        rows += [
+            ["all answers for a text", f"{time['heads_ms']:.1f} ms", f"{time['packages_ms']:.1f} ms, {ratio} times"],
+            ["memory", f"{memory['heads']:.0f} MB", f"{memory['packages']:.0f} MB"],
+            ["graphs", f"{sizes['heads'] / 1e6:.0f} MB", f"{sizes['packages'] / 1e6:.0f} MB"],
+        ]
+        yield table(["", "one package", "a package each"], rows)
 
 
 def engines(results: dict[str, Any]) -> Iterator[str]:
@@ -121,9 +192,10 @@ def pruning(results: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def interval(metric: dict[str, float]) -> str:
+def interval(metric: dict[str, float], digits: int = 4) -> str:
     """Writes a value with its interval."""
-    return f"{metric['value']:.4f} ({metric['low']:.4f} to {metric['high']:.4f})"
+    value, low, high = (f"{metric[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def serving(results: dict[str, Any]) -> Iterator[str]:

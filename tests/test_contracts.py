@@ -137,7 +137,7 @@ def examples_of(task):
 def outputs_of(task, spec, features, seed):
     """Random outputs of a model for some features."""
     random = np.random.default_rng(seed)
-    own = task.heads(spec) if hasattr(task, "heads") else {}
+    own = task.output_labels(spec) if hasattr(task, "output_labels") else {}
     labels = {name: len(own.get(name, spec.labels)) or 1 for name in task.OUTPUTS}
     return [
         {
@@ -216,7 +216,7 @@ def test_logits_that_say_the_targets_are_decided_as_the_gold_is(name, tokenizer)
         prediction = task.decode([{"logits": logits}], features, row.input, spec)
         assert task.probabilities(prediction, spec).shape == (len(gold), len(spec.labels))
         np.testing.assert_array_equal(task.decide(prediction, spec), gold)
-        assert {item[0] for item in task.items(gold, spec)} == set(task.label_counts(row))
+        assert {item[0] for item in task.items(gold, spec)} == set(task.example_labels(row))
         assert {item[0] for item in task.items(gold, spec)} <= set(task.item_labels(spec))
         observed = task.observe([prediction], spec)
         assert observed.units.tolist() == [len(gold)]

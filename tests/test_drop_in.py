@@ -57,7 +57,7 @@ def label_names(examples):
     return ()
 
 
-label_order, label_counts = tuple, lambda example: ()
+label_order, example_labels = tuple, lambda example: ()
 
 
 def encode(inputs, tokenizer, spec):

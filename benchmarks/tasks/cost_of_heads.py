@@ -22,7 +22,7 @@ from deploykit.artifact import GRAPH
 from deploykit.artifact.execution import Execution
 from deploykit.graphs.export import write_graph
 from deploykit.modeling import base_model, checkpoint
-from deploykit.modeling.heads import describe
+from deploykit.modeling.heads import heads_config
 
 SHAPES = ((1, 16), (1, 64), (8, 64))  # rows and tokens of a batch
 KINDS = (("labels",), ("tokens", "labels"))
@@ -34,7 +34,7 @@ def graph_of(base: base_model.Base, heads: int, folder: Path) -> Path:
     outputs = {f"head_{number}_logits": KINDS[number % 2] for number in range(heads)}
     labels = dict.fromkeys(outputs, tuple(map(str, range(10))))
     torch.manual_seed(0)
-    model = base_model.open_base(base, "AutoModel", (), fine_tuned=False, heads=describe(outputs, labels))
+    model = base_model.open_base(base, "AutoModel", (), fine_tuned=False, heads=heads_config(outputs, labels))
     folder.mkdir()
     checkpoint.save(model, folder)
     write_graph(checkpoint.load(folder), folder, "feature-extraction", 18, outputs)

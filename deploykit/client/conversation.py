@@ -56,6 +56,8 @@ class Conversation:
             raise InputError("texts are a list: predict([text]), not predict(text).")
         if inputs is not None and (texts or text_pairs):
             raise InputError("send either texts or inputs.")
+        if isinstance(inputs, (str, Mapping)) or any(not isinstance(item, Mapping) for item in inputs or ()):
+            raise InputError('inputs are a list of objects: predict(inputs=[{"text": ...}]).')
         texts, items = list(texts), None if inputs is None else [_encoded(item) for item in inputs]
         count = len(texts if items is None else items)
 

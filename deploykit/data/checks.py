@@ -49,18 +49,19 @@ def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) 
 
 def _one_class(train: Split, task: Task) -> Iterator[str]:
     labels = task.label_names(train.examples)
-    if len(labels) == 1:
+    if "labels" in task.FIGURES and len(labels) < 2:
+        found = f"only one label, {labels[0]}" if labels else "no label"
         yield (
-            f"{train.source} has only one label, {', '.join(labels)} (rows: {len(train.examples)}),"
-            " expected at least two. Add rows of another label."
+            f"{train.source} has {found} (rows: {len(train.examples)}), expected at least two."
+            f" Add rows of {'another label' if labels else 'labels'}."
         )
 
 
 def _unseen(train: Split, split: Split, task: Task) -> Iterator[str]:
-    trained = {label for example in train.examples for label in task.label_counts(example)}
+    trained = {label for example in train.examples for label in task.example_labels(example)}
     lines_of: dict[str, list[Place]] = {}
     for example, line in zip(split.examples, split.lines, strict=True):
-        for label in set(task.label_counts(example)) - trained:
+        for label in set(task.example_labels(example)) - trained:
             lines_of.setdefault(label, []).append(line)
     for label, lines in sorted(lines_of.items()):
         yield (

@@ -74,7 +74,8 @@ def parse(name: str, table: Table, task: Task, section: DataSection, read: Read 
     for row in table.rows:
         example = _example(row, read, task)
         if section.slice and isinstance(example, Example):
-            example = replace(example, slice=str(row.values.get(section.slice, "")))
+            value = row.values.get(section.slice)
+            example = replace(example, slice="" if value is None else str(value))
         if isinstance(example, Broken):
             broken.append(example)
         else:
@@ -98,7 +99,7 @@ def _example(row: Row, read: Read, task: Task) -> Example | Broken:
     except ValueError as error:
         return Broken(row.line, str(error))
     try:
-        "".join((*example.input.texts, *task.label_counts(example))).encode()
+        "".join((*example.input.texts, *task.example_labels(example))).encode()
     except UnicodeEncodeError:
         return Broken(row.line, "half of a surrogate pair, which is not a character")
     return example
@@ -126,7 +127,8 @@ def _no_column(table: Table, column: str, columns: Mapping[str, str | None]) -> 
     folded = {name.strip().casefold(): name for name in table.columns}
     nearest = get_close_matches(column.casefold(), folded, n=1)
     hint = f" (did you mean {folded[nearest[0]]!r}?)" if nearest else ""
-    role = next(role for role, name in columns.items() if name == column)
+    named = {role: [name.strip() for name in (names or "").split(",")] for role, names in columns.items()}
+    role = next((role for role, names in named.items() if column in names), "columns")
     return (
         f"{table.name} has no column {column!r}{hint}. It has: {', '.join(table.columns)}."
         f" Name the right one with data.{role}."

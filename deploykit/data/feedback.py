@@ -17,7 +17,7 @@ from deploykit.artifact.record_format import FEEDBACK, PATTERN, PREDICTION
 from deploykit.errors import DataError, storage_errors
 
 COMMON = ("time", "client", "id", "index")
-NEEDED = {PREDICTION: (*COMMON, "model", "version", "text"), FEEDBACK: (*COMMON, "label")}
+NEEDED = {PREDICTION: (*COMMON, "model", "version"), FEEDBACK: (*COMMON, "label")}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def join(folder: Path) -> JoinedRecords:
             labels[newest[request]] = event["label"]
         else:
             lost += 1
-    answered = [(records[index], label) for index, label in labels.items()]
+    answered = [(records[index], label) for index, label in labels.items() if "text" in records[index]]
     return JoinedRecords(
         rows=[
             {**{name: record[name] for name in ("text", "text_pair") if name in record}, "label": label}

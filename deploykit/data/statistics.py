@@ -35,7 +35,7 @@ def summarize(splits: Mapping[str, Split], cut: Mapping[str, float], task: Task)
         no text has spans) and `warnings`, which are sentences.
     """
     labels = {
-        name: Counter(label for row in split.examples for label in task.label_counts(row))
+        name: Counter(label for row in split.examples for label in task.example_labels(row))
         for name, split in splits.items()
     }
     spans = any(_spans(row) for split in splits.values() for row in split.examples)

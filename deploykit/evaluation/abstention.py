@@ -1,5 +1,6 @@
 """How many rows a classifier answers if it abstains below a probability, and how many of these are right."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from deploykit.tasks import Float32
 COVERAGES_PERCENT = (100, 95, 90, 80, 70, 50)
 
 
-def measure(rows: Outcomes) -> dict[str, Any]:
+def measure(outcomes: Outcomes) -> dict[str, Any]:
     """Returns what the report shows of abstention.
 
     Intervals are Wilson's (1927): those of a bootstrap have no width where all answers are right.
@@ -23,13 +24,16 @@ def measure(rows: Outcomes) -> dict[str, Any]:
         thresholds that answer given shares of these rows. Each has `threshold`, `coverage` and `accuracy`, which is
         None if no row is answered.
     """
-    observed, below = rows.task.observe(rows.predictions, rows.spec), rows.spec.options.abstain_below
-    confidences, right = observed.confidences, observed.labels == np.concatenate(rows.gold)
+    observed, threshold = (
+        outcomes.task.observe(outcomes.predictions, outcomes.spec),
+        outcomes.spec.options.abstain_below,
+    )
+    confidences, right = observed.confidences, observed.labels == np.concatenate(outcomes.gold)
     ranked = np.sort(confidences)[::-1]
-    places = [-(-percent * len(ranked) // 100) - 1 for percent in COVERAGES_PERCENT]
+    ranks = [math.ceil(percent * len(ranked) / 100) - 1 for percent in COVERAGES_PERCENT]
     return {
-        "chosen": None if below is None else _measure(confidences, right, below),
-        "curve": [_measure(confidences, right, float(ranked[place])) for place in places],
+        "chosen": None if threshold is None else _measure(confidences, right, threshold),
+        "curve": [_measure(confidences, right, float(ranked[rank])) for rank in ranks],
     }
 
 

@@ -11,7 +11,7 @@ from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
 from deploykit.tokenizer import Features, Side, lengthened
 
-SIDES: tuple[Side, ...] = ("right", "left")
+PADDING_SIDES: tuple[Side, ...] = ("right", "left")
 
 
 def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]) -> dict[str, float]:
@@ -32,7 +32,7 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
     exported = replace(reference, engine=engine)
     differences: dict[str, float] = {}
     for name, features in make_batches(examples, reference):
-        for side in SIDES if len(features) > 1 else SIDES[:1]:
+        for side in PADDING_SIDES if len(features) > 1 else PADDING_SIDES[:1]:
             try:
                 outputs = exported.run(features, side)
             except Exception as error:  # each engine raises its own exceptions

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -147,16 +146,19 @@ class Predictor:
         def run(rows: list[int]) -> list[Arrays]:
             return self.run([features[index] for index in rows])
 
-        outputs: dict[int, Arrays] = {}
+        of_input = [(index, part) for index, parts in enumerate(encoded) for part in range(len(parts))]
+        outputs = [dict[int, Arrays]() for _ in items]  # of each input, those of its parts that were run
+        predictions: list[Prediction] = [None] * len(items)
         parallel = self.engine.execution.streams > 1 and len(work) > 1
         results = self._threads.map(run, work) if parallel else map(run, work)
         for rows, batch_outputs in zip(track(work), results, strict=True):
-            outputs.update(zip(rows, batch_outputs, strict=True))
-        ordered = (outputs[index] for index in range(len(features)))
-        return [
-            self.decode(list(islice(ordered, len(parts))), parts, item)
-            for parts, item in zip(encoded, items, strict=True)
-        ]
+            for row, arrays in zip(rows, batch_outputs, strict=True):
+                index, part = of_input[row]
+                outputs[index][part] = arrays
+                if len(outputs[index]) == len(encoded[index]):  # at once, because outputs may be large
+                    whole = [outputs[index].pop(number) for number in range(len(encoded[index]))]
+                    predictions[index] = self.decode(whole, encoded[index], items[index])
+        return predictions
 
     def answers(self, inputs: Sequence[Any]) -> list[BaseModel]:
         """Returns what a client of the service would get for these inputs; see `predict`."""

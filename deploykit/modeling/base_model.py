@@ -23,7 +23,7 @@ from deploykit.errors import ModelError
 from deploykit.methods import did_you_mean
 from deploykit.modeling import checkpoint, configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING, architecture_of
-from deploykit.modeling.heads import SETTING, Heads, encoder_class, with_heads
+from deploykit.modeling.heads import CONFIG_KEY, Heads, encoder_class, with_heads
 from deploykit.modeling.image_text import TWO_TOWERS, with_head
 
 PACKAGE = "package://"
@@ -131,7 +131,7 @@ def open_base(
         ModelError: the files do not hold such a model, or not with such a head.
     """
     config = configuration.read(base.folder, base.name)
-    own_heads, is_pruned = getattr(config, SETTING, None), (base.folder / ARCHITECTURE).is_file()
+    own_heads, is_pruned = getattr(config, CONFIG_KEY, None), (base.folder / ARCHITECTURE).is_file()
     if fine_tuned and own_heads != heads:
         raise ModelError(
             f"{base.name} does not have the heads of this task, with the labels of the data in their order. Train it,"

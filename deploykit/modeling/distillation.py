@@ -69,14 +69,16 @@ def distill(
         for name, target in task.TARGETS.items():
             student, teacher = outputs[target.output], outputs["teacher"][target.output]
             learned = is_learned(target, named[name], student)
-            soft.append(divergence(target.loss, student[learned], teacher[learned], options.temperature))
+            rows = student[learned], teacher[learned]
+            # A batch may hold no target of a head; the mean over no rows would be NaN.
+            soft.append(divergence(target.loss, *rows, options.temperature) if learned.any() else student.sum() * 0)
             # of a step of several batches, each contributes its share of the targets
             several = num_items_in_batch is not None and len(named) == 1
             total = torch.as_tensor(num_items_in_batch if several else learned.sum()).clamp(min=1)
             shares.append(learned.sum() / total)
         hidden = hidden_error(outputs["hidden"], outputs["teacher_hidden"], outputs["real"], layers)
         soft_sum = sum(value * share for value, share in zip(soft, shares, strict=True))
-        value = options.soft * soft_sum + options.hidden * hidden * shares[0]
+        value = options.soft * soft_sum + options.hidden * hidden * (shares[0] if len(shares) == 1 else 1)
         return value + (1 - options.soft) * hard(outputs, labels, num_items_in_batch) if options.soft < 1 else value
 
     curve = fit(StudentWithTeacher(small, whole), problem, options, loss, work)

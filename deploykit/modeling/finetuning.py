@@ -69,6 +69,11 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
     rate = f"with the learning rate {options.learning_rate:g}"
     early_stopping = [EarlyStoppingCallback(options.patience)] if options.patience else []
 
+    def step_loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Divides by the batches of a step, as the Trainer does if it cannot count the targets, but not for this."""
+        value = loss(outputs, labels, num_items_in_batch)
+        return value / options.accumulate if value.requires_grad and num_items_in_batch is None else value
+
     def batch(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         tensors = collate(problem, [item["row"] for item in items])
         return {**inputs(model, tensors), "labels": tensors["labels"]}
@@ -79,7 +84,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         train_dataset=_dataset(problem.train),
         eval_dataset=_dataset(problem.rows(problem.validation)),
         data_collator=batch,
-        compute_loss_func=checked(loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
+        compute_loss_func=checked(step_loss, lambda: f"at step {trainer.state.global_step + 1}, {rate}"),
         compute_metrics=lambda _: quality(model, problem, f"after epoch {trainer.state.epoch:g}, {rate}"),
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *early_stopping, *([deadline] if deadline else [])],

@@ -15,7 +15,7 @@ from torch import nn
 
 from deploykit.errors import ModelError
 
-SETTING = "heads"  # of the configuration: the outputs by name, each with its `axes` and `labels`
+CONFIG_KEY = "heads"  # of the configuration: the outputs by name, each with its `axes` and `labels`
 PAIR_SIZE = 128
 DROPOUT = 0.1
 Heads = Mapping[str, Mapping[str, list[str]]]
@@ -35,7 +35,7 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
         self.encoder = _without_pooler(encoder._from_config(config, attn_implementation=attention))
         width = self.encoder.get_input_embeddings().embedding_dim
         width = int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or width)
-        heads = getattr(config, SETTING)
+        heads = getattr(config, CONFIG_KEY)
         self.heads = nn.ModuleDict({name: _head(heads[name], width) for name in heads})
         self.input_names = tuple(
             name
@@ -93,21 +93,21 @@ class TextHead(nn.Module):
         self.dense, self.dropout, self.output = nn.Linear(width, width), nn.Dropout(DROPOUT), nn.Linear(width, labels)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Reads the mean of the states `(batch, tokens, width)` where the mask `(batch, tokens)` is 1."""
+        """Scores the mean of the states `(batch, tokens, width)` where the mask `(batch, tokens)` is 1."""
         weights = mask.unsqueeze(-1).to(states.dtype)
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return cast(torch.Tensor, self.output(self.dropout(torch.tanh(self.dense(self.dropout(mean))))))
 
 
 class TokenHead(nn.Module):
-    """Scores of each token, `(batch, tokens, labels)`."""
+    """Scores of each token, `(batch, tokens, labels)`; padding is scored, too."""
 
     def __init__(self, width: int, labels: int) -> None:
         super().__init__()
         self.dropout, self.output = nn.Dropout(DROPOUT), nn.Linear(width, labels)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Reads the states `(batch, tokens, width)`."""
+        """Scores the states `(batch, tokens, width)`."""
         return cast(torch.Tensor, self.output(self.dropout(states)))
 
 
@@ -122,12 +122,15 @@ class PairHead(nn.Module):
         self.dropout, self.labels = nn.Dropout(DROPOUT), labels
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Reads the states `(batch, tokens, width)`."""
-        first, second = (
-            nn.functional.gelu(side(self.dropout(states))) for side in (self.first, self.second)
-        )  # (batch, tokens, PAIR_SIZE)
+        """Scores the states `(batch, tokens, width)`.
+
+        `x` and `y` are projections of the two tokens, `U` is `product`, `A` and `c` are `of_first`, `B` is `of_second`.
+        """
+        projections = (self.first, self.second)
+        first, second = (nn.functional.gelu(project(self.dropout(states))) for project in projections)
         batch, tokens = states.shape[0], states.shape[1]
         product = self.product(first).reshape(batch, tokens * self.labels, PAIR_SIZE)
+        # One product for all labels: (batch, tokens, labels, tokens).
         scores = torch.matmul(product, second.transpose(1, 2)).reshape(batch, tokens, self.labels, tokens)
         both = self.of_first(first).unsqueeze(2) + self.of_second(second).unsqueeze(1)
         return cast(torch.Tensor, scores.transpose(2, 3) + both)
@@ -155,7 +158,7 @@ def encoder_class(config: Any) -> Any:
     """Returns the class of the encoder of a configuration.
 
     Raises:
-        ModelError: it is a model that reads one text and writes another.
+        ModelError: it is an encoder-decoder model.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -166,14 +169,14 @@ def encoder_class(config: Any) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
-def describe(outputs: Mapping[str, tuple[str, ...]], labels: Mapping[str, tuple[str, ...]]) -> Heads:
+def heads_config(outputs: Mapping[str, tuple[str, ...]], labels: Mapping[str, tuple[str, ...]]) -> Heads:
     """Returns heads as the configuration lists them, from the axes and the labels of each output."""
     return {name: {"axes": list(outputs[name]), "labels": list(labels[name])} for name in labels}
 
 
 def with_heads(encoder: Any, heads: Heads) -> EncoderWithHeads:
-    """Puts new heads on an encoder, which becomes a part of the model."""
-    setattr(encoder.config, SETTING, heads)
+    """Puts new heads on an encoder, which becomes a part of the model; its pooler is dropped."""
+    setattr(encoder.config, CONFIG_KEY, heads)
     with torch.device("meta"):
         model = EncoderWithHeads(encoder.config)
     model.encoder = _without_pooler(encoder)

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from deploykit.images.tokens import FIXED_LENGTH_TYPES
-from deploykit.modeling.heads import DROPOUT, SETTING, Heads, encoder_class
+from deploykit.modeling.heads import CONFIG_KEY, DROPOUT, Heads, encoder_class
 
 TWO_TOWERS = ("clip", "siglip")  # types of models with a `vision_model` and a `text_model`
 
@@ -26,7 +26,7 @@ class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.encoder = encoder_class(config)._from_config(config, attn_implementation=config._attn_implementation)
-        self.head = _Head(_width(config), len(getattr(config, SETTING)["logits"]["labels"]))
+        self.head = _Head(_width(config), len(getattr(config, CONFIG_KEY)["logits"]["labels"]))
         masks = [] if config.model_type in FIXED_LENGTH_TYPES else ["attention_mask"]
         self.input_names = ("pixel_values", "input_ids", *masks)
         self.post_init()
@@ -90,7 +90,7 @@ def _width(config: Any) -> int:
 
 def with_head(encoder: Any, heads: Heads) -> ImageTextClassifier:
     """Puts a new head on two encoders, which become a part of the model."""
-    setattr(encoder.config, SETTING, heads)
+    setattr(encoder.config, CONFIG_KEY, heads)
     with torch.device("meta"):
         model = ImageTextClassifier(encoder.config)
     model.encoder = encoder

@@ -32,11 +32,11 @@ def of_task(task: Task, weights: torch.Tensor | None = None, smoothing: float = 
     """
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        named, single = by_name(task, labels), len(task.TARGETS) == 1
+        named = by_name(task, labels)
         total = torch.zeros((), device=next(iter(named.values())).device)
         for name, target in task.TARGETS.items():
             summed, count = LOSSES[target.loss](outputs[target.output], named[name], weights, smoothing)
-            if single and num_items_in_batch is not None:  # of a step of several batches
+            if num_items_in_batch is not None:  # of a step of several batches
                 count = torch.as_tensor(num_items_in_batch, device=total.device)
             total = total + summed / count.clamp(min=1)  # a batch may hold no target
         return total
@@ -137,7 +137,7 @@ def checked(loss: Loss, when: Callable[[], str]) -> Loss:
 
     def run(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         value = loss(outputs, labels, num_items_in_batch)
-        if value.requires_grad and not torch.isfinite(value):
+        if value.requires_grad and not torch.isfinite(value):  # in training; `quality` checks logits of evaluation
             raise ModelError(f"the loss is {value.item():g} {when()}: training diverged. {ADVICE}")
         return value
 

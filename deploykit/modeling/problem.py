@@ -18,7 +18,7 @@ from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task, tuned
 from deploykit.tokenizer import Features
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
-BATCH_TOKENS = 2048  # padded tokens of a batch that a model evaluates
+BATCH_TOKENS = 2048  # most padded tokens of a batch outside the Trainer: predictions, importance, refit
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
         arrays = _stacked([row.targets[name] for row in rows], target.axes, problem.tokenizer)
         if target.axes == ("position",):  # of a token, which padding on the left moves
             arrays = arrays + np.array(starts)
-        targets[name] = torch.from_numpy(arrays)
+        targets[name] = torch.from_numpy(arrays.astype(np.int64) if np.issubdtype(arrays.dtype, np.integer) else arrays)
     tensors["labels"] = next(iter(targets.values())) if len(targets) == 1 else targets
     return tensors
 
@@ -118,7 +118,7 @@ def inputs(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, 
 
 
 def padded(problem: Problem, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Yields batches of rows of similar length, targets included."""
+    """Yields padded batches of rows of similar length, short ones first, with their targets."""
     for indices in batches([len(row) for row in rows], BATCH_TOKENS):
         yield collate(problem, [rows[index] for index in indices])
 

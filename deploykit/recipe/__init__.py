@@ -34,6 +34,10 @@ DATA_FILE = re.compile(
 )
 
 
+# What each gate needs among the figures that a task declares.
+FIGURE_OF_GATE = {"max_flips": "changes", "max_label_drop": "labels", "max_calibration_shift": "calibration"}
+
+
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe.
 
@@ -86,6 +90,8 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if recipe is not None and recipe.labels and recipe.train is not None:
         mistakes.append("labels: renames the labels of a model that is not trained, so it needs train: null")
+    if recipe is not None and not mistakes:
+        mistakes += _without_effect(recipe)
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")
@@ -107,6 +113,18 @@ def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
             yield from explain(error, method.Options, (place,))
         except DeploykitError as error:
             yield f"{place}: {error}"
+
+
+def _without_effect(recipe: Recipe) -> Iterator[str]:
+    """Yields options of gates and of training that the task has nothing for."""
+    task = methods.load("task", recipe.task_name)
+    for gate, figure in FIGURE_OF_GATE.items():
+        if getattr(recipe.gates, gate) is not None and figure not in task.FIGURES:
+            yield f"gates.{gate}: {recipe.task_name} has nothing to measure for it. Remove the gate."
+    losses = [target.loss for target in task.TARGETS.values()]
+    section = recipe.train if isinstance(recipe.train, dict) else {}
+    if section.get("class_weights") is not None and losses != ["cross_entropy"]:
+        yield f"train.class_weights: {recipe.task_name} has no classes of which one is right. Remove the key."
 
 
 def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from time import perf_counter, thread_time
 
 from pydantic import BaseModel
 
+from deploykit import tasks
 from deploykit.artifact import Artifact, Manifest, signing
 from deploykit.errors import InputError
 from deploykit.inference import fallback, golden
@@ -23,7 +25,7 @@ from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tasks import Arrays, Input, Prediction
 from deploykit.tokenizer import Features
 
-LARGE_ANSWER = 1024  # tokens and probabilities; more are decoded and written beside the event loop
+LARGE_ANSWER = 1024  # tokens, or pairs of them, and probabilities; more are decoded beside the event loop
 WARM_UP_S = 1.5  # to compile the likelier shapes of batches before the first request comes
 MakeBatcher = Callable[[Predictor, Bounds, Metrics, Manifest], Batcher]
 
@@ -77,6 +79,16 @@ class Model:
         batcher = make_batcher(predictor, bounds, metrics, artifact.manifest)
         return cls(predictor, served, names, tokenizer, batcher, compiled_shapes)
 
+    @cached_property
+    def _labels(self) -> int:
+        """Number of labels that an answer may have."""
+        return len(tasks.observed_labels(self.predictor.task, self.predictor.spec))
+
+    @cached_property
+    def _token_axes(self) -> int:
+        """How often the tokens are an axis of an output: 2 for pairs of tokens."""
+        return max(1, *(axes.count("tokens") for axes in self.predictor.task.OUTPUTS.values()))
+
     def close(self) -> None:
         """Ends the threads after their current work."""
         self.batcher.close()
@@ -92,7 +104,8 @@ class Model:
         call.tokenize_s = perf_counter() - start
         call.phases["tokenize"] = (start, start + call.tokenize_s)
         call.items, call.tokens = len(inputs), sum(len(part) for parts in features for part in parts)
-        call.large = call.tokens + call.items * len(self.predictor.spec.labels) > LARGE_ANSWER
+        sizes = (len(part) ** self._token_axes for parts in features for part in parts)
+        call.large = sum(sizes) + call.items * self._labels > LARGE_ANSWER
         return features
 
     async def run(self, features: Sequence[Sequence[Features]], timeout_s: float, call: Call) -> list[Arrays]:

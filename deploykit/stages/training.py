@@ -8,19 +8,19 @@ from typing import Any
 import transformers
 
 from deploykit import data, tasks, trainers
-from deploykit.artifact import Artifact, draft
+from deploykit.artifact import MANIFEST, Artifact, draft
 from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
 from deploykit.images import AnyTokenizer, ImageTokenizer
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import base_images, base_model, checkpoint
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.heads import describe
+from deploykit.modeling.heads import heads_config
 from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Example, Spec, tuned
+from deploykit.tasks import Example, Spec, spec_of, tuned
 
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
 log = logging.getLogger(__name__)
@@ -38,14 +38,16 @@ def train(job: Job) -> Artifact:
     with draft(job.target) as folder:
         reads = tasks.reads(task, recipe.data.columns)
         tokenizer = base_images.save(base, folder, recipe.data.max_tokens, reads)
-        model, spec = _open(job, base, tokenizer)
+        model, spec = open_model(job, base, tokenizer)
         pair = len(dataset.train[0].input.parts) > 1
         predictor = job.torch_predictor(model, tokenizer, spec)
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
-        _log_data(dataset, lengths, 1 if pair else getattr(spec.options, "max_windows", 1))
+        is_cut = any(getattr(row.input, "text_pair", None) is not None for row in dataset.train)
+        _log_data(dataset, lengths, 1 if is_cut else getattr(spec.options, "max_windows", 1))
+        _warn_of_heads(predictor, dataset)
         _warn_of_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
         trained = trainers.load(recipe.method("train")).train(model, problem, recipe.options("train"), job.work)
@@ -75,18 +77,18 @@ def train(job: Job) -> Artifact:
         )
 
 
-def _open(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
+def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
     """Opens the base model; the labels are in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
     labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
     if fine_tuned and names:
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
-    spec, outputs = _spec(job, labels), names or getattr(task, "OUTPUT_NAMES", ())
-    own = task.heads(spec) if hasattr(task, "heads") else None
+    spec, outputs = _spec(job, labels, base, fine_tuned=fine_tuned), names or getattr(task, "OUTPUT_NAMES", ())
+    own = task.output_labels(spec) if hasattr(task, "output_labels") else None
     if isinstance(tokenizer, ImageTokenizer) and tokenizer.text:  # transformers has no class for an image with a text
         own = {"logits": outputs}
-    heads = describe(task.OUTPUTS, own) if own else None
+    heads = heads_config(task.OUTPUTS, own) if own else None
     model = base_model.open_base(
         base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
     )
@@ -102,10 +104,24 @@ def _open(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transformers.P
     return model, spec
 
 
-def _spec(job: Job, labels: tuple[str, ...]) -> Spec:
-    """Returns the labels, and the recipe's options of the task with what the task learns from the training split."""
-    prepare, options = getattr(job.task, "prepare", None), job.recipe.task_options()
-    return Spec(labels, prepare(job.dataset().train, options) if prepare else options)
+def _spec(job: Job, labels: tuple[str, ...], base: Base, *, fine_tuned: bool) -> Spec:
+    """Returns the labels, and the recipe's options of the task with what the task learns from the training split.
+
+    A model that has its head keeps the scale of its numbers: that of the recipe, or of the artifact that it is.
+    """
+    task, options, examples = job.task, job.recipe.task_options(), job.dataset().train
+    if hasattr(task, "prepare"):
+        options = task.prepare(examples, options)
+    if not hasattr(task, "scale"):
+        return Spec(labels, options)
+    if not fine_tuned:
+        return Spec(labels, task.scale(examples, options))
+    if (base.folder / MANIFEST).is_file():
+        manifest = Artifact.load(base.folder).manifest
+        if manifest.task == job.recipe.task_name:
+            named = {name: getattr(options, name) for name in job.recipe.task_options().model_fields_set}
+            options = spec_of(manifest).options.model_copy(update=named)
+    return Spec(labels, options)
 
 
 def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -> None:
@@ -135,6 +151,14 @@ def _log_data(dataset: data.Dataset, lengths: dict[str, Any], windows: int) -> N
                 " tell them apart: choose a model for their language",
                 *(unknown, count, name),
             )
+
+
+def _warn_of_heads(predictor: Predictor, dataset: data.Dataset) -> None:
+    """Warns of heads that have no labels in a split that is evaluated."""
+    for head in getattr(predictor.task, "subtasks", lambda _: ())(predictor.spec):
+        for name in scoring.EVALUATED_SPLITS:
+            if not any(head in row.target for row in getattr(dataset, name)):
+                log.warning("the %s split has no labels of the head %s, which is not evaluated there", name, head)
 
 
 def _warn_of_spans(predictor: Predictor, training: Sequence[Example]) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from deploykit import methods
 from deploykit.artifact import Manifest
 from deploykit.tasks._types import (
+    EMPTY_TEXT_WORK,
     IGNORED,
     Array,
     Arrays,
@@ -49,14 +50,17 @@ class Optional(Protocol):
     def bind(self, options: Any) -> "Task":
         """Returns the task with these options, for a task whose outputs, metrics and answers depend on them."""
 
-    def heads(self, spec: Spec) -> Mapping[str, tuple[str, ...]]:
-        """Returns the labels of each output of a model that is an encoder with a head for each of them."""
+    def output_labels(self, spec: Spec) -> Mapping[str, tuple[str, ...]]:
+        """Returns the labels of each output, for a model that is an encoder with an output head for each of them."""
 
-    def heads_of(self, spec: Spec) -> Mapping[str, tuple["Task", Spec]]:
+    def subtasks(self, spec: Spec) -> Mapping[str, tuple["Task", Spec]]:
         """Returns the tasks that this one consists of, by name, each with its labels and options."""
 
     def prepare(self, examples: Sequence[Example], options: Any) -> Any:
         """Returns the options with what is learned from the training examples before training."""
+
+    def scale(self, examples: Sequence[Example], options: Any) -> Any:
+        """Returns the options with the scale of the training examples, for a model whose head is new."""
 
     def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
         """Returns the options with what is tuned on the validation split after training."""
@@ -98,10 +102,11 @@ class Optional(Protocol):
 class Task(Optional, Protocol):
     """The module-level names that a file of this folder provides.
 
-    `AUTO_CLASS` and `ORT_CLASS` name the classes of transformers and Optimum that open such a model, and `OPTIMUM_TASK`
-    is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the task reads, each with its
-    axes after the batch, for example `("tokens", "labels")`, and `TARGETS` says what training compares with them.
-    `COLUMNS` are the columns of the data by role, and `EXAMPLES` are rows of data that contract tests read.
+    `AUTO_CLASS` is the class of transformers that opens such a model. `ORT_CLASS` is Optimum's, with which tests open
+    packages, and `OPTIMUM_TASK` is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the
+    task reads, each with its axes after the batch, for example `("tokens", "labels")`, and `TARGETS` says what training
+    compares with them. `COLUMNS` are the columns of the data by role, and `EXAMPLES` are rows that contract tests
+    read.
 
     `METRICS` are computed in `evaluation`; gates and searches use the first. `FIGURES` names what else is computed:
     `changes` (how many decisions differ from those of another model), `labels` (precision and recall of each), and for
@@ -139,7 +144,7 @@ class Task(Optional, Protocol):
     def label_order(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Returns labels in the order that the outputs must have, keeping the given order where possible."""
 
-    def label_counts(self, example: Example) -> tuple[str, ...]:
+    def example_labels(self, example: Example) -> tuple[str, ...]:
         """Lists the labels of an example as the data names them, each as often as it occurs."""
 
     def encode(self, inputs: Sequence[Any], tokenizer: Any, spec: Spec) -> list[list[Features]]:
@@ -175,7 +180,10 @@ class Task(Optional, Protocol):
         """Describes how two decisions differ: `text`, `true`, `before` and `after` for each difference."""
 
     def distance(self, first: Prediction, second: Prediction) -> float:
-        """Returns by how much two predictions for an input differ, from 0 to 1; infinite if they cannot be compared."""
+        """Returns by how much two predictions for an input differ; infinite if they cannot be compared.
+
+        Of probabilities that is the largest difference, from 0 to 1, of numbers the difference in standard deviations.
+        """
 
     def observe(self, predictions: Sequence[Prediction], spec: Spec) -> Observations:
         """Returns what the metrics of a service count of these predictions."""
@@ -235,6 +243,7 @@ def of_manifest(manifest: Manifest) -> Task:
 
 
 __all__ = [
+    "EMPTY_TEXT_WORK",
     "IGNORED",
     "Array",
     "Arrays",

@@ -36,19 +36,19 @@ class TextAbstentionOptions(AbstentionOptions, TextOptions):
 
 
 def tune_threshold(confidences: Float32, right: npt.NDArray[np.bool_], accuracy: float) -> float:
-    """Returns the lowest probability from which on the rows have at least an accuracy; 1 if there is none.
+    """Returns the lowest threshold at or above which the rows have the wanted accuracy; 1 if there is none.
 
     Args:
         confidences: probability of the predicted label of each row, `(rows,)`.
         right: whether that label is right, `(rows,)`.
-        accuracy: of the rows whose probability is at least the threshold.
+        accuracy: that is wanted of the rows whose probability is at least the threshold.
     """
     order = np.argsort(-confidences, kind="stable")
     ranked, rows = confidences[order], len(order)
     accuracies = right[order].cumsum() / np.arange(1, rows + 1)
     last_of_equal = np.append(ranked[:-1] != ranked[1:], True)  # rows of one probability are answered together
-    reached = np.flatnonzero(last_of_equal & (accuracies >= accuracy))
-    if not len(reached):
+    candidate_ranks = np.flatnonzero(last_of_equal & (accuracies >= accuracy))
+    if not len(candidate_ranks):
         log.warning(
             "no threshold gives the answers an accuracy of %g on the %d validation rows, not even one that answers only"
             " the surest: abstain_below is 1, so that almost every answer will say `abstained`. Lower abstain_accuracy,"
@@ -56,7 +56,7 @@ def tune_threshold(confidences: Float32, right: npt.NDArray[np.bool_], accuracy:
             *(accuracy, rows),
         )
         return 1.0
-    answered, threshold = int(reached[-1]) + 1, float(ranked[reached[-1]])
+    answered, threshold = int(candidate_ranks[-1]) + 1, float(ranked[candidate_ranks[-1]])
     log.info(
         "abstain_below is tuned to %.4f: %d of %d validation rows are answered, %.1f %% of them right",
         *(threshold, answered, rows, 100 * accuracies[answered - 1]),

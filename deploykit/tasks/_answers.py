@@ -30,7 +30,7 @@ def exact(answer: str, gold: Sequence[str]) -> float:
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
-    """Returns the F1 of an answer's words against the nearest of the right answers."""
+    """Returns the F1 of an answer's words against the best-matching right answer, or against an empty one."""
     return max(_f1(normalized(answer).split(), normalized(text).split()) for text in gold or ("",))
 
 
@@ -41,7 +41,7 @@ def _f1(words: Sequence[str], right: Sequence[str]) -> float:
     return 2 * common / (len(words) + len(right))
 
 
-def listed(answers: Any) -> list[Any]:
+def answer_list(answers: Any) -> list[Any]:
     """Returns answers as a list of objects; SQuAD also has an object of lists."""
     if answers is None:
         return []
@@ -56,12 +56,14 @@ def listed(answers: Any) -> list[Any]:
     return answers
 
 
-def located(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
+def locate(answer: Any, contexts: Sequence[str]) -> tuple[str, int, int]:
     """Returns text, start and index of the context of an answer, whose offset is checked."""
     text = answer.get("text") if isinstance(answer, Mapping) else None
     start = answer.get("start", answer.get("answer_start")) if isinstance(answer, Mapping) else None
     place = answer.get("context", 0) if isinstance(answer, Mapping) else 0
-    if not isinstance(text, str) or not text.strip() or type(start) is not int or place not in range(len(contexts)):
+    if not isinstance(text, str) or not text.strip() or type(start) is not int or type(place) is not int:
+        raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
+    if place not in range(len(contexts)):
         raise ValueError(f"the answer is {answer!r}, expected an object with text and start")
     found = contexts[place][start : start + len(text)] if start >= 0 else ""
     if found != text:

@@ -63,7 +63,7 @@ def distance(first: Float32, second: Float32) -> float:
 
 
 def observe(predictions: Sequence[Float32], spec: Spec) -> Observations:
-    """Returns label, confidence and entropy of each unit."""
+    """Returns label, confidence and entropy of each unit, for service metrics, drift, calibration and abstention."""
     units = np.array([len(rows) for rows in predictions], dtype=np.int64)
     logits = [rows for rows in predictions if len(rows)] or [np.zeros((0, len(spec.labels)), np.float32)]
     probabilities = softmax(np.concatenate(logits))
@@ -71,9 +71,16 @@ def observe(predictions: Sequence[Float32], spec: Spec) -> Observations:
 
 
 def entropies(probabilities: Float32) -> Float32:
-    """Returns the entropy of probabilities `(units, labels)`, from 0 (certain) to 1 (all labels alike)."""
+    """Returns the entropies `(units,)` of probabilities `(units, labels)`, from 0 (certain) to 1 (all labels alike)."""
     largest = np.log(max(probabilities.shape[1], 2))
     entropy: Float32 = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1) / largest
+    return entropy
+
+
+def binary_entropies(probabilities: Float32) -> Float32:
+    """Returns the entropy of each probability and its complement, of the same shape, from 0 to 1."""
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    entropy: Float32 = -(clipped * np.log2(clipped) + (1 - clipped) * np.log2(1 - clipped))
     return entropy
 
 

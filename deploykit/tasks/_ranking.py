@@ -14,11 +14,14 @@ NEGATION = re.compile(r"(?:not|non)[ _-]?(.+)")
 
 
 class Relevance(NamedTuple):
-    """Functions to the relevance of a candidate: of a prediction, of what is true (above 0: relevant), of an answer."""
+    """Functions that return how relevant a candidate is: by a prediction, by what is true, by an answer.
 
-    predicted: Callable[[Prediction], float]
-    true: Callable[[Any], float]
-    answered: Callable[[Any], float]
+    What is true above 0 is relevant.
+    """
+
+    of_prediction: Callable[[Prediction], float]
+    of_gold: Callable[[Any], float]
+    of_answer: Callable[[Any], float]
 
 
 def positive_label(labels: Sequence[str], chosen: str | None) -> str | None:

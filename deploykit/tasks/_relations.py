@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deploykit.tasks import IGNORED, Array, Arrays, Float32, Int64, Span
+from deploykit.tasks import IGNORED, Array, Arrays, Float32, Span
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._spans import read_spans
 from deploykit.tasks._units import units
@@ -14,63 +14,77 @@ from deploykit.tasks._windows import CUT_OFF_LOGIT
 from deploykit.tasks.token_classification import first_tokens
 from deploykit.tokenizer import Features
 
-MAX_ENTITIES = 256  # of a text; entities after them have no relations, whose number grows with the square
+MAX_ENTITIES = 256  # of a text whose pairs are scored, since pairs grow with the square; later ones have no relations
 
 
 class Relation(NamedTuple):
-    """A directed relation between two entities, which are given by their places among the spans."""
+    """A directed relation between two entities, by their indices among the entities of the text."""
 
+    label: str
     head: int
     tail: int
-    label: str
 
 
-class Annotated(NamedTuple):
-    """The entities of a text in their order, and their relations."""
+class RelationTarget(NamedTuple):
+    """What is true of a text: its entities, sorted by their start, and the relations between them."""
 
-    spans: tuple[Span, ...]
+    entities: tuple[Span, ...]
     relations: tuple[Relation, ...]
 
 
-def read_row(text: Any, entities: Any, relations: Any) -> tuple[str, Annotated]:
-    """Reads the values of a row.
+def read_target(text: Any, entities: Any, relations: Any) -> RelationTarget:
+    """Reads the entities and relations of a row.
 
     Args:
         text: the text.
         entities: a list of objects with `start`, `end`, `label` and, if relations use it, `id`.
-        relations: a list of objects with `head` and `tail` (ids, or places if entities have none) and `label`.
+        relations: a list of objects with `head` and `tail` (ids, or indices if entities have none) and `label`.
 
     Raises:
-        ValueError: entities overlap or cut words, or a relation does not lead from one of them to another.
+        ValueError: entities overlap or cut words, have the same id, or only some of them have one; or a relation does
+            not lead from one of them to another.
     """
     spans = read_spans(text, entities)
-    order = sorted(range(len(entities)), key=lambda place: (entities[place]["start"], entities[place]["end"]))
-    named = entities and all("id" in entity for entity in entities)
-    names = {(entities[place]["id"] if named else place): new for new, place in enumerate(order)}
-    if not isinstance(relations, list) or not all(isinstance(part, Mapping) for part in relations):
+    order = sorted(range(len(entities)), key=lambda index: (entities[index]["start"], entities[index]["end"]))
+    ids = _ids(entities)
+    index_by_id = {ids[index]: place for place, index in enumerate(order)}
+    if not isinstance(relations, list) or not all(isinstance(relation, Mapping) for relation in relations):
         raise ValueError(f"relations is {relations!r}, expected a list of objects with head, tail and label")
-    read = [_relation(part, names) for part in relations]
-    pairs = {(part.head, part.tail) for part in read}
-    if len(pairs) < len(read):
+    parsed = [_relation(relation, index_by_id) for relation in relations]
+    pairs = {(relation.head, relation.tail) for relation in parsed}
+    if len(pairs) < len(parsed):
         raise ValueError("two relations have the same head and tail, expected at most one label per pair")
-    return text, Annotated(spans, tuple(read))
+    return RelationTarget(spans, tuple(parsed))
 
 
-def _relation(part: Mapping[str, Any], names: Mapping[Any, int]) -> Relation:
-    head, tail, label = part.get("head"), part.get("tail"), part.get("label")
+def _ids(entities: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Returns the ids of entities, or their indices if none has an id."""
+    ids = [entity.get("id") for entity in entities]
+    if all(name is None for name in ids):
+        return list(range(len(ids)))
+    for index, name in enumerate(ids):
+        if isinstance(name, bool) or not isinstance(name, (int, str)):
+            raise ValueError(f"an entity has the id {name!r}, expected a number or a text for each entity, or no ids")
+        if name in ids[:index]:
+            raise ValueError(f"two entities have the id {name!r}, expected different ones")
+    return ids
+
+
+def _relation(row: Mapping[str, Any], index_by_id: Mapping[Any, int]) -> Relation:
+    head, tail, label = row.get("head"), row.get("tail"), row.get("label")
     for end in (head, tail):
-        if not isinstance(end, (int, str)) or end not in names:
-            known = ", ".join(map(str, names)) or "none"
-            raise ValueError(f"the relation {dict(part)!r} names the entity {end!r}, expected one of {known}")
-    if names[head] == names[tail]:
-        raise ValueError(f"the relation {dict(part)!r} leads from an entity to itself")
+        if not isinstance(end, (int, str)) or end not in index_by_id:
+            ids = ", ".join(map(str, index_by_id)) or "none"
+            raise ValueError(f"the relation {dict(row)!r} names the entity {end!r}, expected one of {ids}")
+    if index_by_id[head] == index_by_id[tail]:
+        raise ValueError(f"the relation {dict(row)!r} leads from an entity to itself")
     if not isinstance(label, str) or not label.strip():
-        raise ValueError(f"the relation {dict(part)!r} has no label")
-    return Relation(names[head], names[tail], label.strip())
+        raise ValueError(f"the relation {dict(row)!r} has no label")
+    return Relation(label.strip(), index_by_id[head], index_by_id[tail])
 
 
 class Mention(NamedTuple):
-    """A place where the text names an entity: its label, and its first and last unit."""
+    """A place where the text names an entity: its label, and the indices of its first and last unit."""
 
     label: str
     first: int
@@ -79,38 +93,39 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The logits of units `(units, labels)`, the entities, and the logits of the pairs of the first `n` of them.
+    """The entities of a text, which are predicted or given, and logits.
 
-    `relations` is `(n, n, relations)`, with `n` at most `MAX_ENTITIES`.
+    `tag_logits` is `(units, labels)`. `relation_logits` is `(n, n, 1 + relations)`, for the ordered pairs of the first
+    `n` entities, at most `MAX_ENTITIES`; the first column means no relation.
     """
 
-    tags: Float32
+    tag_logits: Float32
     entities: tuple[Mention, ...]
-    relations: Float32
+    relation_logits: Float32
 
 
 class Decision(NamedTuple):
-    """The entities, and the relations: label, head and tail."""
+    """The entities, and the relations with the entities that they join: label, head and tail."""
 
     entities: tuple[Mention, ...]
     relations: tuple[tuple[str, Mention, Mention], ...]
 
 
-def token_at(features: Features) -> dict[int, int]:
-    """Returns the first token of each unit that the model reads, by the place of the unit in the whole text."""
+def first_token_by_offset(features: Features) -> dict[int, int]:
+    """Returns the first token of each unit that the model reads, by the offset of the unit in the whole text."""
     starts = (units(features.text)[:, 0] + features.start).tolist()
     tokens = first_tokens(features.text, features.encoding).tolist()
     return {start: token for start, token in zip(starts, tokens, strict=True) if token >= 0}
 
 
-def pair_targets(target: Annotated, features: Features, names: Sequence[str]) -> Int64:
+def pair_targets(target: RelationTarget, features: Features, names: Sequence[str]) -> Array:
     """Returns the label of each ordered pair of entities at their first tokens, `(tokens, tokens)`.
 
     0 means no relation, other numbers count `names` from 1, and all other pairs of tokens are `IGNORED`.
     """
-    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int64)
-    places = token_at(features)
-    tokens = [places.get(span.start) for span in target.spans]
+    relations = np.full((len(features), len(features)), IGNORED, dtype=np.int16)  # large: kept small
+    token_by_offset = first_token_by_offset(features)
+    tokens = [token_by_offset.get(entity.start) for entity in target.entities]
     labels = {(relation.head, relation.tail): relation.label for relation in target.relations}
     for head, first in enumerate(tokens):
         for tail, second in enumerate(tokens):
@@ -120,46 +135,44 @@ def pair_targets(target: Annotated, features: Features, names: Sequence[str]) ->
     return relations
 
 
-def covered(start: int, end: int, spans: Int64) -> tuple[int, int]:
-    """Returns the first and last of the units at `spans`, `(units, 2)`, that a part of the text overlaps."""
-    first = min(int(np.searchsorted(spans[:, 1], start, side="right")), len(spans) - 1)
-    return first, max(first, int(np.searchsorted(spans[:, 0], end, side="left")) - 1)
-
-
-def pair_logits(outputs: Sequence[Arrays], features: Sequence[Features], starts: Sequence[int], labels: int) -> Float32:
+def pair_logits(
+    outputs: Sequence[Arrays], features: Sequence[Features], starts: Sequence[int], label_count: int
+) -> Float32:
     """Returns the logits of each ordered pair of entities, `(entities, entities, labels)`.
 
-    Of several windows that show both entities, the one with most text around them decides. Two entities that no window
-    shows together have no relation, nor have two that begin in the same token.
+    Of several windows that show both entities, the one decides whose edges are farthest from the beginnings of the two.
+    Two entities that no window shows together have no relation, nor have two that begin in the same token.
 
     Args:
         outputs: with `relation_logits`, `(tokens, tokens, labels)`, for each of the features.
         features: of the text.
-        starts: where the entities begin in the text.
-        labels: how many there are, no relation included.
+        starts: offsets of the entities in the text.
+        label_count: number of labels, with "no relation" as the first.
     """
-    count = len(starts)
-    relations = np.zeros((count, count, labels), dtype=np.float32)
-    relations[:, :, 0], context = CUT_OFF_LOGIT, np.full((count, count), -1)
+    offsets, count = np.array(starts, dtype=np.int64), len(starts)
+    logits = np.zeros((count, count, label_count), dtype=np.float32)
+    logits[:, :, 0] = CUT_OFF_LOGIT
+    best_margin = np.full((count, count), -1)  # characters from the edge of the window that decides
     for arrays, window in zip(outputs, features, strict=True):
-        places, end = token_at(window), window.start + len(window.text)
-        shown = [entity for entity, start in enumerate(starts) if start in places]
-        for head in shown:
-            for tail in shown:
-                room = min(min(starts[head], starts[tail]) - window.start, end - max(starts[head], starts[tail]))
-                first, second = places[starts[head]], places[starts[tail]]
-                if first != second and room > context[head, tail]:
-                    context[head, tail] = room
-                    relations[head, tail] = arrays["relation_logits"][first, second]
-    return relations
+        token_by_offset, end = first_token_by_offset(window), window.start + len(window.text)
+        shown = np.array([entity for entity, start in enumerate(starts) if start in token_by_offset], dtype=np.int64)
+        tokens = np.array([token_by_offset[starts[entity]] for entity in shown], dtype=np.int64)
+        margins = np.minimum(offsets[shown] - window.start, end - offsets[shown])
+        margin = np.minimum(margins[:, np.newaxis], margins)
+        pairs = np.ix_(shown, shown)
+        better = (tokens[:, np.newaxis] != tokens) & (margin > best_margin[pairs])
+        best_margin[pairs] = np.where(better, margin, best_margin[pairs])
+        of_window = arrays["relation_logits"][np.ix_(tokens, tokens)]
+        logits[pairs] = np.where(better[:, :, np.newaxis], of_window, logits[pairs])
+    return logits
 
 
 def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
     """Returns the logits of units, the entities and the logits of their pairs, and how many each prediction has."""
     entities = [entity for prediction in predictions for entity in prediction.entities]
-    pairs = [prediction.relations.reshape(-1, prediction.relations.shape[-1]) for prediction in predictions]
+    pairs = [prediction.relation_logits.reshape(-1, prediction.relation_logits.shape[-1]) for prediction in predictions]
     return {
-        **classification.dump([prediction.tags for prediction in predictions]),
+        **classification.dump([prediction.tag_logits for prediction in predictions]),
         "entities": np.array([entity[1:] for entity in entities], dtype=np.int64).reshape(-1, 2),
         "entity_labels": np.array([entity.label for entity in entities], dtype=np.str_),
         "counts": np.array([len(prediction.entities) for prediction in predictions], dtype=np.int64),
@@ -176,6 +189,6 @@ def load(arrays: Arrays) -> list[Prediction]:
     sizes = np.minimum(counts, MAX_ENTITIES)
     pairs = np.split(arrays["relations"], np.cumsum(sizes**2)[:-1])
     return [
-        Prediction(tags, tuple(entities[end - count : end]), part.reshape(size, size, width))
-        for tags, count, size, end, part in zip(classification.load(arrays), counts, sizes, ends, pairs, strict=True)
+        Prediction(tags, tuple(entities[end - count : end]), logits.reshape(size, size, width))
+        for tags, count, size, end, logits in zip(classification.load(arrays), counts, sizes, ends, pairs, strict=True)
     ]

@@ -17,6 +17,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Prediction = Any  # the task's own
 IGNORED = -100  # target that torch's cross-entropy ignores
+EMPTY_TEXT_WORK = 32  # characters that take as long to encode as an empty text
 
 
 class Input(Frozen):
@@ -47,7 +48,7 @@ class Input(Frozen):
     @property
     def work(self) -> int:
         """How long it takes to encode, as a number of characters."""
-        return sum(map(len, self.texts))
+        return sum(len(text) + EMPTY_TEXT_WORK for text in self.texts)
 
     def without_files(self) -> Self:
         """Returns the input without the fields that hold files."""
@@ -125,7 +126,7 @@ class Spec:
 class Observations:
     """What the metrics of a service count of some predictions.
 
-    A *unit* is what gets one label: a text, or a word. `units` is the number of units of each prediction,
+    A *unit* is what gets one label: a text, or a word. `units` are the numbers of units of the predictions,
     `(predictions,)`; `labels` are the indices of their labels, `confidences` the probabilities of these, and
     `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`.
     """
@@ -134,7 +135,7 @@ class Observations:
     labels: Int64
     confidences: Float32
     entropies: Float32
-    abstained: int = 0  # of the predictions
+    abstained: int = 0  # decisions on which the model abstained
 
 
 def are_same(first: Any, second: Any) -> bool:

@@ -34,7 +34,19 @@ def units(text: str) -> Int64:
     return np.array([match.span() for match in UNIT.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 
-def whole(text: str, start: int, end: int) -> tuple[int, int]:
+def overlapping(unit_offsets: Int64, starts: Sequence[int], ends: Sequence[int]) -> tuple[Int64, Int64]:
+    """Returns the first unit that each part of a text overlaps, and the one after the last; equal if it overlaps none.
+
+    Args:
+        unit_offsets: of the text, `(units, 2)`.
+        starts: of the parts.
+        ends: of the parts, exclusive.
+    """
+    first = np.searchsorted(unit_offsets[:, 1], starts, side="right")
+    return first, np.searchsorted(unit_offsets[:, 0], ends, side="left")
+
+
+def trim_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     """Removes what cannot be seen from the ends of a part of a text, and widens it to whole grapheme clusters.
 
     Args:

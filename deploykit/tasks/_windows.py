@@ -1,6 +1,7 @@
 """Predictions for the units of a text that was read in several windows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,11 @@ from deploykit.tasks._units import units
 from deploykit.tokenizer import Features
 
 CUT_OFF_LOGIT = 30.0  # of `O` for units that the model did not read: certain, but finite
+
+
+def unmasked(features: Sequence[Features], text: str) -> list[Features]:
+    """Returns features with the text as it was before masking, which may divide it into other units."""
+    return [replace(window, text=text[window.start : window.start + len(window.text)]) for window in features]
 
 
 def merge(scores: Sequence[Float32], windows: Sequence[Features], text: str) -> Float32:

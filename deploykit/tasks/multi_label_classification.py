@@ -4,11 +4,12 @@ Each label has a probability of its own, and a threshold, which is tuned on the 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from deploykit.errors import DataError
 from deploykit.methods import Frozen
 from deploykit.tasks import (
     Array,
@@ -23,7 +24,14 @@ from deploykit.tasks import (
     TextInput,
     TextOptions,
 )
-from deploykit.tasks._classification import dump, encode, load, pipeline, read_text  # noqa: F401  functions of this task
+from deploykit.tasks._classification import (  # noqa: F401  functions of this task
+    binary_entropies,
+    dump,
+    encode,
+    load,
+    pipeline,
+    read_text,
+)
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -55,7 +63,7 @@ Input = TextInput
 class Options(TextOptions):
     """Which labels an answer names."""
 
-    thresholds: dict[str, float] | None = None
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """Probability from which each label is named; null: tuned on the validation split for the highest F1 of the label,
     by steps of 0.05."""
 
@@ -84,6 +92,19 @@ def reader(
         return Example(texts, tuple(sorted(set(labels))))
 
     return read
+
+
+def prepare(examples: Sequence[Example], options: Options) -> Options:
+    """Returns the options as they are, after a check that the labels with a threshold exist.
+
+    Raises:
+        DataError: no training row has one of them.
+    """
+    labels = label_names(examples)
+    for name in options.thresholds or ():
+        if name not in labels:
+            raise DataError(f"no training row has the label {name!r} of `thresholds`. There are: {', '.join(labels)}.")
+    return options
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -115,7 +136,7 @@ def label_order(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def label_counts(example: Example) -> tuple[str, ...]:
+def example_labels(example: Example) -> tuple[str, ...]:
     """Returns the labels."""
     return tuple(example.target)
 
@@ -185,8 +206,8 @@ def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[d
     if np.array_equal(before, after):
         return []
     names = {"before": before, "after": after, "true": gold(example, spec)}
-    listed = {key: ", ".join(spec.labels[index] for index in indices) for key, indices in names.items()}
-    return [{"text": example.input.text, **listed}]
+    answer_list = {key: ", ".join(spec.labels[index] for index in indices) for key, indices in names.items()}
+    return [{"text": example.input.text, **answer_list}]
 
 
 def distance(first: Float32, second: Float32) -> float:
@@ -199,12 +220,11 @@ def distance(first: Float32, second: Float32) -> float:
 def observe(predictions: Sequence[Float32], spec: Spec) -> Observations:
     """Returns the labels that are named, with their probabilities; a text may have none."""
     decisions = [decide(row, spec) for row in predictions]
-    shares = [probabilities(row, spec)[0][chosen] for row, chosen in zip(predictions, decisions, strict=True)]
-    confidences = np.concatenate([np.zeros(0, np.float32), *shares])
-    certain = np.clip(confidences, 1e-7, 1 - 1e-7)
-    entropies = -(certain * np.log2(certain) + (1 - certain) * np.log2(1 - certain))
-    units = np.array([len(chosen) for chosen in decisions], dtype=np.int64)
-    return Observations(units, np.concatenate([np.zeros(0, np.int64), *decisions]), confidences, entropies)
+    of_labels = [probabilities(row, spec)[0][labels] for row, labels in zip(predictions, decisions, strict=True)]
+    confidences = np.concatenate([np.zeros(0, np.float32), *of_labels])
+    units = np.array([len(labels) for labels in decisions], dtype=np.int64)
+    labels = np.concatenate([np.zeros(0, np.int64), *decisions])
+    return Observations(units, labels, confidences, binary_entropies(confidences))
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:

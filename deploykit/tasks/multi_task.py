@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, Field, create_model, field_validator
+from pydantic import BaseModel, Field, create_model
 
 from deploykit import tasks
 from deploykit.errors import DataError
@@ -21,48 +21,16 @@ from deploykit.tasks import (
     Spec,
     Task,
     TextInput,
-    TextOptions,
 )
 from deploykit.tasks._classification import encode
-from deploykit.tasks._heads import COLUMNS, Head, HeadOptions
+from deploykit.tasks._heads import COLUMNS, Head, Options
 from deploykit.tokenizer import Features, joined
 
 MEAN = "mean_of_heads"
-# Fields that answers of tasks have, in the client, too.
-RESERVED = {
-    *("request", "index", "label", "score", "scores", "labels", "entities", "relations", "answer", "start", "end"),
-    *("context", "tokens", "windows", "truncated", "abstained", "record"),
-}
-
-
-class Options(TextOptions):
-    """The heads."""
-
-    heads: dict[str, HeadOptions] = Field(
-        default_factory=lambda: {
-            "intent": HeadOptions(method="text-classification", columns={"label": "intent"}),
-            "slots": HeadOptions(method="token-classification"),
-        },
-        min_length=1,
-    )
-    """The heads by name, each with `method`, the name of its task, and `columns`, where its labels stand."""
-
-    @field_validator("heads")
-    @classmethod
-    def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
-        for name, head in heads.items():
-            if not name.replace("_", "").isalnum() or name in RESERVED:
-                raise ValueError(
-                    f"a head cannot be called {name!r}, expected letters, digits and underscores, and none of"
-                    f" {', '.join(sorted(RESERVED))}"
-                )
-            _ = head.spec  # its options are validated
-            Head(name, head).require_roles(head.columns)
-        return heads
 
 
 class MultiTask:
-    """The task with the heads of its options; a prediction, a decision and a gold are dicts by head."""
+    """The task with the heads of its options; predictions, decisions and gold are dicts from head name to its own."""
 
     AUTO_CLASS = "AutoModel"
     ORT_CLASS = "ORTModelForCustomTasks"
@@ -78,66 +46,73 @@ class MultiTask:
 
     def __init__(self, options: Options) -> None:
         self.Options = Options
-        self.parts = [Head(name, head) for name, head in options.heads.items()]
-        self.OUTPUTS = {key: axes for head in self.parts for key, axes in head.prefixed(head.task.OUTPUTS).items()}
+        self.heads = [Head(name, head) for name, head in options.heads.items()]
+        self.OUTPUTS = {key: axes for head in self.heads for key, axes in head.prefixed(head.task.OUTPUTS).items()}
         self.TARGETS = {
             key: target._replace(output=f"{head.name}/{target.output}")
-            for head in self.parts
+            for head in self.heads
             for key, target in head.prefixed(head.task.TARGETS).items()
         }
-        self.METRICS = (MEAN, *(f"{head.name}/{metric}" for head in self.parts for metric in head.task.METRICS))
-        names: Any = Literal[tuple(head.name for head in self.parts)]
+        self.METRICS = (MEAN, *(f"{head.name}/{metric}" for head in self.heads for metric in head.task.METRICS))
+        names: Any = Literal[tuple(head.name for head in self.heads)]
         description = "names of the heads that answer; empty: all of them"
         heads: Any = (tuple[names, ...], Field(default=(), description=description))
         self.Input = create_model("Input", __base__=TextInput, __doc__="A text, and the heads to ask.", heads=heads)
         answers: Any = {
             head.name: (head.task.Answer | None, Field(description=f"the answer of the head {head.name}"))
-            for head in self.parts
+            for head in self.heads
         }
-        read: Any = {
+        reading: Any = {
             "tokens": (int, Field(description="tokens that the model read")),
             "windows": (int, Field(description="overlapping parts that a long text was read in")),
             "truncated": (bool, Field(description="whether the end of the text was cut off")),
         }
-        self.Answer = create_model("Answer", __base__=Frozen, __doc__="The answers for one text.", **answers, **read)
+        self.Answer = create_model("Answer", __base__=Frozen, __doc__="The answers for one text.", **answers, **reading)
 
-    def heads(self, spec: Spec) -> dict[str, tuple[str, ...]]:
+    def output_labels(self, spec: Spec) -> dict[str, tuple[str, ...]]:
         """Returns the labels of each output."""
         return {
-            key: own.labels or getattr(head.task, "OUTPUT_NAMES", ())
-            for head, own in self._specs(spec)
+            key: head_spec.labels or getattr(head.task, "OUTPUT_NAMES", ())
+            for head, head_spec in self._specs(spec)
             for key in head.prefixed(head.task.OUTPUTS)
         }
 
     def _specs(self, spec: Spec) -> Iterator[tuple[Head, Spec]]:
-        for head in self.parts:
+        for head in self.heads:
             yield head, spec.options.heads[head.name].spec
 
-    def heads_of(self, spec: Spec) -> dict[str, tuple[Task, Spec]]:
+    def subtasks(self, spec: Spec) -> dict[str, tuple[Task, Spec]]:
         """Returns the task of each head with its labels and options."""
-        return {head.name: (head.task, own) for head, own in self._specs(spec)}
+        return {head.name: (head.task, head_spec) for head, head_spec in self._specs(spec)}
 
     def reader(
         self, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
     ) -> Callable[[Mapping[str, Any]], Example]:
         """Returns a function that reads a text, and the labels of those heads that a row has labels of."""
-        rows, column, name = list(rows), columns.get("head"), str(columns["text"])
-        reads = {head.name: head.task.reader(rows, {**columns, **head.columns}) for head in self.parts}
+        rows, head_column, text_column = list(rows), columns.get("head"), str(columns["text"])
+        readers = {head.name: head.task.reader(rows, {**columns, **head.columns}) for head in self.heads}
 
         def read(row: Mapping[str, Any]) -> Example:
-            only = str(row.get(column) or "").strip() if column else ""
-            chosen = [head for head in self.parts if (head.name == only if only else head.is_labelled(row))]
-            if not chosen:
-                known = ", ".join(head.describe() for head in self.parts)
+            name = str(row.get(head_column) or "").strip() if head_column else ""
+            labelled = [head for head in self.heads if (head.name == name if name else head.is_labelled(row))]
+            if not labelled:
+                heads = ", ".join(head.describe() for head in self.heads)
                 raise ValueError(
-                    f"has labels of no head{f' called {only!r}' if only else ''}, expected those of {known}"
+                    f"has labels of no head{f' called {name!r}' if name else ''}, expected those of {heads}"
                 )
+            reads_spans = any(row.get(head.columns.get("spans") or "") for head in labelled)
             targets = {}
-            for head in sorted(chosen, key=lambda head: "tokens" not in head.task.COLUMNS):
-                example = head.read(row, reads[head.name])
+            # First the heads that label words: they join the words to the text that the other heads read.
+            for head in sorted(labelled, key=lambda head: "tokens" not in head.task.COLUMNS):
+                example = head.read_row(row, readers[head.name])
+                if row.get(text_column) not in (None, example.input.text) and reads_spans:
+                    raise ValueError(
+                        f"has spans in the text {row[text_column]!r}, and the words of the head {head.name!r} join to"
+                        f" {example.input.text!r}, where they stand elsewhere. Give the spans in that text"
+                    )
                 targets[head.name] = example.target
-                row = {**row, name: example.input.text}  # words that a head has joined are the text of the others
-            if example.input.text_pair and any("tokens" in head.task.COLUMNS for head in self.parts):
+                row = {**row, text_column: example.input.text}
+            if example.input.text_pair and any("tokens" in head.task.COLUMNS for head in self.heads):
                 raise ValueError("is a pair of texts, and a head that labels words reads single texts only")
             return Example(self.Input(**dict(example.input)), targets)
 
@@ -151,15 +126,15 @@ class MultiTask:
         """Returns no labels."""
         return ()
 
-    def label_counts(self, example: Example) -> tuple[str, ...]:
+    def example_labels(self, example: Example) -> tuple[str, ...]:
         """Returns the labels, each after the name of its head."""
         return tuple(
-            f"{head.name}/{label}" for head, part in self._labelled(example) for label in head.task.label_counts(part)
+            f"{head.name}/{label}" for head, row in self._labelled(example) for label in head.task.example_labels(row)
         )
 
     def _labelled(self, example: Example) -> Iterator[tuple[Head, Example]]:
         """Yields the heads that an example has labels of, each with its own example."""
-        for head in self.parts:
+        for head in self.heads:
             if head.name in example.target:
                 yield head, Example(example.input, example.target[head.name], example.slice)
 
@@ -170,116 +145,137 @@ class MultiTask:
             DataError: no example has labels of a head.
         """
         heads = {}
-        for head in self.parts:
-            own = [part for row in examples for labelled, part in self._labelled(row) if labelled is head]
-            if not own:
+        for head in self.heads:
+            rows = [row for example in examples for labelled, row in self._labelled(example) if labelled is head]
+            if not rows:
                 raise DataError(f"no training row has labels of the head {head.describe()}. Name its columns.")
-            old = options.heads[head.name]
-            learned = head.task.prepare(own, old.spec.options) if hasattr(head.task, "prepare") else old.spec.options
-            heads[head.name] = old.learned(head.task.label_names(own), learned)
+            untrained = options.heads[head.name]
+            task_options = untrained.spec.options
+            if hasattr(head.task, "prepare"):
+                task_options = head.task.prepare(rows, task_options)
+            labels = head.task.label_names(rows)
+            if "labels" in head.task.FIGURES and len(labels) < 2:
+                raise DataError(
+                    f"the head {head.describe()} has fewer than two labels in the training rows: add rows of others."
+                )
+            heads[head.name] = untrained.trained(labels, task_options)
+        return Options(max_windows=options.max_windows, heads=heads)
+
+    def scale(self, examples: Sequence[Example], options: Options) -> Options:
+        """Returns options with the scale of the numbers that heads learn."""
+        heads = dict(options.heads)
+        for head in self.heads:
+            rows = [row for example in examples for labelled, row in self._labelled(example) if labelled is head]
+            if hasattr(head.task, "scale"):
+                spec = heads[head.name].spec
+                heads[head.name] = heads[head.name].trained(spec.labels, head.task.scale(rows, spec.options))
         return Options(max_windows=options.max_windows, heads=heads)
 
     def tune(self, gold: Sequence[Any], predictions: Sequence[Any], spec: Spec) -> Options:
         """Returns options with what the heads tune on the validation split."""
         heads = dict(spec.options.heads)
-        for head, own in self._specs(spec):
-            rows = [row for row, true in enumerate(gold) if head.name in true]
+        for head, head_spec in self._specs(spec):
+            rows = [index for index, labelled in enumerate(gold) if head.name in labelled]
             if rows and hasattr(head.task, "tune"):
-                true, predicted = ([side[row][head.name] for row in rows] for side in (gold, predictions))
-                heads[head.name] = heads[head.name].learned(own.labels, head.task.tune(true, predicted, own))
+                true, predicted = ([values[row][head.name] for row in rows] for values in (gold, predictions))
+                options = head.task.tune(true, predicted, head_spec)
+                heads[head.name] = heads[head.name].trained(head_spec.labels, options)
         return Options(max_windows=spec.options.max_windows, heads=heads)
 
     def targets(self, example: Example, features: Features, spec: Spec) -> dict[str, Array]:
         """Returns the targets of all heads; those of heads without labels are ignored by the losses."""
-        labelled, targets = {head.name: part for head, part in self._labelled(example)}, dict[str, Array]()
-        for head, own in self._specs(spec):
-            part = labelled.get(head.name)
-            arrays = head.task.targets(part, features, own) if part else head.no_targets(features, own)
+        labelled = {head.name: row for head, row in self._labelled(example)}
+        targets = dict[str, Array]()
+        for head, head_spec in self._specs(spec):
+            row = labelled.get(head.name)
+            arrays = head.task.targets(row, features, head_spec) if row else head.no_targets(features, head_spec)
             targets |= head.prefixed(arrays)
         return targets
 
     def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any, spec: Spec) -> dict[str, Any]:
         """Returns the prediction of each head."""
         return {
-            head.name: head.task.decode([head.own(arrays) for arrays in outputs], features, item, own)
-            for head, own in self._specs(spec)
+            head.name: head.task.decode([head.select(arrays) for arrays in outputs], features, item, head_spec)
+            for head, head_spec in self._specs(spec)
         }
 
     def gold(self, example: Example, spec: Spec) -> dict[str, Any]:
         """Returns the gold of each head that the example has labels of."""
-        specs = self.heads_of(spec)
-        return {head.name: head.task.gold(part, specs[head.name][1]) for head, part in self._labelled(example)}
+        specs = self.subtasks(spec)
+        return {head.name: head.task.gold(row, specs[head.name][1]) for head, row in self._labelled(example)}
 
     def decide(self, prediction: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
         """Returns the decision of each head."""
-        return {head.name: head.task.decide(prediction[head.name], own) for head, own in self._specs(spec)}
+        return {head.name: head.task.decide(prediction[head.name], head_spec) for head, head_spec in self._specs(spec)}
 
     def changes(self, example: Example, before: Any, after: Any, spec: Spec) -> list[dict[str, str]]:
         """Returns the differences of the heads that the example has labels of, with the head's name before the text."""
-        specs = self.heads_of(spec)
+        specs = self.subtasks(spec)
         return [
             {**change, "text": f"{head.name}: {change['text']}"}
-            for head, part in self._labelled(example)
-            for change in head.task.changes(part, before[head.name], after[head.name], specs[head.name][1])
+            for head, row in self._labelled(example)
+            for change in head.task.changes(row, before[head.name], after[head.name], specs[head.name][1])
         ]
 
     def distance(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
         """Returns the largest difference of any head."""
-        return max(head.task.distance(first[head.name], second[head.name]) for head in self.parts)
+        return float(np.max([head.task.distance(first[head.name], second[head.name]) for head in self.heads]))
 
     def observed_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels of all heads, each after the name of its head."""
         return tuple(
-            f"{head.name}/{label}" for head, own in self._specs(spec) for label in tasks.observed_labels(head.task, own)
+            f"{head.name}/{label}"
+            for head, head_spec in self._specs(spec)
+            for label in tasks.observed_labels(head.task, head_spec)
         )
 
     def observe(self, predictions: Sequence[Mapping[str, Any]], spec: Spec) -> Observations:
         """Returns label, confidence and entropy of each unit of each head, prediction by prediction."""
-        start, abstained, rows = 0, 0, [list[tuple[Any, ...]]() for _ in predictions]
-        for head, own in self._specs(spec):
-            for parts, prediction in zip(rows, predictions, strict=True):
-                seen = head.task.observe([prediction[head.name]], own)
-                abstained += seen.abstained
-                parts.append((seen.labels + start, seen.confidences, seen.entropies))
-            start += len(tasks.observed_labels(head.task, own))
-        units = np.array([sum(len(part[0]) for part in parts) for parts in rows], dtype=np.int64)
+        start, abstained = 0, 0
+        by_prediction = [list[tuple[Any, ...]]() for _ in predictions]
+        for head, head_spec in self._specs(spec):
+            for arrays, prediction in zip(by_prediction, predictions, strict=True):
+                observed = head.task.observe([prediction[head.name]], head_spec)
+                abstained += observed.abstained
+                arrays.append((observed.labels + start, observed.confidences, observed.entropies))
+            start += len(tasks.observed_labels(head.task, head_spec))
+        units = np.array([sum(len(of_head[0]) for of_head in arrays) for arrays in by_prediction], dtype=np.int64)
         empty = (np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-        labels, confidences, entropies = (
-            np.concatenate(column) for column in zip(empty, *(part for parts in rows for part in parts), strict=True)
-        )
+        columns = zip(empty, *(of_head for arrays in by_prediction for of_head in arrays), strict=True)
+        labels, confidences, entropies = map(np.concatenate, columns)
         return Observations(units, labels, confidences, entropies, abstained)
 
     def dump(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
         """Returns the arrays of each head, with the head's name before theirs."""
         return {
             key: array
-            for head in self.parts
+            for head in self.heads
             for key, array in head.prefixed(head.task.dump([row[head.name] for row in predictions])).items()
         }
 
     def load(self, arrays: Arrays) -> list[dict[str, Any]]:
         """Turns the arrays of `dump` into predictions."""
-        columns = [head.task.load(head.own(arrays)) for head in self.parts]
+        columns = [head.task.load(head.select(arrays)) for head in self.heads]
         return [
-            {head.name: row for head, row in zip(self.parts, rows, strict=True)} for rows in zip(*columns, strict=True)
+            {head.name: row for head, row in zip(self.heads, rows, strict=True)} for rows in zip(*columns, strict=True)
         ]
 
     def answer(self, prediction: Mapping[str, Any], features: Sequence[Features], item: Any, spec: Spec) -> BaseModel:
         """Returns the answers of the heads that the input names, or of all of them."""
-        wanted, encoding = getattr(item, "heads", ()), joined(features)
+        names, encoding = getattr(item, "heads", ()), joined(features)
         answers = {
-            head.name: head.task.answer(prediction[head.name], features, item, own)
-            if not wanted or head.name in wanted
+            head.name: head.task.answer(prediction[head.name], features, item, head_spec)
+            if not names or head.name in names
             else None
-            for head, own in self._specs(spec)
+            for head, head_spec in self._specs(spec)
         }
-        read = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
-        return self.Answer(**answers, **read)
+        reading = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
+        return self.Answer(**answers, **reading)
 
     def record(self, answer: Any) -> dict[str, Any]:
         """Returns the records of the heads that answered, as `answers`."""
-        answers = {head: getattr(answer, head.name) for head in self.parts}
-        return {"answers": {head.name: head.task.record(own) for head, own in answers.items() if own is not None}}
+        answers = [(head, getattr(answer, head.name)) for head in self.heads]
+        return {"answers": {head.name: head.task.record(of_head) for head, of_head in answers if of_head is not None}}
 
 
 def bind(options: Options) -> Task:

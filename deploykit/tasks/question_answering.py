@@ -10,15 +10,16 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deploykit.methods import Frozen
 from deploykit.methods import Options as Base
 from deploykit.tasks import Array, Arrays, Column, Example, Int64, Observations, Spec, Target
 from deploykit.tasks import Input as BaseInput
-from deploykit.tasks._answers import f1, likely_spans, listed, located
-from deploykit.tasks._classification import read_text
-from deploykit.tasks._units import whole
+from deploykit.tasks._answers import answer_list, f1, likely_spans, locate
+from deploykit.tasks._classification import binary_entropies, read_text
+from deploykit.tasks._units import trim_to_graphemes
+from deploykit.tasks._unlabelled import example_labels, label_names, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, Tokenizer, joined
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
@@ -48,8 +49,8 @@ EXAMPLES = (
 METRICS = ("answer_f1", "exact_match")
 FIGURES = frozenset({"changes"})
 CAPABILITIES = frozenset({"pipeline"})
-NONE = ""  # the decision that there is no answer
-NO_SPAN_SCORE = -1e9  # of a context that has no visible text; finite, so that JSON can hold what is tuned from it
+NO_ANSWER = ""  # the decision that there is no answer
+NO_SPAN_MARGIN = 100.0  # by which "no answer" is likelier in a context without visible text: certain, but finite
 
 
 class Options(Base):
@@ -74,6 +75,12 @@ class Input(BaseInput):
     context: str = Field(default="", description="the text that may hold the answer")
     contexts: tuple[str, ...] = Field(default=(), description="several texts instead of `context`")
 
+    @model_validator(mode="after")
+    def _has_one_context(self) -> Self:
+        if self.context and self.contexts:
+            raise ValueError("has context and contexts, expected one of them")
+        return self
+
     @property
     def sources(self) -> tuple[str, ...]:
         """The texts that may hold the answer."""
@@ -94,7 +101,9 @@ class Answer(Frozen):
     """The prediction for one question."""
 
     answer: str | None = Field(description="the answer, null if there is none")
-    score: float = Field(description="its probability among all spans and no answer, 0 to 1")
+    score: float = Field(
+        description="its probability among all spans and no answer, 0 to 1; null: 1 less the best span's"
+    )
     start: int | None = Field(description="offset of its first character in the context")
     end: int | None = Field(description="offset after its last character")
     context: int | None = Field(description="which of several contexts holds it, counted from 0")
@@ -126,7 +135,7 @@ def reader(
         contexts = [contexts] if isinstance(contexts, str) else contexts
         if not isinstance(contexts, list) or not contexts or not all(isinstance(part, str) for part in contexts):
             raise ValueError(f"the context is {contexts!r}, expected a text or a list of texts")
-        answers = tuple(located(answer, contexts) for answer in listed(row[str(columns["answers"])]))
+        answers = tuple(locate(answer, contexts) for answer in answer_list(row[str(columns["answers"])]))
         if len(contexts) == 1:
             return Example(Input(question=question, context=contexts[0]), answers)
         return Example(Input(question=question, contexts=tuple(contexts)), answers)
@@ -134,23 +143,8 @@ def reader(
     return read
 
 
-def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_counts(example: Example) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
 def observed_labels(spec: Spec) -> tuple[str, ...]:
-    """Returns what the metrics of a service count."""
+    """Returns what is counted of answers: whether there is one."""
     return ("answered", "no answer")
 
 
@@ -178,8 +172,8 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
     offsets = features.encoding.offsets[tokens]
     for text, start, place in example.target[:1]:
         inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
-        whole = place == context and len(inside) and offsets[inside[0], 0] <= start
-        if whole and offsets[inside[-1], 1] >= start + len(text):
+        shows_start = place == context and len(inside) and offsets[inside[0], 0] <= start
+        if shows_start and offsets[inside[-1], 1] >= start + len(text):
             ends = tokens.start + np.array([inside[0], inside[-1]], dtype=np.int64)
             return {"start": ends[0], "end": ends[1]}
     return {"start": np.array(0), "end": np.array(0)}
@@ -188,23 +182,23 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:
     """Returns the best span of all windows."""
     spans = dict[tuple[int, int, int], float]()  # the score of each, in the window that is most certain of it
-    nones = []
+    no_answer_scores = []
     for arrays, window in zip(outputs, features, strict=True):
         context, tokens = window.part
-        nones.append(float(arrays["start_logits"][0] + arrays["end_logits"][0]))
+        no_answer_scores.append(float(arrays["start_logits"][0] + arrays["end_logits"][0]))
         starts, ends = (arrays[name][tokens] for name in OUTPUTS)
         offsets, limit = window.encoding.offsets[tokens], spec.options.max_answer_tokens
         for score, start, end in likely_spans(starts, ends, offsets, item.sources[context], limit):
             span = context, start, end
             spans[span] = max(score, spans.get(span, -np.inf))
-    none = min(nones)  # a window without the answer says nothing of the others
+    no_answer = min(no_answer_scores)  # a window without the answer says nothing of the others
     if not spans:
-        return Prediction(NONE, NO_SPAN_SCORE, none, 0.0, 0, 0, 0)
+        return Prediction(NO_ANSWER, no_answer - NO_SPAN_MARGIN, no_answer, 0.0, 0, 0, 0)
     score, (context, start, end) = max((score, span) for span, score in spans.items())
-    scores = np.array([none, *spans.values()])
+    scores = np.array([no_answer, *spans.values()])
     probability = float(np.exp(score - scores.max()) / np.exp(scores - scores.max()).sum())
-    start, end = whole(item.sources[context], start, end)
-    return Prediction(item.sources[context][start:end], score, none, probability, context, start, end)
+    start, end = trim_to_graphemes(item.sources[context], start, end)
+    return Prediction(item.sources[context][start:end], score, no_answer, probability, context, start, end)
 
 
 def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Options:
@@ -212,12 +206,16 @@ def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> 
     options: Options = spec.options
     if options.no_answer_threshold is not None:
         return options
-    margins = np.array([prediction.no_answer - prediction.score for prediction in predictions])
-    answered = np.array([f1(prediction.text, texts) for prediction, texts in zip(predictions, gold, strict=True)])
-    empty = np.array([float(not texts) for texts in gold])
+    rows = [(row, texts) for row, texts in zip(predictions, gold, strict=True) if row.text]
+    if not rows:  # no context has visible text
+        return options
+    margins = np.array([prediction.no_answer - prediction.score for prediction, _ in rows])
+    f1_if_answered = np.array([f1(prediction.text, texts) for prediction, texts in rows])
+    f1_if_not = np.array([float(not texts) for _, texts in rows])
     order = np.argsort(margins)  # with the threshold after each, those before it are answered
-    gains = np.concatenate([[0.0], np.cumsum((answered - empty)[order])])
+    gains = np.concatenate([[0.0], np.cumsum((f1_if_answered - f1_if_not)[order])])
     best = int(gains.argmax())
+    # Beyond both ends, all or none of the questions are answered.
     ordered = np.concatenate([margins.min(keepdims=True) - 2, margins[order], margins.max(keepdims=True) + 2])
     threshold = (ordered[best] + ordered[best + 1]) / 2
     return options.model_copy(update={"no_answer_threshold": round(float(threshold), 4)})
@@ -231,7 +229,7 @@ def gold(example: Example, spec: Spec) -> tuple[str, ...]:
 def decide(prediction: Prediction, spec: Spec) -> str:
     """Returns the text of the answer, empty if there is none."""
     threshold = spec.options.no_answer_threshold or 0.0
-    return NONE if prediction.no_answer - prediction.score > threshold else prediction.text
+    return NO_ANSWER if prediction.no_answer - prediction.score > threshold else prediction.text
 
 
 def changes(example: Example, before: str, after: str, spec: Spec) -> list[dict[str, str]]:
@@ -243,7 +241,10 @@ def changes(example: Example, before: str, after: str, spec: Spec) -> list[dict[
 
 
 def distance(first: Prediction, second: Prediction) -> float:
-    """Returns the difference of the probabilities; of different spans, how certain the more certain one is."""
+    """Returns the difference of the probabilities.
+
+    Of different spans, also by how much the likelier one exceeds one half: below that, other spans are likely, too.
+    """
     moved = abs(first.probability - second.probability)
     if (first.context, first.start, first.end) == (second.context, second.start, second.end):
         return moved
@@ -252,29 +253,31 @@ def distance(first: Prediction, second: Prediction) -> float:
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
     """Returns whether each question was answered, and the probability of the best span."""
-    none = np.array([decide(prediction, spec) == NONE for prediction in predictions], dtype=np.int64)
-    shares = np.array([prediction.probability for prediction in predictions], dtype=np.float32)
-    certain = np.clip(shares, 1e-7, 1 - 1e-7)
-    entropies = -(certain * np.log2(certain) + (1 - certain) * np.log2(1 - certain))
-    return Observations(np.ones(len(none), dtype=np.int64), none, shares, entropies)
+    unanswered = np.array([decide(prediction, spec) == NO_ANSWER for prediction in predictions], dtype=np.int64)
+    probabilities = np.array([prediction.probability for prediction in predictions], dtype=np.float32)
+    entropies = binary_entropies(probabilities)
+    return Observations(np.ones(len(unanswered), dtype=np.int64), unanswered, probabilities, entropies)
 
 
 def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
-    """Returns `texts`, `(predictions,)`, and all numbers as `scores`, `(predictions, 6)`."""
-    numbers = np.array([astuple(prediction)[1:] for prediction in predictions], dtype=np.float64)
-    texts = np.array([prediction.text for prediction in predictions], dtype=np.str_)
-    return {"scores": numbers.reshape(-1, 6), "texts": texts}
+    """Returns `texts`, `(predictions,)`, and `scores` and `spans`, both `(predictions, 3)`."""
+    rows = [astuple(prediction) for prediction in predictions]
+    return {
+        "texts": np.array([row[0] for row in rows], dtype=np.str_),
+        "scores": np.array([row[1:4] for row in rows], dtype=np.float64).reshape(-1, 3),
+        "spans": np.array([row[4:] for row in rows], dtype=np.int64).reshape(-1, 3),
+    }
 
 
 def load(arrays: Arrays) -> list[Prediction]:
     """Turns the arrays of `dump` into predictions."""
-    rows = zip(arrays["texts"].tolist(), arrays["scores"].tolist(), strict=True)
-    return [Prediction(text, *numbers[:3], *map(int, numbers[3:])) for text, numbers in rows]
+    rows = zip(arrays["texts"].tolist(), arrays["scores"].tolist(), arrays["spans"].tolist(), strict=True)
+    return [Prediction(text, *scores, *span) for text, scores, span in rows]
 
 
 def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
     """Returns the answer with its place, or none."""
-    is_none, encoding = decide(prediction, spec) == NONE, joined(features)
+    is_none, encoding = decide(prediction, spec) == NO_ANSWER, joined(features)
     return Answer(
         answer=None if is_none else prediction.text,
         score=1 - prediction.probability if is_none else prediction.probability,

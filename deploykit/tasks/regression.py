@@ -24,6 +24,7 @@ from deploykit.tasks import (
 )
 from deploykit.tasks._classification import encode, read_text  # noqa: F401  functions of this task
 from deploykit.tasks._ranking import Relevance, metrics_of
+from deploykit.tasks._unlabelled import example_labels, label_names, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, joined
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -87,22 +88,7 @@ def reader(
     return read
 
 
-def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def label_counts(example: Example) -> tuple[str, ...]:
-    """Returns no labels."""
-    return ()
-
-
-def prepare(examples: Sequence[Example], options: Options) -> Options:
+def scale(examples: Sequence[Example], options: Options) -> Options:
     """Returns options with the mean and the standard deviation of the training scores."""
     scores = np.array([example.target for example in examples])
     return options.model_copy(update={"mean": float(scores.mean()), "deviation": float(scores.std()) or 1.0})
@@ -172,9 +158,9 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
 def relevance(spec: Spec) -> Relevance:
     """Returns the number as the relevance."""
     return Relevance(
-        predicted=lambda prediction: float(decide(prediction, spec)[0]),
-        true=lambda gold: float(gold[0]),
-        answered=lambda answer: answer.score,
+        of_prediction=lambda prediction: float(decide(prediction, spec)[0]),
+        of_gold=lambda gold: float(gold[0]),
+        of_answer=lambda answer: answer.score,
     )
 
 

@@ -1,12 +1,14 @@
 """Entities of a text and the directed relations between them, with one pass of one encoder.
 
-One head gives each token a BIO label, from which entities follow as in token classification. Another scores every
+One output gives each token a BIO label, from which entities follow as in token classification. Another scores every
 ordered pair of tokens; a pair of entities has the relation that is best for the first tokens of the two, or none. An
 input may give its entities, and then only their relations are predicted. Events are the same: a trigger and its
-arguments are entities, and the roles are relations from the trigger to the arguments.
+arguments are entities, and the roles are relations from the trigger to the arguments. A relation leads from its `head`
+to its `tail`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -33,18 +35,16 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     Decision,
     Mention,
     Prediction,
-    covered,
+    Relation,
     dump,
     load,
     pair_logits,
     pair_targets,
-    read_row,
-    token_at,
+    read_target,
 )
-from deploykit.tasks._tags import decode_entities
-from deploykit.tasks._units import UNIT, units
-from deploykit.tasks._windows import merge
-from deploykit.tasks.token_classification import Entity, first_tokens, label_order  # noqa: F401  of this task
+from deploykit.tasks._units import UNIT, overlapping, units
+from deploykit.tasks._windows import unmasked
+from deploykit.tasks.token_classification import Entity, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, Tokenizer, joined
 
 AUTO_CLASS = "AutoModel"
@@ -58,7 +58,7 @@ TARGETS = {
 COLUMNS = {
     "text": Column("text", "the text"),
     "spans": Column("spans", "the entities, a list of `start`, `end`, `label` and, if relations use it, `id`"),
-    "relations": Column("relations", "a list of `head`, `tail` (ids, or places in `spans`) and `label`"),
+    "relations": Column("relations", "a list of `head`, `tail` (ids, or indices in `spans`) and `label`"),
 }
 EXAMPLES = (
     {
@@ -72,19 +72,20 @@ METRICS = ("relation_f1", "span_f1")
 FIGURES = frozenset({"changes", "labels"})
 CAPABILITIES = frozenset[str]()
 NO_RELATION = "no relation"
+Place = tuple[tuple[int, int], ...]  # first and last unit of an entity, or those of head and tail
 
 
 class Options(TextOptions):
-    """How long texts are read, and which relations there are."""
+    """How texts are read that are longer than the model's input, and which relations there are."""
 
     relations: tuple[str, ...] = ()
     """The labels of relations, in the order of the outputs; set by training."""
 
 
-class GivenEntity(Frozen):
+class InputEntity(Frozen):
     """An entity that is known beforehand."""
 
-    label: str
+    label: str = Field(min_length=1, max_length=100)
     start: int = Field(ge=0, description="offset of its first character")
     end: int = Field(description="offset after its last character")
 
@@ -93,8 +94,8 @@ class Input(BaseInput):
     """A text, and its entities if they are known."""
 
     text: str
-    entities: tuple[GivenEntity, ...] | None = Field(
-        default=None, max_length=MAX_ENTITIES, description="null: they are predicted"
+    entities: tuple[InputEntity, ...] | None = Field(
+        default=None, max_length=MAX_ENTITIES, description="the known entities; null: the model predicts them"
     )
 
     @model_validator(mode="after")
@@ -104,15 +105,25 @@ class Input(BaseInput):
                 raise ValueError(f"the entity {entity.start}-{entity.end} does not lie in a text of {len(self.text)}")
             if not UNIT.search(self.text, entity.start, entity.end):
                 raise ValueError(f"the entity {entity.start}-{entity.end} covers no word of the text")
+        for before, after in pairwise(sorted((entity.start, entity.end) for entity in self.entities or ())):
+            if after[0] < before[1]:
+                raise ValueError(f"the entities {before[0]}-{before[1]} and {after[0]}-{after[1]} overlap")
         return self
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with its text and the labels of its entities changed, which a client writes, too."""
+        entities = self.entities and tuple(
+            entity.model_copy(update={"label": change(entity.label)}) for entity in self.entities
+        )
+        return super().with_texts(change).model_copy(update={"entities": entities})
 
 
 class PredictedRelation(Frozen):
     """A relation from one entity of the answer to another."""
 
     label: str
-    head: int = Field(description="place of the entity that it starts from in `entities`, counted from 0")
-    tail: int = Field(description="place of the entity that it leads to")
+    head: int = Field(description="index in `entities` of the entity that it leads from, counted from 0")
+    tail: int = Field(description="index in `entities` of the entity that it leads to")
     score: float = Field(description="its probability, 0 to 1")
 
 
@@ -132,31 +143,32 @@ def reader(
     """Returns a function that reads a text with its entities and relations."""
 
     def read(row: Mapping[str, Any]) -> Example:
-        text, target = read_row(*(row[str(columns[role])] for role in ("text", "spans", "relations")))
+        text, entities, relations = (row[str(columns[role])] for role in ("text", "spans", "relations"))
+        target = read_target(text, entities, relations)
         return Example(Input(text=text), target)
 
     return read
 
 
-def _entities_only(example: Example) -> Example:
+def _token_example(example: Example) -> Example:
     """Returns the example as token classification has it."""
-    return Example(TextInput(text=example.input.text), example.target.spans)
+    return Example(TextInput(text=example.input.text), example.target.entities)
 
 
 def oracle(example: Example) -> Input:
     """Returns the input with its true entities, for figures of the relations alone."""
-    given = tuple(GivenEntity(label=span.label, start=span.start, end=span.end) for span in example.target.spans)
-    return Input(text=example.input.text, entities=given)
+    entities = [InputEntity(label=span.label, start=span.start, end=span.end) for span in example.target.entities]
+    return Input(text=example.input.text, entities=tuple(entities))
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Returns `O`, and B- and I- of each label of entities, sorted by label."""
-    return token_classification.label_names([_entities_only(example) for example in examples])
+    return token_classification.label_names([_token_example(example) for example in examples])
 
 
-def label_counts(example: Example) -> tuple[str, ...]:
+def example_labels(example: Example) -> tuple[str, ...]:
     """Returns the labels of the entities and of the relations."""
-    return tuple(part.label for part in (*example.target.spans, *example.target.relations))
+    return tuple(labelled.label for labelled in (*example.target.entities, *example.target.relations))
 
 
 def prepare(examples: Sequence[Example], options: Options) -> Options:
@@ -165,7 +177,7 @@ def prepare(examples: Sequence[Example], options: Options) -> Options:
     return options.model_copy(update={"relations": tuple(sorted(names))})
 
 
-def heads(spec: Spec) -> dict[str, tuple[str, ...]]:
+def output_labels(spec: Spec) -> dict[str, tuple[str, ...]]:
     """Returns the labels of each output."""
     return {"tag_logits": spec.labels, "relation_logits": (NO_RELATION, *spec.options.relations)}
 
@@ -177,7 +189,7 @@ def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[li
 
 def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
     """Returns the labels of tokens `(tokens,)`, and of pairs of entities `(tokens, tokens)` at their first tokens."""
-    tags = token_classification.targets(_entities_only(example), features, spec)["labels"]
+    tags = token_classification.targets(_token_example(example), features, spec)["labels"]
     return {"tags": tags, "relations": pair_targets(example.target, features, spec.options.relations)}
 
 
@@ -186,42 +198,45 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input,
 
     Two entities that no window shows together have no relation.
     """
-    rows = [
-        token_classification.scores(arrays["tag_logits"], window.text, window.encoding)
-        for arrays, window in zip(outputs, features, strict=True)
-    ]
-    tags = rows[0] if len(rows) == 1 else merge(rows, features, item.text)
-    spans = units(item.text)
-    if item.entities is None:
-        names = [spec.labels[index] for index in tags.argmax(axis=-1)]
-        entities = tuple(Mention(*entity) for entity in decode_entities(names))
-    else:
-        entities = tuple(Mention(entity.label, *covered(entity.start, entity.end, spans)) for entity in item.entities)
-    starts = [int(spans[entity.first, 0]) for entity in entities[:MAX_ENTITIES]]
-    relations = pair_logits(outputs, features, starts, len(spec.options.relations) + 1)
-    return Prediction(tags, entities, relations)
+    features = unmasked(features, item.text)
+    of_tags = [{"logits": arrays["tag_logits"]} for arrays in outputs]
+    tag_logits = token_classification.decode(of_tags, features, TextInput(text=item.text), spec)
+    entities, unit_offsets = _mentions(tag_logits.argmax(axis=-1), spec), units(item.text)
+    if item.entities is not None:
+        starts, ends = [entity.start for entity in item.entities], [entity.end for entity in item.entities]
+        rows = zip(item.entities, *overlapping(unit_offsets, starts, ends), strict=True)
+        entities = tuple(Mention(entity.label, int(first), int(end) - 1) for entity, first, end in rows)
+    starts = [int(unit_offsets[entity.first, 0]) for entity in entities[:MAX_ENTITIES]]
+    labels = output_labels(spec)["relation_logits"]
+    return Prediction(tag_logits, entities, pair_logits(outputs, features, starts, len(labels)))
+
+
+def _mentions(tags: Int64, spec: Spec) -> tuple[Mention, ...]:
+    return tuple(Mention(*entity) for entity in token_classification.items(tags, spec))
 
 
 def gold(example: Example, spec: Spec) -> Decision:
     """Returns the true entities and relations."""
-    tags = token_classification.gold(_entities_only(example), spec)
-    entities = tuple(Mention(*entity) for entity in decode_entities([spec.labels[index] for index in tags]))
-    relations = [(part.label, entities[part.head], entities[part.tail]) for part in example.target.relations]
+    entities = _mentions(token_classification.gold(_token_example(example), spec), spec)
+    relations = [(label, entities[head], entities[tail]) for label, head, tail in example.target.relations]
     return Decision(entities, tuple(sorted(relations)))
+
+
+def _relations(prediction: Prediction, spec: Spec) -> list[Relation]:
+    """Returns the best relation of each ordered pair of entities that has one."""
+    labels, best = output_labels(spec)["relation_logits"], prediction.relation_logits.argmax(axis=-1)
+    return [Relation(labels[best[head, tail]], head, tail) for head, tail in np.argwhere(best > 0).tolist()]
 
 
 def decide(prediction: Prediction, spec: Spec) -> Decision:
     """Returns the entities, and the best relation of each ordered pair of them if it has one."""
-    best = prediction.relations.argmax(axis=-1)
-    relations = [
-        (spec.options.relations[best[head, tail] - 1], prediction.entities[head], prediction.entities[tail])
-        for head, tail in np.argwhere(best > 0)
-    ]
-    return Decision(prediction.entities, tuple(sorted(relations)))
+    entities = prediction.entities
+    relations = [(label, entities[head], entities[tail]) for label, head, tail in _relations(prediction, spec)]
+    return Decision(entities, tuple(sorted(relations)))
 
 
 def spans(decision: Decision, spec: Spec) -> Sequence[tuple[Any, ...]]:
-    """Lists the entities."""
+    """Lists the entities, for their own F1."""
     return decision.entities
 
 
@@ -237,60 +252,61 @@ def item_labels(spec: Spec) -> tuple[str, ...]:
 
 def changes(example: Example, before: Decision, after: Decision, spec: Spec) -> list[dict[str, str]]:
     """Returns the entities and the pairs of them whose label differs, with the true label and both predicted ones."""
-    text, true, spans = example.input.text, gold(example, spec), units(example.input.text)
+    text, unit_offsets = example.input.text, units(example.input.text)
+    decisions = {"true": gold(example, spec), "before": before, "after": after}
+    labels = {name: _labels_by_place(decision) for name, decision in decisions.items()}
 
-    def named(decision: Decision) -> dict[tuple[Any, ...], str]:
-        entities = {(entity[1:],): entity.label for entity in decision.entities}
-        return entities | {(head[1:], tail[1:]): label for label, head, tail in decision.relations}
+    def text_of(place: Place) -> str:
+        return " → ".join(text[unit_offsets[first, 0] : unit_offsets[last, 1]] for first, last in place)
 
-    def shown(key: tuple[Any, ...]) -> str:
-        return " → ".join(text[spans[first, 0] : spans[last, 1]] for first, last in key)
+    places = {**labels["before"], **labels["after"]}
+    return [
+        {"text": text_of(place), **{name: own.get(place, "-") for name, own in labels.items()}}
+        for place in places
+        if labels["before"].get(place) != labels["after"].get(place)
+    ]
 
-    sides = {"true": named(true), "before": named(before), "after": named(after)}
-    keys = [key for key in {**sides["before"], **sides["after"]} if sides["before"].get(key) != sides["after"].get(key)]
-    return [{"text": shown(key), **{side: labels.get(key, "-") for side, labels in sides.items()}} for key in keys]
+
+def _labels_by_place(decision: Decision) -> dict[Place, str]:
+    """Returns the labels of entities and of relations by the units that they are of."""
+    entities: dict[Place, str] = {(entity[1:],): entity.label for entity in decision.entities}
+    return entities | {(head[1:], tail[1:]): label for label, head, tail in decision.relations}
 
 
 def distance(first: Prediction, second: Prediction) -> float:
     """Returns the largest difference of a probability; of relations only where the entities are the same."""
-    largest = classification.distance(first.tags, second.tags)
-    if first.entities != second.entities or not len(first.entities):
+    largest = classification.distance(first.tag_logits, second.tag_logits)
+    if first.entities != second.entities:
         return largest
-    return max(largest, classification.distance(first.relations, second.relations))
+    return float(np.maximum(largest, classification.distance(first.relation_logits, second.relation_logits)))  # or NaN
 
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
     """Returns label, confidence and entropy of each unit, as token classification does."""
-    return classification.observe([prediction.tags for prediction in predictions], spec)
+    return classification.observe([prediction.tag_logits for prediction in predictions], spec)
 
 
 def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
-    """Returns the entities, and the relations between them by their places in the list."""
-    encoding, spans = joined(features), units(item.text)
-    certainty = softmax(prediction.tags).max(axis=-1) if len(prediction.tags) else np.zeros(0)
+    """Returns the entities, and the relations between them by their indices in the list."""
+    encoding, unit_offsets = joined(features), units(item.text)
+    confidences = softmax(prediction.tag_logits).max(axis=-1)
     entities = [
         Entity(
-            label=entity.label,
-            text=item.text[spans[entity.first, 0] : spans[entity.last, 1]],
-            start=int(spans[entity.first, 0]),
-            end=int(spans[entity.last, 1]),
-            score=1.0 if item.entities is not None else float(certainty[entity.first : entity.last + 1].min()),
+            label=label,
+            text=item.text[unit_offsets[first, 0] : unit_offsets[last, 1]],
+            start=int(unit_offsets[first, 0]),
+            end=int(unit_offsets[last, 1]),
+            score=1.0 if item.entities is not None else float(confidences[first : last + 1].min()),
         )
-        for entity in prediction.entities
+        for label, first, last in prediction.entities
     ]
-    shares = softmax(prediction.relations) if entities else prediction.relations
-    best = prediction.relations.argmax(axis=-1)
+    probabilities = softmax(prediction.relation_logits).max(axis=-1)
     relations = [
-        PredictedRelation(
-            label=spec.options.relations[best[pair] - 1],
-            head=pair[0],
-            tail=pair[1],
-            score=float(shares[pair][best[pair]]),
-        )
-        for pair in map(tuple, np.argwhere(best > 0).tolist())
+        PredictedRelation(label=label, head=head, tail=tail, score=float(probabilities[head, tail]))
+        for label, head, tail in _relations(prediction, spec)
     ]
-    read = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
-    return Answer(entities=entities, relations=relations, **read)
+    reading = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
+    return Answer(entities=entities, relations=relations, **reading)
 
 
 def record(answer: Answer) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def label_order(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def label_counts(example: Example) -> tuple[str, ...]:
+def example_labels(example: Example) -> tuple[str, ...]:
     """Returns the label."""
     return (example.target,)
 
@@ -201,15 +201,15 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
 
 
 def relevance(spec: Spec) -> Relevance | None:
-    """Returns the probability of the positive label as the relevance; None if no label is."""
+    """Returns the probability of the positive label as the relevance; None if no label is the positive one."""
     positive = positive_label(spec.labels, spec.options.positive_label)
     if positive is None:
         return None
     index = spec.labels.index(positive)
     return Relevance(
-        predicted=lambda prediction: float(softmax(prediction[0])[index]),
-        true=lambda gold: float(gold[0] == index),
-        answered=lambda answer: answer.scores[positive],
+        of_prediction=lambda prediction: float(softmax(prediction[0])[index]),
+        of_gold=lambda gold: float(gold[0] == index),
+        of_answer=lambda answer: answer.scores[positive],
     )
 
 

@@ -38,8 +38,8 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
 )
 from deploykit.tasks._spans import reader  # noqa: F401  a function of this task
 from deploykit.tasks._tags import OUTSIDE, decode_entities
-from deploykit.tasks._units import UNIT, units
-from deploykit.tasks._windows import CUT_OFF_LOGIT, merge
+from deploykit.tasks._units import UNIT, overlapping, units
+from deploykit.tasks._windows import CUT_OFF_LOGIT, merge, unmasked
 from deploykit.tokenizer import Encoding, Features, joined
 
 AUTO_CLASS = "AutoModelForTokenClassification"
@@ -60,12 +60,11 @@ EXAMPLES = (
 METRICS = ("entity_f1", "accuracy")
 FIGURES = frozenset({"changes", "labels", "confusion", "calibration"})
 CAPABILITIES = frozenset({"pipeline"})
-PIPELINE_NESTED = False
 Input = TextInput
 
 
 class Options(TextOptions):
-    """How long texts are read."""
+    """How texts are read that are longer than the model's input."""
 
 
 class Entity(Frozen):
@@ -101,7 +100,7 @@ def _bio(names: Iterable[str]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
 
 
-def label_counts(example: Example) -> tuple[str, ...]:
+def example_labels(example: Example) -> tuple[str, ...]:
     """Returns the labels of the spans."""
     return tuple(span.label for span in example.target)
 
@@ -112,13 +111,12 @@ def gold(example: Example, spec: Spec) -> Int64:
 
 
 def _unit_labels(text: str, spans: Sequence[Span], labels: Sequence[str]) -> Int64:
-    starts, ends = units(text).T
-    indices = np.zeros(len(starts), dtype=np.int64)
-    first = np.searchsorted(ends, [span.start for span in spans], side="right")
-    last = np.searchsorted(starts, [span.end for span in spans], side="left")
-    for span, begin, end in zip(spans, first, last, strict=True):
-        indices[begin:end] = labels.index(f"I-{span.label}")
-        indices[begin : min(begin + 1, end)] = labels.index(f"B-{span.label}")
+    unit_offsets = units(text)
+    indices = np.zeros(len(unit_offsets), dtype=np.int64)
+    first, end = overlapping(unit_offsets, [span.start for span in spans], [span.end for span in spans])
+    for span, begin, stop in zip(spans, first, end, strict=True):
+        indices[begin:stop] = labels.index(f"I-{span.label}")
+        indices[begin : min(begin + 1, stop)] = labels.index(f"B-{span.label}")
     return indices
 
 
@@ -146,6 +144,7 @@ def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
     """Returns the logits of the units of the text, `(units, labels)`; units that were not read are outside."""
+    features = unmasked(features, item.text)
     if len(features) == 1:
         return scores(outputs[0]["logits"], item.text, features[0].encoding)
     rows = [
@@ -212,18 +211,18 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
     """Joins units into entities; an I- label continues an entity of the same label, or begins one."""
     text, encoding = item.text, joined(features)
     spans = units(text[: encoding.offsets[:, 1].max(initial=0)])  # only what was read
-    if len(spans) and (whole := UNIT.match(text, int(spans[-1, 0]))):
-        spans[-1, 1] = whole.end()  # to the end of the word if only a part of it was read
-    certainty = softmax(prediction[: len(spans)]) if len(spans) else prediction[:0]
+    if len(spans) and (unit := UNIT.match(text, int(spans[-1, 0]))):
+        spans[-1, 1] = unit.end()  # to the end of the word if only a part of it was read
+    shares = softmax(prediction[: len(spans)])
     predicted = [
         Entity(
             label=label,
             text=text[spans[first, 0] : spans[last, 1]],
             start=int(spans[first, 0]),
             end=int(spans[last, 1]),
-            score=float(certainty[first : last + 1].max(axis=-1).min()),
+            score=float(shares[first : last + 1].max(axis=-1).min()),
         )
-        for label, first, last in decode_entities([spec.labels[index] for index in certainty.argmax(axis=-1)])
+        for label, first, last in decode_entities([spec.labels[index] for index in shares.argmax(axis=-1)])
     ]
     return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 

@@ -104,8 +104,8 @@ def test_texts_are_the_same_whatever_the_white_space_but_not_whatever_the_pair()
 
 
 def test_labels_are_counted_as_often_as_they_stand_there():
-    assert TOKEN.label_counts(example_of("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X")))) == ("X", "X")
-    assert TEXT.label_counts(example_of("a b", label="good")) == ("good",)
+    assert TOKEN.example_labels(example_of("a b", spans=(Span(0, 1, "X"), Span(2, 3, "X")))) == ("X", "X")
+    assert TEXT.example_labels(example_of("a b", label="good")) == ("good",)
 
 
 def test_the_slice_of_a_row_is_the_value_of_its_column():
@@ -118,3 +118,18 @@ def test_the_slice_of_a_row_is_the_value_of_its_column():
     assert [example.slice for example in split.examples] == ["en", "7", ""]
     with pytest.raises(DataError, match=r"has no column 'language'.* Name the right one with data\.slice\.$"):
         parse(table(*rows), slice="language")
+
+
+@pytest.mark.parametrize("missing", ["angr", "joy"])
+def test_a_missing_column_of_several_is_named(missing):
+    task = tasks.load("multi-label-classification")
+    found = table({"text": "a", **{name: "1" for name in ("joy", "anger") if name != missing}})
+    with pytest.raises(DataError, match=rf"has no column '{missing}'.* Name the right one with data\.label_columns\."):
+        parse(found, task, label_columns="joy, angr" if missing == "angr" else "joy, anger")
+
+
+def test_a_slice_without_a_value_has_no_name():
+    split = parse(
+        table({"text": "a", "label": "x", "lang": None}, {"text": "b", "label": "y", "lang": "en"}), slice="lang"
+    )
+    assert [example.slice for example in split.examples] == ["", "en"]

@@ -86,3 +86,10 @@ def test_accuracy_by_version_with_its_interval(joined):
         ("m 1", "10", "10", "0.9000 (0.5958 to 0.9821)"),
         ("m 2", "1", "0", "none given"),
     ]
+
+
+def test_records_of_other_tasks_are_counted_and_become_no_rows(joined):
+    question = record(0, label="")
+    del question["text"], question["label"]
+    found = joined([{**question, "question": "where ?", "context": "here"}, feedback(1, "here")])
+    assert (found.rows, found.broken, dict(found.records)) == ([], 0, {"m 1": 1})

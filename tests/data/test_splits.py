@@ -41,6 +41,23 @@ def test_copies_of_a_text_are_kept_together_even_with_other_labels():
     assert len({key_of(row) for row in part.examples}) == 10
 
 
+@pytest.mark.parametrize("shared", ["first", "second"])
+def test_rows_that_share_a_text_of_their_pairs_are_kept_together(shared):
+    pairs = [(f"query {number % 50}", f"candidate {number}") for number in range(400)]
+    texts = pairs if shared == "first" else [pair[::-1] for pair in pairs]
+    rows = [example_of(*pair, label="yes" if number % 8 else "no") for number, pair in enumerate(texts)]
+    rest, part = splits.cut(split(rows), "test", 0.2, TEXT, 0)
+    place = 0 if shared == "first" else 1
+    assert not {key_of(row)[place] for row in rest.examples} & {key_of(row)[place] for row in part.examples}
+    assert len(part.examples) == 80
+
+
+def test_a_text_that_very_many_pairs_share_keeps_none_together():
+    rows = [example_of("is this about sport", f"text {number}", label="ab"[number % 2]) for number in range(100)]
+    rest, part = splits.cut(split(rows), "test", 0.2, TEXT, 0)
+    assert (len(rest.examples), len(part.examples)) == (80, 20)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_each_label_keeps_a_text_in_training_where_texts_have_several(seed):
     pairs = [("P", "X"), ("Q", "X"), ("P", "R"), ("Q", "S"), ("R", "S")]
@@ -51,7 +68,7 @@ def test_each_label_keeps_a_text_in_training_where_texts_have_several(seed):
         for number, pair in enumerate(pairs)
     ]
     rest, _ = splits.cut(split(rows), "test", 0.49, TOKEN, seed)
-    assert {label for row in rest.examples for label in TOKEN.label_counts(row)} == set("PQRSX")
+    assert {label for row in rest.examples for label in TOKEN.example_labels(row)} == set("PQRSX")
 
 
 def test_shares_are_exact_and_proportional():

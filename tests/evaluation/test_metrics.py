@@ -70,7 +70,7 @@ def library(name, gold, predicted):
         return float(np.mean([roc_auc_score(*side) for side in sides if side[0].any()]))
     averages = {"macro_f1": "macro", "micro_f1": "micro"}
     if name in averages:
-        return f1_score(*flat, labels=range(len(FLAT)), average=averages[name], zero_division=0.0)
+        return f1_score(*flat, average=averages[name], zero_division=0.0)
     return {"accuracy": accuracy_score, "matthews": matthews_corrcoef}[name](*flat)
 
 
@@ -317,3 +317,9 @@ def test_average_precision_is_that_of_scikit_learn_for_every_draw():
 def test_answers_are_compared_as_in_squad(answer, gold, exact, f1):
     rows = Outcomes(NUMBERS, spec_of(()), [tuple(gold)], [answer])
     assert metrics.compute(("exact_match", "answer_f1"), rows) == {"exact_match": exact, "answer_f1": pytest.approx(f1)}
+
+
+def test_the_area_under_the_curve_of_a_single_class_is_left_out():
+    rows = outcomes([np.array([0])] * 5, [np.array([0])] * 5, FLAT)
+    assert "roc_auc" not in metrics.with_intervals(("roc_auc", "accuracy"), rows, 0)
+    assert metrics.with_intervals(("macro_f1",), rows, 0)["macro_f1"].low == 1

@@ -154,8 +154,8 @@ def write_package(make_package, target, name, questions=None, weight_of=None, ch
     case, task = CASES[name], task_of(name)
     spec = tasks.Spec(case.labels, options_of(name, **options))
     columns = dict.fromkeys(task.OUTPUTS, max(len(case.labels), 1))
-    if hasattr(task, "heads"):
-        columns = {output: len(names) for output, names in task.heads(spec).items()}
+    if hasattr(task, "output_labels"):
+        columns = {output: len(names) for output, names in task.output_labels(spec).items()}
     return make_package(
         target,
         before=lambda folder: write_graph(folder / GRAPH, task.OUTPUTS, columns, weight_of),
@@ -167,12 +167,12 @@ def write_package(make_package, target, name, questions=None, weight_of=None, ch
     )
 
 
-def close(first, second):
-    """Says whether two contents of JSON are the same, but for the last digits of numbers."""
+def close(first, second, tolerance=TOLERANCE):
+    """Says whether two contents of JSON are the same, but for numbers that differ by no more than the tolerance."""
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(close(value, second[key]) for key, value in first.items())
+        return first.keys() == second.keys() and all(close(first[key], second[key], tolerance) for key in first)
     if isinstance(first, list):
-        return len(first) == len(second) and all(map(close, first, second))
+        return len(first) == len(second) and all(close(*pair, tolerance) for pair in zip(first, second, strict=True))
     if isinstance(first, float):
-        return abs(first - second) <= TOLERANCE
+        return abs(first - second) <= tolerance
     return type(first) is type(second) and first == second

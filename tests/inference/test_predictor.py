@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from itertools import count
 from threading import Barrier
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -277,3 +278,25 @@ def test_threads_are_started_for_several_batches_at_once_and_kept(found, monkeyp
     for _ in range(2):
         np.testing.assert_array_equal(two.predict(texts, batch_tokens=16), alone)
     assert len(pools) == 1
+
+
+def test_outputs_are_decoded_as_soon_as_an_input_is_complete(predictor, sentences):
+    events = []
+
+    class Noting(Spy):
+        def run(self, batch):
+            events.append("run")
+            return super().run(batch)
+
+    def decode(*arguments):
+        events.append("decode")
+        return predictor.task.decode(*arguments)
+
+    task = SimpleNamespace(OUTPUTS=predictor.task.OUTPUTS, encode=predictor.task.encode, decode=decode)
+    task.Input = predictor.task.Input
+    texts = inputs_of([*(text for text, _ in sentences), f"{sentences[0][0]} " * 20])
+    watched = replace(predictor, task=task, engine=Noting(predictor.engine))
+    for prediction, expected in zip(watched.predict(texts, 64), predictor.predict(texts, 64), strict=True):
+        np.testing.assert_allclose(prediction, expected, atol=1e-5)
+    last_run = len(events) - events[::-1].index("run")
+    assert 0 < events[:last_run].count("decode") < events.count("decode") == len(texts)

@@ -256,7 +256,8 @@ def test_sizes_that_do_not_fit_the_weights_are_refused(tmp_path, tiny_encoder):
     content["layers"][0]["neurons"] = 128
     file.write_text(json.dumps(content))
     with pytest.raises(
-        ModelError, match=r"model\.safetensors does not fit deploykit_arch\.json: build the artifact again"
+        ModelError,
+        match=r"does not fit config\.json and deploykit_arch\.json: build the artifact again",
     ):
         checkpoint.load(tmp_path)
 
@@ -266,7 +267,7 @@ def test_weights_that_are_missing_are_refused(tmp_path, tiny_encoder):
     weights = checkpoint.load_file(tmp_path / "model.safetensors")
     weights.pop("classifier.bias")
     checkpoint.save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"does not fit deploykit_arch\.json"):
+    with pytest.raises(ModelError, match=r"does not fit config\.json and deploykit_arch\.json"):
         checkpoint.load(tmp_path)
 
 

@@ -6,6 +6,7 @@ import torch
 from models import TASKS
 from rows import classification_loss
 
+from deploykit import tasks
 from deploykit.modeling import distillation, surgery
 from deploykit.modeling.losses import divergence
 from deploykit.modeling.options import DistillOptions
@@ -126,3 +127,27 @@ def test_a_pupil_takes_only_what_its_student_takes(tiny_encoder, problem_of):
     del batch["labels"]
     assert set(pupil(**batch)) == {"logits"}
     assert "teacher" in pupil.train()(**batch)
+
+
+def test_a_head_without_rows_in_a_batch_adds_nothing(tiny_encoder, problem_of, tmp_path, monkeypatch):
+    captured = []
+    monkeypatch.setattr(distillation, "fit", lambda *arguments: captured.append(arguments) or [])
+    task = tasks.load("multi-task")
+    heads = {name: {"method": "text-classification", "columns": {"label": name}} for name in ("mood", "topic")}
+    problem = replace(problem_of(), task=task.bind(task.Options(heads=heads)))
+    distillation.distill(tiny_encoder(), tiny_encoder(seed=1), problem, DistillOptions(soft=0.7), tmp_path)
+    loss, hidden = captured[0][3], (torch.zeros(4, 2, 8), torch.ones(4, 2, 8))
+
+    def outputs(seed):
+        torch.manual_seed(seed)
+        return {f"{name}/logits": torch.randn(4, 3, requires_grad=True) for name in heads}
+
+    student = {**outputs(0), "hidden": hidden, "teacher": outputs(1), "teacher_hidden": hidden}
+    student["real"] = torch.ones(4, 2, dtype=torch.bool)
+    none, some = torch.full((4,), IGNORED), torch.tensor([0, 1, 2, 0])
+    both, first, second = (
+        loss(student, {"mood/labels": mood, "topic/labels": topic})
+        for mood, topic in ((some, some), (some, none), (none, some))
+    )
+    torch.testing.assert_close(first + second, both)
+    assert min(first, second) > 0

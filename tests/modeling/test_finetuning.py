@@ -16,6 +16,7 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
 from deploykit.modeling.finetuning import fit
+from deploykit.modeling.losses import of_task
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, collate, first_metric, inputs
 from deploykit.tasks import IGNORED
@@ -320,3 +321,28 @@ def test_a_problem_is_not_changed_by_learning_it(tmp_path, tiny_encoder, problem
     for (ids, target), row in zip(before, problem.train, strict=True):
         np.testing.assert_array_equal(ids, row.features.encoding.ids)
         np.testing.assert_array_equal(target, row.targets["labels"])
+
+
+@pytest.mark.parametrize("task", ["text-classification", "question-answering"])
+def test_the_batches_of_a_step_share_its_loss(task, tmp_path, tiny_encoder, problem_of, monkeypatch):
+    captured = {}
+
+    def capture(**arguments):
+        captured.update(arguments)
+        raise KilledError
+
+    monkeypatch.setattr(finetuning, "LossTrainer", capture)
+    problem = replace(problem_of(count=16), task=tasks.load(task), validation=())
+    steps = FitOptions(accumulate=4, bf16="off")
+    with pytest.raises(KilledError):
+        fit(tiny_encoder(), problem, steps, of_task(problem.task), tmp_path)
+    outputs = {target.output: torch.randn(8, 5, requires_grad=True) for target in problem.task.TARGETS.values()}
+    labels = {name: torch.randint(0, 5, (8,)) for name in problem.task.TARGETS}
+    labels = labels if len(labels) > 1 else labels["labels"]
+    share = captured["compute_loss_func"](outputs, labels, torch.tensor(32) if len(outputs) == 1 else None)
+    torch.testing.assert_close(4 * share, of_task(problem.task)(outputs, labels))
+    with torch.no_grad():  # in evaluation there are no steps
+        torch.testing.assert_close(
+            captured["compute_loss_func"]({name: array.detach() for name, array in outputs.items()}, labels),
+            of_task(problem.task)(outputs, labels),
+        )

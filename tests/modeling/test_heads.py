@@ -14,7 +14,7 @@ from deploykit.errors import ModelError
 from deploykit.graphs.export import write_graph
 from deploykit.modeling import base_model, checkpoint, surgery
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.heads import EncoderWithHeads, describe
+from deploykit.modeling.heads import EncoderWithHeads, heads_config
 from deploykit.modeling.surgery import Kept
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ OUTPUTS = {
     "relation_logits": ("tokens", "tokens", "labels"),
 }
 LABELS = {"mood/logits": ("bad", "good"), "names/logits": ("O", "B-A", "I-A"), "relation_logits": ("none", "of", "in")}
-HEADS = describe(OUTPUTS, LABELS)
+HEADS = heads_config(OUTPUTS, LABELS)
 KINDS = [*ENCODERS, "gpt2", "llama"]
 
 
@@ -140,7 +140,7 @@ def test_a_trained_model_keeps_its_heads_and_is_no_base_for_others(base_of, tmp_
     with pytest.raises(ModelError, match="trained has several heads, and such a model cannot be fine-tuned again"):
         opened(trained)
     with pytest.raises(ModelError, match="trained does not have the heads of this task"):
-        opened(trained, fine_tuned=True, heads=describe(OUTPUTS, {**LABELS, "mood/logits": ("good", "bad")}))
+        opened(trained, fine_tuned=True, heads=heads_config(OUTPUTS, {**LABELS, "mood/logits": ("good", "bad")}))
     with pytest.raises(ModelError, match="bert does not have the heads of this task"):
         opened(base, fine_tuned=True)
 

@@ -439,3 +439,21 @@ def test_mistakes_in_a_head_are_named_with_the_head():
     assert found[1:] == [
         "task.heads.mood.column: unknown key (did you mean 'columns'?). Known: method, columns, options, labels."
     ]
+
+
+@pytest.mark.parametrize(
+    ("task", "sections", "message"),
+    [
+        ("regression", {"gates": {"max_flips": 0.1}}, "gates.max_flips: regression has nothing to measure for it"),
+        ("question-answering", {"gates": {"max_label_drop": 0.1}}, "gates.max_label_drop: question-answering has"),
+        ("multi-label-classification", {"gates": {"max_calibration_shift": 0}}, "gates.max_calibration_shift: multi"),
+        ("regression", {"train": {"method": "full", "class_weights": "balanced"}}, "train.class_weights: regression"),
+        ("multi-task", {"train": {"method": "full", "class_weights": "balanced"}}, "train.class_weights: multi-task"),
+    ],
+)
+def test_options_that_would_have_no_effect_on_the_task_are_refused(task, sections, message):
+    content = {"name": "a", "task": task, "model": "m/m", "data": {"train": "a.csv"}, **sections}
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        recipe.parse(content)
+    kept = {"gates": {"max_flips": 0.1}, "train": {"method": "full", "class_weights": "balanced"}}
+    recipe.parse({**content, **kept, "task": "text-classification"})

@@ -55,3 +55,53 @@ def test_candidates_of_a_query_are_judged_as_a_ranking(tiny_recipe, tmp_path):
         assert 1 / 3 <= metrics[split]["mrr"].low <= metrics[split]["mrr"].high <= 1
     report = (outcome.artifact.path.parent / "report.md").read_text()
     assert f"mrr {metrics['test']['mrr'].value:.4f} (95 % interval" in report
+
+
+def write_scores(file, scores):
+    """Rows with numbers, which the tiny model need not learn."""
+    rows = [{"text": f"the film {number}", "score": score} for number, score in enumerate(scores)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_a_model_that_is_not_trained_keeps_the_scale_of_its_numbers(tiny_recipe, tmp_path):
+    nothing = dict.fromkeys(("prune", "export", "quantize", "package"))
+    sections = {"task": "regression", **nothing, "data": {"allow_leakage": True}}
+    sections["data"] |= {
+        name: write_scores(tmp_path / f"{name}.jsonl", (1, 2, 6)) for name in ("train", "validation", "test")
+    }
+    quick = {"method": "full", "epochs": 1, "learning_rate": 1e-3}
+    trained = deploykit.train(deploykit.load_recipe(tiny_recipe(tmp_path, train=quick, **sections)))
+    assert trained.manifest.task_options["mean"] == 3
+
+    sections["data"]["train"] = write_scores(tmp_path / "train.jsonl", (100, 200, 300))
+    path = tiny_recipe(tmp_path, train=None, model=str(trained.path), **sections)
+    again = deploykit.train(deploykit.load_recipe(path))
+    for name in ("mean", "deviation"):
+        assert again.manifest.task_options[name] == trained.manifest.task_options[name]
+    named = deploykit.train(deploykit.load_recipe(path, ["task={method: regression, mean: 10, deviation: 2}"]))
+    assert (named.manifest.task_options["mean"], named.manifest.task_options["deviation"]) == (10, 2)
+
+
+def test_a_head_without_labels_in_a_split_is_named(tiny_recipe, tmp_path, caplog):
+    rows = [{"text": f"the film {number}", "mood": "ab"[number % 2], "stars": number} for number in range(8)]
+    files = {}
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        rows = [{key: value for key, value in row.items() if key != "stars"} for row in rows]
+    heads = {
+        "mood": {"method": "text-classification", "columns": {"label": "mood"}},
+        "points": {"method": "regression", "columns": {"score": "stars"}},
+    }
+    path = tiny_recipe(
+        tmp_path,
+        task={"method": "multi-task", "heads": heads},
+        data={**files, "allow_leakage": True},
+        train={"method": "full", "epochs": 1, "learning_rate": 1e-3},
+        **dict.fromkeys(("prune", "export", "quantize", "package")),
+    )
+    deploykit.train(deploykit.load_recipe(path))
+    for split in ("validation", "test"):
+        assert f"the {split} split has no labels of the head points, which is not evaluated there" in caplog.text
+    assert "no labels of the head mood" not in caplog.text

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploykit.errors import DataError
 from deploykit.tasks import Example, Spec, TextInput
 from deploykit.tasks import multi_label_classification as task
 from deploykit.tokenizer import Encoding, Features
@@ -119,3 +120,14 @@ def test_only_named_labels_are_observed():
     assert observed.units.tolist() == [2, 0]
     assert observed.labels.tolist() == [0, 2]
     np.testing.assert_allclose(observed.confidences, [0.9, 0.8], atol=1e-6)
+
+
+def test_thresholds_are_probabilities_of_labels_that_exist():
+    rows = [Example(TextInput(text="a"), ("joy",)), Example(TextInput(text="b"), ("anger",))]
+    with pytest.raises(
+        DataError, match=r"no training row has the label 'Joy' of `thresholds`\. There are: anger, joy\."
+    ):
+        task.prepare(rows, task.Options(thresholds={"Joy": 0.9}))
+    assert task.prepare(rows, task.Options(thresholds={"joy": 0.9})).thresholds == {"joy": 0.9}
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        task.Options(thresholds={"joy": 7.5})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -6,7 +8,7 @@ from deploykit import tasks
 from deploykit.errors import DataError
 from deploykit.evaluation import metrics
 from deploykit.evaluation.metrics import Outcomes
-from deploykit.tasks import IGNORED, Spec, are_same
+from deploykit.tasks import IGNORED, Span, Spec, are_same
 
 HEADS = {
     "mood": {"method": "text-classification", "columns": {"label": "mood"}},
@@ -38,7 +40,7 @@ def trained(task, options, examples):
 
 
 def outputs_of(task, spec, features, seed=0):
-    random, labels = np.random.default_rng(seed), task.heads(spec)
+    random, labels = np.random.default_rng(seed), task.output_labels(spec)
     return [
         {
             name: random.normal(
@@ -60,7 +62,7 @@ def test_a_row_has_labels_of_the_heads_whose_columns_it_fills():
         ["mood", "names"],
     ]
     assert examples[3].input.text == "the end"  # the words are the text of the other heads, too
-    assert task.label_counts(examples[2]) == ("names/PERSON", "names/PLACE")
+    assert task.example_labels(examples[2]) == ("names/PERSON", "names/PLACE")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_missing_text_is_named_as_a_column():
 def test_heads_learn_their_labels_and_options():
     task, options = load()
     examples = read(task)
-    learned = task.prepare(examples, options)
+    learned = task.scale(examples, task.prepare(examples, options))
     assert {name: head.labels for name, head in learned.heads.items()} == {
         "mood": ("bad", "good"),
         "topics": ("film", "people"),
@@ -104,9 +106,9 @@ def test_heads_learn_their_labels_and_options():
     }
     assert learned.heads["stars"].options["mean"] == 3.25
     assert task.Options.model_validate(learned.model_dump(mode="json")) == learned
-    assert task.heads(Spec((), learned))["stars/logits"] == ("score",)
+    assert task.output_labels(Spec((), learned))["stars/logits"] == ("score",)
     with pytest.raises(DataError, match=r"no training row has labels of the head topics \(topics\)"):
-        task.prepare(examples[2:], options)
+        task.prepare([examples[3], replace(examples[3], target={"mood": "good"})], options)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_predictions_and_answers_are_those_of_each_head(tokenizer):
     outputs = outputs_of(task, spec, features)
     prediction = task.decode(outputs, features, examples[2].input, spec)
     answer = task.answer(prediction, features, examples[2].input, spec)
-    for head, (own, own_spec) in task.heads_of(spec).items():
+    for head, (own, own_spec) in task.subtasks(spec).items():
         arrays = [{"logits": output[f"{head}/logits"]} for output in outputs]
         alone = own.decode(arrays, features, examples[2].input, own_spec)
         assert own.distance(alone, prediction[head]) == 0
@@ -184,9 +186,9 @@ def test_the_first_metric_is_the_mean_of_the_heads_and_each_counts_its_own_rows(
     ]
     outcomes = Outcomes.of(task, spec, examples, predictions)
     figures = metrics.compute(task.METRICS, outcomes)
-    firsts = [figures[f"{head}/{own.METRICS[0]}"] for head, (own, _) in task.heads_of(spec).items()]
+    firsts = [figures[f"{head}/{own.METRICS[0]}"] for head, (own, _) in task.subtasks(spec).items()]
     assert figures["mean_of_heads"] == pytest.approx(np.mean(firsts))
-    mood, own_spec = task.heads_of(spec)["mood"]
+    mood, own_spec = task.subtasks(spec)["mood"]
     rows = [0, 1, 3]
     alone = Outcomes(
         mood, own_spec, [outcomes.gold[row]["mood"] for row in rows], [predictions[row]["mood"] for row in rows]
@@ -198,3 +200,53 @@ def test_the_first_metric_is_the_mean_of_the_heads_and_each_counts_its_own_rows(
         assert value[0] == pytest.approx(figures[name], abs=1e-9)
     without = Outcomes.of(task, spec, examples[:2], predictions[:2])
     assert "names/entity_f1" not in metrics.with_intervals(task.METRICS, without, 0)  # no row has its labels
+
+
+def test_nan_in_any_head_is_no_small_difference():
+    task, options = load()
+    spec = trained(task, options, read(task))
+    (first,) = [{"mood": np.zeros((1, 2)), "topics": np.zeros((1, 2)), "stars": np.zeros(1), "names": np.zeros((1, 5))}]
+    for head, values in first.items():
+        assert np.isnan(task.distance(first, {**first, head: values * np.nan})), head
+    assert spec.labels == ()
+
+
+def test_spans_in_a_text_that_joined_words_change_are_refused():
+    spans = {"method": "token-classification", "columns": {"spans": "places"}}
+    task, _ = load(names={"method": "token-classification"}, places=spans)
+    row = {"tokens": ["we", ",", "a", "b"], "tags": ["O", "O", "O", "O"]}
+    with pytest.raises(ValueError, match=r"has spans in the text 'we,a b', .* the head 'names' join to 'we , a b'"):
+        read(task, [{**row, "text": "we,a b", "places": [{"start": 5, "end": 6, "label": "X"}]}])
+    same = {**row, "text": "we , a b", "places": [{"start": 7, "end": 8, "label": "X"}]}
+    assert read(task, [same])[0].target["places"] == (Span(7, 8, "X"),)
+
+
+def test_an_empty_cell_of_a_list_of_labels_is_refused_unless_the_head_is_named():
+    task, _ = load()
+    row = {"text": "the plot", "mood": "good", "topics": ""}
+    with pytest.raises(ValueError, match=r"has an empty 'topics', so that the head 'topics' may have no label there"):
+        read(task, [row])
+    named = [{**row, "head": "topics"}, {**row, "head": "mood"}]
+    assert [list(example.target) for example in read(task, named, {**COLUMNS, "head": "head"})] == [
+        ["topics"],
+        ["mood"],
+    ]
+    assert list(read(task, [{**row, "topics": []}])[0].target) == ["mood", "topics"]
+
+
+def test_a_head_needs_two_labels():
+    task, options = load(mood=HEADS["mood"])
+    rows = read(task, [{"text": "a", "mood": "good"}, {"text": "b", "mood": "good"}])
+    with pytest.raises(DataError, match=r"the head mood \(mood\) has fewer than two labels in the training rows"):
+        task.prepare(rows, options)
+
+
+@pytest.mark.parametrize("name", ["model_config", "model_dump", "_x", "copy", "json", "schema"])
+def test_a_head_cannot_have_a_name_that_answers_cannot_have(name):
+    with pytest.raises(ValueError, match=f"a head cannot be called '{name}'"):
+        load(**{name: HEADS["mood"]})
+
+
+def test_windows_are_an_option_of_the_whole_task():
+    with pytest.raises(ValueError, match="all heads read the same windows"):
+        load(mood={**HEADS["mood"], "options": {"max_windows": 2}})

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploykit.modeling.losses import MAX_LOGIT, largest
 from deploykit.tasks import Spec
 from deploykit.tasks import question_answering as task
 from deploykit.tasks.question_answering import Input, Prediction
-from deploykit.tokenizer import Tokenizer
+from deploykit.tokenizer import Encoding, Features, Tokenizer
 
 COLUMNS = {role: column.default for role, column in task.COLUMNS.items()}
 SPEC = Spec((), task.Options(stride=12))
@@ -230,10 +231,42 @@ def test_a_context_without_text_leaves_a_threshold_that_json_holds(short):
 
 
 def test_predictions_come_back_from_their_arrays():
-    rows = [prediction("größe 😀", 1.5, -2.0), Prediction("", task.NO_SPAN_SCORE, 3.0, 0.0, 0, 0, 0)]
+    rows = [prediction("größe 😀", 1.5, -2.0), Prediction("", 3.0 - task.NO_SPAN_MARGIN, 3.0, 0.0, 0, 0, 0)]
     assert task.load(task.dump(rows)) == rows
     assert task.decide(rows[1], SPEC) == ""
     assert task.load(task.dump([])) == []
+
+
+def test_offsets_of_answers_are_no_logits():
+    far = Prediction("a", 3.0, 1.0, 0.9, 70, 5000, 5001)
+    assert largest(task.dump([far])) == 3.0
+    empty = decoded_empty(5000)
+    assert largest(task.dump([empty])) < MAX_LOGIT
+
+
+def decoded_empty(length):
+    """The prediction for a context that has no visible text."""
+    window = Features(" " * length, 0, encoding_of(length), part=(0, slice(0, 0)))
+    outputs = [{name: np.full(1, 2.0, np.float32) for name in task.OUTPUTS}]
+    return task.decode(outputs, [window], Input(question="where ?", context=" " * length), SPEC)
+
+
+def encoding_of(tokens):
+    return Encoding(np.zeros(tokens), np.zeros(tokens), np.zeros((tokens, 2), np.int64), unknown=0, truncated=False)
+
+
+def test_contexts_without_text_do_not_tune_the_threshold():
+    rows = [prediction("paris", 0.0, -5.0), prediction("rome", 0.0, -1.0)]
+    gold = [("paris",), ()]
+    threshold = task.tune(gold, rows, SPEC).no_answer_threshold
+    assert -5 < threshold < -1
+    assert task.tune([*gold, ()], [*rows, decoded_empty(3)], SPEC).no_answer_threshold == threshold
+    assert task.tune([()], [decoded_empty(3)], SPEC) == SPEC.options
+
+
+def test_an_input_has_one_context_or_several():
+    with pytest.raises(ValueError, match="has context and contexts, expected one of them"):
+        Input(question="where ?", context="here", contexts=("there",))
 
 
 def test_another_span_is_as_far_as_it_is_certain():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from deploykit.tasks import IGNORED, Spec
 from deploykit.tasks import relation_extraction as task
+from deploykit.tasks._relations import first_token_by_offset
 
 COLUMNS = {role: column.default for role, column in task.COLUMNS.items()}
 TEXT = "anna and peter live in london , not in paris ."
@@ -73,6 +76,11 @@ def test_relations_name_entities_by_place_or_by_id():
     assert read(shuffled) == read(content)  # entities are sorted by place, and relations follow them
 
 
+def spans_with(first, second):
+    """Two entities with ids."""
+    return [{"id": first, "start": 0, "end": 4, "label": "X"}, {"id": second, "start": 5, "end": 8, "label": "X"}]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,6 +88,10 @@ def test_relations_name_entities_by_place_or_by_id():
         ({"relations": [{"head": 0, "tail": 9, "label": "r"}]}, r"names the entity 9, expected one of 0, 1, 2, 3$"),
         ({"relations": [{"head": 0, "tail": "T1", "label": "r"}]}, r"names the entity 'T1'"),
         ({"relations": [{"head": 0, "tail": 0, "label": "r"}]}, "leads from an entity to itself"),
+        ({"spans": spans_with("a", "a")}, "two entities have the id 'a', expected different ones"),
+        ({"spans": spans_with("a", None)}, r"an entity has the id None, expected a number or a text for each entity"),
+        ({"spans": spans_with("a", ["b"])}, r"an entity has the id \['b'\], expected a number or a text"),
+        ({"spans": spans_with(1, True)}, "an entity has the id True, expected a number or a text"),
         ({"relations": [{"head": 0, "tail": 1}]}, "has no label"),
         ({"relations": [{"head": [], "tail": 1, "label": "r"}]}, r"names the entity \[\]"),
         ({"relations": [{"head": 0, "tail": 1, "label": label} for label in "rs"]}, "the same head and tail"),
@@ -155,7 +167,7 @@ def test_the_number_of_entities_with_relations_is_bounded(tokenizer):
     ]
     prediction = task.decode(outputs, features, item, spec)
     assert len(prediction.entities) == count
-    assert prediction.relations.shape[0] == task.MAX_ENTITIES
+    assert prediction.relation_logits.shape[0] == task.MAX_ENTITIES
     again = task.load(task.dump([prediction, prediction]))
     assert task.decide(again[1], spec) == task.decide(prediction, spec)
     assert task.distance(prediction, again[0]) == 0
@@ -198,7 +210,7 @@ def test_long_texts_give_the_gold_as_far_as_windows_show_both_entities(tokenizer
         for part in features
         for head in range(4)
         for tail in range(4)
-        if {text.index(names[place]) for place in (head, tail)} <= set(task.token_at(part))
+        if {text.index(names[place]) for place in (head, tail)} <= set(first_token_by_offset(part))
     }
     places = {mention: place for place, mention in enumerate(gold.entities)}
     assert {(places[head], places[tail]) for _, head, tail in decision.relations} == relations & together
@@ -227,3 +239,33 @@ def test_changes_name_both_ends():
         {"text": "paris", "true": "PLACE", "before": "PLACE", "after": "-"},
         {"text": "peter → london", "true": "lives_in", "before": "lives_in", "after": "-"},
     ]
+
+
+def test_entities_of_a_request_do_not_overlap():
+    with pytest.raises(ValueError, match=r"the entities 0-4 and 0-8 overlap"):
+        task.Input(text=TEXT, entities=[{"start": 0, "end": end, "label": "X"} for end in (8, 4)])
+
+
+def test_labels_that_a_client_writes_are_masked_and_short():
+    item = task.Input(text=TEXT, entities=[{"start": 0, "end": 4, "label": "me@example.com"}])
+    masked = item.with_texts(lambda text: "x" * len(text))
+    assert masked.entities[0].label == "x" * 14
+    assert item.entities[0].label == "me@example.com"
+    with pytest.raises(ValueError, match="at most 100 characters"):
+        task.Input(text=TEXT, entities=[{"start": 0, "end": 4, "label": "x" * 101}])
+
+
+def test_nan_in_the_relations_is_no_small_difference(tokenizer):
+    example = read(row())
+    prediction, _ = predicted(example, tokenizer, spec_of(example))
+    assert np.isnan(task.distance(prediction, replace(prediction, relation_logits=prediction.relation_logits * np.nan)))
+
+
+def test_masked_characters_divide_a_text_as_it_was(tokenizer):
+    text = "\u8bf7\u5199\u4fe1\u7ed9 anna and peter live in london , not in paris ."
+    example = read(row(text))
+    spec = spec_of(example)
+    ((*features,),) = task.encode([example.input], tokenizer, spec)
+    outputs = perfect(example, features, spec)
+    masked = [replace(part, text="xxxx" + part.text[4:]) for part in features]
+    assert task.decide(task.decode(outputs, masked, example.input, spec), spec) == task.gold(example, spec)

@@ -35,17 +35,17 @@ def test_of_two_labels_the_one_that_affirms_is_positive(labels, positive):
 def test_the_relevance_is_the_probability_of_the_positive_label():
     spec = spec_of("xyz", positive_label="y")
     relevance, prediction = task.relevance(spec), np.log(np.array([[0.5, 0.3, 0.2]], dtype=np.float32))
-    assert relevance.predicted(prediction) == pytest.approx(0.3)
-    assert [relevance.true(np.array([label])) for label in range(3)] == [0, 1, 0]
-    assert relevance.answered(task.Answer.model_construct(scores={"x": 0.5, "y": 0.3})) == 0.3
+    assert relevance.of_prediction(prediction) == pytest.approx(0.3)
+    assert [relevance.of_gold(np.array([label])) for label in range(3)] == [0, 1, 0]
+    assert relevance.of_answer(task.Answer.model_construct(scores={"x": 0.5, "y": 0.3})) == 0.3
     assert task.relevance(spec_of("xyz")) is None
 
 
 def test_the_relevance_of_regression_is_its_number_in_the_units_of_the_data():
     relevance = regression.relevance(Spec((), regression.Options(mean=3.0, deviation=2.0)))
-    assert relevance.predicted(np.array([0.5], dtype=np.float32)) == 4.0
-    assert relevance.true(np.array([2.5])) == 2.5
-    assert relevance.answered(regression.Answer(score=1.5, tokens=1, windows=1, truncated=False)) == 1.5
+    assert relevance.of_prediction(np.array([0.5], dtype=np.float32)) == 4.0
+    assert relevance.of_gold(np.array([2.5])) == 2.5
+    assert relevance.of_answer(regression.Answer(score=1.5, tokens=1, windows=1, truncated=False)) == 1.5
 
 
 def test_a_positive_label_that_no_row_has_stops_before_training():

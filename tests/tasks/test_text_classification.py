@@ -70,7 +70,7 @@ def test_one_text_is_one_unit(tokenizer_folder):
     example, spec = example_of("the film", label="y"), spec_of("xy")
     (parts,) = task.encode([example.input], Tokenizer.load(tokenizer_folder, 16), spec)
     assert [(part.text, part.start) for part in parts] == [("the film", 0)]
-    assert task.label_counts(example) == ("y",)
+    assert task.example_labels(example) == ("y",)
     assert task.gold(example, spec).tolist() == [1]
     target = task.targets(example, parts[0], spec)["labels"]
     assert (target.shape, target.dtype, int(target)) == ((), np.int64, 1)

@@ -179,8 +179,8 @@ def test_spans_are_sorted():
 def test_labels_are_outside_and_both_prefixes_of_each():
     assert task.label_names([EXAMPLE, example_of("a", spans=())]) == LABELS
     assert task.label_names([example_of("a", spans=())]) == ("O",)
-    assert task.label_counts(EXAMPLE) == ("NAME", "PLACE")
-    assert task.label_counts(example_of("a", spans=())) == ()
+    assert task.example_labels(EXAMPLE) == ("NAME", "PLACE")
+    assert task.example_labels(example_of("a", spans=())) == ()
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ class Definition(Protocol):
 
     HIGHER: bool
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes the metric."""
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Returns a function that computes the metric of drawn rows."""
 
 
@@ -77,18 +77,18 @@ def load(name: str) -> Definition:
     return OfHead(head, METRICS[own]) if head else METRICS[own]
 
 
-def compute(names: Sequence[str], rows: Outcomes) -> dict[str, float]:
+def compute(names: Sequence[str], outcomes: Outcomes) -> dict[str, float]:
     """Computes metrics by name; those of a head need rows with its labels."""
-    values = {name: load(name).value(rows) for name in names}
+    values = {name: load(name).value(outcomes) for name in names}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def with_intervals(names: Sequence[str], rows: Outcomes, seed: int) -> dict[str, Metric]:
+def with_intervals(names: Sequence[str], outcomes: Outcomes, seed: int) -> dict[str, Metric]:
     """Computes the named metrics, each with its 95 % bootstrap interval over rows."""
     intervals = {}
-    for name, value in compute(names, rows).items():
-        statistic = load(name).statistic(rows)
-        samples = np.concatenate([statistic(weights) for weights in bootstrap.draw_weights(len(rows), seed)])
+    for name, value in compute(names, outcomes).items():
+        statistic = load(name).statistic(outcomes)
+        samples = np.concatenate([statistic(weights) for weights in bootstrap.draw_weights(len(outcomes), seed)])
         low, high = bootstrap.interval(samples)
         intervals[name] = Metric(value=value, low=min(low, value), high=max(high, value))
     return intervals

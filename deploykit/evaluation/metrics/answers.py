@@ -12,17 +12,17 @@ class ExactMatch:
     HIGHER = True
     score = staticmethod(exact)
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Averages it over rows."""
-        return float(np.mean(self._scores(rows)))
+        return float(np.mean(self._scores(outcomes)))
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Averages it over drawn rows."""
-        table = np.stack([self._scores(rows), np.ones(len(rows))], axis=1)
+        table = np.stack([self._scores(outcomes), np.ones(len(outcomes))], axis=1)
         return of_sums(table, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
 
-    def _scores(self, rows: Outcomes) -> list[float]:
-        return [self.score(decision, gold) for decision, gold in zip(rows.decisions, rows.gold, strict=True)]
+    def _scores(self, outcomes: Outcomes) -> list[float]:
+        return [self.score(decision, gold) for decision, gold in zip(outcomes.decisions, outcomes.gold, strict=True)]
 
 
 class AnswerF1(ExactMatch):

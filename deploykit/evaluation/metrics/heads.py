@@ -7,17 +7,19 @@ from deploykit.evaluation.metrics import Definition, Outcomes, Statistic, Values
 
 
 class MeanOfHeads:
-    """The mean of the first metrics of the heads."""
+    """The mean of the first metrics of the heads that have labelled rows."""
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes the metric of each head on the rows with its labels."""
-        return float(np.nanmean([metric.value(rows) for metric in _first(rows)]))
+        return float(np.nanmean([metric.value(outcomes) for metric in _first_metrics(outcomes)]))
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Returns the mean of the heads' metrics of drawn rows."""
-        statistics = [metric.statistic(rows) for metric in _first(rows) if not np.isnan(metric.value(rows))]
+        statistics = [
+            metric.statistic(outcomes) for metric in _first_metrics(outcomes) if not np.isnan(metric.value(outcomes))
+        ]
         return lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0)
 
 
@@ -27,31 +29,35 @@ class OfHead:
     def __init__(self, head: str, metric: Definition) -> None:
         self._head, self._metric, self.HIGHER = head, metric, metric.HIGHER
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes the metric; NaN if no row has labels of the head."""
-        part, places = _part(rows, self._head)
-        return self._metric.value(part) if places else float("nan")
+        of_head, row_indices = _head_outcomes(outcomes, self._head)
+        return self._metric.value(of_head) if row_indices else float("nan")
 
-    def statistic(self, rows: Outcomes) -> Statistic:
-        """Returns the metric of those of the drawn rows that have labels of the head."""
-        part, places = _part(rows, self._head)
-        statistic = self._metric.statistic(part)
+    def statistic(self, outcomes: Outcomes) -> Statistic:
+        """Returns the metric of the drawn rows that have labels of the head; without any, that of all such rows."""
+        of_head, row_indices = _head_outcomes(outcomes, self._head)
+        statistic = self._metric.statistic(of_head)
 
-        def of_part(weights: Weights) -> Values:
-            return statistic(weights[:, places])
+        whole = self._metric.value(of_head)
 
-        return of_part
+        def of_drawn(weights: Weights) -> Values:
+            drawn = weights[:, row_indices]
+            values: Values = np.where(drawn.any(axis=1), statistic(drawn), whole)
+            return values
+
+        return of_drawn
 
 
-def _first(rows: Outcomes) -> list[Definition]:
+def _first_metrics(outcomes: Outcomes) -> list[Definition]:
     """Returns the first metric of each head."""
-    tasks = rows.task.heads_of(rows.spec)
+    tasks = outcomes.task.subtasks(outcomes.spec)
     return [metrics.load(f"{name}/{task.METRICS[0]}") for name, (task, _) in tasks.items()]
 
 
-def _part(rows: Outcomes, head: str) -> tuple[Outcomes, list[int]]:
-    """Returns the outcomes of a head, and the places of their rows."""
-    task, spec = rows.task.heads_of(rows.spec)[head]
-    places = [row for row, gold in enumerate(rows.gold) if head in gold]
-    gold, predictions = ([side[row][head] for row in places] for side in (rows.gold, rows.predictions))
-    return Outcomes(task, spec, gold, predictions), places
+def _head_outcomes(outcomes: Outcomes, head: str) -> tuple[Outcomes, list[int]]:
+    """Returns the outcomes of a head, and the indices of their rows."""
+    task, spec = outcomes.task.subtasks(outcomes.spec)[head]
+    row_indices = [row for row, gold in enumerate(outcomes.gold) if head in gold]
+    gold, predictions = ([values[row][head] for row in row_indices] for values in (outcomes.gold, outcomes.predictions))
+    return Outcomes(task, spec, gold, predictions), row_indices

@@ -13,14 +13,14 @@ class Pearson:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scipy; 0 if all predictions or all numbers are equal."""
-        gold, predicted = _flat(rows)
+        gold, predicted = _flat(outcomes)
         return float(pearsonr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it from the sums of products of drawn rows."""
-        gold, predicted = _flat(rows)
+        gold, predicted = _flat(outcomes)
         x, y = gold - gold.mean(), predicted - predicted.mean()  # smaller numbers lose fewer digits
         table = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
 
@@ -38,14 +38,14 @@ class Spearman:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scipy; 0 if all predictions or all numbers are equal."""
-        gold, predicted = _flat(rows)
+        gold, predicted = _flat(outcomes)
         return float(spearmanr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it for drawn rows."""
-        gold, predicted = _flat(rows)
+        gold, predicted = _flat(outcomes)
 
         def value(drawn: npt.NDArray[np.intp]) -> float:
             ranks = [rankdata(side[drawn]) for side in (gold, predicted)]
@@ -60,16 +60,16 @@ class RootMeanSquaredError:
 
     HIGHER = False
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
-        return float(root_mean_squared_error(*_flat(rows)))
+        return float(root_mean_squared_error(*_flat(outcomes)))
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it from the squared errors of drawn rows."""
-        gold, predicted = _flat(rows)
+        gold, predicted = _flat(outcomes)
         table = np.stack([np.ones(len(gold)), (gold - predicted) ** 2], axis=1)
         return of_sums(table, lambda sums: np.sqrt(sums[:, 1] / np.maximum(sums[:, 0], 1)))
 
 
-def _flat(rows: Outcomes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    return np.concatenate(rows.gold), np.concatenate(rows.decisions)
+def _flat(outcomes: Outcomes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    return np.concatenate(outcomes.gold), np.concatenate(outcomes.decisions)

@@ -14,7 +14,7 @@ from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights
 from deploykit.tasks._ranking import Relevance
 
 DEPTH = 10  # candidates at the top that the discounted gain counts
-Relevances = npt.NDArray[np.float64]  # of the candidates of a query
+Relevances = npt.NDArray[np.float64]  # (candidates,) of a query, in the order of the rows
 
 
 class MeanReciprocalRank:
@@ -22,14 +22,14 @@ class MeanReciprocalRank:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Averages it over queries; NaN if none counts."""
-        values = self._values(rows)[1]
+        values = self._values(outcomes)[1]
         return float(values.mean()) if len(values) else float("nan")
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Averages it over drawn queries; where none is drawn, over all of them."""
-        first_rows, values = self._values(rows)
+        first_rows, values = self._values(outcomes)
 
         def mean(weights: Weights) -> Values:
             drawn = weights[:, first_rows]
@@ -43,14 +43,14 @@ class MeanReciprocalRank:
         relevant = true > 0
         return float(1 / (1 + (predicted[~relevant] >= predicted[relevant].max()).sum()))
 
-    def _values(self, rows: Outcomes) -> tuple[npt.NDArray[np.intp], Values]:
+    def _values(self, outcomes: Outcomes) -> tuple[npt.NDArray[np.intp], Values]:
         """Returns the first row of each query that counts, and its value."""
-        relevance: Relevance | None = rows.task.relevance(rows.spec)
+        relevance: Relevance | None = outcomes.task.relevance(outcomes.spec)
         if relevance is None:
-            raise ValueError(f"none of the labels {', '.join(rows.spec.labels)} is the positive one")
-        true = np.array([relevance.true(gold) for gold in rows.gold])
-        predicted = np.array([relevance.predicted(prediction) for prediction in rows.predictions])
-        queries = np.unique([example.input.text for example in rows.examples], return_inverse=True)[1]
+            raise ValueError(f"none of the labels {', '.join(outcomes.spec.labels)} is the positive one")
+        true = np.array([relevance.of_gold(gold) for gold in outcomes.gold])
+        predicted = np.array([relevance.of_prediction(prediction) for prediction in outcomes.predictions])
+        queries = np.unique([example.input.text for example in outcomes.examples], return_inverse=True)[1]
         order = np.argsort(queries, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
         counted = [part for part in parts if len(part) > 1 and true[part].max() > 0]

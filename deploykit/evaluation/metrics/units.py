@@ -18,13 +18,13 @@ class Accuracy:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
-        return float(accuracy_score(*_flat(rows)))
+        return float(accuracy_score(*_flat(outcomes)))
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Returns right units over all units of drawn rows."""
-        pairs = zip(rows.gold, rows.decisions, strict=True)
+        pairs = zip(outcomes.gold, outcomes.decisions, strict=True)
         table = np.array([((gold == decision).sum(), len(gold)) for gold, decision in pairs], dtype=float)
         return of_sums(table, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
 
@@ -34,52 +34,53 @@ class Matthews:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
-        return float(matthews_corrcoef(*_flat(rows)))
+        return float(matthews_corrcoef(*_flat(outcomes)))
 
-    def statistic(self, rows: Outcomes) -> Statistic:
-        """Computes it from the confusion matrix of drawn rows."""
-        names, table = len(rows.spec.labels), _label_counts(rows)
+    def statistic(self, outcomes: Outcomes) -> Statistic:
+        """Computes it from how many drawn units are right, and how many of each label are true and predicted."""
+        count, table = len(outcomes.spec.labels), _label_counts(outcomes)
 
         def value(sums: Values) -> Values:
-            right, true, guessed = sums[:, 0], sums[:, 1 : 1 + names], sums[:, 1 + names :]
+            right, true, predicted = sums[:, 0], sums[:, 1 : 1 + count], sums[:, 1 + count :]
             total = true.sum(axis=1)
-            covariance = right * total - (true * guessed).sum(axis=1)
-            spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (guessed**2).sum(axis=1))
+            covariance = right * total - (true * predicted).sum(axis=1)
+            spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
             return np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
 
         return of_sums(table, value)
 
 
-def _label_counts(rows: Outcomes) -> Any:
+def _label_counts(outcomes: Outcomes) -> Any:
     """Returns for each row how many units are right, and how many of each label are true and predicted, sparse."""
-    names, of_row = len(rows.spec.labels), np.repeat(np.arange(len(rows)), [len(gold) for gold in rows.gold])
-    gold, decided = _flat(rows)
-    right = gold == decided
-    places = np.concatenate([of_row[right], of_row, of_row])
-    columns = np.concatenate([np.zeros(right.sum(), dtype=np.int64), 1 + gold, 1 + names + decided])
-    return coo_array((np.ones(len(places)), (places, columns)), shape=(len(rows), 1 + 2 * names)).tocsr()
+    count = len(outcomes.spec.labels)
+    row_of_unit = np.repeat(np.arange(len(outcomes)), [len(gold) for gold in outcomes.gold])
+    gold, predicted = _flat(outcomes)
+    right = gold == predicted
+    rows = np.concatenate([row_of_unit[right], row_of_unit, row_of_unit])
+    columns = np.concatenate([np.zeros(right.sum(), dtype=np.int64), 1 + gold, 1 + count + predicted])
+    return coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(outcomes), 1 + 2 * count)).tocsr()
 
 
 class RocAuc:
     """The area under the ROC curve; of more than two labels, the mean of each label against the rest.
 
-    Labels that are the gold of no row, or of all rows, are left out.
+    Labels that are the gold of no row, or of all rows, are left out. Without others, the area is NaN.
     """
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
-        areas = [roc_auc_score(true, scores) for true, scores in _against_rest(rows) if 0 < true.mean() < 1]
-        return float(np.mean(areas)) if areas else 0.0
+        areas = [roc_auc_score(true, scores) for true, scores in _against_rest(outcomes) if 0 < true.mean() < 1]
+        return float(np.mean(areas)) if areas else float("nan")
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it for drawn rows, from the order of the scores: how many pairs are in the right order."""
-        of_row = np.repeat(np.arange(len(rows)), [len(gold) for gold in rows.gold])
-        columns = []
-        for true, scores in _against_rest(rows):
+        of_row = np.repeat(np.arange(len(outcomes)), [len(gold) for gold in outcomes.gold])
+        columns, whole = [], self.value(outcomes)
+        for true, scores in _against_rest(outcomes):
             ranks = np.unique(scores, return_inverse=True)[1]
             columns.append((true, ranks))
 
@@ -88,14 +89,14 @@ class RocAuc:
             areas = np.stack([_areas(true, ranks, drawn) for true, ranks in columns])
             known = ~np.isnan(areas)
             mean: Values = np.where(known, areas, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-            return mean
+            return np.where(known.any(axis=0), mean, whole)
 
         return value
 
 
-def _against_rest(rows: Outcomes) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
+def _against_rest(outcomes: Outcomes) -> list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]]:
     """Returns for each label whether it is right, and its probability, `(units,)` each; of two labels the second."""
-    gold, probabilities = np.concatenate(rows.gold), np.concatenate(rows.probabilities)
+    gold, probabilities = np.concatenate(outcomes.gold), np.concatenate(outcomes.probabilities)
     labels = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     return [(gold == label, probabilities[:, label]) for label in labels]
 
@@ -118,15 +119,15 @@ class AveragePrecision:
 
     HIGHER = True
 
-    def value(self, rows: Outcomes) -> float:
+    def value(self, outcomes: Outcomes) -> float:
         """Computes it with scikit-learn."""
-        true, scores = _indicators(rows)
+        true, scores = _indicators(outcomes)
         values = [average_precision_score(*pair) for pair in zip(true.T, scores.T, strict=True) if pair[0].any()]
         return float(np.mean(values)) if values else 0.0
 
-    def statistic(self, rows: Outcomes) -> Statistic:
+    def statistic(self, outcomes: Outcomes) -> Statistic:
         """Computes it for drawn rows, from the order of the scores."""
-        true, scores = _indicators(rows)
+        true, scores = _indicators(outcomes)
 
         def value(weights: npt.NDArray[Any]) -> Values:
             labels = [_precisions(*pair, weights) for pair in zip(true.T, scores.T, strict=True)]
@@ -137,11 +138,11 @@ class AveragePrecision:
         return value
 
 
-def _indicators(rows: Outcomes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+def _indicators(outcomes: Outcomes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
     """Returns whether each label is true, and its probability, `(rows, labels)` each."""
-    scores = np.concatenate(rows.probabilities)
+    scores = np.concatenate(outcomes.probabilities)
     true = np.zeros(scores.shape, dtype=bool)
-    for row, gold in enumerate(rows.gold):
+    for row, gold in enumerate(outcomes.gold):
         true[row, gold] = True
     return true, scores
 
@@ -161,33 +162,33 @@ def _precisions(
     return (gained * right / np.maximum(every, 1)).sum(axis=1) / np.maximum(total, 1), total > 0
 
 
-def confusion(rows: Outcomes) -> list[list[int]]:
+def confusion(outcomes: Outcomes) -> list[list[int]]:
     """Returns how many units of each label (rows) got each label (columns)."""
-    matrix: list[list[int]] = confusion_matrix(*_flat(rows), labels=range(len(rows.spec.labels))).tolist()
+    matrix: list[list[int]] = confusion_matrix(*_flat(outcomes), labels=range(len(outcomes.spec.labels))).tolist()
     return matrix
 
 
-def calibration_error(rows: Outcomes) -> Statistic:
+def calibration_error(outcomes: Outcomes) -> Statistic:
     """Returns the expected calibration error of the top label (Guo et al., 2017, section 2) of drawn rows.
 
     It is the mean over units of the distance between accuracy and mean probability in the unit's bin.
     """
-    observed = rows.task.observe(rows.predictions, rows.spec)
-    return of_sums(count_calibration(rows, observed), _calibration_error)
+    observed = outcomes.task.observe(outcomes.predictions, outcomes.spec)
+    return of_sums(count_calibration(outcomes, observed), _calibration_error)
 
 
-def count_calibration(rows: Outcomes, observed: Observations) -> Values:
+def count_calibration(outcomes: Outcomes, observed: Observations) -> Values:
     """Returns the counts of each row from which the calibration error follows, `(rows, BINS + 1)`.
 
     The last column counts the units. Each other column belongs to a bin, and sums hits minus probability over the units
     whose highest probability lies in that bin.
     """
-    hits = observed.labels == np.concatenate(rows.gold)
+    hits = observed.labels == np.concatenate(outcomes.gold)
     confidence = np.nan_to_num(observed.confidences, nan=1.0)  # NaN is wrong with full confidence
-    table = np.zeros((len(rows), BINS + 1))
+    table = np.zeros((len(outcomes), BINS + 1))
     table[:, BINS] = observed.units
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    np.add.at(table, (np.repeat(np.arange(len(rows)), observed.units), bins), hits - confidence)
+    np.add.at(table, (np.repeat(np.arange(len(outcomes)), observed.units), bins), hits - confidence)
     return table
 
 
@@ -196,5 +197,5 @@ def _calibration_error(sums: Values) -> Values:
     return distances / np.maximum(sums[:, BINS], 1)
 
 
-def _flat(rows: Outcomes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    return np.concatenate(rows.gold), np.concatenate(rows.decisions)
+def _flat(outcomes: Outcomes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    return np.concatenate(outcomes.gold), np.concatenate(outcomes.decisions)

@@ -45,16 +45,16 @@ def infer(manifest: Manifest, task: Task) -> Protocol:
         outputs, binary = list[Tensor](), b""
         for tensor in _output_tensors(answers, task, spec):
             if tensor.name in names:
-                follows = tensors.wants_binary(body.outputs, body.parameters, tensor.name)
-                tensor, data = tensors.as_binary(tensor) if follows else (tensor, b"")
+                is_binary = tensors.wants_binary(body.outputs, body.parameters, tensor.name)
+                tensor, data = tensors.as_binary(tensor) if is_binary else (tensor, b"")
                 outputs.append(tensor)
                 binary += data
         answer = InferResponse(model_name=manifest.name, model_version=manifest.version, id=body.id, outputs=outputs)
         content = answer.model_dump(exclude_none=True)
         return _with_binary(content, binary) if binary else content
 
-    path, path_of_version = (f"{path}/infer" for path in model_paths(manifest))
-    return Protocol("infer", path, request, InferResponse, read, write, also=(path_of_version,), binary=True)
+    path, versioned_path = (f"{model}/infer" for model in model_paths(manifest))
+    return Protocol("infer", path, request, InferResponse, read, write, also=(versioned_path,), binary=True)
 
 
 def _request_model(

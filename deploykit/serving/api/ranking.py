@@ -41,7 +41,7 @@ def rank(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
         return text_inputs([body.query] * len(body.candidates), body.candidates)
 
     def write(body: Any, answers: Sequence[BaseModel]) -> BaseModel:
-        ranked = [Ranked(index=index, score=relevance.answered(answer)) for index, answer in enumerate(answers)]
+        ranked = [Ranked(index=index, score=relevance.of_answer(answer)) for index, answer in enumerate(answers)]
         ranked.sort(key=lambda candidate: -candidate.score)
         return RankResponse(ranking=ranked[: body.top_k], model=model)
 

@@ -153,9 +153,14 @@ class RecordedAnswers:
     def __init__(self) -> None:
         self._answers: defaultdict[str, dict[tuple[str, int], None]] = defaultdict(dict)
         self._count = 0
+        self._lock = threading.Lock()  # large answers are recorded in another thread
 
     def add(self, client: str, request: str, index: int) -> None:
         """Remembers an answer."""
+        with self._lock:
+            self._add(client, request, index)
+
+    def _add(self, client: str, request: str, index: int) -> None:
         answers = self._answers[client]
         self._count += (request, index) not in answers
         answers[request, index] = None
@@ -170,7 +175,8 @@ class RecordedAnswers:
 
     def holds(self, client: str, request: str, index: int) -> bool:
         """Says whether an answer is remembered."""
-        return client in self._answers and (request, index) in self._answers[client]
+        with self._lock:
+            return client in self._answers and (request, index) in self._answers[client]
 
 
 def _line(record: Record, names: FindNames | None) -> bytes:

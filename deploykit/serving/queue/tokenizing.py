@@ -18,7 +18,7 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import Input
+from deploykit.tasks import EMPTY_TEXT_WORK, Input
 from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
@@ -126,7 +126,8 @@ class TokenizerQueue:
         """Splits a request into pieces, each tokenized in one turn of the thread; inputs are not split."""
         start, characters = 0, 0
         for index, item in enumerate(request.inputs):
-            size = item.work if item.FILES else sum(min(len(text), self._max_characters) for text in item.texts)
+            lengths = (min(len(text), self._max_characters) for text in item.texts)
+            size = item.work if item.FILES else sum(length + EMPTY_TEXT_WORK for length in lengths)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0

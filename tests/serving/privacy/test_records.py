@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from asgi import BODY, PREDICT, TEXTS, assert_problem, metrics
@@ -418,3 +419,17 @@ def test_other_files_are_left_alone(tmp_path):
 
 def test_the_manifest_carries_what_the_recipe_says(recording_package):
     assert artifact.Artifact.load(recording_package.path).manifest.serve.records == RecordOptions(share=1, megabytes=1)
+
+
+def test_threads_may_add_answers_at_once(monkeypatch):
+    monkeypatch.setattr(records, "MAX_REMEMBERED", 200)
+    monkeypatch.setattr(records, "FORGOTTEN_AT_ONCE", 10)
+    answers = records.RecordedAnswers()
+
+    def work(name):
+        for number in range(3000):
+            answers.add(f"{name}{number % 50}", f"r{number}", 0)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, name) for name in "abcd"]:
+            done.result()

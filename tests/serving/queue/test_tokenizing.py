@@ -23,12 +23,13 @@ class Turns:
     """Stands before a task's `encode`: notes who is read, waits for `go`, and fails where a text says so."""
 
     def __init__(self, tokenizer):
-        self.read, self.tokenizer = [], tokenizer
+        self.read, self.threads, self.tokenizer = [], [], tokenizer
         self.task, self.spec = tasks.load("text-classification"), spec_of(("a", "b"), max_windows=WINDOWS)
         self.started, self.go = threading.Event(), threading.Event()
 
     def __call__(self, inputs):
         self.read += [word for item in inputs for word in item.text.split(maxsplit=1)[:1]]
+        self.threads.append(threading.get_ident())
         self.started.set()
         assert self.go.wait(10)
         if inputs[0].text.startswith("bad"):
@@ -175,3 +176,14 @@ def test_late_and_left_requests_are_not_read(run):
         await read(*named("d", 1))
 
     assert run(scenario).read == ["a0", "d0"]
+
+
+def test_many_empty_texts_are_not_tokenized_on_the_event_loop(run):
+    async def scenario(read, turns):
+        turns.go.set()
+        await read(*[""] * 20)
+        await read(*[""] * 5000)
+
+    turns = run(scenario)
+    assert turns.threads[0] == threading.get_ident()
+    assert threading.get_ident() not in turns.threads[1:]
