@@ -1,20 +1,60 @@
 """Entities and the relations between them: rows of data, predictions, and the logits of pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from deploykit.methods import Frozen
 from deploykit.tasks import IGNORED, Array, Arrays, Float32, Span
+from deploykit.tasks import Input as BaseInput
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._spans import read_spans
-from deploykit.tasks._units import units
+from deploykit.tasks._units import UNIT, units
 from deploykit.tasks._windows import CUT_OFF_LOGIT
 from deploykit.tasks.token_classification import first_tokens
 from deploykit.tokenizer import Features
 
 MAX_ENTITIES = 256  # of a text whose pairs are scored, since pairs grow with the square; later ones have no relations
+
+
+class InputEntity(Frozen):
+    """An entity that is known beforehand."""
+
+    label: str = Field(min_length=1, max_length=100)
+    start: int = Field(ge=0, description="offset of its first character")
+    end: int = Field(description="offset after its last character")
+
+
+class Input(BaseInput):
+    """A text, and its entities if they are known."""
+
+    text: str
+    entities: tuple[InputEntity, ...] | None = Field(
+        default=None, max_length=MAX_ENTITIES, description="the known entities; null: the model predicts them"
+    )
+
+    @model_validator(mode="after")
+    def _lie_inside(self) -> Self:
+        for entity in self.entities or ():
+            if not entity.start < entity.end <= len(self.text):
+                raise ValueError(f"the entity {entity.start}-{entity.end} does not lie in a text of {len(self.text)}")
+            if not UNIT.search(self.text, entity.start, entity.end):
+                raise ValueError(f"the entity {entity.start}-{entity.end} covers no word of the text")
+        for before, after in pairwise(sorted((entity.start, entity.end) for entity in self.entities or ())):
+            if after[0] < before[1]:
+                raise ValueError(f"the entities {before[0]}-{before[1]} and {after[0]}-{after[1]} overlap")
+        return self
+
+    def with_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the input with its text and the labels of its entities changed, which a client writes, too."""
+        entities = self.entities and tuple(
+            entity.model_copy(update={"label": change(entity.label)}) for entity in self.entities
+        )
+        return super().with_texts(change).model_copy(update={"entities": entities})
 
 
 class Relation(NamedTuple):

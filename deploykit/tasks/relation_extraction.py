@@ -8,11 +8,10 @@ to its `tail`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from deploykit.methods import Frozen
 from deploykit.tasks import (
@@ -28,11 +27,12 @@ from deploykit.tasks import (
     softmax,
     token_classification,
 )
-from deploykit.tasks import Input as BaseInput
 from deploykit.tasks import _classification as classification
 from deploykit.tasks._relations import (  # noqa: F401  dump and load are functions of this task
     MAX_ENTITIES,
     Decision,
+    Input,
+    InputEntity,
     Mention,
     Prediction,
     Relation,
@@ -42,7 +42,7 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     pair_targets,
     read_target,
 )
-from deploykit.tasks._units import UNIT, overlapping, units
+from deploykit.tasks._units import overlapping, units
 from deploykit.tasks._windows import unmasked
 from deploykit.tasks.token_classification import Entity, label_order  # noqa: F401  functions of this task
 from deploykit.tokenizer import Features, Tokenizer, joined
@@ -80,42 +80,6 @@ class Options(TextOptions):
 
     relations: tuple[str, ...] = ()
     """The labels of relations, in the order of the outputs; set by training."""
-
-
-class InputEntity(Frozen):
-    """An entity that is known beforehand."""
-
-    label: str = Field(min_length=1, max_length=100)
-    start: int = Field(ge=0, description="offset of its first character")
-    end: int = Field(description="offset after its last character")
-
-
-class Input(BaseInput):
-    """A text, and its entities if they are known."""
-
-    text: str
-    entities: tuple[InputEntity, ...] | None = Field(
-        default=None, max_length=MAX_ENTITIES, description="the known entities; null: the model predicts them"
-    )
-
-    @model_validator(mode="after")
-    def _lie_inside(self) -> Self:
-        for entity in self.entities or ():
-            if not entity.start < entity.end <= len(self.text):
-                raise ValueError(f"the entity {entity.start}-{entity.end} does not lie in a text of {len(self.text)}")
-            if not UNIT.search(self.text, entity.start, entity.end):
-                raise ValueError(f"the entity {entity.start}-{entity.end} covers no word of the text")
-        for before, after in pairwise(sorted((entity.start, entity.end) for entity in self.entities or ())):
-            if after[0] < before[1]:
-                raise ValueError(f"the entities {before[0]}-{before[1]} and {after[0]}-{after[1]} overlap")
-        return self
-
-    def with_texts(self, change: Callable[[str], str]) -> Self:
-        """Returns the input with its text and the labels of its entities changed, which a client writes, too."""
-        entities = self.entities and tuple(
-            entity.model_copy(update={"label": change(entity.label)}) for entity in self.entities
-        )
-        return super().with_texts(change).model_copy(update={"entities": entities})
 
 
 class PredictedRelation(Frozen):
