@@ -215,7 +215,7 @@ def test_model_of_another_kind(call, tmp_path, tiny_recipe, tokenizer_folder):
     shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "model")
     code, _, message = call("run", tiny_recipe(tmp_path, model="model", prune=None))
     assert code == 2
-    assert "has the model type 'vits' in config.json, which is not a text model of transformers" in message
+    assert "has the model type 'vits' in config.json, which is not a text or image model of transformers" in message
 
 
 # The disk
