@@ -9,13 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from deploykit import images
 from deploykit.images import ImageTokenizer, decoding
 from deploykit.methods import Frozen
-from deploykit.tasks import Column, Example, Float32, Int64, Spec, softmax
+from deploykit.tasks import Column, Example, Float32, Spec, softmax
 from deploykit.tasks import Input as BaseInput
 from deploykit.tasks._abstention import AbstentionOptions
 from deploykit.tasks._classification import (  # noqa: F401  functions of this task
@@ -33,6 +32,7 @@ from deploykit.tasks.text_classification import (  # noqa: F401  functions of th
     METRICS,
     OUTPUTS,
     TARGETS,
+    changes,
     decode,
     example_labels,
     gold,
@@ -149,14 +149,6 @@ def encode(inputs: Sequence[Input], tokenizer: ImageTokenizer, spec: Spec) -> li
 def golden_input(item: Input, tokenizer: ImageTokenizer) -> Input:
     """Returns an input with the image in the size that the model reads: the originals could have 8 MiB each."""
     return item.model_copy(update={"image": tokenizer.preprocessing.reduced(item.image)})
-
-
-def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
-    """Returns the image's name with the true label and those before and after, if they differ."""
-    if np.array_equal(before, after):
-        return []
-    names = {"before": spec.labels[before[0]], "after": spec.labels[after[0]]}
-    return [{"text": example.input.title, "true": example.target, **names}]
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: Input, spec: Spec) -> Answer:

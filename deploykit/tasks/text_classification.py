@@ -178,11 +178,11 @@ def item_labels(spec: Spec) -> tuple[str, ...]:
 
 
 def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
-    """Returns the text with the true label and those before and after, if they differ."""
+    """Returns the text or the name of the image with the true label and those before and after, if they differ."""
     if np.array_equal(before, after):
         return []
     names = {"before": spec.labels[before[0]], "after": spec.labels[after[0]]}
-    return [{"text": example.input.text, "true": example.target, **names}]
+    return [{"text": example.input.title, "true": example.target, **names}]
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:

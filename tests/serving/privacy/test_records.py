@@ -433,3 +433,5 @@ def test_threads_may_add_answers_at_once(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work, name) for name in "abcd"]:
             done.result()
+    added = [(f"{name}{number % 50}", f"r{number}") for name in "abcd" for number in range(3000)]
+    assert 200 - 10 <= sum(answers.holds(client, request, 0) for client, request in added) <= 200
