@@ -15,6 +15,7 @@ from deploykit.tasks.question_answering import Input as Question
 from deploykit.tasks.relation_extraction import Input as Related
 
 TOLERANCE = 1e-4  # of a probability: batches of other shapes round differently
+BETWEEN_BATCHES = 0.03  # of a probability, with int8: it scales the activations of a batch together
 PADDING = 0  # id of the token, which counts nothing
 TEXTS = ["a great film", "the plot is weak"]
 CONTEXT = "anna lives in london ."

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -424,14 +425,18 @@ def test_the_manifest_carries_what_the_recipe_says(recording_package):
 def test_threads_may_add_answers_at_once(monkeypatch):
     monkeypatch.setattr(records, "MAX_REMEMBERED", 200)
     monkeypatch.setattr(records, "FORGOTTEN_AT_ONCE", 10)
-    answers = records.RecordedAnswers()
+    answers, interval = records.RecordedAnswers(), sys.getswitchinterval()
 
     def work(name):
         for number in range(3000):
             answers.add(f"{name}{number % 50}", f"r{number}", 0)
 
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(work, name) for name in "abcd"]:
-            done.result()
+    sys.setswitchinterval(1e-6)  # seconds: threads meet in the middle of a step
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(work, name) for name in "abcd"]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
     added = [(f"{name}{number % 50}", f"r{number}") for name in "abcd" for number in range(3000)]
     assert 200 - 10 <= sum(answers.holds(client, request, 0) for client, request in added) <= 200
