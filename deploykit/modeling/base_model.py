@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from deploykit import process_state
 from deploykit.artifact import ARCHITECTURE, CONFIG, WEIGHTS, sha256_of
@@ -139,8 +140,10 @@ def open_base(
         )
     if fine_tuned and (is_pruned or own_heads):
         return checkpoint.load(base.folder, attention=None)
-    if is_pruned or own_heads:
-        state, other = ("was pruned", "the unpruned model") if is_pruned else ("has several heads", "its base model")
+    if is_pruned or (own_heads and config.model_type in TWO_TOWERS):
+        state, other = (
+            ("was pruned", "the unpruned model") if is_pruned else ("reads images with texts", "its base model")
+        )
         raise ModelError(
             f"{base.name} {state}, and such a model cannot be fine-tuned again. Start from {other}, or use it as it is"
             " with train: null."
@@ -165,9 +168,19 @@ def open_base(
     except Exception as error:  # transformers raises errors of many types here
         raise not_loaded(base, auto_class, error) from error
     _check_weights(base, model, info, headless=not fine_tuned and not heads)
+    if heads and config.model_type in TWO_TOWERS:
+        return with_head(model, heads)
     if heads:
-        return with_head(model, heads) if config.model_type in TWO_TOWERS else with_heads(model, heads)
+        same = [name for name in heads if heads[name] == (own_heads or {}).get(name)]
+        return with_heads(model, heads, _head_weights(base, same))
     return cast(transformers.PreTrainedModel, model)
+
+
+def _head_weights(base: Base, heads: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Reads the weights of heads, without those of the encoder, from a checkpoint that `checkpoint.save` wrote."""
+    prefixes = tuple(f"heads.{name}." for name in heads)
+    stored = load_file(base.folder / WEIGHTS) if heads else {}
+    return {name: tensor for name, tensor in stored.items() if name.startswith(prefixes)}
 
 
 def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:

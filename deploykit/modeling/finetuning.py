@@ -113,7 +113,6 @@ def _stopped_early(checkpoint: Path, metric: str, patience: int | None) -> bool:
 def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
     steps = _steps_per_epoch(problem, options)
     cuda = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else hardware.has_bf16()
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=options.epochs,
@@ -125,7 +124,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         max_grad_norm=options.max_grad_norm,
         lr_scheduler_type="linear",
         **BY_LENGTH,
-        bf16=options.bf16 == "on" or (options.bf16 == "auto" and has_bf16),
+        bf16=uses_bf16(options),
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         eval_strategy="epoch",
@@ -147,6 +146,12 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         seed=problem.seed,
         data_seed=problem.seed,
     )
+
+
+def uses_bf16(options: FitOptions) -> bool:
+    """Says whether a module is fitted in bfloat16 here."""
+    has_bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else hardware.has_bf16()
+    return options.bf16 == "on" or (options.bf16 == "auto" and has_bf16)
 
 
 def _steps_per_epoch(problem: Problem, options: FitOptions) -> int:

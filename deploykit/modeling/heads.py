@@ -12,8 +12,10 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
+from transformers.utils import ModelOutput
 
 from deploykit.errors import ModelError
+from deploykit.modeling.architectures import is_known
 
 CONFIG_KEY = "heads"  # of the configuration: the outputs by name, each with its `axes` and `labels`
 PAIR_SIZE = 128
@@ -22,9 +24,12 @@ Heads = Mapping[str, Mapping[str, list[str]]]
 
 
 class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
-    """An encoder, and the heads that its configuration lists."""
+    """An encoder, and the heads that its configuration lists.
 
-    base_model_prefix = "encoder"
+    The encoder has the name that it has in the classes of transformers, for example `bert`, so that they find it in a
+    checkpoint.
+    """
+
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
@@ -32,15 +37,18 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         encoder = encoder_class(config)
         attention = config._attn_implementation if getattr(encoder, "_supports_sdpa", False) else "eager"
-        self.encoder = _without_pooler(encoder._from_config(config, attn_implementation=attention))
-        width = self.encoder.get_input_embeddings().embedding_dim
+        self.base_model_prefix = encoder.base_model_prefix
+        self.add_module(
+            self.base_model_prefix, _without_pooler(encoder._from_config(config, attn_implementation=attention))
+        )
+        width = self.base_model.get_input_embeddings().embedding_dim
         width = int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or width)
         heads = getattr(config, CONFIG_KEY)
         self.heads = nn.ModuleDict({name: _head(heads[name], width) for name in heads})
         self.input_names = tuple(
             name
             for name in ("input_ids", "attention_mask", "token_type_ids")
-            if name in signature(self.encoder.forward).parameters
+            if name in signature(self.base_model.forward).parameters
             and (name != "token_type_ids" or getattr(config, "type_vocab_size", 0) > 0)
         )
         self.post_init()
@@ -52,7 +60,7 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
         token_type_ids: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         **_: Any,
-    ) -> dict[str, Any]:
+    ) -> ModelOutput:
         """Runs the encoder once, and every head on its states.
 
         Args:
@@ -65,7 +73,7 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
             The outputs by name.
         """
         types = {"token_type_ids": token_type_ids} if "token_type_ids" in self.input_names else {}
-        encoded = self.encoder(
+        encoded = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             output_hidden_states=output_hidden_states,
@@ -75,7 +83,7 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
         states = encoded.last_hidden_state
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         outputs: dict[str, Any] = {name: head(states, mask) for name, head in self.heads.items()}
-        return {**outputs, "hidden_states": encoded.hidden_states} if output_hidden_states else outputs
+        return ModelOutput({**outputs, "hidden_states": encoded.hidden_states} if output_hidden_states else outputs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draws the weights of the heads; the encoder's class draws its own."""
@@ -83,20 +91,36 @@ class EncoderWithHeads(transformers.PreTrainedModel):  # type: ignore[misc]
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if isinstance(module, TextHead):
+            nn.init.zeros_(module.center)
+            nn.init.ones_(module.scale)
 
 
 class TextHead(nn.Module):
-    """Scores of a text, `(batch, labels)`."""
+    """Scores of a text, `(batch, labels)`: a linear layer on the mean of its tokens' states.
+
+    The mean is standardized by `center` and `scale`, `(width,)`, which `probing` measures; states of some encoders
+    hardly differ between texts.
+    """
+
+    center: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, width: int, labels: int) -> None:
         super().__init__()
-        self.dense, self.dropout, self.output = nn.Linear(width, width), nn.Dropout(DROPOUT), nn.Linear(width, labels)
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.dropout, self.output = nn.Dropout(DROPOUT), nn.Linear(width, labels)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Scores the mean of the states `(batch, tokens, width)` where the mask `(batch, tokens)` is 1."""
+        return cast(torch.Tensor, self.output(self.dropout((self.pooled(states, mask) - self.center) / self.scale)))
+
+    @staticmethod
+    def pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the mean, `(batch, width)`."""
         weights = mask.unsqueeze(-1).to(states.dtype)
-        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        return cast(torch.Tensor, self.output(self.dropout(torch.tanh(self.dense(self.dropout(mean))))))
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class TokenHead(nn.Module):
@@ -169,17 +193,30 @@ def encoder_class(config: Any) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
+def reads_both_ways(config: Any) -> bool:
+    """Says whether a model is an encoder, so that the state of each token knows the whole text."""
+    known = is_known(config) and type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    return known and not getattr(config, "is_encoder_decoder", False) and not getattr(config, "is_decoder", False)
+
+
 def heads_config(outputs: Mapping[str, tuple[str, ...]], labels: Mapping[str, tuple[str, ...]]) -> Heads:
     """Returns heads as the configuration lists them, from the axes and the labels of each output."""
     return {name: {"axes": list(outputs[name]), "labels": list(labels[name])} for name in labels}
 
 
-def with_heads(encoder: Any, heads: Heads) -> EncoderWithHeads:
-    """Puts new heads on an encoder, which becomes a part of the model; its pooler is dropped."""
+def with_heads(encoder: Any, heads: Heads, trained: Mapping[str, torch.Tensor] | None = None) -> EncoderWithHeads:
+    """Puts heads on an encoder, which becomes a part of the model; its pooler is dropped.
+
+    Args:
+        encoder: the encoder.
+        heads: the heads, as `heads_config` lists them.
+        trained: weights of some heads, by their names in the model; the others are drawn.
+    """
     setattr(encoder.config, CONFIG_KEY, heads)
     with torch.device("meta"):
         model = EncoderWithHeads(encoder.config)
-    model.encoder = _without_pooler(encoder)
+    setattr(model, model.base_model_prefix, _without_pooler(encoder))
     model.heads.to_empty(device="cpu")
     model.heads.apply(model._init_weights)
+    model.load_state_dict(dict(trained or {}), strict=False)
     return model

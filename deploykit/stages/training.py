@@ -13,15 +13,17 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import scoring
 from deploykit.images import AnyTokenizer, ImageTokenizer
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import base_images, base_model, checkpoint
+from deploykit.modeling import base_images, base_model, checkpoint, configuration
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.heads import heads_config
+from deploykit.modeling.heads import CONFIG_KEY, heads_config, reads_both_ways
 from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite, require_weights
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
 from deploykit.tasks import Example, Spec, spec_of, tuned
 
+WHOLE_TEXTS = "AutoModelForSequenceClassification"  # of tasks that give a text its scores
+SAME_ANSWER = 0.01  # difference of probabilities up to which answers to different texts are called the same
 MOSTLY_UNKNOWN_SHARE = 0.05  # of texts; above it, a warning is logged
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transform
     own = task.output_labels(spec) if hasattr(task, "output_labels") else None
     if isinstance(tokenizer, ImageTokenizer) and tokenizer.text:  # transformers has no class for an image with a text
         own = {"logits": outputs}
+    if pooled := task.AUTO_CLASS == WHOLE_TEXTS and _is_pooled(job, base, fine_tuned=fine_tuned):
+        own = {"logits": base_model.labels_of(base) if fine_tuned else outputs}
     heads = heads_config(task.OUTPUTS, own) if own else None
     model = base_model.open_base(
         base, task.AUTO_CLASS, outputs, fine_tuned=fine_tuned, pad_id=tokenizer.pad_id, heads=heads
@@ -95,6 +99,8 @@ def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transform
     if labels != names:
         base_model.reorder_outputs(model, [names.index(label) for label in labels])
     base_model.name_outputs(model.config, labels)
+    if pooled and labels:
+        setattr(model.config, CONFIG_KEY, heads_config(task.OUTPUTS, {"logits": labels}))
     model.config.problem_type = getattr(task, "PROBLEM_TYPE", model.config.problem_type)
     require_weights(model, base.name)
     if (
@@ -102,6 +108,16 @@ def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transform
     ):  # of a decoder, which classifies a text by its last token before padding
         model.config.pad_token_id = tokenizer.pad_id
     return model, spec
+
+
+def _is_pooled(job: Job, base: Base, *, fine_tuned: bool) -> bool:
+    """Says whether the head reads the mean of the tokens' states; see `pooling` of the trainer."""
+    config = configuration.read(base.folder, base.name)
+    if fine_tuned:
+        return hasattr(config, CONFIG_KEY)
+    pooling = getattr(job.recipe.options("train"), "pooling", "auto")
+    has_head = any(name.endswith(WHOLE_TEXTS.removeprefix("AutoModel")) for name in config.architectures or ())
+    return pooling == "mean" or (pooling == "auto" and reads_both_ways(config) and not has_head)
 
 
 def _spec(job: Job, labels: tuple[str, ...], base: Base, *, fine_tuned: bool) -> Spec:
@@ -129,6 +145,13 @@ def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -
     require_finite(job.task, predictions, f"{base.name}, after training," if trained else base.name)
     if trained and (logit := largest(job.task.dump(predictions["validation"]))) > MAX_LOGIT:
         raise ModelError(f"the logits reach {logit:.0e}, expected at most {MAX_LOGIT:g}: training diverged. {ADVICE}")
+    first, *others = predictions["validation"]
+    if trained and others and max(job.task.distance(first, other) for other in others) < SAME_ANSWER:
+        log.warning(
+            "the model gives all %d texts of the validation split nearly the same answer: it has learned nothing from"
+            " them. Lower learning_rate, which is %g, or train for more epochs",
+            *(len(others) + 1, getattr(job.recipe.options("train"), "learning_rate", float("nan"))),
+        )
 
 
 def _log_data(dataset: data.Dataset, lengths: dict[str, Any], windows: int) -> None:

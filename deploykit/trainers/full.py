@@ -24,16 +24,26 @@ class Options(FitOptions):
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is spread evenly over all labels."""
+    pooling: Literal["auto", "mean", "model"] = "auto"
+    """What a new head of a task on whole texts reads: `mean`, the mean of the states of all tokens; `model`, what
+    transformers' class of the model reads, for BERT the first token. `auto`: the mean, for encoders of known types that
+    have no such head yet; the checkpoint is of a class of deploykit then. Other tasks do not use it."""
+    head_first: bool = True
+    """Fits a head that reads means of states to the encoder as it is, before all weights are trained (Kumar et al.,
+    2022)."""
     class_weights: Literal["balanced"] | None = None
     """`balanced`: weights inversely proportional to the frequency of each label; null: equal weights."""
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
     """Fits the model to the training rows and leaves it at its best epoch."""
-    from deploykit.modeling.finetuning import fit
+    from deploykit.modeling.finetuning import fit, newest_checkpoint
     from deploykit.modeling.losses import of_task
+    from deploykit.modeling.probing import fit_text_heads
     from deploykit.modeling.problem import balanced_weights
 
     weights = balanced_weights(problem) if options.class_weights else None
     loss = of_task(problem.task, weights, options.label_smoothing)
+    if options.head_first and not newest_checkpoint(work):
+        fit_text_heads(model, problem, options, weights)
     return Trained(model, fit(model, problem, options, loss, work))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from models import ENCODERS
 from safetensors.torch import load_file
 
@@ -60,7 +61,7 @@ def test_the_encoder_is_that_of_the_files_and_the_graph_computes_what_torch_does
     base = base_of(kind)
     model = opened(base)
     stored = load_file(base.folder / "model.safetensors")
-    own = dict(model.encoder.state_dict())
+    own = dict(model.base_model.state_dict())
     assert own
     for name, tensor in own.items():
         (found,) = [value for key, value in stored.items() if key == name or key.endswith(f".{name}")] or [None]
@@ -131,18 +132,35 @@ def test_pruned_models_are_saved_with_their_sizes(kind, base_of, tmp_path):
     assert cut.get_input_embeddings().num_embeddings == len(ids)
 
 
-def test_a_trained_model_keeps_its_heads_and_is_no_base_for_others(base_of, tmp_path):
+def test_a_trained_model_keeps_its_heads_and_is_a_base_for_others(base_of, tmp_path):
     base = base_of("bert")
-    checkpoint.save(opened(base), tmp_path / "trained")
+    first = opened(base)
+    checkpoint.save(first, tmp_path / "trained")
     trained = Base(tmp_path / "trained", "trained", "", "")
     again = opened(trained, fine_tuned=True)
     assert again.config.heads == HEADS
-    with pytest.raises(ModelError, match="trained has several heads, and such a model cannot be fine-tuned again"):
-        opened(trained)
+    others = heads_config(
+        {**OUTPUTS, "new": ("labels",)}, {**LABELS, "mood/logits": ("good", "bad"), "new": ("a", "b")}
+    )
+    torch.manual_seed(1)
+    second = base_model.open_base(trained, "AutoModel", (), fine_tuned=False, heads=others)
+    same = {name: torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items()}
+    assert all(same[name] for name in same if not name.startswith("heads.mood"))
+    assert not any(same[name] for name in same if name.startswith("heads.mood") and name.endswith("weight"))
     with pytest.raises(ModelError, match="trained does not have the heads of this task"):
         opened(trained, fine_tuned=True, heads=heads_config(OUTPUTS, {**LABELS, "mood/logits": ("good", "bad")}))
     with pytest.raises(ModelError, match="bert does not have the heads of this task"):
         opened(base, fine_tuned=True)
+
+
+def test_transformers_finds_the_encoder_in_a_checkpoint(base_of, tmp_path):
+    model = opened(base_of("bert"))
+    checkpoint.save(model, tmp_path / "trained")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "trained", add_pooling_layer=False)
+    batch = batch_of(model)
+    with torch.inference_mode():
+        expected = model.base_model(**batch).last_hidden_state
+        np.testing.assert_allclose(expected, theirs.eval()(**batch).last_hidden_state, atol=1e-6)
 
 
 def test_a_model_that_writes_is_refused(base_of):

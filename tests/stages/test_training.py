@@ -1,12 +1,14 @@
 """What the first stage tunes on the validation split and measures, and where it stands afterwards."""
 
 import json
+import shutil
 
 import pytest
 
 import deploykit
 from deploykit.artifact import load_predictions
-from deploykit.tasks import of_manifest, spec_of
+from deploykit.inference import golden
+from deploykit.tasks import TextInput, of_manifest, spec_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,3 +107,98 @@ def test_a_head_without_labels_in_a_split_is_named(tiny_recipe, tmp_path, caplog
     for split in ("validation", "test"):
         assert f"the {split} split has no labels of the head points, which is not evaluated there" in caplog.text
     assert "no labels of the head mood" not in caplog.text
+
+
+NO_STAGES = dict.fromkeys(("prune", "export", "quantize", "package"))
+QUICK = {"method": "full", "epochs": 1, "learning_rate": 1e-3}
+
+
+def class_of(trained):
+    return json.loads((trained.path / "config.json").read_text())["architectures"]
+
+
+@pytest.fixture
+def encoder(tiny_encoder, tokenizer_folder, tmp_path):
+    """`encoder(kind) -> folder` of a base model without a head."""
+
+    def build(kind):
+        model = tiny_encoder(kind)
+        model.base_model.save_pretrained(tmp_path / kind)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tokenizer_folder / name, tmp_path / kind)
+        return str(tmp_path / kind)
+
+    return build
+
+
+def test_a_new_head_reads_the_mean_of_an_encoder(encoder, tiny_recipe, tmp_path):
+    """A decoder, whose tokens know only what is before them, and a model that has a head keep the usual class."""
+
+    def trained(folder, **sections):
+        sections = {"train": QUICK, **NO_STAGES, **sections}
+        return deploykit.train(deploykit.load_recipe(tiny_recipe(tmp_path / folder, **sections)))
+
+    pooled = trained("bert", model=encoder("bert"))
+    assert class_of(pooled) == ["EncoderWithHeads"]
+    assert class_of(trained("mean", train={**QUICK, "pooling": "mean"})) == ["EncoderWithHeads"]
+    assert class_of(trained("usual")) == ["BertForSequenceClassification"]
+    assert class_of(trained("model", model=encoder("bert"), train={**QUICK, "pooling": "model"})) == [
+        "BertForSequenceClassification"
+    ]
+    assert class_of(trained("gpt2", model=encoder("gpt2"))) == ["GPT2ForSequenceClassification"]
+
+    renamed = {"positive": "negative", "negative": "positive"}
+    kept = trained("kept", model=str(pooled.path), train=None)
+    swapped = trained("swapped", model=str(pooled.path), train=None, labels=renamed)
+    assert kept.manifest.step.metrics["test"] == pooled.manifest.step.metrics["test"]
+    accuracy = [artifact.manifest.step.metrics["test"]["accuracy"].value for artifact in (kept, swapped)]
+    assert accuracy[1] == pytest.approx(1 - accuracy[0])
+    further = trained("further", model=str(pooled.path))
+    assert class_of(further) == ["EncoderWithHeads"]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "regression", "multi-label-classification"])
+def test_a_pooled_model_goes_all_the_way(task, encoder, review_files, tiny_recipe, tmp_path):
+    files = {}
+    for name in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (review_files / f"{name}.jsonl").read_text().splitlines()]
+        rows = [{**row, "labels": [row["label"], *row["text"].split()[:1]], "score": len(row["text"])} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    path = tiny_recipe(
+        tmp_path,
+        task={"method": task},
+        data=files,
+        model=encoder("bert"),
+        train=QUICK,
+        prune={"method": "width", "keep": 0.5, "distill": {"epochs": 1}} if task == "text-classification" else None,
+        quantize={"method": "dynamic"},
+        gates={"max_drop": 1.0, "inconclusive": "accept"},
+    )
+    outcomes = deploykit.run(deploykit.load_recipe(path))
+    package = outcomes[-1].artifact
+    assert package.manifest.step.stage == "package"
+    golden.verify(package.path)
+    predictor = deploykit.Predictor.load(package, cores=1)
+    stored = predictor.task.load(load_predictions(package)["test"])
+    given = [TextInput(text=row["text"]) for row in rows]
+    for one, other in zip(predictor.predict(given), stored, strict=True):
+        assert predictor.task.distance(one, other) < 0.03
+
+
+def test_a_model_that_answers_all_texts_alike_is_named(tiny_recipe, tmp_path, caplog):
+    nothing = {**QUICK, "learning_rate": 1e-12}
+    path = tiny_recipe(tmp_path, train=nothing, **NO_STAGES, data={"allow_leakage": True, **same_texts(tmp_path)})
+    deploykit.train(deploykit.load_recipe(path))
+    assert "the model gives all 6 texts of the validation split nearly the same answer" in caplog.text
+    assert "Lower learning_rate, which is 1e-12" in caplog.text
+
+
+def same_texts(folder):
+    """Texts that differ in a word that the tokenizer does not have."""
+    files = {}
+    for name in ("train", "validation", "test"):
+        rows = [{"text": f"film {chr(0x2600 + number)}", "label": "ab"[number % 2]} for number in range(6)]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        files[name] = str(folder / f"{name}.jsonl")
+    return files
