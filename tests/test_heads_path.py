@@ -70,7 +70,7 @@ def packaged(request, tmp_path_factory, tiny_recipe):
         folder,
         task=task,
         data={**data, "allow_leakage": True},
-        train={"method": "full", "epochs": 10, "learning_rate": 2e-3},
+        train={"method": "full", "epochs": 10, "learning_rate": 1e-3},
         package={"store": False},
     )
     return request.param, pipeline.run(recipe.load(path))

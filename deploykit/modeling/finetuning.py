@@ -31,18 +31,36 @@ STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that
 BY_LENGTH: dict[str, Any] = (
     {"group_by_length": True} if TRANSFORMERS_4 else {"train_sampling_strategy": "group_by_length"}
 )
+CHOSEN_BY = "metric_and_loss"
+LOSS_WEIGHT = 1e-4  # of a loss, which is scaled to 0 to 1, against the metric
 LOGGED_PER_EPOCH = 20  # points of the learning curve
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second")
+UNSHOWN = ("runtime", "samples_per_second", "steps_per_second", CHOSEN_BY)  # in the learning curve
 log = logging.getLogger(__name__)
 
 
 class LossTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that keeps neither logits nor targets while it evaluates: `compute_metrics` predicts by itself."""
+    """A Trainer that keeps neither logits nor targets while it evaluates: `compute_metrics` predicts by itself.
+
+    `metric` is the task's first.
+    """
+
+    metric: str
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Returns the loss of a batch, and numbers in place of its logits and targets, which may not be missing."""
         loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
         return loss, torch.zeros(1), torch.zeros(1)
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Adds the number that chooses the best epoch: the metric, or, where it hardly differs, the loss.
+
+        A metric of ranks or labels is often as good after the first epoch as after the last, while numbers and
+        probabilities still improve.
+        """
+        output = super().evaluation_loop(*arguments, **options)
+        metric, loss = (output.metrics[f"eval_{name}"] for name in (self.metric, "loss"))
+        output.metrics[f"eval_{CHOSEN_BY}"] = metric - LOSS_WEIGHT * loss / (1 + loss)
+        return output
 
 
 def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Loss, work: Path) -> list[dict[str, Any]]:
@@ -67,7 +85,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
     deadline = Deadline(options.minutes, newest) if options.minutes else None
     steps = math.ceil(_steps_per_epoch(problem, options) * options.epochs)
     rate = f"with the learning rate {options.learning_rate:g}"
-    early_stopping = [EarlyStoppingCallback(options.patience)] if options.patience else []
+    early_stopping = [EarlyStoppingCallback(options.patience, LOSS_WEIGHT)] if options.patience else []
 
     def step_loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         """Divides by the batches of a step, as the Trainer does if it cannot count the targets, but not for this."""
@@ -89,6 +107,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
         callbacks=[Progress(), *early_stopping, *([deadline] if deadline else [])],
     )
+    trainer.metric = problem.task.METRICS[0]
     trainer.remove_callback(PrinterCallback)
     if newest:
         log.info("continuing from %s", newest)
@@ -131,7 +150,7 @@ def _arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArg
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model=problem.task.METRICS[0],
+        metric_for_best_model=CHOSEN_BY,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # or early stopping would count its patience from zero
         logging_strategy="steps",
@@ -176,7 +195,7 @@ def newest_checkpoint(work: Path) -> Path | None:
 
 
 def _curve_point(entry: dict[str, Any]) -> dict[str, Any]:
-    """Returns an entry of the Trainer's log without its prefix and without timings."""
+    """Returns an entry of the Trainer's log without its prefix and without what is not shown."""
     point = {name.removeprefix("eval_"): value for name, value in entry.items()}
     split = "validation" if "eval_loss" in entry else "train"
-    return {**{name: value for name, value in point.items() if name not in TIMINGS}, "split": split}
+    return {**{name: value for name, value in point.items() if name not in UNSHOWN}, "split": split}

@@ -19,9 +19,8 @@ from deploykit.process_state import threads
 from deploykit.tasks import Target
 
 PROBED_ROWS = 20_000  # training rows at most; a linear model hardly gains by more
-STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # of the squared weights; validation rows decide
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the squared weights; validation rows decide
 ITERATIONS = 100
-SMALLEST_DEVIATION = 0.05  # against the root mean square of the states: less is taken for this, or noise would grow
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 Rows = tuple[torch.Tensor, torch.Tensor]  # standardized states `(rows, width)`, and targets
@@ -32,7 +31,8 @@ def fit_text_heads(
 ) -> None:
     """Fits the heads of whole texts of a model in place by regularized linear or logistic regression.
 
-    Each head standardizes the means of the states from then on, by their mean and deviation over the training rows.
+    From then on, each head subtracts the mean of the pooled states over the training rows, and divides by their
+    standard deviation, or by the root mean square of all of them where the deviation is smaller.
     Other heads, and models without such heads, are left as they are.
 
     Args:
@@ -53,9 +53,10 @@ def fit_text_heads(
         for name, target in targets.items():
             head = heads[target.output]
             states = train["states"]
-            least = SMALLEST_DEVIATION * states.square().mean().sqrt().item()
+            root_mean_square = states.square().mean().sqrt().item()
             head.center.copy_(states.mean(dim=0))
-            head.scale.copy_(states.std(dim=0, correction=0).clamp(min=least))
+            # Deviations far below the size of the states would make the head overreact to small changes in training.
+            head.scale.copy_(states.std(dim=0, correction=0).clamp(min=root_mean_square))
             first, second = (
                 ((split["states"] - head.center) / head.scale, split[name]) for split in (train, validation)
             )
