@@ -148,6 +148,25 @@ def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of,
     assert same(state(model), weights[1])
 
 
+def test_among_epochs_with_the_same_metric_the_one_with_the_lowest_loss_is_kept(
+    tmp_path, tiny_encoder, problem_of, monkeypatch
+):
+    judge, weights = finetuning.quality, []
+    model = tiny_encoder()
+
+    def staged(*arguments):
+        weights.append(state(model))
+        return {**judge(*arguments), "accuracy": 0.9}
+
+    monkeypatch.setattr(finetuning, "quality", staged)
+    curve = fit(model, problem_of(count=48), FitOptions(epochs=4, **QUICK), classification_loss(), tmp_path)
+    losses = [point["loss"] for point in curve if point["split"] == "validation"]
+    best = losses.index(min(losses))
+    assert best > 0
+    assert same(state(model), weights[best])
+    assert not any(finetuning.CHOSEN_BY in point for point in curve)
+
+
 def test_patience_ends_a_run_that_gets_no_better(tmp_path, tiny_encoder, problem_of):
     model = tiny_encoder()
     options = FitOptions(epochs=6, patience=2, **{**QUICK, "learning_rate": 1e-12})
@@ -194,7 +213,7 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     accuracy = (best == batch["labels"])[shown].double().mean().item()
     first = problem.task.METRICS[0]
     judged = [point for point in curve if point["split"] == "validation"]
-    kept = max(judged, key=lambda point: point[first])  # the first of the best
+    kept = max(judged, key=lambda point: (point[first], -point["loss"]))
     assert accuracy == pytest.approx(kept["accuracy"])
 
 
