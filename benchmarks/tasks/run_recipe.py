@@ -51,17 +51,24 @@ def untrained(settings: Recipe, dataset: Dataset) -> dict[str, Metric]:
 
 def served_ms(package: Path, dataset: Dataset) -> Metric:
     """Returns the median time of requests with one input of the test split, in milliseconds."""
-    inputs = [row.input.model_dump(mode="json", exclude_none=True) for row in dataset.test]
+    requests = [_request(row.input) for row in dataset.test]
     times = []
     with deploykit.serve(package, port=0, auth=False) as service, deploykit.Client(service.url) as client:
         for number in range(WARM_UP_REQUESTS + REQUESTS):
             start = time.perf_counter()
-            client.predict(inputs=[inputs[number % len(inputs)]])
+            client.predict(**requests[number % len(requests)])
             times.append(1000 * (time.perf_counter() - start))
     rows = np.array(times[WARM_UP_REQUESTS:])
     medians = np.median(np.random.default_rng(0).choice(rows, (SAMPLES, len(rows))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
     return Metric(value=float(np.median(rows)), low=float(low), high=float(high))
+
+
+def _request(item: tasks.Input) -> dict[str, Any]:
+    """Returns the arguments of `Client.predict` for one input."""
+    if type(item) is tasks.TextInput:
+        return {"texts": [item.text], **({"text_pairs": [item.text_pair]} if item.text_pair else {})}
+    return {"inputs": [item.model_dump(mode="json", exclude_none=True)]}
 
 
 def main() -> None:
