@@ -124,7 +124,7 @@ def _key_options(recipe: Recipe, stage: str) -> dict[str, object]:
         sections.append(recipe.gates)
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
-    hashes = {str(path): f"{path.suffix} {sha256_of(sources.require(str(path)))}" for path in recipe.files(stage)}
+    hashes = {str(path): f"{path.suffix} {sha256_of(sources.locate_file(str(path)))}" for path in recipe.files(stage)}
     options = {type(section).__name__: _with_hashes(section.model_dump(mode="json"), hashes) for section in sections}
     if stage == "train" and recipe.labels:
         options["labels"] = recipe.labels
