@@ -13,11 +13,14 @@ from typing import Any
 from scipy.stats import binomtest
 
 from deploykit.artifact import atomic
-from deploykit.artifact.record_format import FEEDBACK, PATTERN, PREDICTION
+from deploykit.artifact.record_format import FEEDBACK_KIND, FILE_PATTERN, PREDICTION_KIND
 from deploykit.errors import DataError, storage_errors
 
 COMMON_KEYS = ("time", "client", "id", "index")
-REQUIRED_KEYS = {PREDICTION: (*COMMON_KEYS, "model", "version"), FEEDBACK: (*COMMON_KEYS, "label")}  # by `kind`
+REQUIRED_KEYS_OF_KIND = {
+    PREDICTION_KIND: (*COMMON_KEYS, "model", "version"),
+    FEEDBACK_KIND: (*COMMON_KEYS, "label"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ def join(folder: Path) -> JoinedRecords:
     Raises:
         DataError: there are no records.
     """
-    files = sorted(folder.rglob(PATTERN))
+    files = sorted(folder.rglob(FILE_PATTERN))
     if not files:
-        raise DataError(f"{folder} holds no records ({PATTERN}). Name the directory of DEPLOYKIT_RECORDS.")
+        raise DataError(f"{folder} holds no records ({FILE_PATTERN}). Name the directory of DEPLOYKIT_RECORDS.")
     contents = b"\n".join(file.read_bytes() for file in files)
     lines = list(filter(None, contents.split(b"\n")))  # not splitlines: texts may contain other line ends
     events = [event for event in map(_parse_event, lines) if event is not None]
@@ -58,7 +61,7 @@ def join(folder: Path) -> JoinedRecords:
     unmatched_feedback = 0
     for event in sorted(events, key=lambda event: event["time"]):
         input_key = (event["client"], event["id"], event["index"])
-        if event["kind"] == PREDICTION:
+        if event["kind"] == PREDICTION_KIND:
             last_of_input[input_key] = len(predictions)
             predictions.append(event)
         elif input_key in last_of_input:
@@ -120,6 +123,6 @@ def _parse_event(line: bytes) -> dict[str, Any] | None:
     """
     try:
         event: dict[str, Any] = json.loads(line)
-        return event if all(name in event for name in REQUIRED_KEYS[event["kind"]]) else None
+        return event if all(name in event for name in REQUIRED_KEYS_OF_KIND[event["kind"]]) else None
     except (ValueError, KeyError, TypeError):
         return None
