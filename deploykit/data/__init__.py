@@ -16,7 +16,7 @@ from deploykit.data.table import concatenate
 from deploykit.errors import DataError
 from deploykit.images import AnyTokenizer
 from deploykit.recipe import DataSection, file_format, is_file
-from deploykit.recipe.sections import HEAD
+from deploykit.recipe.sections import HEAD_COLUMN
 from deploykit.tasks import Example, Task
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -153,7 +153,9 @@ def _read_table(section: DataSection, name: str) -> sources.Table:
     """
     source: str | dict[str, str] = getattr(section, name)
     if isinstance(source, dict):
-        return concatenate({head: sources.read(path, name, section.format) for head, path in source.items()}, HEAD)
+        return concatenate(
+            {head: sources.read(path, name, section.format) for head, path in source.items()}, HEAD_COLUMN
+        )
     if name == "train" or is_file(source):
         return sources.read(source, name, section.format)
     if isinstance(section.train, dict) or not sources.has_splits(section.train):

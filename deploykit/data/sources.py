@@ -12,7 +12,7 @@ from deploykit.data.formats import arrow
 from deploykit.data.table import BrokenRow, Row, Table
 from deploykit.errors import DataError
 from deploykit.methods import did_you_mean
-from deploykit.recipe import expanded, file_format, is_file
+from deploykit.recipe import expand_home, file_format, is_file
 
 __all__ = ["BrokenRow", "Row", "Table", "has_splits", "locate", "locate_file", "read", "read_texts"]
 
@@ -28,7 +28,7 @@ def read(source: str, split: str = "train", format_name: str | None = None) -> T
     Raises:
         DataError: the source is missing, is not UTF-8, is damaged, or has another format.
     """
-    if is_file(source) or expanded(source).exists():
+    if is_file(source) or expand_home(source).exists():
         return _read_local(locate(source), split, format_name)
     if format_name:
         raise DataError(
@@ -40,7 +40,7 @@ def read(source: str, split: str = "train", format_name: str | None = None) -> T
 
 def has_splits(source: str) -> bool:
     """Tells whether a source has named splits: a data set of the hub, or a directory written by `save_to_disk`."""
-    return not is_file(source) or formats.is_saved_dataset(expanded(source))
+    return not is_file(source) or formats.is_saved_dataset(expand_home(source))
 
 
 def read_texts(source: str) -> list[str]:
@@ -67,7 +67,7 @@ def locate(source: str) -> Path:
     Raises:
         DataError: it does not exist; the message names the most similar file beside it.
     """
-    path = expanded(source)
+    path = expand_home(source)
     if path.exists():
         return path
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
