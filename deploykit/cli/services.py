@@ -1,4 +1,4 @@
-"""The commands for services."""
+"""The commands that start and drain services, and that read their records."""
 
 from pathlib import Path
 from typing import Annotated
