@@ -19,16 +19,18 @@ TERM_SCALES = np.array([1.0, 2.0**-7, 2.0**-14])
 INITIAL_PRIOR_BATCHES, FINAL_PRIOR_BATCHES = 30.0, 1.0
 FORGETTING_FACTOR = 0.998  # of the weight of older batches, with each new batch: a half-life of about 350 batches
 REFIT_BATCHES = 32  # between two fits, because a fit takes longer than to note a batch
-# (items, width) of the batches for which the prior cost predicts the time: the range of a usual service.
+# Batches, as (items, width), whose times by the prior cost are fitted with the measured ones. They span the range of a
+# usual service.
 PRIOR_POINTS = tuple((items, width) for width in (8, 32, 128, 512) for items in (1, 4, 16))
 
 
 class Cost(Frozen):
     """Predicts the seconds of a batch: `fixed + items * (per_token * width + per_square * width ** 2)`.
 
-    `width` is the length in tokens to which all items are padded; its square accounts for attention. Batching decisions
-    depend only on the ratios of the three terms. The defaults are from a six-layer int8 encoder on one core, where one
-    text of 26 tokens took 5.8 ms and a batch of eight took 29 ms.
+    `items` is the number of texts, and `width` the length in tokens to which all of them are padded. The three fields
+    are in seconds. `per_square` accounts for attention. Batching decisions depend only on the ratios of the fields. The
+    defaults are from a six-layer int8 encoder on one core, where one text of 26 tokens took 5.8 ms and a batch of eight
+    took 29 ms.
     """
 
     fixed: float = Field(default=2.5e-3, ge=0)
@@ -92,10 +94,8 @@ class LearnedCost:
         self._vector = FORGETTING_FACTOR**REFIT_BATCHES * self._vector + weights @ rows
         self._new_batches.clear()
         prior_weight = max(INITIAL_PRIOR_BATCHES * FORGETTING_FACTOR**self._fitted_batches, FINAL_PRIOR_BATCHES)
-        matrix, vector = (
-            prior_weight * self._prior_matrix + self._matrix,
-            prior_weight * self._prior_vector + self._vector,
-        )
+        matrix = prior_weight * self._prior_matrix + self._matrix
+        vector = prior_weight * self._prior_vector + self._vector
         terms = _solve_non_negative(matrix, vector) * TERM_SCALES
         self.current = Cost(**dict(zip(Cost.model_fields, terms, strict=True)))
 

@@ -10,8 +10,8 @@ from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
 from deploykit.methods import Frozen, Options
 
-# A machine is busy if other processes held the cores for more than this share of a measurement. Its times then have a
-# warning.
+# A machine is busy if other processes held the cores for more than this share of a measurement. Its times are then
+# shown with a warning.
 BUSY_SHARE = 0.05
 Kind = Literal["checkpoint", "onnx", "package"]
 logger = logging.getLogger("deploykit.artifact")
@@ -32,7 +32,7 @@ class Metric(Frozen):
     high: float
 
     def __format__(self, number_format: str) -> str:
-        # z writes a value that rounds to zero without a minus sign.
+        # The option `z` writes a negative number that rounds to zero without its sign.
         value, low, high = (format(number, f"z{number_format}") for number in (self.value, self.low, self.high))
         return value if low == high else f"{value} (95 % interval {low} to {high})"
 
@@ -57,7 +57,7 @@ class Step(Frozen):
     metrics: dict[str, dict[str, Metric]]
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether the machine was too busy for `p50_ms` to be trusted."""
         return self.waited_share > BUSY_SHARE
 

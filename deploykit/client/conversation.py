@@ -27,7 +27,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0  # between attempts, without Retry-After; 
 T = TypeVar("T")
 RequestOrPause = httpx.Request | float  # a step of a call: a request to send, or seconds to sleep
 Outcome = httpx.Response | httpx.RequestError | None  # of a step; None of a pause
-Steps = Generator[RequestOrPause, Outcome, T]
+Steps = Generator[RequestOrPause, Outcome, T]  # of a call, which returns its answer, a T
 
 
 class Conversation:
@@ -98,8 +98,8 @@ class Conversation:
         def read(response: httpx.Response) -> bool:
             return bool(response.json()["recorded"])
 
-        place = {"id": prediction.request, "index": prediction.index}
-        return self._post("/v1/feedback", read, **place, label=label, comment=comment)
+        prediction_id = {"id": prediction.request, "index": prediction.index}
+        return self._post("/v1/feedback", read, **prediction_id, label=label, comment=comment)
 
     def _ready(self) -> Steps[bool]:
         outcome = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_time_limits(self._timeout_s))
@@ -182,7 +182,8 @@ def _read_answer(response: httpx.Response, read: Callable[[httpx.Response], T], 
 
 def _pause_before_retry(outcome: Outcome, attempt: int) -> float | None:
     """Returns the seconds before the next attempt; None if another attempt would not help."""
-    backoff = min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311  so that not all clients retry at once
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311  so that clients do not all retry at the same time
+    backoff = min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * jitter
     if not isinstance(outcome, httpx.Response):
         return None if isinstance(outcome, FINAL_ERRORS) else backoff
     if outcome.status_code not in RETRIED_STATUSES:

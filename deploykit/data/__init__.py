@@ -114,7 +114,7 @@ def _hash_path(path: Path) -> str | list[tuple[str, str]]:
     return [(name, sha256_of(path / name)) for name in names if not Path(name).name.startswith(".")]
 
 
-def lengths(dataset: Dataset, tokenizer: AnyTokenizer) -> dict[str, Any]:
+def describe_lengths(dataset: Dataset, tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Describes the lengths of inputs in tokens, by split; see `statistics.describe_token_lengths`."""
     return {name: statistics.describe_token_lengths(getattr(dataset, name), tokenizer) for name in SPLIT_NAMES}
 

@@ -43,7 +43,7 @@ class JoinedRecords:
 def join(folder: Path) -> JoinedRecords:
     """Joins the predictions recorded in a folder, and in folders below it, with the last feedback on each.
 
-    A client can give feedback only on its own requests. Predictions whose text was not recorded are no rows.
+    A client can give feedback only on its own requests. Predictions of which no text was recorded become no rows.
 
     Raises:
         DataError: there are no records.
@@ -55,7 +55,8 @@ def join(folder: Path) -> JoinedRecords:
     lines = list(filter(None, contents.split(b"\n")))  # not splitlines: texts may contain other line ends
     events = [event for event in map(_parse_event, lines) if event is not None]
     predictions: list[dict[str, Any]] = []
-    # A client may use an id of a request twice: feedback is on the prediction before it. Values index `predictions`.
+    # The last prediction so far for an input, as an index into `predictions`. A client may use a request id twice;
+    # feedback then belongs to the last prediction before it.
     last_of_input: dict[tuple[str, str, int], int] = {}
     labels: dict[int, str] = {}  # from feedback, by index of the prediction
     unmatched_feedback = 0

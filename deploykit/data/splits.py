@@ -16,8 +16,8 @@ import numpy as np
 from deploykit.data.examples import Identity, Split, identity_of
 from deploykit.tasks import Example, Task
 
-# Share of the rows that may have one text in common and still be kept together. A larger group would make the share
-# that is cut inexact, and the splits unlike.
+# The largest share of the rows that may be kept together for one text. A larger group would make the size of a split
+# inexact, and its rows unlike those of the others.
 MAX_GROUP_SHARE = 0.05
 
 

@@ -12,14 +12,7 @@ from deploykit.data.table import Table, Values
 
 LABEL_COLUMNS = ("label", "labels")  # Doccano's versions differ in the name
 # The columns in which Doccano writes lists.
-LIST_COLUMNS = (
-    *LABEL_COLUMNS,
-    "entities",
-    "relations",
-    "cats",
-    "Comments",
-    "comments",
-)
+LIST_COLUMNS = (*LABEL_COLUMNS, "entities", "relations", "cats", "Comments", "comments")
 OTHER_FORMATS_COLUMNS = {"spans", "tokens", "words", "data"}  # Doccano writes none of these
 EXPECTED_LABELS = '[[start, end, "LABEL"], ...], ["LABEL", ...], or `entities` of {id, start_offset, end_offset, label}'
 
@@ -36,7 +29,10 @@ def recognizes(table: Table) -> bool:
 
 
 def _has_labels(values: Values) -> bool:
-    """Tells whether a row has a Doccano entity, a label of the whole text, or a span as a triple."""
+    """Tells whether a row has an entity, a label of the whole text, or a span as a triple, as Doccano writes them.
+
+    A list of words in `labels` does not tell, because that is also the usual column of several labels per text.
+    """
     entities = values.get("entities")
     if isinstance(entities, list) and any(isinstance(entity, dict) and "start_offset" in entity for entity in entities):
         return True
@@ -52,7 +48,7 @@ def _label_list(values: Values) -> list[Any] | None:
 
 
 def _is_triple(item: Any) -> bool:
-    """Tells whether an item of `label` is a span as Doccano writes it, `[start, end, "LABEL"]`; types are unchecked."""
+    """Tells whether an item of a label column may be a span, `[start, end, "LABEL"]`; `make_span` checks the types."""
     return isinstance(item, list) and len(item) == 3
 
 

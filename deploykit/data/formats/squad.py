@@ -87,8 +87,8 @@ def _rows_of_paragraph(
 def recognizes(table: Table) -> bool:
     """Tells whether rows have a question, a context, and answers with their offsets.
 
-    Rows whose context is a list of texts are left as they are. SQuAD has no such rows, but the task reads them itself:
-    their answers say which of the texts they are in.
+    A table in which a context is a list of texts is excluded. It is not SQuAD's, and the task reads it unconverted:
+    each of its answers says which text of the list it is in.
     """
     return (
         set(table.columns) >= {"context", "question", "answers"}
@@ -98,7 +98,7 @@ def recognizes(table: Table) -> bool:
 
 
 def _are_answers(value: Any) -> bool:
-    """Tells whether a value has one of the two forms in `EXPECTED_ANSWERS`; an empty list of answers does not tell."""
+    """Tells whether a value has one of the two forms in `EXPECTED_ANSWERS`, with at least one answer in a list."""
     if isinstance(value, Mapping):
         return isinstance(value.get("text"), list) and isinstance(value.get("answer_start"), list)
     return (
