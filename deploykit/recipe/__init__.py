@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from deploykit import methods
 from deploykit.errors import DeploykitError, RecipeError
 from deploykit.methods import did_you_mean
-from deploykit.recipe.overrides import apply
+from deploykit.recipe.overrides import apply_override
 from deploykit.recipe.schema import (
     KIND_OF_STAGE,
     METHOD_MISSING,
@@ -27,7 +27,7 @@ from deploykit.recipe.schema import (
     without_method,
 )
 from deploykit.recipe.sections import HEAD_COLUMN, DataSection, ExportSection, GateSection, PackageSection
-from deploykit.recipe.validation import explain
+from deploykit.recipe.validation import explain_errors
 
 # Group 1 is the suffix without compression; group 2 is the same for the suffixes of CoNLL.
 DATA_SUFFIX = re.compile(
@@ -61,7 +61,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} must hold keys and values, found {type(content).__name__}.")
     for override in overrides:
-        apply(content, override)
+        apply_override(content, override)
     return parse(content, folder=path.parent, source=str(path))
 
 
@@ -82,7 +82,7 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        mistakes += explain(error, Recipe, ())
+        mistakes += explain_errors(error, Recipe, ())
     mistakes += _find_method_mistakes(content)
     mistakes += _find_column_mistakes(content)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
@@ -111,7 +111,7 @@ def _find_method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
             method = methods.load(kind, name)
             method.Options.model_validate(without_method(step))
         except ValidationError as error:
-            yield from explain(error, method.Options, (place,))
+            yield from explain_errors(error, method.Options, (place,))
         except DeploykitError as error:
             yield f"{place}: {error}"
 

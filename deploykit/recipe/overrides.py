@@ -10,7 +10,7 @@ from deploykit.errors import RecipeError
 DEFAULT_METHODS = {"train": "full", "quantize": "dynamic"}  # of sections that a recipe leaves out
 
 
-def apply(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
     """Sets one value in `content`, which is changed, and adds the sections that it needs.
 
     Args:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from deploykit.methods import did_you_mean
 
 
-def explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
+def explain_errors(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[str]:
     """Yields a line for each mistake: its place, the problem and the value.
 
     For an unknown key the line names the key that was probably meant, and all known ones.

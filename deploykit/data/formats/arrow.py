@@ -13,6 +13,7 @@ from deploykit.data import files
 from deploykit.data.table import Row, Table, number_rows
 from deploykit.errors import DataError
 
+# How the names of parquet files of one split begin on the hub, as in train-00000-of-00002.parquet.
 SPLIT_PREFIX = re.compile(r"(train|training|validation|valid|val|dev|test)\b", re.IGNORECASE)
 
 

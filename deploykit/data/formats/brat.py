@@ -74,7 +74,7 @@ def _read_annotations(path: Path) -> list[Annotation]:
 def _convert_text(text: str, annotations: Sequence[Annotation]) -> tuple[dict[str, Any], list[Fault]]:
     """Returns `text`, `spans` and `relations` of a row, and the faults; with faults, the values are of no use."""
     faults = [
-        (annotation.line_number, _unknown_kind(annotation))
+        (annotation.line_number, _explain_unknown_kind(annotation))
         for annotation in annotations
         if annotation.kind not in (*READ_KINDS, *UNREAD_KINDS)
     ]
@@ -120,7 +120,7 @@ def _convert_kind(
     return results, faults
 
 
-def _unknown_kind(annotation: Annotation) -> str:
+def _explain_unknown_kind(annotation: Annotation) -> str:
     return f"begins with {annotation.fields[0]!r}, expected an id of T, R, E, A, M, N or #, or *, and then a tab"
 
 

@@ -69,7 +69,7 @@ def _parse_list(path: Path, text: str) -> Table:
         if isinstance(values, dict):
             rows.append(Row(number, values))
         else:
-            broken_rows.append(BrokenRow(number, _not_an_object(values)))
+            broken_rows.append(BrokenRow(number, _explain_not_object(values)))
     return _make_table(path, "row", rows, broken_rows)
 
 
@@ -86,11 +86,11 @@ def _parse_lines(path: Path, text: str) -> Table:
         if isinstance(values, dict):
             rows.append(Row(line, values))
         else:
-            broken_rows.append(BrokenRow(line, _not_an_object(values)))
+            broken_rows.append(BrokenRow(line, _explain_not_object(values)))
     return _make_table(path, "line", rows, broken_rows)
 
 
-def _not_an_object(value: Any) -> str:
+def _explain_not_object(value: Any) -> str:
     return f"JSON of type {type(value).__name__}, expected an object with the columns"
 
 
