@@ -1,7 +1,6 @@
 """deploykit: from labelled text to a verified, running transformer service.
 
-The public functions are imported on first use, so importing the package is quick, and a service loads only what it
-needs.
+The public names are imported on first use, so importing the package is quick, and a service loads only what it needs.
 
 Example:
     >>> import deploykit
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from deploykit.stages.explanation import explain_quantization
     from deploykit.stages.retuning import retune
 
-_HOME = {
+# The module below `deploykit` that defines a public name; `module:attribute` where the names differ.
+_MODULE_OF_NAME = {
     "Artifact": "artifact",
     **dict.fromkeys(("AsyncClient", "Client"), "client"),
     "Predictor": "inference.predictor",
@@ -68,7 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    """Imports a public name on its first use (PEP 562)."""
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
+    module, _, attribute = _MODULE_OF_NAME[name].partition(":")
     return getattr(import_module(f"deploykit.{module}"), attribute or name)

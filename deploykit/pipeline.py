@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from deploykit import data, hardware, process_state, report, tasks
-from deploykit.artifact import Artifact, is_finished, key_of, sha256_of
+from deploykit.artifact import Artifact, content_key, is_finished, sha256_of
 from deploykit.data import Dataset, sources
 from deploykit.errors import GateError, InputError
 from deploykit.evaluation import gates
@@ -81,7 +81,7 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         if name is not None and name not in stages:
             raise InputError(f"the recipe has no stage {name!r}. There are: {', '.join(stages)}.")
     last = stages.index(until) + 1 if until else None
-    parent = key_of(
+    parent = content_key(
         parent=_base_fingerprint(recipe),
         stage="base",
         method=recipe.task_name,
@@ -95,7 +95,9 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
     for stage in stages[:last]:
         run_again = run_again or stage == first
         method, options = recipe.method(stage), _key_options(recipe, stage)
-        key = key_of(parent=parent, stage=stage, method=method, options=options, data=fingerprint, seed=recipe.seed)
+        key = content_key(
+            parent=parent, stage=stage, method=method, options=options, data=fingerprint, seed=recipe.seed
+        )
         target = output(recipe) / f"{stage}-{key[:10]}"
         would: Literal["run", "be skipped"] = "be skipped" if is_finished(target) and not run_again else "run"
         planned.append(Planned(stage, method, target, key, parent, would))
@@ -124,7 +126,7 @@ def _key_options(recipe: Recipe, stage: str) -> dict[str, object]:
         sections.append(recipe.gates)
     if stage == "package":
         sections += [recipe.gates, recipe.serve]
-    hashes = {str(path): f"{path.suffix} {sha256_of(sources.require(str(path)))}" for path in recipe.files(stage)}
+    hashes = {str(path): f"{path.suffix} {sha256_of(sources.locate_file(str(path)))}" for path in recipe.files(stage)}
     options = {type(section).__name__: _with_hashes(section.model_dump(mode="json"), hashes) for section in sections}
     if stage == "train" and recipe.labels:
         options["labels"] = recipe.labels
@@ -239,7 +241,7 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
     """Raises GateError if a gate stops the run after this artifact."""
-    failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own))
+    failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own_details))
     if failed:
         raise GateError(
             f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"

@@ -140,7 +140,7 @@ def test_importing_the_package_is_quick_and_brings_no_torch():
 def test_every_public_verb_can_be_imported_and_nothing_else():
     with pytest.raises(AttributeError, match="module 'deploykit' has no attribute 'trian'"):
         _ = deploykit.trian
-    assert sorted(deploykit.__all__) == sorted(deploykit._HOME)
+    assert sorted(deploykit.__all__) == sorted(deploykit._MODULE_OF_NAME)
 
 
 @pytest.mark.parametrize("module", MODULES)

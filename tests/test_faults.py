@@ -190,7 +190,7 @@ def test_a_sound_model_passes_every_check(seed, make):
     """The stages compare the graph with torch and hold it against the gates, and then the package is verified."""
     package = make(seed)
     golden.verify(package.path)
-    (verdict,) = package.manifest.own["verdicts"]
+    (verdict,) = package.manifest.own_details["verdicts"]
     assert (verdict["gate"], verdict["outcome"]) == ("max_drop", "passed")
     assert golden.load(package).tolerance == golden.MIN_TOLERANCE
     assert max(package.manifest.details["export"]["parity"].values()) < 1e-5

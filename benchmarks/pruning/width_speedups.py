@@ -62,14 +62,14 @@ def row(base: Recipe, speedup: float, epochs: int) -> dict[str, Any]:
     }
     step = pruned.manifest.history[-1]
     return {
-        **pruned.manifest.own["steps"][0]["speedup"],
+        **pruned.manifest.own_details["steps"][0]["speedup"],
         "again": measured_again(base, trained, pruned),
         "metric": task.METRICS[0],
         "test": step.metrics["test"][task.METRICS[0]].model_dump(),
         "drops": drops,
         "parameters": step.parameters,
         "seconds": step.seconds,
-        "layers": pruned.manifest.own["steps"][0]["layers"],
+        "layers": pruned.manifest.own_details["steps"][0]["layers"],
     }
 
 

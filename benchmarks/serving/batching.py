@@ -27,7 +27,7 @@ import numpy as np
 import uvloop
 
 from deploykit import hardware
-from deploykit.artifact import GENERATED, LIBRARY, MANIFEST, SERVICE, Artifact, Manifest, draft, seal
+from deploykit.artifact import LIBRARY, MANIFEST, SERVICE, TOOL_FILES, Artifact, Manifest, draft, seal
 from deploykit.evaluation import timing
 from deploykit.inference.predictor import Predictor, batches, padded
 from deploykit.serving import launch
@@ -85,7 +85,7 @@ def variant(package: Path, target: Path, batcher: str = "", **changes: Any) -> A
     """Writes the same package with the code of this version, with other options of serving or another batcher."""
     artifact = Artifact.load(package)
     with draft(target) as folder:
-        shutil.copytree(package, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *GENERATED))
+        shutil.copytree(package, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, *TOOL_FILES))
         bundle.copy_library(folder / LIBRARY)
         if batcher:
             (folder / SERVICE).write_text(BASELINE % (str(Path(__file__).resolve().parent), batcher))

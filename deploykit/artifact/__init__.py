@@ -1,16 +1,15 @@
-"""Artifacts, the immutable directories that the stages hand to each other, and their manifests.
+"""Artifacts, the immutable directories that stages write and read, and their manifests.
 
 The layout is that of Hugging Face, so transformers and Optimum can open checkpoints and graphs.
 """
 
-from deploykit.artifact.directory import Artifact, draft, key_of, seal
+from deploykit.artifact.directory import Artifact, content_key, draft, seal
 from deploykit.artifact.files import (
     ARCHITECTURE,
     BENTOFILE,
     CONFIG,
     FLOAT_GRAPH,
     FORMAT_VERSION,
-    GENERATED,
     GENERATION,
     GOLDEN,
     GRAPH,
@@ -23,10 +22,11 @@ from deploykit.artifact.files import (
     REQUIREMENTS,
     SERVICE,
     SIGNATURE,
-    STORED,
+    STORE_RECORD,
     TOKENIZER,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
+    TOOL_FILES,
     VOCABULARY,
     WEIGHTS,
     is_finished,
@@ -50,7 +50,6 @@ __all__ = [
     "CONFIG",
     "FLOAT_GRAPH",
     "FORMAT_VERSION",
-    "GENERATED",
     "GENERATION",
     "GOLDEN",
     "GRAPH",
@@ -63,10 +62,11 @@ __all__ = [
     "REQUIREMENTS",
     "SERVICE",
     "SIGNATURE",
-    "STORED",
+    "STORE_RECORD",
     "TOKENIZER",
     "TOKENIZER_CONFIG",
     "TOKENIZER_FILES",
+    "TOOL_FILES",
     "VOCABULARY",
     "WEIGHTS",
     "Artifact",
@@ -76,9 +76,9 @@ __all__ = [
     "RecordOptions",
     "ServeOptions",
     "Step",
+    "content_key",
     "draft",
     "is_finished",
-    "key_of",
     "load_predictions",
     "save_predictions",
     "seal",

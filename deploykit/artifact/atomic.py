@@ -1,4 +1,4 @@
-"""Writes files and directories atomically: even after a kill or a power cut, the old or the new version is complete.
+"""Writes files and directories atomically: after a kill or a power cut, either the old or the new version is complete.
 
 The content is written under another name beside its place, synchronized to the disk (`fsync`) and then renamed.
 """
@@ -36,12 +36,12 @@ def move(draft: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until the content of a file, or of a directory listing, is on the disk."""
+    """Waits until the content of a file, or the list of the files in a directory, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # the file system does not support it for directories
+        if error.errno != errno.EINVAL:  # EINVAL: the file system cannot synchronize directories
             raise
     finally:
         os.close(descriptor)

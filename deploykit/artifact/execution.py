@@ -1,4 +1,4 @@
-"""How a graph is run: chosen by the selection, kept in the manifest, used by the service."""
+"""How a graph is run. The selection chooses it, the manifest records it, and the service follows it."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ Device = Literal["cpu", "cuda"]
 class Execution(Frozen):
     """An engine and its settings.
 
-    `precision` is that of the operators that a graph leaves in float. `streams` calls run at the same time, each on
-    `threads` threads. `batch_tokens` is the number of padded tokens in the most efficient batch; larger ones exceed the
-    cache. `features` are the CPU features that the choice relied on.
+    `precision` is that of the operators that are in floating point. `streams` is the number of calls that run at the
+    same time, each on `threads` threads. `batch_tokens` is the number of tokens, with padding, in the most efficient
+    batch; larger batches exceed the cache. `features` are the CPU features that the choice depends on.
     """
 
     engine: str = "onnxruntime"
@@ -27,16 +27,16 @@ class Execution(Frozen):
     features: tuple[str, ...] = ()
 
     @property
-    def place(self) -> tuple[str, str, str]:
-        """The settings that change answers: all but threads and batches."""
+    def backend(self) -> tuple[str, str, str]:
+        """Engine, precision and device: the settings on which answers depend."""
         return self.engine, self.precision, self.device
 
-    def on(self, cores: int) -> "Execution":
-        """Returns a copy that uses `cores`: all for one call if there is one stream, otherwise one stream per core."""
+    def with_cores(self, cores: int) -> "Execution":
+        """Returns a copy for a number of cores: a single stream gets all of them, several become one per core."""
         threads, streams = (cores, 1) if self.streams == 1 else (1, cores)
         return self.model_copy(update={"threads": threads, "streams": streams})
 
     def __str__(self) -> str:
-        where = self.engine + (f" {self.precision}" if self.precision != "float32" else "")
-        where += f" on {self.device}" if self.device != "cpu" else ""
-        return f"{where}, {self.streams} x {self.threads} threads" if self.streams > 1 else where
+        text = self.engine + (f" {self.precision}" if self.precision != "float32" else "")
+        text += f" on {self.device}" if self.device != "cpu" else ""
+        return f"{text}, {self.streams} x {self.threads} threads" if self.streams > 1 else text

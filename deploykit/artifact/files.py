@@ -1,36 +1,37 @@
-"""Names of the files in an artifact, and their hashes."""
+"""Names of the files and directories in an artifact, and their hashes."""
 
 import hashlib
 from pathlib import Path
 
-FORMAT_VERSION, OLDEST_FORMAT = 4, 2  # of manifests: written, and the oldest that is read
+FORMAT_VERSION = 4  # of the manifests that are written
+OLDEST_FORMAT_VERSION = 2  # that can be read
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
-FLOAT_GRAPH = "model_float32.onnx"  # beside the chosen graph, if that is a different one
+FLOAT_GRAPH = "model_float32.onnx"  # only if the chosen graph, `GRAPH`, is another one
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY = "vocab.txt"
 PREPROCESSOR = "preprocessor_config.json"  # of a model that reads images
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", VOCABULARY, PREPROCESSOR)
-ARCHITECTURE = "deploykit_arch.json"
+ARCHITECTURE = "deploykit_arch.json"  # sizes of the layers, if they differ from `CONFIG`
 PREDICTIONS = "predictions.npz"
 GOLDEN = "golden.json"
 MODEL_CARD = "README.md"
 SERVICE = "service.py"
 BENTOFILE = "bentofile.yaml"
 REQUIREMENTS = "requirements.txt"
-LIBRARY = "deploykit"
+LIBRARY = "deploykit"  # directory with the code that serves the package
 SIGNATURE = "model.sig"
-STORED = "model.yaml"  # written by BentoML's model store beside a package's files
+STORE_RECORD = "model.yaml"  # which BentoML's model store adds to its copy of a package
 PYCACHE = "__pycache__"
-GENERATED = (PYCACHE, STORED)
+TOOL_FILES = (PYCACHE, STORE_RECORD)  # what Python and BentoML add to a finished artifact
 
 
 def is_finished(path: Path) -> bool:
-    """Tells whether a stage has finished this directory."""
+    """Tells whether a directory is a finished artifact: its manifest is written last."""
     return (path / MANIFEST).is_file()
 
 

@@ -10,7 +10,9 @@ from deploykit.artifact.cost import Cost
 from deploykit.artifact.execution import Execution
 from deploykit.methods import Frozen, Options
 
-BUSY_SHARE = 0.05  # of a measurement spent waiting for cores, above which its times are shown with a warning
+# A machine is busy if other processes held the cores for more than this share of a measurement. Its times are then
+# shown with a warning.
+BUSY_SHARE = 0.05
 Kind = Literal["checkpoint", "onnx", "package"]
 logger = logging.getLogger("deploykit.artifact")
 
@@ -23,23 +25,25 @@ class FileEntry(Frozen):
 
 
 class Metric(Frozen):
-    """A measured value with its 95 % interval; `f"{metric:.4f}"` writes both."""
+    """A measured value with the ends of its 95 % interval; `f"{metric:.4f}"` writes all three."""
 
     value: float
     low: float
     high: float
 
-    def __format__(self, numbers: str) -> str:
-        value, low, high = (format(number, f"z{numbers}") for number in (self.value, self.low, self.high))
+    def __format__(self, number_format: str) -> str:
+        # The option `z` writes a negative number that rounds to zero without its sign.
+        value, low, high = (format(number, f"z{number_format}") for number in (self.value, self.low, self.high))
         return value if low == high else f"{value} (95 % interval {low} to {high})"
 
 
 class Step(Frozen):
     """The result of one stage.
 
-    `bytes` is the size of the weights or of the graph. `p50_ms` is the median time in milliseconds for one input of
-    median length on the step's engine; all steps of a manifest are timed in turn, so that they can be compared.
-    `waited_share` is the part of that time in which other processes held the cores.
+    `key` is the content key of its artifact. `seconds` is how long the stage took. `bytes` is the size of the weights
+    or of the graph. `p50_ms` is the median time in milliseconds for one input of median length on the step's engine;
+    all steps of a manifest are timed in turn, so that they can be compared. `waited_share` is the share of that
+    measurement in which other processes held the cores. `metrics` are by split and name.
     """
 
     stage: str
@@ -53,7 +57,7 @@ class Step(Frozen):
     metrics: dict[str, dict[str, Metric]]
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether the machine was too busy for `p50_ms` to be trusted."""
         return self.waited_share > BUSY_SHARE
 
@@ -101,8 +105,8 @@ class ServeOptions(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_batching(cls, content: Any) -> Any:
-        """Drops a key that older recipes and packages have."""
+    def _drop_batching(cls, content: Any) -> Any:
+        """Drops the key `batching` of older recipes and packages, which no longer has an effect."""
         if isinstance(content, dict) and "batching" in content:
             if content["batching"] != "cost":
                 logger.warning("serve.batching has no effect any more: texts are batched by cost; remove the key")
@@ -110,13 +114,14 @@ class ServeOptions(Options):
         return content
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
-        """Returns the options with a task's own defaults for those that the recipe does not name."""
+        """Returns the options with the defaults of a task for those that the recipe leaves out."""
         return self.model_copy(
             update={name: value for name, value in defaults.items() if name not in self.model_fields_set}
         )
 
     @model_validator(mode="after")
-    def _masks_somewhere(self) -> Self:
+    def _require_masking(self) -> Self:
+        """Refuses `redact_names` where nothing is masked."""
         if self.redact_names and not (self.redact or self.records):
             raise ValueError("redact_names adds to what `redact: true` or `records` mask; set one of them, too")
         return self
@@ -125,11 +130,12 @@ class ServeOptions(Options):
 class Manifest(Frozen):
     """The record inside an artifact.
 
-    `task_options` are the options of the task, and `labels` its labels in the order of the outputs. `pair` says whether
-    an input is two texts, or an image with a text. `execution` is how the model is run. `weights_precision` is the
-    number format of the weights in its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of
-    its batches, if it was measured. `history` lists the stages so far, this one last. `details` has the other results
-    of each stage, such as data summary, learning curve, parity, candidates and prediction changes.
+    `labels` are in the order of the model's outputs. `pair` says whether an input is two texts, or an image with a
+    text. `key` is the content key, and `parent_key` and `parent_digest` are key and digest of the artifact that the
+    stage started from. `execution` is how the model is run. `weights_precision` is the number format of the weights in
+    its layers: `float32`, `float16`, `int8` or `int4`. `cost` is the latency model of its batches, if it was measured.
+    `history` lists the stages so far, the one that wrote this artifact last. `details` has other results of each stage,
+    such as data summary, learning curve, parity, candidates and prediction changes.
     """
 
     format_version: int
@@ -166,34 +172,34 @@ class Manifest(Frozen):
         return self.key[:12]
 
     @property
-    def own(self) -> dict[str, Any]:
-        """The details of this artifact's own stage."""
+    def own_details(self) -> dict[str, Any]:
+        """The results in `details` of the stage that wrote this artifact."""
         return self.details[self.stage]
 
     @property
     def step(self) -> Step:
-        """The last step of the history: this artifact's own."""
+        """The last step of the history: that of the stage that wrote this artifact."""
         return self.history[-1]
 
 
-def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of a manifest of an older format as the newest has it."""
-    for version, upgrade in ((2, _from_format_2), (3, _from_format_3)):
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Converts the content of a manifest from an older format to the newest one."""
+    for version, convert in ((2, _from_format_2), (3, _from_format_3)):
         if content["format_version"] <= version:
-            content = upgrade(content)
+            content = convert(content)
     return content
 
 
 def _from_format_3(content: dict[str, Any]) -> dict[str, Any]:
-    """Adds the options of the task: the number of windows was an option of the service."""
+    """Moves the number of windows from the options of the service to those of the task, which format 4 requires."""
     options = {"max_windows": content["serve"].get("max_windows", 16)}
     serve = {name: value for name, value in content["serve"].items() if name != "max_windows"}
     return {**content, "task_options": options, "serve": serve}
 
 
 def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Adds the precision of the weights, which format 3 requires; it is that of the candidate that was kept."""
+    """Adds the precision of the weights, which format 3 requires: that of the chosen candidate, or else float32."""
     details = content["details"]
     candidates = details.get("retune", details.get("quantize", {})).get("candidates", ())
-    kept = [candidate["precision"] for candidate in candidates if candidate["kept"]]
-    return {**content, "weights_precision": kept[0] if kept else "float32"}
+    chosen_precisions = [candidate["precision"] for candidate in candidates if candidate["kept"]]
+    return {**content, "weights_precision": chosen_precisions[0] if chosen_precisions else "float32"}

@@ -1,4 +1,4 @@
-"""The predictions for the validation and test rows in an artifact, as arrays that their task has made of them."""
+"""Stores the predictions for the validation and test rows in an artifact, as arrays that the task makes of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +14,21 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def save_predictions(folder: Path, splits: Mapping[str, Arrays]) -> None:
-    """Stores the arrays of each split as `split/name`.
+    """Writes the arrays of each split to one file, as `split/name`.
 
     Args:
-        folder: of the draft.
-        splits: by the name of the split, what the task's `dump` returned.
+        folder: the artifact's draft.
+        splits: the arrays that the task's `dump` returned, by split.
     """
-    arrays = {f"{split}/{name}": array for split, named in splits.items() for name, array in named.items()}
+    arrays = {f"{split}/{name}": array for split, dumped in splits.items() for name, array in dumped.items()}
     np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **arrays)
 
 
 def load_predictions(artifact: Artifact) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Reads arrays that `save_predictions` wrote, by split and name.
+    """Returns the arrays that `save_predictions` wrote, by split and name.
 
-    Artifacts of older formats have one array for each split, and the number of its rows that belong to each prediction.
+    Artifacts of older formats have the arrays `SPLIT` and sometimes `SPLIT.lengths`. They are returned as `scores` and
+    as `lengths`, the number of rows of `scores` that belong to each prediction.
     """
     splits: dict[str, dict[str, npt.NDArray[Any]]] = {}
     with np.load(artifact.file(PREDICTIONS), allow_pickle=False) as arrays:

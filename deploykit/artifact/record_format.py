@@ -1,4 +1,4 @@
 """The format of the files in which a service records sampled texts and feedback."""
 
-PATTERN = "records-*.jsonl"
-PREDICTION, FEEDBACK = "prediction", "feedback"  # values of `kind` in each line
+FILE_PATTERN = "records-*.jsonl"
+PREDICTION_KIND, FEEDBACK_KIND = "prediction", "feedback"  # values of `kind` in each line

@@ -1,4 +1,4 @@
-"""The command line, which only parses, calls and prints.
+"""The command line: it parses arguments, calls the library and prints results.
 
 Exit codes: 0 done, 1 stopped by a gate, 2 wrong input, 3 internal error, 130 interrupted. Only `--debug` shows
 tracebacks.
@@ -22,11 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for subject in (runs, services, artifacts):
-    app.add_typer(subject.app)
+for module in (runs, services, artifacts):
+    app.add_typer(module.app)
 app.add_typer(keys.app, name="keys")
 
-INTERRUPTED = 130  # exit code of typer and shells for Ctrl-C
+INTERRUPTED_EXIT_CODE = 130  # of typer and shells for Ctrl-C: 128 + SIGINT
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        if app(arguments, standalone_mode=False) == INTERRUPTED:
+        if app(arguments, standalone_mode=False) == INTERRUPTED_EXIT_CODE:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped. Finished stages are kept: the same command goes on from them.", INTERRUPTED)
+        _fail("stopped. Finished stages are kept: the same command goes on from them.", INTERRUPTED_EXIT_CODE)
     except Exception as error:
         if debug:
             err.print_exception()
@@ -51,6 +51,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int, kind: str = "error") -> None:
+    """Prints `KIND: MESSAGE` to standard error and exits with a code."""
     err.print(f"{kind}: {message}", markup=False)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""The commands for artifacts and for this machine."""
+"""The commands that show, check, sign and retune artifacts, and `doctor`, which shows this machine."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli.output import ArtifactDir, out, print_table, short
+from deploykit.cli.output import ArtifactDir, out, print_table, shorten_path
 
 app = typer.Typer()
 
@@ -80,7 +80,7 @@ def retune(
     from deploykit.stages.retuning import options
 
     retuned = deploykit.retune(package, output, options(objective=objective, minutes=minutes, lengths=lengths))
-    out.print(f"package: {short(retuned.path)}, on {retuned.manifest.execution}", markup=False)
+    out.print(f"package: {shorten_path(retuned.path)}, on {retuned.manifest.execution}", markup=False)
 
 
 @app.command(name="explain-quantization")

@@ -1,4 +1,4 @@
-"""The table of `deploykit doctor`: what this machine offers, what is installed, and what to install."""
+"""Makes the table of `deploykit doctor`: what this machine offers, what is installed, and what to install."""
 
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -9,9 +9,9 @@ from packaging.requirements import Requirement
 
 from deploykit import hardware, methods
 
-GIB = 2**30
-NEEDED_BYTES = 5 * GIB  # for an installation with torch, and a run
-EXTRAS = {
+GIB = 2**30  # bytes
+MIN_FREE_DISK_BYTES = 5 * GIB  # for an installation with torch, and a run
+PURPOSE_OF_EXTRA = {
     "cpu": "serves on the CPU",
     "gpu": "is the ONNX Runtime for GPUs",
     "images": "reads images",
@@ -24,64 +24,66 @@ EXTRAS = {
     "redis": "shares rate limits between replicas",
     "sign": "signs packages, and checks signatures",
 }
-NEEDED_EXTRAS = ("cpu", "train")  # the others are optional; `gpu` is advised if there is a GPU
+REQUIRED_EXTRAS = ("cpu", "train")  # the others are optional; `gpu` is advised if there is a GPU
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Returns rows of what was examined, what was found, and advice, which is empty if all is well."""
-    return [*_machine(), *_engines(), *_extras()]
+    """Returns rows of three cells: what was examined, what was found, and advice, which is empty if all is well."""
+    return [*_machine_rows(), *_engine_rows(), *_extra_rows()]
 
 
-def _machine() -> list[tuple[str, str, str]]:
-    features, free = hardware.cpu_features(), disk_usage(Path.cwd()).free
-    fast = {"avx512_vnni", "amx_int8"} & set(features)
-    int8 = "" if fast else "without VNNI or AMX, int8 may be no faster: the run measures it"
+def _machine_rows() -> list[tuple[str, str, str]]:
+    features, free_bytes = hardware.cpu_features(), disk_usage(Path.cwd()).free
+    has_fast_int8 = {"avx512_vnni", "amx_int8"} & set(features)
+    int8_advice = "" if has_fast_int8 else "without VNNI or AMX, int8 may be no faster: the run measures it"
     return [
         ("cpu", hardware.cpu_name(), ""),
-        ("cpu features", ", ".join(features) or "none", int8),
+        ("cpu features", ", ".join(features) or "none", int8_advice),
         ("cores allowed", str(hardware.cpu_limit()), ""),
         ("memory allowed", f"{hardware.memory_limit() / GIB:.1f} GiB", ""),
         (
             "free disk",
-            f"{free / GIB:.1f} GiB",
-            "" if free > NEEDED_BYTES else "a run with torch needs about 5 GiB",
+            f"{free_bytes / GIB:.1f} GiB",
+            "" if free_bytes > MIN_FREE_DISK_BYTES else "a run with torch needs about 5 GiB",
         ),
         ("gpus", ", ".join(hardware.gpus()) or "none", ""),
     ]
 
 
-def _engines() -> list[tuple[str, str, str]]:
+def _engine_rows() -> list[tuple[str, str, str]]:
     rows = []
     for name in methods.available("engine"):
         try:
             versions = methods.load("engine", name).versions()
             state, advice = ", ".join(f"{package} {version}" for package, version in versions.items()), ""
-        except Exception as error:  # a broken installation is worth a row
+        except Exception as error:  # a broken installation is shown, not raised
             state, advice = "not usable", str(error)
         rows.append((f"engine {name}", state, advice))
-    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
         advice = "they are one module: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
         rows.append(("engine onnxruntime", "installed twice", advice))
     return rows
 
 
-def _extras() -> list[tuple[str, str, str]]:
+def _extra_rows() -> list[tuple[str, str, str]]:
     rows = []
-    for extra, purpose in EXTRAS.items():
-        missing = [name for name in _members(extra) if not _installed(name)]
-        useful = extra in NEEDED_EXTRAS or (extra == "gpu" and hardware.gpus() and not _installed("onnxruntime"))
+    for extra, purpose in PURPOSE_OF_EXTRA.items():
+        missing = [name for name in _packages_of_extra(extra) if not _is_installed(name)]
+        needs_gpu_extra = hardware.gpus() and not _is_installed("onnxruntime")  # the two exclude each other
+        is_advised = extra in REQUIRED_EXTRAS or (extra == "gpu" and needs_gpu_extra)
         state = "complete" if not missing else f"{len(missing)} packages missing: {', '.join(missing[:4])}"
-        advice = f"{purpose}: pip install '.[{extra}]' where its source is" if missing and useful else ""
+        advice = f"{purpose}: pip install '.[{extra}]' where its source is" if missing and is_advised else ""
         rows.append((f"extra {extra}", state, advice))
     return rows
 
 
-def _members(extra: str) -> list[str]:
-    lines = [Requirement(line) for line in requires("deploykit") or []] if find_spec("deploykit") else []
-    return [line.name for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
+def _packages_of_extra(extra: str) -> list[str]:
+    """Lists the packages that an extra of deploykit requires."""
+    requirements = [Requirement(line) for line in requires("deploykit") or []] if find_spec("deploykit") else []
+    return [each.name for each in requirements if each.marker and each.marker.evaluate({"extra": extra})]
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         version(name)
     except PackageNotFoundError:

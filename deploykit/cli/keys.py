@@ -1,4 +1,4 @@
-"""The commands `deploykit keys …`."""
+"""The commands `deploykit keys ...`, which change the file of the clients' keys."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deploykit.serving.access.keys import Key
 
 app = typer.Typer(help="Keys of the clients of a service.", no_args_is_help=True)
-MAX_DAYS = 36_500
+MAX_DAYS = 36_500  # that a key may be valid: a century, which is within the range of `datetime`
 KeyFile = Annotated[
     Path | None, typer.Option("--keys", envvar="DEPLOYKIT_KEYS", help="The key file (default: your own).")
 ]
@@ -69,11 +69,14 @@ def list_keys(keys: KeyFile = None) -> None:
     rows = []
     for key in store.listing(keys or store.default_key_file()):
         expires = f"{key.expires:%Y-%m-%d}" if key.expires else "never"
-        rows.append((key.id, key.client, ", ".join(key.scopes), f"{key.created:%Y-%m-%d}", expires, _limits(key)))
+        rows.append(
+            (key.id, key.client, ", ".join(key.scopes), f"{key.created:%Y-%m-%d}", expires, _describe_limits(key))
+        )
     print_table(("id", "client", "scopes", "created", "expires", "limits"), rows)
 
 
-def _limits(key: "Key") -> str:
+def _describe_limits(key: "Key") -> str:
+    """Returns what restricts a key: that it is disabled or not yet valid, and its rates."""
     limits = {
         "a minute": key.requests_per_minute,
         "a day": key.requests_per_day,
@@ -107,16 +110,16 @@ def disable_key(key: IdOrClient, keys: KeyFile = None) -> None:
 
     A running service notices within a second.
     """
-    _switch(key, keys, disabled=True)
+    _set_disabled(key, keys, disabled=True)
 
 
 @app.command("enable")
 def enable_key(key: IdOrClient, keys: KeyFile = None) -> None:
     """Enable keys that were disabled."""
-    _switch(key, keys, disabled=False)
+    _set_disabled(key, keys, disabled=False)
 
 
-def _switch(key: str, path: Path | None, *, disabled: bool) -> None:
+def _set_disabled(key: str, path: Path | None, *, disabled: bool) -> None:
     from deploykit.serving.access import keys as store
 
     switched = store.switch(path or store.default_key_file(), key, disabled=disabled)

@@ -1,4 +1,4 @@
-"""The commands that run recipes."""
+"""The commands that write and run recipes."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit import hardware, methods
-from deploykit.cli.output import err, out, print_table, short
+from deploykit.cli.output import err, out, print_table, shorten_path
 
 if TYPE_CHECKING:
     from deploykit.pipeline import Outcome, Planned
@@ -33,16 +33,16 @@ def run(
 ) -> None:
     """Run a recipe; finished stages are skipped."""
     if dry_run:
-        _show_plan(_recipe(recipe, overrides), first, until)
+        _show_plan(_load_recipe(recipe, overrides), first, until)
     else:
-        _run(_recipe(recipe, overrides), first=first, until=until)
+        _run(_load_recipe(recipe, overrides), first=first, until=until)
 
 
 def _add_stage(stage: str, summary: str) -> None:
-    """Adds the command that runs only one stage."""
+    """Adds a command that runs a single stage."""
 
     def command(recipe: RecipeFile, overrides: Overrides = None) -> None:
-        _run(_recipe(recipe, overrides), only=stage)
+        _run(_load_recipe(recipe, overrides), only=stage)
 
     app.command(name=stage, help=summary)(command)
 
@@ -97,58 +97,62 @@ def run_demo(folder: Annotated[Path, typer.Argument(help="Directory of the run."
     """Run the whole path on movie reviews, and serve."""
     from deploykit.cli import demo as movie_reviews
 
-    recipe = _recipe(movie_reviews.prepare(folder), None)
+    recipe = _load_recipe(movie_reviews.prepare(folder), None)
     err.print(f"On {hardware.cpu_name()}, with {hardware.cpu_limit()} cores, each stage will take:", markup=False)
-    for stage, time in movie_reviews.estimates(recipe):
+    for stage, time in movie_reviews.estimate_times(recipe):
         err.print(f"  {stage}: {time}", markup=False)
-    outcomes = _stages(recipe)
+    outcomes = _run_stages(recipe)
     keys = folder / "keys.json"
-    for line in movie_reviews.ask(outcomes[-1].artifact.path, keys, folder / "test.jsonl"):
+    for line in movie_reviews.query_service(outcomes[-1].artifact.path, keys, folder / "test.jsonl"):
         out.print(line, markup=False)
-    _summarize(outcomes)
+    _print_result(outcomes)
     out.print(f"keys:    deploykit keys add NAME --keys {keys}, and --keys {keys} when you serve", markup=False)
 
 
-def _recipe(path: Path, overrides: list[str] | None) -> "Recipe":
+def _load_recipe(path: Path, overrides: list[str] | None) -> "Recipe":
     from deploykit import recipe
 
     return recipe.load(path, overrides or ())
 
 
 def _run(recipe: "Recipe", **stages: Any) -> None:
-    _summarize(_stages(recipe, **stages))
+    """Runs the stages that the arguments of `pipeline.run` select, and prints the result."""
+    _print_result(_run_stages(recipe, **stages))
 
 
-def _stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+def _run_stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+    """Runs a recipe, and prints each stage when it begins and when it ends."""
     from deploykit import pipeline
 
-    def notify(planned: "Planned", outcome: "Outcome | None") -> None:
+    def print_progress(planned: "Planned", outcome: "Outcome | None") -> None:
         if outcome is not None:
             err.print(f"{planned.stage}: {outcome.status}, {outcome.seconds:.0f} s", markup=False)
         elif not planned.finished:
             err.print(f"{planned.stage} ({planned.method}) …", markup=False)
 
-    return pipeline.run(recipe, notify=notify, **stages)
+    return pipeline.run(recipe, notify=print_progress, **stages)
 
 
-def _summarize(outcomes: "list[Outcome]") -> None:
+def _print_result(outcomes: "list[Outcome]") -> None:
+    """Prints the table of all stages, and where the last artifact and the report are."""
     from deploykit.report.tables import header, rows
 
     last = outcomes[-1].artifact
     skipped = {outcome.artifact.manifest.stage: "skipped" for outcome in outcomes if outcome.status == "skipped"}
     print_table(header(last.manifest.history), rows(last.manifest.history, skipped))
-    out.print(f"{last.manifest.kind}: {short(last.path)}", markup=False)
-    out.print(f"report:  {short(last.path.parent / 'report.html')}", markup=False)
+    out.print(f"{last.manifest.kind}: {shorten_path(last.path)}", markup=False)
+    out.print(f"report:  {shorten_path(last.path.parent / 'report.html')}", markup=False)
     if last.manifest.kind == "package":
-        out.print(f"serve:   deploykit serve {short(last.path.parent / 'package')}", markup=False)
+        out.print(f"serve:   deploykit serve {shorten_path(last.path.parent / 'package')}", markup=False)
 
 
 def _show_plan(recipe: "Recipe", first: str | None, until: str | None) -> None:
+    """Prints the recipe with all defaults, and for each stage whether it would run."""
     import yaml
 
     from deploykit import pipeline
 
     out.print(yaml.safe_dump(recipe.resolved(), sort_keys=False), markup=False)
     planned = pipeline.plan(recipe, first=first, until=until)
-    rows = [(stage.stage, stage.method, stage.would, short(stage.target)) for stage in planned]
+    rows = [(stage.stage, stage.method, stage.would, shorten_path(stage.target)) for stage in planned]
     print_table(("stage", "method", "would", "artifact"), rows)

@@ -1,4 +1,4 @@
-"""The commands for services."""
+"""The commands that start and drain services, and that read their records."""
 
 from pathlib import Path
 from typing import Annotated
@@ -54,8 +54,9 @@ def records(
 
     joined = feedback.join(folder)
     print_table(("model", "records", "with feedback", "accuracy on these"), feedback.tabulate(joined))
-    if joined.lost or joined.broken:
-        err.print(f"left out: {joined.lost} feedback without a record, {joined.broken} broken lines", markup=False)
+    unmatched, broken = joined.unmatched_feedback, joined.broken_lines
+    if unmatched or broken:
+        err.print(f"left out: {unmatched} feedback without a record, {broken} broken lines", markup=False)
     if to is not None:
         feedback.write(joined, to)
         out.print(f"{to} holds {len(joined.rows)} labelled rows.", markup=False)

@@ -1,17 +1,17 @@
-"""Types of the answers of a service."""
+"""Types of what `Client` returns: the answers of a service."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Received(BaseModel):
-    """Base of answers; fields that a newer service adds are kept."""
+class Answer(BaseModel):
+    """Base of answers; fields that it does not declare, such as those of newer services, are attributes, too."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Entity(Received):
+class Entity(Answer):
     """A labelled span of a text, with its character offsets."""
 
     label: str
@@ -21,8 +21,8 @@ class Entity(Received):
     score: float
 
 
-class Relation(Received):
-    """A relation between two of the `entities` of an answer: from that at the place `head` to that at `tail`."""
+class Relation(Answer):
+    """A relation between two of the `entities` of a prediction; `head` and `tail` are their indices in that list."""
 
     label: str
     head: int
@@ -30,14 +30,15 @@ class Relation(Received):
     score: float
 
 
-class Prediction(Received):
-    """The answer for one input.
+class Prediction(Answer):
+    """The answer for one input. The task decides which of the fields are set.
 
-    It has `label`, `score`, `scores` and `abstained` in text classification, `entities` in token classification,
-    `labels` and `scores` for several labels, `score` in regression, `answer`, `score`, `start`, `end` and `context` for
-    a question, and `entities` and `relations` in relation extraction. Of several heads each answer is a `Prediction`,
-    too, and an attribute called as the head. Other fields of a task are attributes. `request` is the id of its request,
-    and `index` its position there.
+    Text classification sets `label`, `score`, `scores` and `abstained`; with several labels per text, `labels` and
+    `scores`. Regression sets `score`. Token classification sets `entities`, and relation extraction `entities` and
+    `relations`. Question answering sets `answer`, `score`, `start`, `end` and `context`. A model with several heads has
+    an attribute for each head, called as the head, which is a `Prediction`, too.
+
+    `request` is the id of the request, and `index` the position of the input in the request.
     """
 
     request: str = ""
@@ -58,15 +59,15 @@ class Prediction(Received):
     __pydantic_extra__: dict[str, Annotated["Prediction | Any", Field(union_mode="left_to_right")]]
 
 
-class Ranked(Received):
+class Ranked(Answer):
     """A candidate of a ranking; `index` is its position in the request."""
 
     index: int
     score: float
 
 
-class Part(Received):
-    """A part of a text; `weight` is the probability that the label loses without it."""
+class Part(Answer):
+    """A part of a text; `weight` is by how much the probability of the label falls without the part."""
 
     text: str
     start: int
@@ -74,7 +75,7 @@ class Part(Received):
     weight: float
 
 
-class Explanation(Received):
+class Explanation(Answer):
     """Which parts of a text speak for a label."""
 
     label: str

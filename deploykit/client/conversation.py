@@ -1,7 +1,8 @@
 """One call to a service as a generator: it yields requests to send and pauses to wait, and returns the answer.
 
-429, 502 and 503 are retried after Retry-After, failed connections with exponential backoff, until the time of the call
-is used up. Sending a request for predictions twice does no harm.
+So the blocking and the asynchronous client share everything except sending and waiting. The statuses 429, 502 and 503
+are retried after the header Retry-After, and failed connections with exponential backoff, until the time of the call is
+used up. Sending a request for predictions twice does no harm.
 """
 
 import base64
@@ -18,32 +19,34 @@ import httpx
 from deploykit.client.answers import Explanation, Prediction, Ranked
 from deploykit.errors import InputError, ServiceError
 
-RETRIED_STATUSES = (429, 502, 503)  # the service has not begun to work on the request
-# errors after which another attempt would not help
+RETRIED_STATUSES = (429, 502, 503)  # with these, the service has not begun to work on the request
+# Errors after which another attempt would not help.
 FINAL_ERRORS = (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
-MAX_TIMEOUT_S = 999_999.0  # the largest deadline that a service accepts
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0  # between attempts, if the service sends no Retry-After
+MAX_TIMEOUT_S = 999_999.0  # the longest that a service accepts in the header X-Request-Timeout-Ms
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0  # between attempts, without Retry-After; each is twice the one before
 T = TypeVar("T")
-Outcome = httpx.Response | httpx.RequestError | None
-Steps = Generator[httpx.Request | float, Outcome, T]  # a step: a request to send, or seconds to sleep
+RequestOrPause = httpx.Request | float  # a step of a call: a request to send, or seconds to sleep
+Outcome = httpx.Response | httpx.RequestError | None  # of a step; None of a pause
+Steps = Generator[RequestOrPause, Outcome, T]  # of a call, which returns its answer, a T
 
 
 class Conversation:
-    """A client, except for sending and waiting.
+    """Base of both clients: the steps of each call. The clients themselves only send and wait.
 
     Args:
         url: of the service, for example `http://127.0.0.1:3000`.
         key: for the service; None if access control is off.
-        timeout_s: for each call, all attempts together; a `Client` bounds every read until an answer begins, and from
-            then on checks the time with each piece.
-        retries: attempts after the first.
+        timeout_s: the limit for each call, all attempts and pauses together. An `AsyncClient` keeps it exactly. A
+            `Client` applies it to each read of the headers, and then checks it at each chunk of the body, so a service
+            that sends slowly may exceed it.
+        retries: number of attempts after the first.
 
     Raises:
-        InputError: the address or the key cannot be one.
+        InputError: the URL or the key does not have the form of one.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 10.0, retries: int = 4) -> None:
-        self._url, self._timeout_s, self._retries = _checked_url(url), min(timeout_s, MAX_TIMEOUT_S), retries
+        self._url, self._timeout_s, self._retries = _check_url(url), min(timeout_s, MAX_TIMEOUT_S), retries
         key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError("a key has letters, digits, `_`, `-` and `.` only. Copy it again, as it was shown.")
@@ -58,7 +61,7 @@ class Conversation:
             raise InputError("send either texts or inputs.")
         if isinstance(inputs, (str, Mapping)) or any(not isinstance(item, Mapping) for item in inputs or ()):
             raise InputError('inputs are a list of objects: predict(inputs=[{"text": ...}]).')
-        texts, items = list(texts), None if inputs is None else [_encoded(item) for item in inputs]
+        texts, items = list(texts), None if inputs is None else [_encode_files(item) for item in inputs]
         count = len(texts if items is None else items)
 
         def read(response: httpx.Response) -> list[Prediction]:
@@ -95,23 +98,33 @@ class Conversation:
         def read(response: httpx.Response) -> bool:
             return bool(response.json()["recorded"])
 
-        place = {"id": prediction.request, "index": prediction.index}
-        return self._post("/v1/feedback", read, **place, label=label, comment=comment)
+        prediction_id = {"id": prediction.request, "index": prediction.index}
+        return self._post("/v1/feedback", read, **prediction_id, label=label, comment=comment)
 
     def _ready(self) -> Steps[bool]:
-        outcome = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_timeouts(self._timeout_s))
+        outcome = yield httpx.Request("GET", f"{self._url}/readyz", extensions=_time_limits(self._timeout_s))
         return isinstance(outcome, httpx.Response) and outcome.status_code == 200
 
     def _post(self, path: str, read: Callable[[httpx.Response], T], **fields: Any) -> Steps[T]:
-        """Sends a body of the fields that are not None until it is answered."""
+        """Sends a request again and again until it is answered, and returns the answer.
+
+        Args:
+            path: of the route.
+            read: makes the answer of a response with status 200.
+            fields: of the JSON body; those that are None are left out.
+
+        Raises:
+            InputError: a text cannot be encoded.
+            ServiceError: the service refused, failed or did not answer in time.
+        """
         body = {name: value for name, value in fields.items() if value is not None}
-        end = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._timeout_s
         for attempt in range(self._retries + 1):
-            seconds = max(end - time.monotonic(), 0.001)
+            seconds = max(deadline - time.monotonic(), 0.001)
             headers = {**self._headers, "x-request-timeout-ms": str(max(1, int(1000 * seconds)))}
-            timeouts = _timeouts(seconds)
+            limits = _time_limits(seconds)
             try:
-                request = httpx.Request("POST", self._url + path, json=body, headers=headers, extensions=timeouts)
+                request = httpx.Request("POST", self._url + path, json=body, headers=headers, extensions=limits)
             except UnicodeEncodeError as error:
                 raise InputError(
                     f"a text holds what is no character: {error}. Replace half surrogates in it."
@@ -119,15 +132,15 @@ class Conversation:
             outcome = yield request
             if isinstance(outcome, httpx.Response) and outcome.status_code == 200:
                 return _read_answer(outcome, read, self._url)
-            pause = _pause(outcome, attempt)
-            if pause is None or attempt == self._retries or time.monotonic() + pause >= end:
-                raise _error(outcome, self._url)
+            pause = _pause_before_retry(outcome, attempt)
+            if pause is None or attempt == self._retries or time.monotonic() + pause >= deadline:
+                raise _make_error(outcome, self._url)
             yield pause
         raise AssertionError("not reached")
 
 
-def _encoded(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an input for JSON: files and bytes, such as images, in base64."""
+def _encode_files(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an input with base64 in place of paths and bytes, such as those of images."""
     fields = dict(item)
     for name, value in item.items():
         try:
@@ -138,7 +151,8 @@ def _encoded(item: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _checked_url(url: str) -> str:
+def _check_url(url: str) -> str:
+    """Returns the URL of a service without a slash at its end."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
@@ -148,11 +162,13 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _timeouts(seconds: float) -> dict[str, Any]:
-    return {"timeout": httpx.Timeout(seconds).as_dict(), "end": time.monotonic() + seconds}
+def _time_limits(seconds: float) -> dict[str, Any]:
+    """Returns the extensions of a request that ends after these seconds: for httpx, and for the clients."""
+    return {"timeout": httpx.Timeout(seconds).as_dict(), "deadline": time.monotonic() + seconds}
 
 
 def _read_answer(response: httpx.Response, read: Callable[[httpx.Response], T], url: str) -> T:
+    """Returns what `read` makes of a response; a response that it cannot read is a ServiceError."""
     try:
         return read(response)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -164,21 +180,22 @@ def _read_answer(response: httpx.Response, read: Callable[[httpx.Response], T], 
         ) from error
 
 
-def _pause(outcome: Outcome, attempt: int) -> float | None:
+def _pause_before_retry(outcome: Outcome, attempt: int) -> float | None:
     """Returns the seconds before the next attempt; None if another attempt would not help."""
-    backoff = min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311  spreads clients
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311  so that clients do not all retry at the same time
+    backoff = min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S) * jitter
     if not isinstance(outcome, httpx.Response):
         return None if isinstance(outcome, FINAL_ERRORS) else backoff
     if outcome.status_code not in RETRIED_STATUSES:
         return None
     retry_after = outcome.headers.get("retry-after", "")
-    if outcome.status_code == 429 and not retry_after:  # the request alone is over the limit
+    if outcome.status_code == 429 and not retry_after:  # even this request alone is over the limit
         return None
-    return _retry_after(retry_after, backoff)
+    return _parse_retry_after(retry_after, backoff)
 
 
-def _retry_after(text: str, default: float) -> float:
-    """Reads Retry-After (RFC 9110): seconds or a date; anything else gives the default."""
+def _parse_retry_after(text: str, default: float) -> float:
+    """Returns the seconds that the header Retry-After (RFC 9110) gives as a number or a date, or else the default."""
     if text.isdecimal():
         return float(text)
     try:
@@ -187,7 +204,8 @@ def _retry_after(text: str, default: float) -> float:
         return default
 
 
-def _error(outcome: Outcome, url: str) -> ServiceError:
+def _make_error(outcome: Outcome, url: str) -> ServiceError:
+    """Returns the error for an attempt that failed; its message has the `detail` and `errors` of the problem."""
     if not isinstance(outcome, httpx.Response):
         return ServiceError(f"{url} did not answer: {type(outcome).__name__}. Is the service there, and is it ready?")
     try:

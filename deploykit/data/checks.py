@@ -6,19 +6,19 @@ Each check yields sentences, so that several problems are reported together.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from deploykit.data.examples import Key, Split, describe_some, key_of
+from deploykit.data.examples import Identity, Split, describe_first, identity_of
 from deploykit.data.table import Place
 from deploykit.errors import DataError
 from deploykit.tasks import Task
 
-SHOWN_CHARACTERS = 60  # of a text in a message
+MAX_TITLE_CHARACTERS = 60  # of a text in a message, where it only has to be recognized
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raises one error for all problems.
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises one error that lists all problems; does nothing if there are none.
 
     Raises:
-        DataError: there is at least one.
+        DataError: there is at least one problem.
     """
     if len(problems) == 1:
         raise DataError(problems[0])
@@ -32,22 +32,23 @@ def find_problems(splits: Mapping[str, Split], task: Task, allow_leakage: bool) 
 
     Args:
         splits: `train`, `validation` and `test`.
-        task: names the labels.
+        task: lists the labels of an example.
         allow_leakage: whether a text may occur in two splits.
     """
     for split in splits.values():
         if not split.examples:
             yield f"the {split.name} split is empty ({split.source} holds no rows for it). Add rows."
     if splits["train"].examples:
-        yield from _one_class(splits["train"], task)
+        yield from _find_single_label(splits["train"], task)
         for name in ("validation", "test"):
-            yield from _unseen(splits["train"], splits[name], task)
+            yield from _find_unseen_labels(splits["train"], splits[name], task)
     if not allow_leakage:
-        for first, second in combinations(splits.values(), 2):
-            yield from _leakage(first, second)
+        for reference, split in combinations(splits.values(), 2):
+            yield from _find_leakage(reference, split)
 
 
-def _one_class(train: Split, task: Task) -> Iterator[str]:
+def _find_single_label(train: Split, task: Task) -> Iterator[str]:
+    """Yields a problem if the task has labels and training has fewer than two."""
     labels = task.label_names(train.examples)
     if "labels" in task.FIGURES and len(labels) < 2:
         found = f"only one label, {labels[0]}" if labels else "no label"
@@ -57,43 +58,52 @@ def _one_class(train: Split, task: Task) -> Iterator[str]:
         )
 
 
-def _unseen(train: Split, split: Split, task: Task) -> Iterator[str]:
-    trained = {label for example in train.examples for label in task.example_labels(example)}
-    lines_of: dict[str, list[Place]] = {}
-    for example, line in zip(split.examples, split.lines, strict=True):
-        for label in set(task.example_labels(example)) - trained:
-            lines_of.setdefault(label, []).append(line)
-    for label, lines in sorted(lines_of.items()):
+def _find_unseen_labels(train: Split, split: Split, task: Task) -> Iterator[str]:
+    """Yields a problem for each label of a split that training does not have."""
+    train_labels = {label for example in train.examples for label in task.example_labels(example)}
+    places_of_label: dict[str, list[Place]] = {}
+    for example, place in zip(split.examples, split.places, strict=True):
+        for label in set(task.example_labels(example)) - train_labels:
+            places_of_label.setdefault(label, []).append(place)
+    for label, places in sorted(places_of_label.items()):
         yield (
             f"the label {label!r} occurs in the {split.name} split but not in training: {split.source},"
-            f" {split.unit} {', '.join(describe_some(lines, str))}. Training has: {', '.join(sorted(trained))}."
+            f" {split.place_unit} {', '.join(describe_first(places, str))}."
+            f" Training has: {', '.join(sorted(train_labels))}."
             " Add rows of it to the training file, or correct it."
         )
 
 
-def find_shared(first: Split, second: Split) -> list[tuple[int, int]]:
-    """Lists texts of the second split that are in the first, too: earliest row in the first, row in the second."""
-    earliest: dict[Key, int] = {}
-    for row, example in enumerate(first.examples):
-        earliest.setdefault(key_of(example), row)
-    keys = map(key_of, second.examples)
-    return [(earliest[key], row) for row, key in enumerate(keys) if key in earliest]
+def find_overlap(reference: Split, split: Split) -> list[tuple[int, int]]:
+    """Finds the rows of a split whose input also occurs in a reference split.
+
+    Returns:
+        The indices of two rows with the same input: the first such row of the reference, and the row of the split.
+    """
+    reference_rows: dict[Identity, int] = {}
+    for row, example in enumerate(reference.examples):
+        reference_rows.setdefault(identity_of(example), row)
+    identities = map(identity_of, split.examples)
+    return [(reference_rows[identity], row) for row, identity in enumerate(identities) if identity in reference_rows]
 
 
-def _leakage(first: Split, second: Split) -> Iterator[str]:
-    pairs = find_shared(first, second)
+def _find_leakage(reference: Split, split: Split) -> Iterator[str]:
+    """Yields one problem that lists the rows that two splits share."""
+    pairs = find_overlap(reference, split)
     if not pairs:
         return
-    rows = f"{len(pairs)} rows" if len(pairs) > 1 else "1 row"
-    lines = describe_some(
-        pairs,
-        lambda pair: (
-            f"{first.name} {first.unit} {first.lines[pair[0]]}, {second.name} {second.unit} {second.lines[pair[1]]}:"
-            f" {second.examples[pair[1]].input.title[:SHOWN_CHARACTERS]!r}"
-        ),
-    )
-    title = (
-        f"{rows} of the {second.name} split {'occur' if len(pairs) > 1 else 'occurs'} in the {first.name} split, too,"
+
+    def describe(pair: tuple[int, int]) -> str:
+        reference_row, row = pair
+        title = split.examples[row].input.title[:MAX_TITLE_CHARACTERS]
+        return (
+            f"{reference.name} {reference.place_unit} {reference.places[reference_row]},"
+            f" {split.name} {split.place_unit} {split.places[row]}: {title!r}"
+        )
+
+    rows, occur = (f"{len(pairs)} rows", "occur") if len(pairs) > 1 else ("1 row", "occurs")
+    summary = (
+        f"{rows} of the {split.name} split {occur} in the {reference.name} split, too,"
         " so a score would flatter the model. Remove them from one split, or set data.allow_leakage: true:"
     )
-    yield "\n    ".join([title, *lines])
+    yield "\n    ".join([summary, *describe_first(pairs, describe)])

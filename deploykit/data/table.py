@@ -4,55 +4,56 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Place = int | str
-Values = Mapping[str, Any]
+Place = int | str  # of a row in its source: its number, or `FILE:NUMBER` where a source has several files
+Values = Mapping[str, Any]  # of a row, by column
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row and its values by column.
+    """A row: its place, and its values by column."""
 
-    `line` is its line, or its number from 1 in formats without lines; `FILE:NUMBER` where a source has several files.
-    """
-
-    line: Place
+    place: Place
     values: Values
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A row that cannot be used, and the reason."""
+class BrokenRow:
+    """A row that cannot be used, and the reason: what was found, and what was expected."""
 
-    line: Place
-    why: str
+    place: Place
+    reason: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a source; `unit` says what `line` counts, `warnings` are sentences about what was not read."""
+    """The content of a source.
+
+    `place_unit` says what the numbers of places count: lines of a file, or rows, both from 1. `columns` may lack
+    columns that only broken rows have. `warnings` are sentences about content that was not read.
+    """
 
     name: str
-    unit: Literal["line", "row"]
+    place_unit: Literal["line", "row"]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    broken: tuple[Broken, ...] = ()
+    broken_rows: tuple[BrokenRow, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def convert(self, read: Callable[[Values], Values], columns: Iterable[str] = ()) -> "Table":
-        """Returns the table with every row read by a function, which raises ValueError for a broken row.
+    def convert(self, convert_values: Callable[[Values], Values], columns: Iterable[str] = ()) -> "Table":
+        """Returns the table with the values of every row converted.
 
         Args:
-            read: returns the new values of a row.
-            columns: of the new table, before any others that the rows have.
+            convert_values: returns the new values of a row; a row for which it raises ValueError becomes a broken one.
+            columns: the first columns of the new table. Other columns that the new rows have follow.
         """
-        rows, broken = [], list(self.broken)
+        rows, broken_rows = [], list(self.broken_rows)
         for row in self.rows:
             try:
-                rows.append(Row(row.line, read(row.values)))
+                rows.append(Row(row.place, convert_values(row.values)))
             except ValueError as error:
-                broken.append(Broken(row.line, str(error)))
-        names = dict.fromkeys([*columns, *(name for row in rows for name in row.values)])
-        return replace(self, columns=tuple(names), rows=tuple(rows), broken=tuple(broken))
+                broken_rows.append(BrokenRow(row.place, str(error)))
+        all_columns = dict.fromkeys([*columns, *(name for row in rows for name in row.values)])
+        return replace(self, columns=tuple(all_columns), rows=tuple(rows), broken_rows=tuple(broken_rows))
 
 
 def number_rows(name: str, columns: Iterable[str], rows: Iterable[Values]) -> Table:
@@ -61,29 +62,31 @@ def number_rows(name: str, columns: Iterable[str], rows: Iterable[Values]) -> Ta
     return Table(name, "row", tuple(columns), numbered)
 
 
-def place_order(place: Place) -> tuple[str, int]:
-    """Returns a key that sorts places by file and then by number."""
+def place_sort_key(place: Place) -> tuple[str, int]:
+    """Returns a key that sorts places by file and then by number; the file is empty if the source is one file."""
     file, _, number = str(place).rpartition(":")
     return file, int(number)
 
 
-def join(tables: Mapping[str, Table], column: str) -> Table:
-    """Returns the rows of several tables as one, with the name of its table in a column of each row.
+def concatenate(tables: Mapping[str, Table], key_column: str) -> Table:
+    """Returns the rows of several tables as one table.
 
     Args:
-        tables: by name; none has the column.
-        column: of the names.
+        tables: by key.
+        key_column: a new column, in which each row has the key of the table that it comes from.
     """
     parts = list(tables.values())
     return Table(
         name=", ".join(part.name for part in parts),
-        unit="line" if all(part.unit == "line" for part in parts) else "row",
-        columns=tuple(dict.fromkeys([*(name for part in parts for name in part.columns), column])),
+        place_unit="line" if all(part.place_unit == "line" for part in parts) else "row",
+        columns=tuple(dict.fromkeys([*(name for part in parts for name in part.columns), key_column])),
         rows=tuple(
-            Row(f"{part.name}:{row.line}", {**row.values, column: name})
-            for name, part in tables.items()
+            Row(f"{part.name}:{row.place}", {**row.values, key_column: key})
+            for key, part in tables.items()
             for row in part.rows
         ),
-        broken=tuple(Broken(f"{part.name}:{row.line}", row.why) for part in parts for row in part.broken),
+        broken_rows=tuple(
+            BrokenRow(f"{part.name}:{row.place}", row.reason) for part in parts for row in part.broken_rows
+        ),
         warnings=tuple(warning for part in parts for warning in part.warnings),
     )

@@ -49,7 +49,7 @@ def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
     except Exception as error:  # each engine has its own
         message = " ".join(str(error).split()) or type(error).__name__
         instead = floating(artifact, cores, f"{served.execution.engine} cannot run {served.graph} here ({message})")
-        if (instead.execution.place, instead.graph) == (served.execution.place, served.graph):
+        if (instead.execution.backend, instead.graph) == (served.execution.backend, served.graph):
             raise
         served, predictor = instead, _open(artifact, instead)
     if served.reason:
@@ -69,7 +69,7 @@ def servable(artifact: Artifact, features: Collection[str], cores: int) -> Serve
     missing = [name for name in chosen.features if name not in features]
     if missing:
         return floating(artifact, cores, f"this CPU lacks {', '.join(missing)}, which the choice of {GRAPH} relied on")
-    return Served(chosen.on(cores))
+    return Served(chosen.with_cores(cores))
 
 
 def floating(artifact: Artifact, cores: int, reason: str) -> Served:

@@ -53,7 +53,7 @@ class Predictor:
         """
         manifest = artifact.manifest
         _check_labels(artifact)
-        execution = execution or manifest.execution.on(cores)
+        execution = execution or manifest.execution.with_cores(cores)
         module = engines.load(execution.engine)
         model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
         return cls(

@@ -1,7 +1,7 @@
-"""Reads a recipe, the frozen and validated description of a whole run, from YAML and `key=value` overrides.
+"""Reads a recipe, the validated description of a whole run, from YAML and `key=value` overrides.
 
-All mistakes are reported at once, unknown keys with the most similar known one. The options of each method are defined
-in the method's own file.
+All mistakes are reported at once. For an unknown key the message names the most similar known one. The options of each
+method are defined in the method's own file.
 """
 
 import re
@@ -15,26 +15,25 @@ from pydantic import ValidationError
 from deploykit import methods
 from deploykit.errors import DeploykitError, RecipeError
 from deploykit.methods import did_you_mean
-from deploykit.recipe.overrides import apply
+from deploykit.recipe.overrides import apply_override
 from deploykit.recipe.schema import (
     KIND_OF_STAGE,
-    NO_METHOD,
+    METHOD_MISSING,
     STAGES,
     Recipe,
     as_list,
-    named_paths,
-    without_earlier_keys,
+    move_earlier_keys,
+    path_options,
     without_method,
 )
-from deploykit.recipe.sections import HEAD, DataSection, ExportSection, GateSection, PackageSection
-from deploykit.recipe.validation import explain
+from deploykit.recipe.sections import HEAD_COLUMN, DataSection, ExportSection, GateSection, PackageSection
+from deploykit.recipe.validation import explain_errors
 
-DATA_FILE = re.compile(
+# Group 1 is the suffix without compression; group 2 is the same for the suffixes of CoNLL.
+DATA_SUFFIX = re.compile(
     r"\.(csv|tsv|jsonl|json|parquet|(conll|conllu|iob|bio|bio2))(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE
 )
-
-
-# What each gate needs among the figures that a task declares.
+# The member of `task.FIGURES` without which a gate cannot be measured.
 FIGURE_OF_GATE = {"max_flips": "changes", "max_label_drop": "labels", "max_calibration_shift": "calibration"}
 
 
@@ -62,7 +61,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} must hold keys and values, found {type(content).__name__}.")
     for override in overrides:
-        apply(content, override)
+        apply_override(content, override)
     return parse(content, folder=path.parent, source=str(path))
 
 
@@ -71,52 +70,54 @@ def parse(content: Mapping[str, Any], folder: Path = Path(), source: str = "the 
 
     Args:
         content: of the YAML file.
-        folder: the start of relative paths.
+        folder: the directory from which relative paths start.
         source: name of the recipe in messages.
 
     Raises:
         RecipeError: lists every mistake.
     """
-    content = without_earlier_keys(content)
+    content = move_earlier_keys(content)
     mistakes: list[str] = []
     recipe = None
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        mistakes += explain(error, Recipe, ())
-    mistakes += _method_mistakes(content)
-    mistakes += _unknown_columns(content)
+        mistakes += explain_errors(error, Recipe, ())
+    mistakes += _find_method_mistakes(content)
+    mistakes += _find_column_mistakes(content)
     if recipe is not None and recipe.export is None and (recipe.quantize or recipe.package):
         mistakes.append("export: null writes no graph for quantize and package: set both to null, too")
     if recipe is not None and recipe.labels and recipe.train is not None:
         mistakes.append("labels: renames the labels of a model that is not trained, so it needs train: null")
     if recipe is not None and not mistakes:
-        mistakes += _without_effect(recipe)
+        mistakes += _find_options_without_effect(recipe)
     if mistakes or recipe is None:
         listing = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise RecipeError(f"{source} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n{listing}")
     return _resolve_paths(recipe, folder)
 
 
-def _method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+def _find_method_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a message for each unknown method, and for each mistake in the options of a method."""
     task = content.get("task")
-    for place, kind, step in [("task", "task", task if isinstance(task, dict) else {"method": task}), *_steps(content)]:
+    task_step = task if isinstance(task, dict) else {"method": task}
+    for place, kind, step in [("task", "task", task_step), *_list_steps(content)]:
         name = step.get("method")
         if not isinstance(name, str):
             if "[" in place:  # in a list of steps; elsewhere the validation of `Recipe` reports it
-                yield f"{place}: {NO_METHOD}, got {step!r}"
+                yield f"{place}: {METHOD_MISSING}, got {step!r}"
             continue
         try:
             method = methods.load(kind, name)
             method.Options.model_validate(without_method(step))
         except ValidationError as error:
-            yield from explain(error, method.Options, (place,))
+            yield from explain_errors(error, method.Options, (place,))
         except DeploykitError as error:
             yield f"{place}: {error}"
 
 
-def _without_effect(recipe: Recipe) -> Iterator[str]:
-    """Yields options of gates and of training that the task has nothing for."""
+def _find_options_without_effect(recipe: Recipe) -> Iterator[str]:
+    """Yields a message for each gate, and for class weights, that cannot have an effect with this task."""
     task = methods.load("task", recipe.task_name)
     for gate, figure in FIGURE_OF_GATE.items():
         if getattr(recipe.gates, gate) is not None and figure not in task.FIGURES:
@@ -127,13 +128,17 @@ def _without_effect(recipe: Recipe) -> Iterator[str]:
         yield f"train.class_weights: {recipe.task_name} has no classes of which one is right. Remove the key."
 
 
-def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the keys of `data` that name a column and are no columns of the task, or of any if the task is unknown."""
+def _find_column_mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a message for each key of `data` that names a column that the task does not have.
+
+    If the task is unknown, the columns of all tasks are allowed.
+    """
     task, section = content.get("task"), content.get("data")
     name = task.get("method") if isinstance(task, dict) else task
-    known = methods.available("task")
-    roles = {role for each in ([name] if name in known else known) for role in methods.load("task", each).COLUMNS}
-    if isinstance(section, dict) and isinstance(section.get("train"), dict) and HEAD not in roles:
+    known_tasks = methods.available("task")
+    candidates = [name] if name in known_tasks else known_tasks
+    roles = {role for candidate in candidates for role in methods.load("task", candidate).COLUMNS}
+    if isinstance(section, dict) and isinstance(section.get("train"), dict) and HEAD_COLUMN not in roles:
         yield f"data.train: names several files, and {name} has no heads. Name one file."
     keys = [*(key for key in DataSection.model_fields if key != "columns"), *sorted(roles)]
     for role in DataSection.columns_in(section):
@@ -141,8 +146,8 @@ def _unknown_columns(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"data.{role}: unknown key{did_you_mean(role, keys)}. Known: {', '.join(keys)}."
 
 
-def _steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yields place, kind and content of every section, or step of a section, that names a method."""
+def _list_steps(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields place, kind of method and content of every section, or step of a section, that names a method."""
     for stage, kind in KIND_OF_STAGE.items():
         section = content.get(stage)
         for index, step in enumerate(as_list(section)):
@@ -154,21 +159,21 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Makes relative paths absolute, so that any stage can open them."""
 
     def absolute(path: str | Path) -> Path:
-        return (folder / expanded(path)).resolve()
+        return (folder / expand_home(path)).resolve()
 
-    def with_paths(stage: str) -> Any:
+    def with_absolute_paths(stage: str) -> Any:
         section = getattr(recipe, stage)
         if section is None:
             return None
         steps = [
-            {**step, **{name: str(absolute(path)) for name, path in named_paths(options)}}
+            {**step, **{name: str(absolute(path)) for name, path in path_options(options)}}
             for step, (_, options) in zip(as_list(section), recipe.steps(stage), strict=True)
         ]
         return steps if isinstance(section, list) else steps[0]
 
     data = recipe.data.model_dump()
     for name in ("train", "validation", "test"):
-        is_local = name == "train" and data["format"]  # a format is that of files
+        is_local = name == "train" and data["format"]  # data sets of the hub have no format
         if isinstance(data[name], dict):
             data[name] = {head: str(absolute(path)) for head, path in data[name].items()}
         elif data[name] and (is_local or is_file(data[name]) or absolute(data[name]).exists()):
@@ -176,7 +181,7 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     model = absolute(recipe.model)
     return recipe.model_copy(
         update={
-            **{stage: with_paths(stage) for stage in KIND_OF_STAGE},
+            **{stage: with_absolute_paths(stage) for stage in KIND_OF_STAGE},
             "data": DataSection(**data),
             "model": str(model) if "://" not in recipe.model and model.exists() else recipe.model,
             "output": str(absolute(recipe.output or f"runs/{recipe.name}")),
@@ -185,24 +190,25 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def file_format(source: str) -> str | None:
-    """Returns the format that a file's suffix names, compressed or not; None for other suffixes."""
-    match = DATA_FILE.search(source)
+    """Returns the format that the suffix of a file names, compressed or not; None for other suffixes."""
+    match = DATA_SUFFIX.search(source)
     return match and ("conll" if match[2] else match[1].lower())
 
 
 def is_file(source: str) -> bool:
     """Tells whether a data source is a file or a directory, rather than a data set of the hub or one of its splits.
 
-    Without a suffix of data, it must be an absolute path or begin with `.` or `~`: `owner/name` is on the hub.
+    A path is recognized by the suffix of a data format, or else if it is absolute or begins with `.` or `~`. Anything
+    else, such as `owner/name`, is on the hub.
     """
     return file_format(source) is not None or source.startswith((".", "~")) or Path(source).is_absolute()
 
 
-def expanded(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Returns a path with its leading `~` replaced by the home directory."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # unknown user
+    except RuntimeError:  # `~name` of an unknown user
         return Path(path)
 
 
@@ -214,7 +220,7 @@ __all__ = [
     "GateSection",
     "PackageSection",
     "Recipe",
-    "expanded",
+    "expand_home",
     "file_format",
     "is_file",
     "load",

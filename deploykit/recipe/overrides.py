@@ -7,14 +7,14 @@ import yaml
 
 from deploykit.errors import RecipeError
 
-DEFAULTS = {"train": "full", "quantize": "dynamic"}  # methods of sections that a recipe leaves out
+DEFAULT_METHODS = {"train": "full", "quantize": "dynamic"}  # of sections that a recipe leaves out
 
 
-def apply(content: dict[str, Any], override: str) -> None:
-    """Sets one value in place, and adds the sections that it needs.
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Sets one value in `content`, which is changed, and adds the sections that it needs.
 
     Args:
-        content: of the YAML file.
+        content: of the recipe's YAML file.
         override: `key=value`, with dots for nested keys and a number in brackets for a step of a list, such as
             `prune[0].keep=4`. The value is YAML.
 
@@ -28,8 +28,8 @@ def apply(content: dict[str, Any], override: str) -> None:
     *parents, last = [int(name) if name.isdigit() else name for name in re.findall(r"\w+", key)]
     for name in parents:
         _check_step(section, name, override)
-        if isinstance(section, dict) and not isinstance(section.get(name), (dict, list)):
-            method = section.get(name) if name == "task" else DEFAULTS.get(str(name))
+        if isinstance(section, dict) and not isinstance(section.get(name), (dict, list)):  # a name, null or missing
+            method = section.get(name) if name == "task" else DEFAULT_METHODS.get(str(name))
             section[name] = {"method": method} if method else {}
         section = section[name]
     _check_step(section, last, override)
@@ -40,6 +40,7 @@ def apply(content: dict[str, Any], override: str) -> None:
 
 
 def _check_step(section: Any, name: int | str, override: str) -> None:
+    """Raises RecipeError if the section is a list of steps and `name` is not the index of one of them."""
     if isinstance(section, list) and name not in range(len(section)):
-        steps = f"a list of {len(section)} steps"
-        raise RecipeError(f"--set {override!r} is about {steps}: name one by its number, as in prune[0].keep=1.")
+        found = f"a list of {len(section)} steps"
+        raise RecipeError(f"--set {override!r} is about {found}: name one by its number, as in prune[0].keep=1.")

@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field, field_validator
 from deploykit import methods
 from deploykit.artifact import ServeOptions
 from deploykit.methods import Options
-from deploykit.recipe.overrides import DEFAULTS
+from deploykit.recipe.overrides import DEFAULT_METHODS
 from deploykit.recipe.sections import DataSection, ExportSection, GateSection, PackageSection
 
-KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}
-NO_METHOD = "needs `method:`, the name of one of its methods"
+KIND_OF_STAGE = {"train": "trainer", "prune": "pruner", "quantize": "quantizer"}  # of its methods; see `methods`
+METHOD_MISSING = "needs `method:`, the name of one of its methods"
 logger = logging.getLogger(__name__)
 STAGES = ("train", "prune", "export", "quantize", "package")
 
@@ -45,13 +45,13 @@ class Recipe(Options):
     """Seed of splits, training and every search."""
     output: str | None = None
     """Directory for the artifacts; default: `runs/NAME` beside the recipe."""
-    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["train"]})
+    train: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULT_METHODS["train"]})
     """Method of fine-tuning and its options; null uses the model without training."""
     prune: dict[str, Any] | list[dict[str, Any]] | None = None
     """Method of pruning and its options, a list of them in order, or null."""
     export: ExportSection | None = ExportSection()
     """Export to ONNX."""
-    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULTS["quantize"]})
+    quantize: dict[str, Any] | None = Field(default_factory=lambda: {"method": DEFAULT_METHODS["quantize"]})
     """Quantizer and its options; `auto` searches."""
     gates: GateSection = GateSection()
     """What the result must keep."""
@@ -62,22 +62,22 @@ class Recipe(Options):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _are_words(cls, labels: Any) -> Any:
-        """Converts whole numbers to strings, as labels of the data are."""
+    def _convert_labels(cls, labels: Any) -> Any:
+        """Converts whole numbers to strings, since labels of the data are strings."""
         if not isinstance(labels, dict):
             return labels
-        return {_word(label): _word(name) for label, name in labels.items()}
+        return {_number_to_string(label): _number_to_string(name) for label, name in labels.items()}
 
     @field_validator("task", mode="before")
     @classmethod
-    def _is_named(cls, section: Any) -> Any:
+    def _check_task(cls, section: Any) -> Any:
         if not isinstance(section, (str, dict)):
             raise ValueError("must be the name of a task, or a mapping with `method:` and its options")
         return section
 
     @field_validator("prune", mode="before")
     @classmethod
-    def _is_one_or_several(cls, section: Any) -> Any:
+    def _check_prune(cls, section: Any) -> Any:
         several = isinstance(section, list) and section and all(isinstance(step, dict) for step in section)
         if section is not None and not isinstance(section, dict) and not several:
             raise ValueError("must be a mapping with `method:`, a list of such mappings, or null")
@@ -85,9 +85,9 @@ class Recipe(Options):
 
     @field_validator("task", "train", "prune", "quantize")
     @classmethod
-    def _names_a_method(cls, section: Any) -> Any:
+    def _check_method(cls, section: Any) -> Any:
         if isinstance(section, dict) and not isinstance(section.get("method"), str):
-            raise ValueError(NO_METHOD)
+            raise ValueError(METHOD_MISSING)
         return section
 
     @property
@@ -101,7 +101,11 @@ class Recipe(Options):
         return cast(BaseModel, methods.load("task", self.task_name).Options.model_validate(options))
 
     def method(self, stage: str) -> str:
-        """Returns the method of a stage: `none` for `train: null`, and the stage's name if it has only one method."""
+        """Returns the name of the method of a stage.
+
+        It is `none` for `train: null`, and the name of the stage if the stage has only one method. Several steps are
+        joined by `+`.
+        """
         section = getattr(self, stage)
         if stage == "train" and section is None:
             return "none"
@@ -109,22 +113,22 @@ class Recipe(Options):
 
     def steps(self, stage: str) -> list[tuple[str, Options]]:
         """Returns the methods of a stage in order, each with its validated options."""
-        named = [(step["method"], without_method(step)) for step in as_list(getattr(self, stage))]
-        kind = KIND_OF_STAGE[stage]
-        return [(name, methods.load(kind, name).Options.model_validate(options)) for name, options in named]
+        kind, steps = KIND_OF_STAGE[stage], as_list(getattr(self, stage))
+        names_and_options = [(step["method"], without_method(step)) for step in steps]
+        return [(name, methods.load(kind, name).Options.model_validate(options)) for name, options in names_and_options]
 
     def files(self, stage: str) -> list[Path]:
-        """Returns the files that the options of a stage name."""
+        """Returns the values of those options of a stage that are paths."""
         steps = self.steps(stage) if isinstance(getattr(self, stage), (dict, list)) else ()
-        return [path for _, options in steps for _, path in named_paths(options)]
+        return [path for _, options in steps for _, path in path_options(options)]
 
     def resolved(self) -> dict[str, Any]:
-        """Returns the whole recipe with every default filled in, as plain values."""
+        """Returns the whole recipe with every default filled in, as values that YAML and JSON can hold."""
         content = self.model_dump(mode="json")
         content["task"] = {"method": self.task_name, **self.task_options().model_dump(mode="json")}
         for stage in KIND_OF_STAGE:
             if content[stage] is not None:
-                steps = _dumped(self.steps(stage))
+                steps = _dump_steps(self.steps(stage))
                 content[stage] = steps if isinstance(content[stage], list) else steps[0]
         return content
 
@@ -132,14 +136,14 @@ class Recipe(Options):
         """Returns a stage's validated options; defaults are filled in."""
         section = getattr(self, stage)
         if isinstance(section, list):
-            return Steps(steps=tuple(_dumped(self.steps(stage))))
+            return Steps(steps=tuple(_dump_steps(self.steps(stage))))
         if isinstance(section, dict):
             return self.steps(stage)[0][1]
         return section if section is not None else Options()
 
 
-def without_earlier_keys(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Moves `serve.max_windows` to the task: training and evaluation read a long text as the service does."""
+def move_earlier_keys(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Moves `serve.max_windows`, where older recipes have it, to the options of the task."""
     serve = content.get("serve")
     if not isinstance(serve, dict) or "max_windows" not in serve:
         return content
@@ -153,12 +157,13 @@ def without_earlier_keys(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**content, "serve": serve}
 
 
-def _word(value: Any) -> Any:
+def _number_to_string(value: Any) -> Any:
+    """Returns a whole number as a string, and anything else as it is."""
     return str(value) if type(value) is int else value
 
 
 def as_list(section: Any) -> list[dict[str, Any]]:
-    """Returns the steps of a stage as a list, also if its section is a single step."""
+    """Returns the steps of a stage as a list, even if its section is a single step."""
     return section if isinstance(section, list) else [section]
 
 
@@ -167,10 +172,11 @@ def without_method(step: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in step.items() if key != "method"}
 
 
-def _dumped(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
+def _dump_steps(steps: Sequence[tuple[str, Options]]) -> list[dict[str, Any]]:
+    """Returns steps as a recipe has them: `method` and its options."""
     return [{"method": name, **options.model_dump(mode="json")} for name, options in steps]
 
 
-def named_paths(options: BaseModel) -> Iterator[tuple[str, Path]]:
-    """Returns the options that are paths, with their names."""
+def path_options(options: BaseModel) -> Iterator[tuple[str, Path]]:
+    """Yields name and value of the options that are paths."""
     return ((name, value) for name, value in options if isinstance(value, Path))

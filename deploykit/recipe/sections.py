@@ -10,7 +10,7 @@ from deploykit.methods import Options
 Format = Literal[
     "csv", "tsv", "jsonl", "json", "parquet", "conll", "squad", "brat", "doccano", "label-studio", "datasets"
 ]
-HEAD = "head"  # the column that says which head's file a row comes from
+HEAD_COLUMN = "head"  # added to rows of a file for each head: the name of the head
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ class DataSection(Options):
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod
-    def _is_a_source(cls, source: Any) -> Any:
+    def _check_source(cls, source: Any) -> Any:
         sources = list(source.values()) if isinstance(source, dict) else [source]
         if source is not None and not (sources and all(isinstance(part, str) for part in sources)):
             raise ValueError("must be a file, a directory or a data set, or a file for each head")
@@ -50,25 +50,32 @@ class DataSection(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _collects_columns(cls, content: Any) -> Any:
-        """Moves roles of the task into `columns`; the recipe refuses those that the task does not have."""
+    def _collect_columns(cls, content: Any) -> Any:
+        """Moves keys that name columns into `columns`; whether the task has such columns, `recipe.parse` checks."""
         if not isinstance(content, dict):
             return content
         columns = cls.columns_in(content)
         if isinstance(content.get("train"), dict):
-            columns = {"head": HEAD, **columns}
-        own = {key: value for key, value in content.items() if key in cls.model_fields or key not in columns}
-        return {**own, "columns": columns} if columns else own
+            columns = {"head": HEAD_COLUMN, **columns}
+        others = {key: value for key, value in content.items() if key in cls.model_fields or key not in columns}
+        return {**others, "columns": columns} if columns else others
 
     @classmethod
     def columns_in(cls, content: Any) -> dict[str, Any]:
-        """Returns the columns that the content of a section names by role, beside its own keys or in `columns`."""
+        """Returns the names of columns by role, from `columns` and from the keys beside the section's own ones.
+
+        Args:
+            content: of the section, not validated.
+        """
         if not isinstance(content, dict):
             return {}
         columns = content.get("columns")
-        named: dict[str, Any] = columns if isinstance(columns, dict) else {}
-        beside = {key: value for key, value in content.items() if key not in cls.model_fields}
-        return {**{key: value for key, value in beside.items() if value is None or isinstance(value, str)}, **named}
+        in_columns: dict[str, Any] = columns if isinstance(columns, dict) else {}
+        other_keys = {key: value for key, value in content.items() if key not in cls.model_fields}
+        return {
+            **{key: value for key, value in other_keys.items() if value is None or isinstance(value, str)},
+            **in_columns,
+        }
 
 
 class ExportSection(Options):
@@ -106,7 +113,7 @@ class GateSection(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _reads_the_earlier_key(cls, content: Any) -> Any:
+    def _rename_earlier_key(cls, content: Any) -> Any:
         if isinstance(content, dict) and "cannot_tell" in content and "inconclusive" not in content:
             logger.warning("gates.cannot_tell is now called gates.inconclusive; rename the key in your recipe")
             content = {("inconclusive" if key == "cannot_tell" else key): value for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""The commented first recipe that `deploykit init` writes."""
+"""Writes the first recipe, with comments, for `deploykit init`."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from deploykit.artifact import atomic
 from deploykit.errors import InputError, storage_errors
 from deploykit.recipe import json_schema
 
-SCHEMA = "recipe.schema.json"
+SCHEMA_FILE = "recipe.schema.json"
+LINE_CHARACTERS = 10**6  # so many that YAML never breaks a line
 TEMPLATE = """# yaml-language-server: $schema={schema}
 # Try it with: deploykit run {path} --dry-run
 name: {name}
@@ -50,7 +51,7 @@ serve: {{max_batch_tokens: 4096, timeout_s: 10}}
 
 @dataclass(frozen=True)
 class Question:
-    """A question that `deploykit init` asks if no option answers it."""
+    """A question that `deploykit init` asks if the option `--KEY` is missing."""
 
     key: str
     text: str
@@ -66,12 +67,12 @@ QUESTIONS = (
 
 
 def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
-    """Validates and writes a recipe, and the JSON Schema that its first line names for editors.
+    """Validates and writes a recipe, and beside it the JSON Schema that its first line names for editors.
 
     Args:
-        path: the file.
-        answers: by key of `QUESTIONS`.
-        force: overwrites an existing file.
+        path: of the recipe.
+        answers: to `QUESTIONS`, by their keys.
+        force: overwrites an existing recipe.
 
     Raises:
         InputError: the file exists, or the recipe is not valid.
@@ -79,29 +80,32 @@ def write(path: Path, answers: dict[str, str], *, force: bool = False) -> None:
     if path.exists() and not force:
         raise InputError(f"{path} exists. Choose another name, or overwrite it with --force.")
     task = methods.load("task", answers["task"])
-    named = ", ".join(f"{role}: {name}" for role, (name, _) in task.COLUMNS.items() if name in task.EXAMPLES[0])
-    values = {key: _quoted(answer) for key, answer in answers.items()}
-    if hasattr(task, "bind"):  # what it does depends on its options, so they are shown
+    # Columns that the task's first example has are usual; the others are optional.
+    columns = ", ".join(f"{role}: {name}" for role, (name, _) in task.COLUMNS.items() if name in task.EXAMPLES[0])
+    values = {key: _quote(answer) for key, answer in answers.items()}
+    if hasattr(task, "bind"):  # such a task does something else with other options, so the recipe shows them
         options = task.Options().model_dump(mode="json", exclude={"max_windows"})
-        values["task"] = _flow({"method": answers["task"], **options})
-    text = TEMPLATE.format(schema=SCHEMA, path=path.name, columns=named, **values)
+        values["task"] = _to_inline_yaml({"method": answers["task"], **options})
+    text = TEMPLATE.format(schema=SCHEMA_FILE, path=path.name, columns=columns, **values)
     recipe.parse(yaml.safe_load(text), path.parent, str(path))
     with storage_errors(path, "the command's argument"):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, text)
-        atomic.write_text(path.with_name(SCHEMA), json.dumps(json_schema.schema(), indent=1) + "\n")
+        atomic.write_text(path.with_name(SCHEMA_FILE), json.dumps(json_schema.schema(), indent=1) + "\n")
 
 
-def _flow(content: Mapping[str, Any]) -> str:
+def _to_inline_yaml(content: Mapping[str, Any]) -> str:
     """Returns a mapping as YAML on one line, without values that are empty."""
 
-    def filled(value: Any) -> Any:
-        return {key: filled(part) for key, part in value.items() if part} if isinstance(value, dict) else value
+    def without_empty(value: Any) -> Any:
+        return {key: without_empty(item) for key, item in value.items() if item} if isinstance(value, dict) else value
 
-    text = yaml.safe_dump(filled(content), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    text = yaml.safe_dump(
+        without_empty(content), default_flow_style=True, allow_unicode=True, sort_keys=False, width=LINE_CHARACTERS
+    )
     return text.strip()
 
 
-def _quoted(text: str) -> str:
-    """Quotes a text for YAML if necessary, also inside braces."""
-    return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
+def _quote(text: str) -> str:
+    """Quotes a text for YAML where that is necessary, also for a place inside braces."""
+    return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=LINE_CHARACTERS).strip()[1:-1]

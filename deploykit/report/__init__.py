@@ -98,7 +98,7 @@ def _timed(step: Step) -> str:
         f", while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
         " machine before you rely on them"
     )
-    return f"The times of one text were measured in turn, at the stage {step.stage}{busy if step.busy else ''}."
+    return f"The times of one text were measured in turn, at the stage {step.stage}{busy if step.is_busy else ''}."
 
 
 def _answering(details: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

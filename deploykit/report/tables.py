@@ -22,6 +22,6 @@ def rows(steps: Sequence[Step], seconds: Mapping[str, str] | None = None) -> lis
         metric = next(iter(step.metrics["test"].values()))
         name = step.stage if step.method == step.stage else f"{step.stage} ({step.method})"
         duration = (seconds or {}).get(step.stage, f"{step.seconds:.0f}")
-        time = f"{step.p50_ms:.1f} ms{', busy' if step.busy else ''}"
+        time = f"{step.p50_ms:.1f} ms{', busy' if step.is_busy else ''}"
         table.append((name, duration, f"{step.parameters:,}", f"{step.bytes:,}", f"{metric.value:.4f}", time))
     return table

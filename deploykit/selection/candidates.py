@@ -35,7 +35,7 @@ class Spec:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What the predictions depend on: everything except threads and streams."""
-        return *self.file, *self.execution.place
+        return *self.file, *self.execution.backend
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ def thread_layouts(execution: Execution, cores: int, objective: Objective) -> li
 
     A GPU runs one call at a time.
     """
-    engine, precision, device = execution.place
+    engine, precision, device = execution.backend
     layouts = [(1, cores), (cores, 1)] if objective == "throughput" else [(cores, 1), (1, cores)]
     return [
         Execution(engine=engine, precision=precision, device=device, threads=threads, streams=streams)

@@ -16,7 +16,18 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from deploykit import hardware
-from deploykit.artifact import FLOAT_GRAPH, GRAPH, LIBRARY, SIGNATURE, Artifact, Manifest, Metric, draft, key_of, seal
+from deploykit.artifact import (
+    FLOAT_GRAPH,
+    GRAPH,
+    LIBRARY,
+    SIGNATURE,
+    Artifact,
+    Manifest,
+    Metric,
+    content_key,
+    draft,
+    seal,
+)
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.evaluation import gates, timing, workload
@@ -38,7 +49,7 @@ from deploykit.stages.context import stamp
 from deploykit.tasks import Prediction
 
 log = logging.getLogger(__name__)
-BASE = Execution().place  # of the float graph, with which all others are compared
+BASE = Execution().backend  # of the float graph, with which all others are compared
 MIN_PROBABILITY = 1e-3  # if the changes of golden answers are less likely than this, the machine computes wrong answers
 
 
@@ -151,14 +162,14 @@ def passed_before(package: Package, options: auto.Options, cores: int) -> dict[S
     The float graph is always included, as the baseline. Latency gates are ignored, because this machine may be faster.
     """
     limits = GateSection.model_validate(package.quantization["gates"])
-    places = {spec.execution.place for spec in candidate_grid.specs(options, cores, hardware.cpu_features())}
+    places = {spec.execution.backend for spec in candidate_grid.specs(options, cores, hardware.cpu_features())}
     passed: dict[Spec, Candidate] = {}
     for content in package.quantization["candidates"]:
         candidate = Candidate.model_validate(content)
-        is_float = (candidate.graph, candidate.quantizer, candidate.execution.place) == ("exported", "none", BASE)
+        is_float = (candidate.graph, candidate.quantizer, candidate.execution.backend) == ("exported", "none", BASE)
         verdicts = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
         passes = candidate.comparison is not None and (is_float or not gates.failing(limits, verdicts))
-        if passes and candidate.execution.place in places:
+        if passes and candidate.execution.backend in places:
             for execution in candidate_grid.thread_layouts(candidate.execution, cores, options.objective):
                 passed.setdefault(candidate_grid.spec_of(candidate, execution), candidate)
     return passed
@@ -229,7 +240,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
         answers = {"predictions": golden.stored(task.dump(predictions)), "tolerance": tolerance}
         golden.save(folder, questions.model_copy(update=answers))
         changes: dict[str, Any] = {
-            "key": key_of(
+            "key": content_key(
                 parent=manifest.key,
                 stage="retune",
                 method=kept.name,

@@ -46,7 +46,7 @@ def train(job: Job) -> Artifact:
         preflight.try_out(model, tokenizer, base.name, pair=pair)
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
-        lengths = data.lengths(dataset, tokenizer)
+        lengths = data.describe_lengths(dataset, tokenizer)
         is_cut = any(getattr(row.input, "text_pair", None) is not None for row in dataset.train)
         _log_data(dataset, lengths, 1 if is_cut else getattr(spec.options, "max_windows", 1))
         _warn_of_heads(predictor, dataset)

@@ -230,14 +230,14 @@ BASE = {"parent": "p", "stage": "train", "method": "full", "options": {"a": 1, "
     ids=str,
 )
 def test_the_key_changes_with_everything_that_decides_a_result(change):
-    assert artifact.key_of(**{**BASE, **change}) != artifact.key_of(**BASE)
+    assert artifact.content_key(**{**BASE, **change}) != artifact.content_key(**BASE)
 
 
 def test_the_key_does_not_depend_on_the_order_of_options_and_does_on_the_format(monkeypatch):
-    before = artifact.key_of(**BASE)
-    assert artifact.key_of(**{**BASE, "options": {"b": 2, "a": 1}}) == before
+    before = artifact.content_key(**BASE)
+    assert artifact.content_key(**{**BASE, "options": {"b": 2, "a": 1}}) == before
     monkeypatch.setattr(directory, "FORMAT_VERSION", artifact.FORMAT_VERSION + 1)
-    assert artifact.key_of(**BASE) != before
+    assert artifact.content_key(**BASE) != before
 
 
 def test_predictions_come_back_as_they_were_without_pickle(tmp_path, tiny_artifact):

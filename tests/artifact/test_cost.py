@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from deploykit.artifact.cost import INITIAL_PRIOR_BATCHES, REFIT_BATCHES, Cost, LearnedCost, _non_negative
+from deploykit.artifact.cost import INITIAL_PRIOR_BATCHES, REFIT_BATCHES, Cost, LearnedCost, _solve_non_negative
 
 START = Cost(fixed=2e-3, per_token=1e-4, per_square=1e-8)
 
@@ -67,7 +67,7 @@ def test_one_length_hardly_changes_the_cost_of_others():
     ],
 )
 def test_a_text_joins_a_batch_if_the_total_waiting_time_falls(items, width, tokens, waiting, joins):
-    assert START.pays(items, width, tokens, waiting) == joins
+    assert START.should_add_text(items, width, tokens, waiting) == joins
     with_it = START.seconds(items + 1, max(width, tokens))
     without, alone = START.seconds(items, width), START.seconds(1, tokens)
     together = (items + waiting) * with_it
@@ -86,9 +86,9 @@ def test_the_solution_is_the_best_non_negative_one():
     random = np.random.default_rng(0)
     for _ in range(50):
         rows = random.normal(size=(9, 3))
-        square, right = rows.T @ rows, random.normal(size=3)
-        solution = _non_negative(square, right)
+        matrix, vector = rows.T @ rows, random.normal(size=3)
+        solution = _solve_non_negative(matrix, vector)
         assert (solution >= 0).all()
-        slope = square @ solution - right  # Karush-Kuhn-Tucker conditions: no feasible direction descends
+        slope = matrix @ solution - vector  # Karush-Kuhn-Tucker conditions: no feasible direction descends
         assert (slope >= -1e-9).all()
         assert slope[solution > 0] == pytest.approx(0.0, abs=1e-9)

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from forging import BREAKS, compile_code, flip, forge, write_pair
 
-from deploykit.artifact import GRAPH, MANIFEST, SIGNATURE, STORED, Artifact, signing
+from deploykit.artifact import GRAPH, MANIFEST, SIGNATURE, STORE_RECORD, Artifact, signing
 from deploykit.errors import ArtifactError, InputError, MissingExtraError
 from deploykit.inference.golden import verify
 
@@ -39,7 +39,7 @@ def tool(*argv):
 
 def test_a_signed_artifact_holds_wherever_it_lies(signed, keys):
     assert verify(signed, keys[1]).path == signed
-    (signed / STORED).write_text("name: tiny\n")  # as BentoML's model store does
+    (signed / STORE_RECORD).write_text("name: tiny\n")  # as BentoML's model store does
     verify(signed, keys[1])
 
 
@@ -73,8 +73,8 @@ def test_what_is_not_as_it_was_signed(signed, keys, how):
 
 
 def test_only_the_file_that_a_model_store_adds_goes_without(signed, keys):
-    (signed / STORED).mkdir()
-    (signed / STORED / "more.py").write_text("x")
+    (signed / STORE_RECORD).mkdir()
+    (signed / STORE_RECORD / "more.py").write_text("x")
     with pytest.raises(ArtifactError, match=r"model\.yaml/more\.py"):
         verify(signed)
     with pytest.raises(ArtifactError, match="not as the owner"):

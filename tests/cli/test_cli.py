@@ -149,7 +149,7 @@ def test_long_texts_are_counted_and_reported(call, caplog, tmp_path, tiny_recipe
     code, _, message = call("run", path, "--until", "train", "--set", "train.epochs=1")
     assert code == 0, message
     artifact = Artifact.load(tmp_path / "runs/tiny/train")
-    assert artifact.manifest.own["lengths"]["train"]["truncated"] == 3
+    assert artifact.manifest.own_details["lengths"]["train"]["truncated"] == 3
     assert "3 of 283 train texts are longer than 64 tokens and are read in up to 16 windows" in caplog.text
     assert "| train | 283 | 123 | 3 |" in (tmp_path / "runs/tiny/report.md").read_text()
 

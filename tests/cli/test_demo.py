@@ -47,11 +47,11 @@ def test_splits_are_disjoint_fixed_in_size_and_always_the_same():
 
 def test_what_is_there_is_kept(tmp_path, monkeypatch):
     rows = [f"{index}\t{'-' if index % 2 else ''}2.0\treview {index}" for index in range(3000)]
-    monkeypatch.setattr(demo, "download", lambda: "\n".join(rows))
+    monkeypatch.setattr(demo, "download_reviews", lambda: "\n".join(rows))
     path = demo.prepare(tmp_path)
     loaded = recipe.load(path)
     assert loaded.name == "movie-reviews"
-    minutes = demo.budget()
+    minutes = demo.choose_minutes()
     assert loaded.steps("train")[0][1].minutes == minutes.train
     assert loaded.steps("prune")[0][1].distill.minutes == minutes.distill
     assert loaded.steps("quantize")[0][1].minutes == minutes.search
@@ -59,7 +59,7 @@ def test_what_is_there_is_kept(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "test.jsonl").read_text().splitlines()[0])["label"] in ("positive", "negative")
 
     path.write_text(path.read_text() + "# mine\n")
-    monkeypatch.setattr(demo, "download", lambda: pytest.fail("it was downloaded again"))
+    monkeypatch.setattr(demo, "download_reviews", lambda: pytest.fail("it was downloaded again"))
     assert demo.prepare(tmp_path).read_text().endswith("# mine\n")
     assert not [found for found in tmp_path.iterdir() if found.name.endswith(".draft")]
 
@@ -67,16 +67,18 @@ def test_what_is_there_is_kept(tmp_path, monkeypatch):
 def test_a_slower_cpu_gets_more_minutes(monkeypatch):
     monkeypatch.setattr(demo.hardware, "gpus", lambda: ())
     monkeypatch.setattr(demo.hardware, "cpu_features", lambda: ("avx2", "amx_bf16"))
-    fast = demo.budget()
+    fast = demo.choose_minutes()
     monkeypatch.setattr(demo.hardware, "cpu_features", lambda: ("avx2",))
-    assert all(more > less for more, less in zip(demo.budget(), fast, strict=True))
+    assert all(more > less for more, less in zip(demo.choose_minutes(), fast, strict=True))
 
 
 def test_each_stage_is_estimated_from_the_minutes_of_its_recipe():
     content = {"name": "n", "task": "text-classification", "model": "m", "data": {"train": "t.csv"}}
     sections = {"train": {"method": "full", "minutes": 2}, "prune": {"method": "width", "distill": {"minutes": 1}}}
-    rows = dict(demo.estimates(recipe.parse({**content, **sections, "quantize": {"method": "auto", "minutes": 0.5}})))
+    rows = dict(
+        demo.estimate_times(recipe.parse({**content, **sections, "quantize": {"method": "auto", "minutes": 0.5}}))
+    )
     assert rows["train"] == f"about {120 + demo.OVERHEAD_S['train']} s"
     assert rows["prune"] == f"about {60 + demo.OVERHEAD_S['prune']} s"
     assert rows["quantize"] == f"about {30 + demo.OVERHEAD_S['quantize']} s"
-    assert dict(demo.estimates(recipe.parse(content)))["train"] == "no limit in the recipe"
+    assert dict(demo.estimate_times(recipe.parse(content)))["train"] == "no limit in the recipe"

@@ -38,7 +38,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(extra, name, l
     without(name)
     state, advice = look()[f"extra {extra}"]
     assert state == f"1 packages missing: {name}"
-    assert advice == f"{doctor.EXTRAS[extra]}: pip install '.[{extra}]' where its source is"
+    assert advice == f"{doctor.PURPOSE_OF_EXTRA[extra]}: pip install '.[{extra}]' where its source is"
 
 
 def test_an_engine_that_cannot_be_loaded_is_a_finding_and_no_crash(look, monkeypatch):
@@ -98,7 +98,7 @@ def test_what_may_be_used_is_what_the_cgroup_allows(look, monkeypatch):
 def test_where_all_is_well_there_is_no_advice(look):
     found = look()
     assert {f"engine {name}" for name in methods.available("engine")} <= set(found)
-    assert {f"extra {name}" for name in doctor.EXTRAS} <= set(found)
+    assert {f"extra {name}" for name in doctor.PURPOSE_OF_EXTRA} <= set(found)
     assert found["engine onnxruntime"] == (f"onnxruntime {onnxruntime.__version__}", "")
     assert found["extra train"] == ("complete", "")
     assert all(isinstance(text, str) and text for what, (state, _) in found.items() for text in (what, state))
@@ -106,7 +106,7 @@ def test_where_all_is_well_there_is_no_advice(look):
 
 def test_every_extra_of_a_method_is_known():
     every = [(kind, name) for kind in methods.FOLDERS for name in methods.available(kind)]
-    assert {methods.extra(*method) for method in every} <= set(doctor.EXTRAS)
+    assert {methods.extra(*method) for method in every} <= set(doctor.PURPOSE_OF_EXTRA)
     assert Path(doctor.__file__).is_file()
 
 

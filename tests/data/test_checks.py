@@ -90,7 +90,7 @@ def test_leakage_may_be_allowed_and_duplicates_within_a_split_are_no_error():
 
 def test_several_problems_are_refused_together():
     with pytest.raises(DataError) as caught:
-        checks.refuse(found(train=[("a", "x")], test=[("a", "x"), ("e", "z")]))
+        checks.raise_problems(found(train=[("a", "x")], test=[("a", "x"), ("e", "z")]))
     head, *lines = str(caught.value).split("\n  - ")
     assert head == "the data has 3 problems:"
     assert [line.split(",")[0] for line in lines] == [
@@ -102,5 +102,5 @@ def test_several_problems_are_refused_together():
 
 def test_one_problem_stands_alone_and_none_is_no_error():
     with pytest.raises(DataError, match=r"^just this$"):
-        checks.refuse(["just this"])
-    checks.refuse([])
+        checks.raise_problems(["just this"])
+    checks.raise_problems([])

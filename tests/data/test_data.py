@@ -170,7 +170,7 @@ def test_a_data_set_of_the_hub_gives_its_own_splits(monkeypatch):
 
 def test_lengths_of_every_split(review_files, tokenizer_folder):
     found = data.load(DataSection(**three(review_files)), TEXT, 0)
-    lengths = data.lengths(found, Tokenizer.load(tokenizer_folder, max_tokens=10))
+    lengths = data.describe_lengths(found, Tokenizer.load(tokenizer_folder, max_tokens=10))
     assert {name: sum(part["histogram"]["counts"]) for name, part in lengths.items()} == found.summary["rows"]
     assert all(0 < part["truncated"] < 280 and part["max"] > 10 for part in lengths.values())
 

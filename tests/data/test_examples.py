@@ -3,7 +3,7 @@ from rows import example_of
 
 from deploykit import tasks
 from deploykit.data import examples
-from deploykit.data.sources import Broken, Row, Table
+from deploykit.data.sources import BrokenRow, Row, Table
 from deploykit.errors import DataError
 from deploykit.recipe import DataSection
 from deploykit.tasks import Span
@@ -56,7 +56,7 @@ def test_ten_broken_rows_are_listed_and_the_rest_is_counted():
 
 
 def test_rows_that_the_source_and_the_task_refuse_come_in_the_order_of_the_file():
-    found = table({"text": "a", "label": 0.5}, {"text": "b"}, broken=(Broken(1, "no JSON"), Broken(9, "no JSON")))
+    found = table({"text": "a", "label": 0.5}, {"text": "b"}, broken=(BrokenRow(1, "no JSON"), BrokenRow(9, "no JSON")))
     with pytest.raises(
         DataError, match=r"4 rows .*:\n    line 1: no JSON\n    line 2: the label is 0\.5, .*\n"
     ) as caught:
@@ -82,7 +82,7 @@ def test_half_of_a_surrogate_pair_is_broken():
 def test_numeric_labels_mean_the_same_in_every_format():
     split = parse(table({"text": "a", "label": "1"}, {"text": "b", "label": 1}, {"text": "c", "label": " 1 "}))
     assert [example.target for example in split.examples] == ["1", "1", "1"]
-    assert split.lines == (2, 3, 4)
+    assert split.places == (2, 3, 4)
 
 
 def test_a_pair_and_named_columns():
@@ -93,14 +93,14 @@ def test_a_pair_and_named_columns():
 def test_take_keeps_lines_and_the_source():
     split = parse(table({"text": "a", "label": "x"}, {"text": "b", "label": "y"}))
     part = split.take("test", [1])
-    assert (part.name, part.source, part.lines) == ("test", "a.csv", (3,))
+    assert (part.name, part.source, part.places) == ("test", "a.csv", (3,))
     assert part.examples == (example_of("b", label="y"),)
 
 
 def test_texts_are_the_same_whatever_the_white_space_but_not_whatever_the_pair():
-    assert examples.key_of(example_of("a  b\n")) == examples.key_of(example_of(" a b", label="x"))
-    assert examples.key_of(example_of("a", "b")) != examples.key_of(example_of("a", "c"))
-    assert examples.key_of(example_of("a", "b")) != examples.key_of(example_of("a"))
+    assert examples.identity_of(example_of("a  b\n")) == examples.identity_of(example_of(" a b", label="x"))
+    assert examples.identity_of(example_of("a", "b")) != examples.identity_of(example_of("a", "c"))
+    assert examples.identity_of(example_of("a", "b")) != examples.identity_of(example_of("a"))
 
 
 def test_labels_are_counted_as_often_as_they_stand_there():

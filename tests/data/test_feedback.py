@@ -40,7 +40,7 @@ def test_a_folder_without_records(tmp_path):
 def test_only_what_has_feedback_becomes_a_row(joined):
     found = joined([record(1), record(2, index=1, text="other"), feedback(3, "b", index=1)])
     assert found.rows == [{"text": "other", "label": "b"}]
-    assert (found.records["m 1"], found.corrected["m 1"], found.right["m 1"]) == (2, 1, 0)
+    assert (found.prediction_counts["m 1"], found.judged_counts["m 1"], found.correct_counts["m 1"]) == (2, 1, 0)
 
 
 def test_the_last_word_counts_whatever_the_order_of_the_files(joined):
@@ -55,12 +55,12 @@ def test_an_id_that_is_used_again_means_the_answer_before(joined):
 
 def test_nobody_corrects_another(joined):
     found = joined([record(1), feedback(2, "b", client="mallory"), feedback(2, "b", request="other")])
-    assert (found.rows, found.lost) == ([], 2)
+    assert (found.rows, found.unmatched_feedback) == ([], 2)
 
 
 def test_lines_that_are_none_are_counted(joined, tmp_path):
     (tmp_path / "records-x.jsonl").write_bytes(b'{"kind": "prediction"}\n[1]\n\xff\xfe\n{"kind": "predic')
-    assert joined([record(1), feedback(2, "a")]).broken == 4
+    assert joined([record(1), feedback(2, "a")]).broken_lines == 4
 
 
 def test_separators_inside_a_text_do_not_end_it(joined):
@@ -92,4 +92,4 @@ def test_records_of_other_tasks_are_counted_and_become_no_rows(joined):
     question = record(0, label="")
     del question["text"], question["label"]
     found = joined([{**question, "question": "where ?", "context": "here"}, feedback(1, "here")])
-    assert (found.rows, found.broken, dict(found.records)) == ([], 0, {"m 1": 1})
+    assert (found.rows, found.broken_lines, dict(found.prediction_counts)) == ([], 0, {"m 1": 1})

@@ -35,12 +35,12 @@ def read_file(folder, name, content, format_name=None):
 
 
 def rows(table):
-    assert table.broken == ()
-    return [(row.line, row.values) for row in table.rows]
+    assert table.broken_rows == ()
+    return [(row.place, row.values) for row in table.rows]
 
 
 def pick(table, *names):
-    assert table.broken == ()
+    assert table.broken_rows == ()
     return [tuple(row.values[name] for name in names) for row in table.rows]
 
 
@@ -52,7 +52,7 @@ def pick(table, *names):
 )
 def test_the_rows_of_a_json_list_are_counted(tmp_path, content):
     table = read_file(tmp_path, "a.json", content)
-    assert (table.unit, table.columns) == ("row", ("text", "label"))
+    assert (table.place_unit, table.columns) == ("row", ("text", "label"))
     assert rows(table) == [(1, {"text": "a", "label": 1}), (2, {"text": "b"})]
 
 
@@ -86,7 +86,7 @@ def test_nested_squad_has_a_row_for_each_question(tmp_path, indent):
         ("a", CONTEXT, "Which?", [{"text": "Paris", "start": 0}], "T"),
         ("b", CONTEXT, "Why?", [], "T"),
     ]
-    assert [row.line for row in table.rows] == [1, 2]
+    assert [row.place for row in table.rows] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ CONLLU = """# sent_id = 1
 def test_conll_2003(tmp_path, name, ending):
     content = CONLL_2003.replace("\n", ending).encode()
     table = read_file(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
-    assert (table.unit, table.columns) == ("line", ("tokens", "tags"))
+    assert (table.place_unit, table.columns) == ("line", ("tokens", "tags"))
     assert pick(table, "tokens", "tags") == SENTENCES
-    assert [row.line for row in table.rows] == [3, 8]
+    assert [row.place for row in table.rows] == [3, 8]
 
 
 def test_a_text_file_is_conll_where_the_recipe_says_so(tmp_path):
@@ -164,7 +164,7 @@ def test_conllu_has_words_and_their_parts_of_speech(tmp_path, name):
         (["vamos", "nos", "a", "el", "mar"], ["VERB", "PRON", "ADP", "DET", "NOUN"]),
         (["sí"], ["INTJ"]),
     ]
-    assert [row.line for row in table.rows] == [4, 12]
+    assert [row.place for row in table.rows] == [4, 12]
 
 
 def test_hashtags_are_tokens_and_comments_are_not(tmp_path):
@@ -212,7 +212,7 @@ def test_what_is_written_as_conll_comes_back(tmp_path_factory, sentences, separa
     assert pick(table, "tokens", "tags") == [
         ([token for token, _ in sentence], [tag for _, tag in sentence]) for sentence in sentences
     ]
-    assert [lines[row.line - 1] for row in table.rows] == [block[0] for block in blocks]
+    assert [lines[row.place - 1] for row in table.rows] == [block[0] for block in blocks]
 
 
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), min_size=1, max_size=30)
@@ -403,7 +403,7 @@ def test_label_studio_spans_and_relations(tmp_path):
         ),
         (ANNA, [], []),
     ]
-    assert table.unit == "row"
+    assert table.place_unit == "row"
 
 
 @pytest.mark.parametrize("data", [{"body": ANNA, "stars": 3}, {"text": ANNA, "title": "A"}])
@@ -480,7 +480,7 @@ def test_a_file_of_two_shapes_is_refused_unless_the_recipe_names_one(tmp_path):
 def test_a_directory_of_parquet_files_is_one_table(tmp_path):
     for name, texts in {"train-00001.parquet": ["c"], "train-00000.parquet": ["a", "b"]}.items():
         pa.parquet.write_table(pa.table({"text": texts}), tmp_path / name)
-    assert [(row.line, row.values["text"]) for row in sources.read(str(tmp_path)).rows] == [
+    assert [(row.place, row.values["text"]) for row in sources.read(str(tmp_path)).rows] == [
         ("train-00000.parquet:1", "a"),
         ("train-00000.parquet:2", "b"),
         ("train-00001.parquet:1", "c"),
@@ -523,8 +523,8 @@ def test_a_directory_that_could_be_two_things_is_refused(tmp_path):
     pa.parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"could be any of: parquet, brat\. Name .* data\.format: parquet\."):
         read(tmp_path, {"a.txt": NOTE, "a.ann": ANN})
-    assert [row.line for row in sources.read(str(tmp_path), format_name="brat").rows] == ["a.txt:1"]
-    assert [row.line for row in sources.read(str(tmp_path), format_name="parquet").rows] == ["a.parquet:1"]
+    assert [row.place for row in sources.read(str(tmp_path), format_name="brat").rows] == ["a.txt:1"]
+    assert [row.place for row in sources.read(str(tmp_path), format_name="parquet").rows] == ["a.parquet:1"]
 
 
 def test_the_fingerprint_of_a_directory_is_that_of_its_files(tmp_path):
@@ -613,7 +613,7 @@ def test_any_json_is_read_or_its_rows_are_complained_about(tmp_path_factory, con
         table = read_file(tmp_path_factory.getbasetemp(), name, text, format_name)
     except DataError as error:
         reason = str(error)
-    assert "could be any of" in reason if reason else len(table.rows) + len(table.broken) == len(content)
+    assert "could be any of" in reason if reason else len(table.rows) + len(table.broken_rows) == len(content)
 
 
 @given(content=st.fixed_dictionaries({"data": st.lists(OBJECTS, max_size=3)}))
@@ -633,7 +633,7 @@ def test_any_columns_are_read_or_complained_about(tmp_path_factory, text, name):
         assert re.search(r", line \d+: ", reason)
         return
     assert all(len(row.values["tokens"]) == len(row.values["tags"]) > 0 for row in table.rows)
-    assert all(1 <= complaint.line <= len(re.split(r"\r\n|\r|\n", text)) for complaint in table.broken)
+    assert all(1 <= complaint.place <= len(re.split(r"\r\n|\r|\n", text)) for complaint in table.broken_rows)
 
 
 PIECES = st.sampled_from(
@@ -644,8 +644,8 @@ PIECES = st.sampled_from(
 @given(pieces=st.lists(PIECES, max_size=25))
 def test_any_annotations_of_brat_are_read_or_complained_about(tmp_path_factory, pieces):
     table = read(tmp_path_factory.getbasetemp() / "any", {"a.txt": "Anna left", "a.ann": "".join(pieces)})
-    assert [row.line for row in table.rows] == ([] if table.broken else ["a.txt:1"])
-    assert all(re.fullmatch(r"a\.ann:\d+", place.line) for place in table.broken)
+    assert [row.place for row in table.rows] == ([] if table.broken_rows else ["a.txt:1"])
+    assert all(re.fullmatch(r"a\.ann:\d+", place.place) for place in table.broken_rows)
 
 
 # whole recipes

@@ -25,11 +25,11 @@ def write(path, content):
 
 
 def values(table):
-    return [(row.line, row.values) for row in table.rows]
+    return [(row.place, row.values) for row in table.rows]
 
 
 def broken(table):
-    return [(found.line, found.why) for found in table.broken]
+    return [(found.place, found.reason) for found in table.broken_rows]
 
 
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
@@ -199,14 +199,14 @@ def test_a_line_separator_inside_json_does_not_count_as_a_line(tmp_path):
     content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     table = sources.read(write(tmp_path / "a.json", content))
     assert values(table) == [(1, rows[0]), (2, rows[1])]
-    assert (table.columns, table.unit) == (("text", "label"), "line")
+    assert (table.columns, table.place_unit) == (("text", "label"), "line")
 
 
 def test_parquet_counts_rows_and_keeps_lists(tmp_path):
     rows = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}, {"tokens": ["c"], "tags": ["O"]}]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     table = sources.read(str(tmp_path / "a.parquet"))
-    assert (table.unit, table.columns, values(table)) == ("row", ("tokens", "tags"), [(1, rows[0]), (2, rows[1])])
+    assert (table.place_unit, table.columns, values(table)) == ("row", ("tokens", "tags"), [(1, rows[0]), (2, rows[1])])
 
 
 def test_what_the_hub_refuses_is_passed_on_with_what_was_expected(monkeypatch):
@@ -288,7 +288,7 @@ def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a.csv", CSV)
     assert [row.values for row in sources.read("~/a.csv").rows] == ROWS
-    assert len(sources.texts("~/a.csv")) == 4
+    assert len(sources.read_texts("~/a.csv")) == 4
     assert data.fingerprint(DataSection(train="~/a.csv"), 0) == data.fingerprint(
         DataSection(train=str(tmp_path / "a.csv")), 0
     )
@@ -333,7 +333,7 @@ def test_what_the_csv_module_writes_comes_back(tmp_path_factory, rows, mark):
     file = io.StringIO(newline="")
     csv.writer(file, delimiter=mark).writerows([("text", "label"), *rows])
     found = table_of(tmp_path_factory.getbasetemp(), "a.csv", file.getvalue())
-    if not found.broken:  # rows that are drawn to look swallowed are a complaint
+    if not found.broken_rows:  # rows that are drawn to look swallowed are a complaint
         assert [tuple(row.values.values()) for row in found.rows] == rows
 
 
@@ -351,7 +351,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | CELLS, lambda 
 def test_what_is_written_as_json_lines_comes_back(tmp_path_factory, rows, readable):
     content = "".join(json.dumps(row, ensure_ascii=not readable) + "\n" for row in rows)
     found = table_of(tmp_path_factory.getbasetemp(), "a.jsonl", content)
-    assert ([row.values for row in found.rows], found.broken) == (rows, ())
+    assert ([row.values for row in found.rows], found.broken_rows) == (rows, ())
 
 
 MARKS = {"utf-8": "", "utf-8-sig": ""} | dict.fromkeys(("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"), "\ufeff")

@@ -8,7 +8,7 @@ from rows import example_of
 
 from deploykit import tasks
 from deploykit.data import splits
-from deploykit.data.examples import Split, key_of
+from deploykit.data.examples import Split, identity_of
 from deploykit.tasks import Span
 
 TEXT = tasks.load("text-classification")
@@ -36,9 +36,9 @@ def test_a_label_of_one_text_stays_in_training():
 def test_copies_of_a_text_are_kept_together_even_with_other_labels():
     rows = [example_of(f"text {number % 40}", label="ab"[number % 3 == 0]) for number in range(400)]
     rest, part = splits.cut(split(rows), "test", 0.25, TEXT, 0)
-    assert not {key_of(row) for row in rest.examples} & {key_of(row) for row in part.examples}
+    assert not {identity_of(row) for row in rest.examples} & {identity_of(row) for row in part.examples}
     assert len(rest.examples) + len(part.examples) == 400
-    assert len({key_of(row) for row in part.examples}) == 10
+    assert len({identity_of(row) for row in part.examples}) == 10
 
 
 @pytest.mark.parametrize("shared", ["first", "second"])
@@ -48,7 +48,7 @@ def test_rows_that_share_a_text_of_their_pairs_are_kept_together(shared):
     rows = [example_of(*pair, label="yes" if number % 8 else "no") for number, pair in enumerate(texts)]
     rest, part = splits.cut(split(rows), "test", 0.2, TEXT, 0)
     place = 0 if shared == "first" else 1
-    assert not {key_of(row)[place] for row in rest.examples} & {key_of(row)[place] for row in part.examples}
+    assert not {identity_of(row)[place] for row in rest.examples} & {identity_of(row)[place] for row in part.examples}
     assert len(part.examples) == 80
 
 
@@ -82,15 +82,15 @@ def test_shares_are_exact_and_proportional():
 def test_rows_keep_their_order_and_lines():
     whole = split(labelled(a=50, b=50))
     for part in splits.cut(whole, "test", 0.2, TEXT, 3):
-        assert list(part.lines) == sorted(part.lines)
-        assert all(whole.examples[line - 2] is row for line, row in zip(part.lines, part.examples, strict=True))
+        assert list(part.places) == sorted(part.places)
+        assert all(whole.examples[line - 2] is row for line, row in zip(part.places, part.examples, strict=True))
 
 
 def test_the_seed_decides():
     whole = split(labelled(a=50, b=50))
-    lines = [splits.cut(whole, "test", 0.2, TEXT, seed)[1].lines for seed in (0, 0, 1)]
-    assert lines[0] == lines[1]
-    assert lines[0] != lines[2]
+    places = [splits.cut(whole, "test", 0.2, TEXT, seed)[1].places for seed in (0, 0, 1)]
+    assert places[0] == places[1]
+    assert places[0] != places[2]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -106,7 +106,7 @@ def test_an_example_with_several_labels_counts_for_its_rarest(seed):
     [((1, 1, 1), 0.4, [0, 0, 0]), ((7, 2, 1), 0.3, [2, 1, 0]), ((2, 2), 0.49, [1, 1]), ((10, 10), 0.25, [3, 2])],
 )
 def test_the_largest_remainder_never_takes_a_whole_stratum(sizes, share, expected):
-    assert splits.largest_remainder(np.array(sizes), share) == expected
+    assert splits.allocate_by_largest_remainder(np.array(sizes), share) == expected
 
 
 ROWS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abcd")), min_size=1, max_size=60)
@@ -116,17 +116,19 @@ ROWS = st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abcd")), min_size
 def test_a_cut_loses_no_row_parts_no_copies_and_leaves_every_label(rows, share, seed):
     whole = split([example_of(f"text {number}", label=label) for number, label in rows])
     rest, part = splits.cut(whole, "test", share, TEXT, seed)
-    assert sorted((*rest.lines, *part.lines)) == list(whole.lines)
-    assert {key_of(example) for example in rest.examples}.isdisjoint(key_of(example) for example in part.examples)
+    assert sorted((*rest.places, *part.places)) == list(whole.places)
+    assert {identity_of(example) for example in rest.examples}.isdisjoint(
+        identity_of(example) for example in part.examples
+    )
     assert set(counts(rest)) == set(counts(whole))
-    texts = len({key_of(example) for example in whole.examples})
-    assert len({key_of(example) for example in part.examples}) <= round(texts * share)
+    texts = len({identity_of(example) for example in whole.examples})
+    assert len({identity_of(example) for example in part.examples}) <= round(texts * share)
     assert (rest, part) == splits.cut(whole, "test", share, TEXT, seed)
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=20), st.floats(0.01, 0.49))
 def test_a_share_is_divided_in_proportion(sizes, share):
-    counts = splits.largest_remainder(np.array(sizes), share)
+    counts = splits.allocate_by_largest_remainder(np.array(sizes), share)
     assert all(0 <= count < size or count == 0 for count, size in zip(counts, sizes, strict=True))
     assert all(abs(count - size * share) <= 1 for count, size in zip(counts, sizes, strict=True))
     assert sum(counts) <= max(round(sum(sizes) * share), sum(int(size * share) for size in sizes))

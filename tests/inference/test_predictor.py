@@ -257,7 +257,7 @@ def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):
     [(2, 1, 8, (8, 1)), (1, 2, 8, (1, 8)), (1, 1, 4, (4, 1)), (1, 2, 1, (1, 1))],
 )
 def test_another_number_of_cores_goes_where_it_went_before(threads, streams, cores, expected):
-    there = Execution(threads=threads, streams=streams).on(cores)
+    there = Execution(threads=threads, streams=streams).with_cores(cores)
     assert (there.threads, there.streams) == expected
 
 

@@ -163,7 +163,7 @@ TREES = st.dictionaries(KEYS, st.recursive(PLAIN, lambda inner: st.dictionaries(
 @given(content=TREES, path=st.lists(KEYS, min_size=1, max_size=3), value=PLAIN | st.lists(PLAIN, max_size=2))
 def test_an_override_sets_its_key_and_nothing_else(content, path, value):
     changed = json.loads(json.dumps(content))
-    overrides.apply(changed, f"{'.'.join(path)}={yaml.safe_dump(value)}")
+    overrides.apply_override(changed, f"{'.'.join(path)}={yaml.safe_dump(value)}")
     before, after = content, changed
     for name in path[:-1]:
         assert {**after, name: None} == {**before, name: None}

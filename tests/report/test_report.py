@@ -92,7 +92,7 @@ def details(dataset_of, tokenizer):
     ]
     summary = {**dataset.summary, "warnings": [f"{EVIL} is odd"]}
     return {
-        "train": {"data": summary, "lengths": data.lengths(dataset, tokenizer), "curve": curve, "test": table},
+        "train": {"data": summary, "lengths": data.describe_lengths(dataset, tokenizer), "curve": curve, "test": table},
         "prune": {"steps": PRUNED, "curve": [], "comparison": comparison(0.0123, 0.045).model_dump()},
         "export": {"parity": {"batch 1": 2.5e-6, "batch 8, left padding": 3.5e-6}, "tolerance": 1e-3},
         "quantize": {

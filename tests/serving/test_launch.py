@@ -282,7 +282,7 @@ def test_no_proxy_is_asked_for_what_the_demo_serves(package, key_file, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     reviews = tmp_path / "reviews.jsonl"
     reviews.write_text('{"text": "a great film", "label": "positive"}\n' * 3)
-    lines = list(demo.ask(package, key_file, reviews))
+    lines = list(demo.query_service(package, key_file, reviews))
     assert lines[4].startswith("  200: ")
     assert lines[5].startswith("  401 without a key")
 

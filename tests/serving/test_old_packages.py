@@ -12,7 +12,7 @@ import pytest
 from test_launch import ask, environ
 
 from deploykit.artifact import FORMAT_VERSION, LIBRARY, Artifact
-from deploykit.artifact.files import OLDEST_FORMAT
+from deploykit.artifact.files import OLDEST_FORMAT_VERSION
 from deploykit.inference import golden
 from deploykit.quantizers import auto
 from deploykit.serving import launch
@@ -40,7 +40,7 @@ def labels(answer):
 
 
 def test_there_are_past_formats():
-    assert [f"format-{version}" for version in range(OLDEST_FORMAT, FORMAT_VERSION)] == PAST
+    assert [f"format-{version}" for version in range(OLDEST_FORMAT_VERSION, FORMAT_VERSION)] == PAST
 
 
 def test_it_is_as_it_was_made_and_answers_as_it_did(old):

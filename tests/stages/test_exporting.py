@@ -87,9 +87,9 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
     assert [step.stage for step in manifest.history] == ["train", "export"]
     assert "model.safetensors" not in manifest.files
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "deploykit_arch.json"} <= set(manifest.files)
-    assert manifest.own["tolerance"] == 1e-3
-    assert len(manifest.own["parity"]) == 6
-    assert max(manifest.own["parity"].values()) < 1e-4
+    assert manifest.own_details["tolerance"] == 1e-3
+    assert len(manifest.own_details["parity"]) == 6
+    assert max(manifest.own_details["parity"].values()) < 1e-4
     before, after = load_predictions(parent), load_predictions(found)
     assert set(after) == set(before) == {"validation", "test", "reference.validation", "reference.test"}
     for split in before:

@@ -321,16 +321,16 @@ def test_the_card_and_the_bentofile_say_what_it_is(packaged):
 
 def test_packaging_is_compared_with_the_trained_model(packaged):
     _, package = packaged()
-    assert package.manifest.own["comparison"]["drop"]["value"] == 0
-    assert [verdict["outcome"] for verdict in package.manifest.own["verdicts"]] == ["passed"]
-    assert package.manifest.own["flips"] == []
-    assert sum(name.endswith(" tokens") for name in package.manifest.own["comparison"]["by_length"]) > 1
-    assert set(package.manifest.own["test"]) == {"confusion", "labels", "abstention"}
+    assert package.manifest.own_details["comparison"]["drop"]["value"] == 0
+    assert [verdict["outcome"] for verdict in package.manifest.own_details["verdicts"]] == ["passed"]
+    assert package.manifest.own_details["flips"] == []
+    assert sum(name.endswith(" tokens") for name in package.manifest.own_details["comparison"]["by_length"]) > 1
+    assert set(package.manifest.own_details["test"]) == {"confusion", "labels", "abstention"}
 
 
 def test_a_label_with_a_bar_does_not_break_the_table_of_the_card(packaged):
     _, package = packaged()
     manifest = package.manifest.model_copy(update={"labels": ("yes|no", "two\nlines")})
-    compared = Comparison.model_validate(package.manifest.own["comparison"])
+    compared = Comparison.model_validate(package.manifest.own_details["comparison"])
     assert "\n| labels | yes\\|no, two lines |\n" in bundle.card(manifest, "a|b", compared, ())
     assert "\n| runs as | a\\|b |\n" in bundle.card(manifest, "a|b", compared, ())

@@ -70,7 +70,7 @@ def seen(monkeypatch):
 def test_steps_in_any_order_prune_what_the_one_before_made(order, parent, job_of, seen):
     made = pruning.prune(job_of("prune", parent, prune=[STEPS[name] for name in order]))
     assert made.manifest.method == "+".join(order)
-    assert [step["method"] for step in made.manifest.own["steps"]] == list(order)
+    assert [step["method"] for step in made.manifest.own_details["steps"]] == list(order)
     assert [step["method"] for step in made.manifest.options["steps"]] == list(order)
     for (_, _, before), (model, problem, _) in pairwise(seen):
         assert model is before.model
@@ -110,9 +110,9 @@ def test_the_teacher_is_the_model_that_came_into_the_stage(parent, job_of, seen,
 
 def test_learning_curves_of_all_steps_are_kept(parent, job_of):
     made = pruning.prune(job_of("prune", parent, prune=[STEPS["layers"], STEPS["width"]]))
-    judged = [point for point in made.manifest.own["curve"] if point["split"] == "validation"]
+    judged = [point for point in made.manifest.own_details["curve"] if point["split"] == "validation"]
     assert len(judged) == 2
-    assert all("curve" not in step for step in made.manifest.own["steps"])
+    assert all("curve" not in step for step in made.manifest.own_details["steps"])
 
 
 def test_one_step_is_told_like_several(parent, job_of):
@@ -120,7 +120,7 @@ def test_one_step_is_told_like_several(parent, job_of):
         pruning.prune(job_of("prune", parent, prune=found)) for found in (STEPS["width"], [STEPS["width"]])
     )
     assert alone.manifest.method == listed.manifest.method == "width"
-    assert alone.manifest.own == listed.manifest.own
+    assert alone.manifest.own_details == listed.manifest.own_details
     for name in ("model.safetensors", "tokenizer.json"):
         assert alone.file(name).read_bytes() == listed.file(name).read_bytes()
 

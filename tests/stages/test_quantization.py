@@ -50,7 +50,7 @@ def clock(monkeypatch):
 
 def kept(artifact):
     """The name that was kept, and the reasons."""
-    candidates = artifact.manifest.own["candidates"]
+    candidates = artifact.manifest.own_details["candidates"]
     (name,) = (found["name"] for found in candidates if found["kept"])
     return name, {found["name"]: found["reason"] for found in candidates}
 
@@ -58,7 +58,7 @@ def kept(artifact):
 def assert_is_the_float_graph(made, graph):
     assert made.file("model.onnx").read_bytes() == graph.file("model.onnx").read_bytes()
     assert not made.file("model_float32.onnx").exists()
-    assert made.manifest.own["flips"] == []
+    assert made.manifest.own_details["flips"] == []
     assert made.manifest.execution.features == ()
     before, after = load_predictions(graph), load_predictions(made)
     for split in ("validation", "test"):
@@ -117,7 +117,7 @@ def test_int8_that_saturates_is_not_kept_and_the_products_that_suffer_return_to_
     name, reasons = kept(made)
     assert reasons["static int8, onnxruntime"].startswith("stopped by a gate:   max_drop is ")
     assert name == "float32, onnxruntime" or "MatMuls in float" in name
-    (drop,) = (found for found in made.manifest.own["verdicts"] if found["gate"] == "max_drop")
+    (drop,) = (found for found in made.manifest.own_details["verdicts"] if found["gate"] == "max_drop")
     assert drop["outcome"] != "failed"
     before, after = (found.manifest.step.metrics["validation"] for found in (graph, made))
     for metric in before:
@@ -127,8 +127,10 @@ def test_int8_that_saturates_is_not_kept_and_the_products_that_suffer_return_to_
 def test_no_quantizer_is_one_candidate(job, clock):
     clock(1.0, 1.0)
     made = quantization.quantize(job(quantize={"method": "none"}, gates=ACCEPT))
-    assert [found["name"] for found in made.manifest.own["candidates"]][:1] == ["float32, onnxruntime"]
-    assert len({found["name"] for found in made.manifest.own["candidates"]}) == len(made.manifest.own["candidates"])
+    assert [found["name"] for found in made.manifest.own_details["candidates"]][:1] == ["float32, onnxruntime"]
+    assert len({found["name"] for found in made.manifest.own_details["candidates"]}) == len(
+        made.manifest.own_details["candidates"]
+    )
 
 
 def test_a_copy_that_is_slower_is_not_kept_however_good(graph, job, clock):
@@ -155,10 +157,10 @@ def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph,
     assert found.manifest.step.bytes < graph.manifest.step.bytes
     assert found.file("model_float32.onnx").read_bytes() == graph.file("model.onnx").read_bytes()
     assert (found.manifest.execution.features, found.manifest.cost) == (("avx512_vnni",), Cost(fixed=0.25))
-    assert found.manifest.own["quantized"] == 12
+    assert found.manifest.own_details["quantized"] == 12
     assert sum(node.op_type == "MatMulInteger" for node in onnx.load(found.file("model.onnx")).graph.node) == 12
-    comparison = next(entry["comparison"] for entry in found.manifest.own["candidates"] if entry["kept"])
-    assert len(found.manifest.own["flips"]) >= len(comparison["flipped"])
+    comparison = next(entry["comparison"] for entry in found.manifest.own_details["candidates"] if entry["kept"])
+    assert len(found.manifest.own_details["flips"]) >= len(comparison["flipped"])
     assert len(comparison["by_length"]) > 1
     stored, rows = load_predictions(found), job().dataset().test
     again = Predictor.load(found, 1).predict([row.input for row in rows])
@@ -174,10 +176,10 @@ def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph,
 def test_where_nothing_passes_the_float_graph_is_kept_for_a_look_with_what_stopped_it(graph, job, clock):
     clock(2.0, 1.0)
     made = quantization.quantize(job(gates={"max_bytes": 10}))
-    assert not any(found["kept"] for found in made.manifest.own["candidates"])
-    assert [verdict["outcome"] for verdict in made.manifest.own["verdicts"] if verdict["gate"] == "max_bytes"] == [
-        "failed"
-    ]
+    assert not any(found["kept"] for found in made.manifest.own_details["candidates"])
+    assert [
+        verdict["outcome"] for verdict in made.manifest.own_details["verdicts"] if verdict["gate"] == "max_bytes"
+    ] == ["failed"]
     assert_is_the_float_graph(made, graph)
 
 
@@ -186,8 +188,11 @@ def test_auto_measures_for_real_and_keeps_what_it_says(graph, job):
     made = quantization.quantize(job(quantize=narrow, gates={"max_drop": 1.0}))
     _, reasons = kept(made)
     assert all(reasons.values())
-    assert {found["execution"]["engine"] for found in made.manifest.own["candidates"]} == {"onnxruntime", "openvino"}
-    (candidate,) = (found for found in made.manifest.own["candidates"] if found["kept"])
+    assert {found["execution"]["engine"] for found in made.manifest.own_details["candidates"]} == {
+        "onnxruntime",
+        "openvino",
+    }
+    (candidate,) = (found for found in made.manifest.own_details["candidates"] if found["kept"])
     execution = made.manifest.execution
     assert (execution.engine, execution.precision) == (
         candidate["execution"]["engine"],

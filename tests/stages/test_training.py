@@ -24,7 +24,7 @@ def test_the_tuned_threshold_stands_in_the_manifest_and_the_report_measures_it(t
 
     predictions = of_manifest(manifest).load(load_predictions(trained)["test"])
     observed = of_manifest(manifest).observe(predictions, spec_of(manifest))
-    chosen = manifest.own["test"]["abstention"]["chosen"]
+    chosen = manifest.own_details["test"]["abstention"]["chosen"]
     assert chosen["threshold"] == below
     assert chosen["coverage"]["value"] == 1 - observed.abstained / len(predictions)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.data import files
-from deploykit.data.table import Broken, Row, Table
+from deploykit.data.table import BrokenRow, Row, Table
 from deploykit.errors import DataError
 
-UNIVERSAL_COLUMNS = 10
-UPOS = 3
-NODE = re.compile(r"\d+(?:(-|\.)\d+)?")
-DOCUMENT = "-DOCSTART-"
-EMPTY = ("", "_")
-TAG = re.compile(r"O|[BIOESLUM][-_].+")  # with a prefix of BIO, BIOES, BILOU or BMES
+CONLLU_COLUMNS = 10  # ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC
+FORM_INDEX, UPOS_INDEX = 1, 3
+CONLLU_ID = re.compile(r"\d+(?:(-|\.)\d+)?")  # the group is - for a multiword token, . for an empty node
+DOCUMENT_START = "-DOCSTART-"  # begins a line between documents in the files of CoNLL-2003
+EMPTY_UPOS = ("", "_")
+IOB_TAG = re.compile(r"O|[BIOESLUM][-_].+")  # with a prefix of BIO, BIOES, BILOU or BMES
 
 
 @dataclass(frozen=True)
@@ -32,93 +32,119 @@ class Line:
 
     @property
     def seems_comment(self) -> bool:
-        """Whether it begins with `#`, which in files of taggers may be a token."""
+        """Whether it begins with `#`, which in files of taggers may also be a token."""
         return self.fields[0].startswith("#")
 
 
 def read(path: Path) -> Table:
-    """Reads sentences as the columns `tokens` and `tags`; the line of each is that of its first token.
+    """Reads sentences as the columns `tokens` and `tags`; the place of each is the line of its first token.
 
     Raises:
         DataError: the file has one column, or numbers of tokens in a file that is not CoNLL-U.
     """
-    sentences = list(_sentences(files.read_text(path)))
+    sentences = list(_split_sentences(files.read_text(path)))
     lines = [line for sentence in sentences for line in sentence if not line.seems_comment]
-    lines = lines or [line for sentence in sentences for line in sentence]
+    lines = lines or [line for sentence in sentences for line in sentence]  # every line begins with `#`
     if not lines:
         return Table(str(path), "line", ("tokens", "tags"), ())
-    width = Counter(len(line.fields) for line in lines).most_common(1)[0][0]
-    if ".conllu" in path.name.lower() or (width == UNIVERSAL_COLUMNS and _counts_tokens(sentences)):
-        parts = [_read_universal(sentence) for sentence in sentences]
+    most_common_width = Counter(len(line.fields) for line in lines).most_common(1)[0][0]
+    if ".conllu" in path.name.lower() or (most_common_width == CONLLU_COLUMNS and _has_token_numbers(sentences)):
+        results = [_convert_conllu_sentence(sentence) for sentence in sentences]
     else:
-        _refuse(path, lines[0].number, width, sentences)
-        tags = {line.fields[-1] for line in lines if len(line.fields) == width}
-        parts = [_read_columns(sentence, width, tags) for sentence in sentences]
-    rows = tuple(part for part in parts if isinstance(part, Row))
-    broken = tuple(complaint for part in parts if isinstance(part, list) for complaint in part)
-    return Table(str(path), "line", ("tokens", "tags"), rows, broken)
+        _refuse_without_tokens(path, lines[0].number, most_common_width, sentences)
+        tags = {line.fields[-1] for line in lines if len(line.fields) == most_common_width}
+        results = [_convert_sentence(sentence, most_common_width, tags) for sentence in sentences]
+    rows = tuple(result for result in results if isinstance(result, Row))
+    broken_rows = tuple(broken for result in results if isinstance(result, list) for broken in result)
+    return Table(str(path), "line", ("tokens", "tags"), rows, broken_rows)
 
 
-def _sentences(text: str) -> Iterator[list[Line]]:
+def _split_sentences(text: str) -> Iterator[list[Line]]:
+    """Yields the lines of each sentence; the first line with a token decides whether tabs or spaces split columns."""
     numbered = list(enumerate(re.split(r"\r\n|\r|\n", text), start=1))
-    content = [line for _, line in numbered if line.strip() and not line.startswith(("#", DOCUMENT))]
-    split: Callable[[str], list[str]] = re.compile(r"[ \t]+").split
-    if content and "\t" in content[0]:
-        split = re.compile(r"\t").split
+    token_lines = [line for _, line in numbered if line.strip() and not line.startswith(("#", DOCUMENT_START))]
+    split_columns: Callable[[str], list[str]] = re.compile(r"[ \t]+").split
+    if token_lines and "\t" in token_lines[0]:
+        split_columns = re.compile(r"\t").split
     sentence: list[Line] = []
-    for number, line in [*numbered, (0, "")]:
-        if line.strip() and not line.startswith(DOCUMENT):
-            sentence.append(Line(number, tuple(split(line.rstrip(" ")))))
+    for number, line in [*numbered, (0, "")]:  # a blank line ends the last sentence
+        if line.strip() and not line.startswith(DOCUMENT_START):
+            sentence.append(Line(number, tuple(split_columns(line.rstrip(" ")))))
         elif sentence:
             yield sentence
             sentence = []
 
 
-def _counts_tokens(sentences: Sequence[Sequence[Line]]) -> bool:
-    """Tells whether the first column counts the tokens of each sentence from 1, and at least once to 2."""
-    columns = [[line.fields[0] for line in sentence if not line.seems_comment] for sentence in sentences]
-    numbers = [[name for name in column if name.isdecimal()] for column in columns]
+def _has_token_numbers(sentences: Sequence[Sequence[Line]]) -> bool:
+    """Tells whether the first column counts the tokens of each sentence from 1.
+
+    At least one sentence must have two tokens: in sentences of one token each, `1` may be the token itself.
+    """
+    first_columns = [[line.fields[0] for line in sentence if not line.seems_comment] for sentence in sentences]
+    numbers = [[field for field in column if field.isdecimal()] for column in first_columns]
     return (
-        all(NODE.fullmatch(name) for column in columns for name in column)
+        all(CONLLU_ID.fullmatch(field) for column in first_columns for field in column)
         and all(column == [str(number) for number in range(1, len(column) + 1)] for column in numbers)
         and max(map(len, numbers)) > 1
     )
 
 
-def _refuse(path: Path, first: int, width: int, sentences: Sequence[Sequence[Line]]) -> None:
+def _refuse_without_tokens(path: Path, line_number: int, width: int, sentences: Sequence[Sequence[Line]]) -> None:
+    """Refuses a file of taggers whose first column cannot be tokens, or is the only one.
+
+    Args:
+        path: of the file.
+        line_number: of the first token.
+        width: the number of columns of most lines.
+        sentences: all lines of the file.
+
+    Raises:
+        DataError: there is one column, or the first column counts the tokens.
+    """
     if width == 1:
         raise DataError(
-            f"{path}, line {first}: there is one column, expected a token and its tag with a tab or a space between"
-            " them. Add the tags, or correct data.format."
+            f"{path}, line {line_number}: there is one column, expected a token and its tag with a tab or a space"
+            " between them. Add the tags, or correct data.format."
         )
-    if _counts_tokens(sentences):
+    if _has_token_numbers(sentences):
         raise DataError(
-            f"{path}, line {first}: the first column counts the tokens, expected the tokens themselves, or the"
-            f" {UNIVERSAL_COLUMNS} columns of CoNLL-U. Remove the column, for example with: cut -f2-"
+            f"{path}, line {line_number}: the first column counts the tokens, expected the tokens themselves, or the"
+            f" {CONLLU_COLUMNS} columns of CoNLL-U. Remove the column, for example with: cut -f2-"
         )
 
 
-def _read_columns(sentence: Sequence[Line], width: int, tags: set[str]) -> Row | list[Broken] | None:
-    broken: list[Broken] = []
+def _convert_sentence(sentence: Sequence[Line], width: int, tags: set[str]) -> Row | list[BrokenRow] | None:
+    """Returns a sentence of a tagger's file as a row, or a broken row for each line with a fault.
+
+    Args:
+        sentence: its lines. Those before the first token that begin with `#` and have another width are comments.
+        width: the number of columns of most lines of the file.
+        tags: of the lines of the file that are surely tokens.
+
+    Returns:
+        None if all lines are comments.
+    """
+    broken_rows: list[BrokenRow] = []
     tokens: list[Line] = []
     for line in sentence:
-        if line.seems_comment and not tokens and not broken and len(line.fields) != width:
+        if line.seems_comment and not tokens and not broken_rows and len(line.fields) != width:
             continue
-        reason = _column_fault(line, width, tags, is_first=not tokens)
-        if reason:
-            broken.append(Broken(line.number, reason))
+        fault = _find_fault(line, width, tags, is_first=not tokens)
+        if fault:
+            broken_rows.append(BrokenRow(line.number, fault))
         else:
             tokens.append(line)
-    if broken or not tokens:
-        return broken or None
+    if broken_rows or not tokens:
+        return broken_rows or None
     values = {"tokens": [line.fields[0] for line in tokens], "tags": [line.fields[-1] for line in tokens]}
     return Row(tokens[0].number, values)
 
 
-def _column_fault(line: Line, width: int, tags: set[str], *, is_first: bool) -> str | None:
+def _find_fault(line: Line, width: int, tags: set[str], *, is_first: bool) -> str | None:
+    """Returns what is wrong with a line of a tagger's file; None if it is a token with its tag."""
     if len(line.fields) != width:
         return f"the number of columns is {len(line.fields)}, expected {width} as in most lines"
-    if line.seems_comment and is_first and line.fields[-1] not in tags and not TAG.fullmatch(line.fields[-1]):
+    if line.seems_comment and is_first and line.fields[-1] not in tags and not IOB_TAG.fullmatch(line.fields[-1]):
         return (
             f"begins with # and ends with {line.fields[-1]!r}, which is no tag of the other lines: a comment or a"
             f" token? Expected comments of another number of columns than {width}"
@@ -128,23 +154,26 @@ def _column_fault(line: Line, width: int, tags: set[str], *, is_first: bool) -> 
     return None
 
 
-def _read_universal(sentence: Sequence[Line]) -> Row | list[Broken] | None:
+def _convert_conllu_sentence(sentence: Sequence[Line]) -> Row | list[BrokenRow] | None:
+    """Returns a sentence as a row, or a broken row for each line with a fault; None if it has comments only."""
     start = next((index for index, line in enumerate(sentence) if not line.seems_comment), len(sentence))
-    nodes = sentence[start:]
-    broken = [Broken(line.number, fault) for line in nodes if (fault := _universal_fault(line))]
-    words = [line for line in nodes if line.fields[0].isdecimal()]
-    if broken or not words:
-        return broken or None
-    values = {"tokens": [line.fields[1] for line in words], "tags": [line.fields[UPOS] for line in words]}
-    return Row(words[0].number, values)
+    lines = sentence[start:]
+    broken_rows = [BrokenRow(line.number, fault) for line in lines if (fault := _find_conllu_fault(line))]
+    words = [line for line in lines if line.fields[0].isdecimal()]
+    if broken_rows or not words:
+        return broken_rows or None
+    tokens, tags = ([line.fields[index] for line in words] for index in (FORM_INDEX, UPOS_INDEX))
+    return Row(words[0].number, {"tokens": tokens, "tags": tags})
 
 
-def _universal_fault(line: Line) -> str | None:
-    if len(line.fields) != UNIVERSAL_COLUMNS:
-        return f"the number of columns is {len(line.fields)}, expected the {UNIVERSAL_COLUMNS} of CoNLL-U"
-    node = NODE.fullmatch(line.fields[0])
-    if not node:
+def _find_conllu_fault(line: Line) -> str | None:
+    """Returns what is wrong with a line of CoNLL-U that is not a comment; None if nothing is."""
+    if len(line.fields) != CONLLU_COLUMNS:
+        return f"the number of columns is {len(line.fields)}, expected the {CONLLU_COLUMNS} of CoNLL-U"
+    match = CONLLU_ID.fullmatch(line.fields[0])
+    if not match:
         return f"the id is {line.fields[0]!r}, expected a number as in 1, 1-2 or 1.1"
-    if not node[1] and (not line.fields[1] or line.fields[UPOS] in EMPTY):
-        return f"column 2 is {line.fields[1]!r} and column 4 is {line.fields[UPOS]!r}, expected a token and its UPOS"
+    is_word, form, upos = not match[1], line.fields[FORM_INDEX], line.fields[UPOS_INDEX]
+    if is_word and (not form or upos in EMPTY_UPOS):
+        return f"column 2 is {form!r} and column 4 is {upos!r}, expected a token and its UPOS"
     return None

@@ -3,27 +3,27 @@
 from collections.abc import Collection
 from typing import Any
 
-SHOWN_CHARACTERS = 60  # of a text in a message
+MAX_QUOTED_CHARACTERS = 60  # of a text in a message; more would hide what the message says
 
 
 def shorten(text: str) -> str:
-    """Returns the beginning of a text, quoted."""
-    return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…")
+    """Returns a text in quotation marks, cut to `MAX_QUOTED_CHARACTERS`."""
+    return repr(text if len(text) <= MAX_QUOTED_CHARACTERS else text[:MAX_QUOTED_CHARACTERS] + "…")
 
 
 def make_span(text: str, start: Any, end: Any, label: Any, identifier: Any, quoted: Any = None) -> dict[str, Any]:
-    """Returns a span as `start`, `end`, `label` and `id`.
+    """Checks a span and returns it as `start`, `end`, `label` and `id`.
 
     Args:
-        text: which the span is in.
-        start: offset of its first character.
+        text: the whole text.
+        start: offset of the first character of the span.
         end: offset after its last character.
-        label: of the span.
-        identifier: which relations refer to.
-        quoted: the characters of the span, where the format repeats them.
+        label: what the span is.
+        identifier: the id by which relations refer to the span.
+        quoted: the characters of the span as the file repeats them; None if the format does not.
 
     Raises:
-        ValueError: the span does not lie in the text, has no label, or has other characters than quoted.
+        ValueError: the span does not lie in the text, has no label, or does not have the characters `quoted`.
     """
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
         raise ValueError(
@@ -41,13 +41,21 @@ def make_span(text: str, start: Any, end: Any, label: Any, identifier: Any, quot
 
 
 def make_relation(head: Any, tail: Any, label: Any, identifiers: Collection[str]) -> dict[str, Any]:
-    """Returns a relation between two spans as `head`, `tail` and `label`.
+    """Checks a relation between two spans and returns it as `head`, `tail` and `label`.
+
+    Args:
+        head: id of the first span.
+        tail: id of the second span.
+        label: what the relation is.
+        identifiers: the ids of all spans of the text.
 
     Raises:
         ValueError: a span does not exist.
     """
-    for end in (head, tail):
-        if str(end) not in identifiers:
+    for identifier in (head, tail):
+        if str(identifier) not in identifiers:
             known = ", ".join(sorted(identifiers)) or "none"
-            raise ValueError(f"the relation {label!r} refers to {end!r}, expected the id of a span: {shorten(known)}")
+            raise ValueError(
+                f"the relation {label!r} refers to {identifier!r}, expected the id of a span: {shorten(known)}"
+            )
     return {"head": str(head), "tail": str(tail), "label": label}

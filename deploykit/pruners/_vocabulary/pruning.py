@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
     """Returns a copy of the model with a smaller vocabulary, the matching tokenizer, and how much was saved."""
-    texts = [*problem.texts, *(sources.texts(str(options.corpus)) if options.corpus else ())]
+    texts = [*problem.texts, *(sources.read_texts(str(options.corpus)) if options.corpus else ())]
     whole = tokenizers.Tokenizer.from_str(problem.tokenizer.backend.to_str())
     whole.no_truncation()
     ids = necessary(whole, used(whole, texts) | _fixed(model, whole))

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from deploykit.artifact.record_format import PATTERN
+from deploykit.artifact.record_format import FILE_PATTERN
 
 FILES_PER_OWNER = 8  # into which its share of the room is divided, so that little is deleted at once
 MAX_SINGLE_OWNERS = 24  # clients with files of their own
@@ -56,7 +56,7 @@ class Files:
     def _sizes(self) -> Sizes:
         sizes: Sizes = {}
         with os.scandir(self._folder) as entries:
-            files = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, PATTERN))
+            files = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, FILE_PATTERN))
         for name, entry in files:
             with suppress(FileNotFoundError):  # deleted by another process
                 sizes.setdefault(name.removesuffix(".jsonl").rpartition("-")[2], {})[name] = entry.stat().st_size

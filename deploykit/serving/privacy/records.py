@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from deploykit import tasks
 from deploykit.artifact import Artifact, RecordOptions
-from deploykit.artifact.record_format import FEEDBACK, PREDICTION
+from deploykit.artifact.record_format import FEEDBACK_KIND, PREDICTION_KIND
 from deploykit.errors import InputError
 from deploykit.serving.call import Call
 from deploykit.serving.privacy.record_files import Files
@@ -104,13 +104,13 @@ class Recorder:
         for index, (item, parts, answer) in enumerate(zip(inputs, features, answers, strict=True)):
             if self._random.random() < self._share:
                 content = {**self._task.record(answer), "tokens": sum(map(len, parts))}
-                if self._put(PREDICTION, call, call.id, index, content, item):
+                if self._put(PREDICTION_KIND, call, call.id, index, content, item):
                     self._recorded.add(call.client.name, call.id, index)
 
     def feedback(self, call: Call, request: str, index: int, label: str, comment: str | None) -> bool:
         """Records the right label of an answer; returns whether the queue had room for it."""
         content = {"label": label, "comment": None}
-        return self._put(FEEDBACK, call, request, index, content, Comment(comment=comment))
+        return self._put(FEEDBACK_KIND, call, request, index, content, Comment(comment=comment))
 
     def close(self) -> None:
         """Writes the waiting records, for a few seconds at most."""

@@ -48,7 +48,7 @@ def by_cost(lengths: Sequence[int], cost: Cost, bounds: Bounds) -> tuple[list[in
         if len(chosen) == bounds.batch_items:
             return chosen, "items"
         padded = (len(chosen) + 1) * max(width, lengths[index])
-        if not cost.pays(len(chosen), width, lengths[index], len(lengths) - len(chosen)):
+        if not cost.should_add_text(len(chosen), width, lengths[index], len(lengths) - len(chosen)):
             reason, worth_trying[longer] = "cost", False
         elif padded > bounds.batch_tokens:
             reason = "tokens" if reason == "all" else reason
