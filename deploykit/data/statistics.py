@@ -66,7 +66,9 @@ def describe_token_lengths(examples: Sequence[Example], tokenizer: AnyTokenizer)
         `unknown_share` of all tokens that are not special; and `mostly_unknown`, the number of texts of which more than
         half is unknown.
     """
-    text, added = (tokenizer.text, tokenizer.image_tokens) if isinstance(tokenizer, ImageTokenizer) else (tokenizer, 0)
+    text, added = (
+        (tokenizer.text_tokenizer, tokenizer.image_tokens) if isinstance(tokenizer, ImageTokenizer) else (tokenizer, 0)
+    )
     lengths: list[int] = [] if text else [added] * len(examples)
     ordinary: list[int] = []  # tokens that are not special
     unknown: list[int] = []

@@ -4,7 +4,7 @@ Needs numpy, and Pillow when an image is decoded. Training, evaluation, the gold
 folder, so that they cannot drift apart.
 """
 
-from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, as_text, content
+from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, encode_base64, parse_image
 from deploykit.images.tokens import AnyTokenizer, ImageTokenizer, load_tokenizer
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "MEDIA_TYPES",
     "AnyTokenizer",
     "ImageTokenizer",
-    "as_text",
-    "content",
+    "encode_base64",
     "load_tokenizer",
+    "parse_image",
 ]

@@ -17,7 +17,7 @@ MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 EXPECTED = "a PNG, JPEG or WebP file"
 
 
-def content(value: Any) -> bytes | Path:
+def parse_image(value: Any) -> bytes | Path:
     """Returns the bytes of an image in base64 or a data URL; bytes and the path of a file stay as they are.
 
     A text is never taken for a path, because texts come from clients.
@@ -41,12 +41,12 @@ def content(value: Any) -> bytes | Path:
     return value
 
 
-def as_text(image: bytes | Path) -> str:
-    """Returns an image in base64, which `content` reads."""
-    return base64.b64encode(read(image)).decode()
+def encode_base64(image: bytes | Path) -> str:
+    """Returns an image in base64, which `parse_image` reads."""
+    return base64.b64encode(read_bytes(image)).decode()
 
 
-def read(image: bytes | Path) -> bytes:
+def read_bytes(image: bytes | Path) -> bytes:
     """Returns the bytes of an image, which may be those of a file.
 
     Raises:
@@ -60,7 +60,7 @@ def read(image: bytes | Path) -> bytes:
     except OSError as error:
         raise ImageError(f"the image {image} cannot be read: {error.strerror}") from error
     try:
-        content(data)
+        parse_image(data)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from None
     return data

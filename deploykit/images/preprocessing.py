@@ -15,14 +15,14 @@ import numpy.typing as npt
 from deploykit.errors import ImageError
 from deploykit.images import decoding
 
-IMAGE_TOKENS = "image_tokens"  # into how many tokens the model divides an image, in the files of an artifact
+IMAGE_TOKENS_KEY = "image_tokens"  # into how many tokens the model divides an image, in the files of an artifact
 READ = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "default_to_square", "image_processor_type", "feature_extractor_type"),
 }
 WITHOUT_EFFECT = {  # settings that change no pixel here, whatever their value
     *("processor_class", "_valid_processor_keys", "do_convert_rgb", "model_input_names", "use_fast", "return_tensors"),
-    *("data_format", "input_data_format", "device", "disable_grouping", IMAGE_TOKENS),
+    *("data_format", "input_data_format", "device", "disable_grouping", IMAGE_TOKENS_KEY),
 }
 SHORTEST_EDGE_TYPES = ("CLIP", "ChineseCLIP")  # processors for which a size of one number is that of the shorter edge
 
@@ -88,7 +88,7 @@ class Preprocessing:
         mean, deviation = np.array(self.mean, np.float32), np.array(self.deviation, np.float32)
         return np.ascontiguousarray(((values - mean) / deviation).transpose(2, 0, 1))
 
-    def reduced(self, image: bytes | Path) -> bytes:
+    def resized_png(self, image: bytes | Path) -> bytes:
         """Returns the resized image as a PNG file; its pixels are the same."""
         stream = io.BytesIO()
         self._resized(image).save(stream, format="PNG", optimize=True)
@@ -96,7 +96,7 @@ class Preprocessing:
 
     def _resized(self, image: bytes | Path) -> Any:
         """Returns the image as Pillow has it; raises an ImageError if its longer edge would become far too long."""
-        whole = decoding.decode(decoding.read(image))
+        whole = decoding.decode(decoding.read_bytes(image))
         width, height = size = whole.size
         if isinstance(self.resize, int):
             short, long = sorted((width, height))

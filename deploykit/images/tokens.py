@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from deploykit.artifact import CONFIG, PREPROCESSOR, TOKENIZER
 from deploykit.errors import InputError, ModelError
-from deploykit.images.preprocessing import IMAGE_TOKENS, Preprocessing
+from deploykit.images.preprocessing import IMAGE_TOKENS_KEY, Preprocessing
 from deploykit.tokenizer import Batch, Encoding, Features, Side, Tokenizer
 
-PIXELS = "pixel_values"  # name of the graph's input
+PIXEL_VALUES = "pixel_values"  # name of the graph's input
 FIXED_LENGTH_TYPES = ("siglip",)  # read each text at full length, padding included
 Array = npt.NDArray[Any]
 
@@ -30,8 +30,8 @@ class ImageTokenizer:
 
     preprocessing: Preprocessing
     image_tokens: int
-    text: Tokenizer | None = None
-    fixed_length: bool = False
+    text_tokenizer: Tokenizer | None = None
+    pads_to_full_length: bool = False
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> Self:
@@ -46,7 +46,7 @@ class ImageTokenizer:
         """
         try:
             settings = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
-            preprocessing, image_tokens = Preprocessing.of(settings), int(settings[IMAGE_TOKENS])
+            preprocessing, image_tokens = Preprocessing.of(settings), int(settings[IMAGE_TOKENS_KEY])
             model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
@@ -57,46 +57,48 @@ class ImageTokenizer:
     @property
     def max_tokens(self) -> int:
         """The most tokens of an image and its text."""
-        return self.image_tokens + (self.text.max_tokens if self.text else 0)
+        return self.image_tokens + (self.text_tokenizer.max_tokens if self.text_tokenizer else 0)
 
     @property
     def pad_id(self) -> int | None:
         """The id of the padding token, if the model reads texts."""
-        return self.text.pad_id if self.text else None
+        return self.text_tokenizer.pad_id if self.text_tokenizer else None
 
-    def features(self, images: Sequence[bytes | Path], texts: Sequence[str | None]) -> list[Features]:
+    def make_features(self, images: Sequence[bytes | Path], texts: Sequence[str | None]) -> list[Features]:
         """Returns what the model reads of images and their texts; pixels are made when they are needed.
 
         Raises:
             InputError: the model reads a text, and one is missing, or it reads none.
         """
-        if any((text is None) != (self.text is None) for text in texts):
-            wanted = "an image and a text" if self.text else "an image alone, without a text"
+        if any((text is None) != (self.text_tokenizer is None) for text in texts):
+            wanted = "an image and a text" if self.text_tokenizer else "an image alone, without a text"
             raise InputError(f"an input of this model is {wanted}")
         arrays = (Pixels(image, self.preprocessing) for image in images)
         rows = zip(texts, self.encode([text or "" for text in texts]), arrays, strict=True)
         return [Features(text or "", 0, encoding, pixels) for text, encoding, pixels in rows]
 
-    def blank(self) -> Features:
+    def blank_features(self) -> Features:
         """Returns the shortest input."""
-        return Features("", 0, self.encode([""])[0], {PIXELS: np.zeros((3, *self.preprocessing.size), np.float32)})
+        return Features(
+            "", 0, self.encode([""])[0], {PIXEL_VALUES: np.zeros((3, *self.preprocessing.size), np.float32)}
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts, and adds the tokens of an image to each; see `Tokenizer.encode`."""
-        if self.text is None:
+        if self.text_tokenizer is None:
             return [self._image] * len(texts)
-        return [_joined(self._filled(encoding), self._image) for encoding in self.text.encode(texts)]
+        return [_joined(self._filled(encoding), self._image) for encoding in self.text_tokenizer.encode(texts)]
 
     def collate(self, encodings: Sequence[Encoding], padding_side: Side | None = None, tokens: int = 0) -> Batch:
         """Pads the texts of encodings as `Tokenizer.collate` does; images have no arrays of tokens."""
-        if self.text is None:
+        if self.text_tokenizer is None:
             return {}
         texts = [_cut(encoding, len(encoding) - self.image_tokens) for encoding in encodings]
-        return self.text.collate(texts, padding_side, tokens - self.image_tokens)
+        return self.text_tokenizer.collate(texts, padding_side, tokens - self.image_tokens)
 
-    def place(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
-        """Returns the slice of a padded row that holds its tokens; see `Tokenizer.place`."""
-        return self.text.place(tokens, width, padding_side) if self.text else slice(0, tokens)
+    def token_slice(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
+        """Returns the slice of a padded row that holds its tokens; see `Tokenizer.token_slice`."""
+        return self.text_tokenizer.token_slice(tokens, width, padding_side) if self.text_tokenizer else slice(0, tokens)
 
     @cached_property
     def _image(self) -> Encoding:
@@ -104,9 +106,9 @@ class ImageTokenizer:
 
     def _filled(self, encoding: Encoding) -> Encoding:
         """Adds padding that the model reads, if it reads each text at full length."""
-        if not self.fixed_length or self.text is None:
+        if not self.pads_to_full_length or self.text_tokenizer is None:
             return encoding
-        return _joined(encoding, _padding(self.text.max_tokens - len(encoding), self.text.pad_id))
+        return _joined(encoding, _padding(self.text_tokenizer.max_tokens - len(encoding), self.text_tokenizer.pad_id))
 
 
 AnyTokenizer = Tokenizer | ImageTokenizer
@@ -119,12 +121,12 @@ class Pixels(Mapping[str, Array]):
         self._image, self._preprocessing = image, preprocessing
 
     def __getitem__(self, name: str) -> Array:
-        if name != PIXELS:
+        if name != PIXEL_VALUES:
             raise KeyError(name)
         return self._preprocessing.pixels(self._image)
 
     def __iter__(self) -> Iterator[str]:
-        return iter((PIXELS,))
+        return iter((PIXEL_VALUES,))
 
     def __len__(self) -> int:
         return 1

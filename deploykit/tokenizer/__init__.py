@@ -15,7 +15,7 @@ import tokenizers
 
 from deploykit.artifact import TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from deploykit.errors import ModelError
-from deploykit.tokenizer.encoding import Encoding, Features, Int64, Slot, Tokens, joined, lengthened
+from deploykit.tokenizer.encoding import Encoding, Features, Int64, Slot, Tokens, join_windows, lengthen
 
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
@@ -28,7 +28,7 @@ PORTION_CHARACTERS = 1_000_000  # of the texts that are tokenized in one call of
 class Tokenizer:
     """A fast tokenizer, and how its encodings are padded and cut.
 
-    If `typed` is False, all `type_ids` are 0: the model may have only one type of token.
+    If `uses_type_ids` is False, all `type_ids` are 0: the model may have only one type of token.
     """
 
     backend: tokenizers.Tokenizer
@@ -36,7 +36,7 @@ class Tokenizer:
     padding_side: Side
     unknown_id: int | None
     max_tokens: int
-    typed: bool = True
+    uses_type_ids: bool = True
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> "Tokenizer":
@@ -63,10 +63,10 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()  # see `encode`
         side: Side = "left" if config.get("padding_side") == "left" else "right"
-        typed = "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
-        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens, typed)
+        uses_type_ids = "token_type_ids" in config.get("model_input_names", ["token_type_ids"])
+        return cls(backend, pad_id, side, _special(backend, config, "unk_token"), max_tokens, uses_type_ids)
 
-    def replace(self, folder: Path) -> None:
+    def overwrite(self, folder: Path) -> None:
         """Replaces the tokenizer of a model directory, which must have all of its special tokens."""
         content = {**json.loads(self.backend.to_str()), "truncation": None}
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
@@ -203,7 +203,7 @@ class Tokenizer:
         filled = [parts[slot.text] if slot.text is not None else slot.special for slot in slots]
         ids = np.concatenate([tokens.ids for tokens in filled])
         type_ids = np.zeros(len(ids), np.int64)
-        if self.typed and any(slot.type_id for slot in slots):
+        if self.uses_type_ids and any(slot.type_id for slot in slots):
             type_ids = np.repeat([slot.type_id for slot in slots], [len(tokens) for tokens in filled]).astype(np.int64)
         return Encoding(
             ids=ids,
@@ -231,17 +231,17 @@ class Tokenizer:
             "token_type_ids": np.zeros((len(encodings), width), dtype=np.int64),
         }
         for row, encoding in enumerate(encodings):
-            place = self.place(len(encoding), width, padding_side)
+            place = self.token_slice(len(encoding), width, padding_side)
             batch["input_ids"][row, place] = encoding.ids
             batch["attention_mask"][row, place] = 1
             batch["token_type_ids"][row, place] = encoding.type_ids
         return batch
 
-    def blank(self) -> Features:
+    def blank_features(self) -> Features:
         """Returns the shortest input."""
         return Features("", 0, self.encode([""])[0])
 
-    def place(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
+    def token_slice(self, tokens: int, width: int, padding_side: Side | None = None) -> slice:
         """Returns the slice of a padded row of `width` that holds its `tokens`."""
         left = (padding_side or self.padding_side) == "left"
         return slice(width - tokens, width) if left else slice(0, tokens)
@@ -292,7 +292,7 @@ __all__ = [
     "Int64",
     "Side",
     "Tokenizer",
-    "joined",
-    "lengthened",
+    "join_windows",
+    "lengthen",
     "longest_first",
 ]

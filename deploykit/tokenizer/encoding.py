@@ -71,12 +71,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.encoding)
 
-    def loaded(self) -> "Features":
+    def with_loaded_arrays(self) -> "Features":
         """Returns the same features with their arrays in memory; those of images are made whenever they are read."""
         return replace(self, arrays=dict(self.arrays)) if self.arrays else self
 
 
-def lengthened(features: Features, tokens: int) -> Features:
+def lengthen(features: Features, tokens: int) -> Features:
     """Returns features of more tokens, by repeating each of them but the first and last.
 
     They have no text and no offsets, so that outputs for them cannot be decoded.
@@ -92,7 +92,7 @@ def lengthened(features: Features, tokens: int) -> Features:
     return replace(features, text="", encoding=Encoding(ids, type_ids, offsets, unknown=0, truncated=False))
 
 
-def joined(windows: Sequence[Features]) -> Encoding:
+def join_windows(windows: Sequence[Features]) -> Encoding:
     """Joins the windows of a text; offsets are into the whole text, and overlaps occur twice."""
     if len(windows) == 1:
         return windows[0].encoding

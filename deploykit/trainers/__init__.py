@@ -1,4 +1,4 @@
-"""Trainers: methods to fine-tune a model. One file each: `Options`, `FINE_TUNED` and `train`."""
+"""Trainers: methods to fine-tune a model. One file each: `Options`, `NEEDS_FINE_TUNED` and `train`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Trained:
 
 
 class Trainer(Protocol):
-    """What a file of this folder provides. `FINE_TUNED` says that the base model must have its head already."""
+    """What a file of this folder provides. `NEEDS_FINE_TUNED` says that the base model must have its head already."""
 
     Options: type[BaseModel]
-    FINE_TUNED: bool
+    NEEDS_FINE_TUNED: bool
 
     def train(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> Trained:
         """Fits the model; `work` is for checkpoints."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deploykit.modeling.problem import Problem
 
-FINE_TUNED = False
+NEEDS_FINE_TUNED = False
 
 
 class Options(FitOptions):

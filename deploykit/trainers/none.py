@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from deploykit.modeling.problem import Problem
 
-__all__ = ["FINE_TUNED", "Options", "train"]
+__all__ = ["NEEDS_FINE_TUNED", "Options", "train"]
 
-FINE_TUNED = True
+NEEDS_FINE_TUNED = True
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
