@@ -1,7 +1,7 @@
-"""Images: reading them within limits, preparing their pixels as the model's authors did, and counting their tokens.
+"""Images: reading them within limits, computing the pixels that a model reads, and counting their tokens.
 
 Needs numpy, and Pillow when an image is decoded. Training, evaluation, the golden set and the service all use this
-folder, so that they cannot drift apart.
+folder, so that they treat images in the same way.
 """
 
 from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, encode_base64, parse_image

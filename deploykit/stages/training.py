@@ -88,10 +88,8 @@ def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transform
         labels = task.label_order(names)
     spec, outputs = _spec(job, labels, base, fine_tuned=fine_tuned), names or getattr(task, "OUTPUT_NAMES", ())
     own = task.output_labels(spec) if hasattr(task, "output_labels") else None
-    if (
-        isinstance(tokenizer, ImageTokenizer) and tokenizer.text_tokenizer
-    ):  # transformers has no class for an image with a text
-        own = {"logits": outputs}
+    if isinstance(tokenizer, ImageTokenizer) and tokenizer.text_tokenizer:
+        own = {"logits": outputs}  # transformers has no class for an image with a text
     if pooled := task.AUTO_CLASS == WHOLE_TEXTS and _is_pooled(job, base, fine_tuned=fine_tuned):
         own = {"logits": base_model.labels_of(base) if fine_tuned else outputs}
     heads = heads_config(task.OUTPUTS, own) if own else None

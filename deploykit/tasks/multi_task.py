@@ -155,7 +155,7 @@ class MultiTask:
                 raise DataError(
                     f"the head {head.describe()} has fewer than two labels in the training rows: add rows of others."
                 )
-            heads[head.name] = untrained.trained(labels, task_options)
+            heads[head.name] = untrained.with_training_results(labels, task_options)
         return Options(max_windows=options.max_windows, heads=heads)
 
     def fit_scale(self, examples: Sequence[Example], options: Options) -> Options:
