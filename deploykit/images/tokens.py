@@ -80,9 +80,8 @@ class ImageTokenizer:
 
     def blank_features(self) -> Features:
         """Returns the features of a black image with an empty text, the shortest input of the model."""
-        return Features(
-            "", 0, self.encode([""])[0], {PIXEL_VALUES: np.zeros((3, *self.preprocessing.size), np.float32)}
-        )
+        pixels = np.zeros((3, *self.preprocessing.size), np.float32)
+        return Features("", 0, self.encode([""])[0], {PIXEL_VALUES: pixels})
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes texts as `Tokenizer.encode` does, and adds the tokens of an image to each."""

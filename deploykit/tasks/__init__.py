@@ -40,11 +40,11 @@ from deploykit.tokenizer import Features
 class OptionalMembers(Protocol):
     """Names that a file of this folder may provide besides those of `Task`.
 
-    Constants:
+    Attributes:
         OUTPUT_NAMES: names of the model's outputs, for a task without labels.
         PROBLEM_TYPE: the `problem_type` in the model's `config.json`.
-        PIPELINE_ALWAYS_LISTS: whether the route `pipeline` answers a single input with a list, too, as Hugging Face's
-            inference API does for this task; default: False.
+        PIPELINE_ALWAYS_LISTS: whether the route `pipeline` answers even a single input with a list, as Hugging Face's
+            inference API does for some tasks; default: False.
         PIPELINE_ACTIVATION: the only `function_to_apply` that the route `pipeline` accepts; default: `"softmax"`.
         SERVE: defaults of the recipe's section `serve` that differ for this task.
         EXTRA: pip extra with the packages that the task needs.
@@ -54,7 +54,7 @@ class OptionalMembers(Protocol):
     """
 
     def bind(self, options: Any) -> "Task":
-        """Returns the task for these options, if its outputs, metrics or answers depend on them."""
+        """Returns the task with these options; for a task whose outputs, metrics or answers depend on them."""
 
     def output_labels(self, spec: Spec) -> Mapping[str, tuple[str, ...]]:
         """Returns the labels of each output, by name; the model is then an encoder with one head for each output."""
@@ -63,7 +63,7 @@ class OptionalMembers(Protocol):
         """Returns the tasks that this one consists of, by name, each with its own labels and options."""
 
     def prepare(self, examples: Sequence[Example], options: Any) -> Any:
-        """Returns the options, completed from the training examples before a model is trained or opened."""
+        """Returns the options with what is learned from the training examples, before the model is opened."""
 
     def fit_scale(self, examples: Sequence[Example], options: Any) -> Any:
         """Returns the options with the mean and deviation of the training targets, for a model with a new head."""
@@ -102,13 +102,13 @@ class OptionalMembers(Protocol):
         """Returns the probability of each label, `(units, labels)`, for metrics such as ROC AUC."""
 
     def misaligned_spans(self, example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
-        """Lists the true spans that no model can predict, because they begin or end inside a token."""
+        """Lists the true spans that begin or end inside a token, so that the model cannot predict them."""
 
     def more_metrics(self, examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
         """Lists the metrics that these examples allow besides `METRICS`, for example those of rankings."""
 
     def relevance(self, spec: Spec) -> Any:
-        """Returns the `Relevance` (see `_ranking`) of the second text of a pair to the first; None if undefined."""
+        """Returns the `Relevance` (see `_ranking`) of a pair's second text to its first; None if no label says it."""
 
     def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
         """Returns the outputs of the Open Inference Protocol by name, with one row per answer."""
@@ -120,7 +120,7 @@ class OptionalMembers(Protocol):
 class Task(OptionalMembers, Protocol):
     """The module-level names that a file of this folder provides.
 
-    Constants:
+    Attributes:
         AUTO_CLASS: class of transformers that opens such a model.
         ORT_CLASS: Optimum's class, with which tests open packages.
         OPTIMUM_TASK: the task's name in Optimum's exporter.
@@ -207,14 +207,14 @@ class Task(OptionalMembers, Protocol):
         """Describes how two decisions for an example differ: `text`, `true`, `before` and `after` per difference."""
 
     def distance(self, first: Prediction, second: Prediction) -> float:
-        """Returns how far apart two predictions for the same input are; infinity if their shapes differ.
+        """Returns how far apart two predictions for the same input are; infinity if they cannot be compared.
 
         For probabilities this is the largest absolute difference, from 0 to 1. For numbers it is the absolute
         difference in standard deviations of the training targets.
         """
 
     def observe(self, predictions: Sequence[Prediction], spec: Spec) -> Observations:
-        """Returns the labels and confidences that the metrics of a service count."""
+        """Returns the labels and confidences of predictions, for the metrics of a service and for drift."""
 
     def dump(self, predictions: Sequence[Prediction]) -> dict[str, Array]:
         """Returns predictions as named arrays, for a file."""

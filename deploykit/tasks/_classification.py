@@ -89,7 +89,7 @@ def binary_entropies(probabilities: Float32) -> Float32:
 
 
 def dump(predictions: Sequence[Float32]) -> dict[str, Array]:
-    """Returns the logits of all predictions in a row as `scores`, `(units, labels)`, and their units as `lengths`."""
+    """Returns the logits of all predictions as `scores`, `(units, labels)`, and the units of each as `lengths`."""
     lengths = np.array([len(rows) for rows in predictions], dtype=np.int64)
     return {"scores": np.concatenate(list(predictions)).astype(np.float32), "lengths": lengths}
 

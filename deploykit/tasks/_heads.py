@@ -13,7 +13,7 @@ from deploykit.tokenizer import Features
 
 HEAD_TASKS = ("text-classification", "multi-label-classification", "regression", "token-classification")  # may be heads
 DEFAULT_MAX_WINDOWS = TextOptions().max_windows
-COLUMNS = {  # that all heads share; each head has further ones for its labels
+COLUMNS = {  # by role, that all heads share; each head has further columns for its labels
     "text": Column("text", "the text; not read where a head reads `tokens`"),
     "text_pair": Column(None, "the second text; naming it makes this a task on pairs of texts"),
     "tokens": Column("tokens", "the list of words, for heads that label them"),

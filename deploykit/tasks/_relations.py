@@ -198,9 +198,9 @@ def pair_logits(
 ) -> Float32:
     """Returns the logits of each ordered pair of entities, `[head, tail, label]`, `(entities, entities, labels)`.
 
-    They come from the window that shows both entities with the most text around them: its margin is the distance from
-    the beginning of either entity to the nearest edge of the window. Two entities that no window shows together, or
-    that begin in the same token, have no relation.
+    They come from the window that shows both entities with the largest margin: the smallest distance in characters
+    between the beginning of an entity and an edge of the window. Two entities that no window shows together, or that
+    begin in the same token, have no relation.
 
     Args:
         outputs: of each window, with `relation_logits`, `(tokens, tokens, labels)`.
@@ -227,11 +227,11 @@ def pair_logits(
 
 
 def dump(predictions: Sequence[Prediction]) -> dict[str, Array]:
-    """Returns the arrays of all predictions, each kind in a row.
+    """Returns the arrays of all predictions, concatenated.
 
-    `scores` and `lengths` hold the logits of units as in `_classification`. `entities` are the first and last units of
-    entities, `(entities, 2)`, `entity_labels` their labels, and `counts` the entities of each prediction. `relations`
-    are the logits of the ordered pairs, `(pairs, 1 + relations)`.
+    `scores` and `lengths` hold the logits of units, as in `_classification.dump`. `entities` has the first and last
+    unit of each entity, `(entities, 2)`, `entity_labels` its label, and `counts` the number of entities of each
+    prediction. `relations` has the logits of the ordered pairs of entities, `(pairs, 1 + relations)`.
     """
     entities = [entity for prediction in predictions for entity in prediction.entities]
     pairs = [prediction.relation_logits.reshape(-1, prediction.relation_logits.shape[-1]) for prediction in predictions]

@@ -137,7 +137,7 @@ class Observations:
 
     Attributes:
         units: number of units of each prediction, `(predictions,)`.
-        labels: label index of each unit, `(units,)`, with the units of all predictions in a row.
+        labels: label index of each unit, `(units,)`: the units of the first prediction, then those of the next.
         confidences: probability of that label, `(units,)`.
         entropies: of the probabilities of all labels, `(units,)`, from 0 (certain) to 1 (all equally likely).
         abstained: number of decisions on which the model abstained.

@@ -94,10 +94,10 @@ def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     has_white_space = any(not token.strip() for token in tokens)
     if has_white_space and not are_characters:
         raise ValueError("a token is empty or not a string")
-    is_spelled_out = are_characters and (has_white_space or any(map(UNSPACED.match, tokens)))
+    needs_no_spaces = are_characters and (has_white_space or any(map(UNSPACED.match, tokens)))
     text, offsets = tokens[0], [(0, len(tokens[0]))]
     for token in tokens[1:]:
-        text += "" if is_spelled_out or UNSPACED.match(text[-1]) or UNSPACED.match(token) else " "
+        text += "" if needs_no_spaces or UNSPACED.match(text[-1]) or UNSPACED.match(token) else " "
         offsets.append((len(text), len(text) + len(token)))
         text += token
     return text, offsets

@@ -99,7 +99,7 @@ class Answer(methods.Frozen):
 
     answer: str | None = Field(description="the answer, null if there is none")
     score: float = Field(
-        description="its probability among all spans and no answer, 0 to 1; null: 1 less the best span's"
+        description="its probability among all spans and no answer; if it is null, 1 minus that of the best span"
     )
     start: int | None = Field(description="offset of its first character in the context")
     end: int | None = Field(description="offset after its last character")
@@ -113,7 +113,7 @@ class Answer(methods.Frozen):
 class Prediction:
     """The best span of all windows, and how it compares with "no answer"."""
 
-    text: str
+    text: str  # of the span; empty if no context has visible text
     score: float  # of the span: the sum of its start and end logit
     no_answer: float  # score of "no answer"
     probability: float  # of the span, among all spans and "no answer"
@@ -159,7 +159,7 @@ def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[li
             if windows_left == 0:  # the other contexts are not read, so the input is truncated
                 windows[-1] = replace(windows[-1], encoding=replace(windows[-1].encoding, truncated=True))
                 break
-            windows += tokenizer.windows_beside(
+            windows += tokenizer.paired_windows(
                 item.question, context, index, windows_left, options.stride, options.max_question_tokens
             )
         encoded.append(windows)
@@ -221,7 +221,7 @@ def tune(gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> 
 
 
 def gold(example: Example, spec: Spec) -> tuple[str, ...]:
-    """Returns the different texts of the true answers; none if the question has no answer."""
+    """Returns the texts of the true answers, without duplicates; none if the question has no answer."""
     return tuple(dict.fromkeys(text for text, _, _ in example.target))
 
 
@@ -232,7 +232,7 @@ def decide(prediction: Prediction, spec: Spec) -> str:
 
 
 def changes(example: Example, before: str, after: str, spec: Spec) -> list[dict[str, str]]:
-    """Returns the question with its true answers and those before and after; nothing if the two are the same."""
+    """Returns the question with its true answers and the ones before and after; nothing if these two are equal."""
     if before == after:
         return []
     true = " | ".join(gold(example, spec))
@@ -252,7 +252,7 @@ def distance(first: Prediction, second: Prediction) -> float:
 
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
-    """Returns for each question, as its label, 0 if it was answered or 1, and the probability of the best span."""
+    """Returns the probability of each best span; the label is 0 if the question was answered, otherwise 1."""
     unanswered = np.array([decide(prediction, spec) == NO_ANSWER for prediction in predictions], dtype=np.int64)
     probabilities = np.array([prediction.probability for prediction in predictions], dtype=np.float32)
     entropies = binary_entropies(probabilities)
@@ -276,7 +276,7 @@ def load(arrays: Arrays) -> list[Prediction]:
 
 
 def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
-    """Returns the answer with its offsets, or null in the place of both."""
+    """Returns the answer and its offsets; all of them are null if there is no answer."""
     is_none, encoding = decide(prediction, spec) == NO_ANSWER, join_windows(features)
     return Answer(
         answer=None if is_none else prediction.text,

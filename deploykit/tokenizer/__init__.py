@@ -20,7 +20,9 @@ from deploykit.tokenizer.encoding import Encoding, Features, Int64, Slot, Tokens
 Batch = dict[str, Int64]
 Side = Literal["left", "right"]
 OVERLAP_DIVISOR = 4  # neighbouring windows of a long text share 1 / 4 of their tokens
-MAX_CHARACTERS_PER_TOKEN = 16  # a text beyond this, times the tokens that can be read, is cut; tokens have about 4
+# Before a text is tokenized, it is cut to this many characters for each token that the model can read of it, so that
+# huge texts take no longer. English tokens have about 4 characters.
+MAX_CHARACTERS_PER_TOKEN = 16
 PORTION_CHARACTERS = 1_000_000  # one call of the library tokenizes texts until they have this many characters together
 
 
@@ -68,7 +70,7 @@ class Tokenizer:
         content = {**json.loads(self.backend.to_str()), "truncation": None}
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
         config = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
-        if added := config.get("added_tokens_decoder"):
+        if added := config.get("added_tokens_decoder"):  # its keys are ids, which differ in the new vocabulary
             tokens = {cast(int, self.backend.token_to_id(token["content"])): token for token in added.values()}
             config["added_tokens_decoder"] = {str(index): tokens[index] for index in sorted(tokens)}
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -83,7 +85,7 @@ class Tokenizer:
 
         Args:
             texts: the first or only text of each input.
-            pairs: the second text of each input; None: it has none. Before tokenizing, both texts of a pair are cut to
+            pairs: the second text of each input; None: it has none. Both texts of a pair are first cut to
                 `MAX_CHARACTERS_PER_TOKEN` characters for each of `max_tokens`.
         """
         rows = list(zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True))
@@ -98,12 +100,9 @@ class Tokenizer:
         ]
 
     def _truncate(self, first: "Tokens", second: "Tokens | None" = None, *, is_cut: bool = False) -> Encoding:
-        """Cuts one text or two to the length of an input, and adds the special tokens.
+        """Cuts the tokens of one text or two to the length of an input, and adds the special tokens.
 
-        Args:
-            first: tokens of the only or first text.
-            second: tokens of the second text; None: there is none.
-            is_cut: whether characters were cut off before tokenizing.
+        `is_cut` says that characters were cut off before tokenizing.
         """
         texts = [first] if second is None else [first, second]
         lengths = longest_first(len(first), len(second or ()), self._capacity(len(texts)))
@@ -145,10 +144,11 @@ class Tokenizer:
             start = int(encoding.offsets[is_text, 0].min(initial=len(text)))
             end = int(encoding.offsets[:, 1].max(initial=0))
             offsets = np.where(is_text[:, None], encoding.offsets - start, 0)
+            # The text of a window begins with its first token, and its offsets count from there.
             windows.append(Features(text[start:end], start, replace(encoding, offsets=offsets)))
         return windows
 
-    def windows_beside(
+    def paired_windows(
         self, first: str, second: str, number: int, max_windows: int, overlap: int, max_first_tokens: int
     ) -> "list[Features]":
         """Tokenizes pairs: a short text, such as a question, with each overlapping window of a text that may be long.
@@ -196,11 +196,15 @@ class Tokenizer:
 
     def _capacity(self, texts: int = 1) -> int:
         """Returns how many tokens of one text, or of two together, an input holds besides its special tokens."""
-        return max(1, self.max_tokens - len(self._layouts[texts - 1]) + texts)
+        special_tokens = len(self._layouts[texts - 1]) - texts  # the layout has one slot for each text
+        return max(1, self.max_tokens - special_tokens)
 
     @cached_property
     def _layouts(self) -> "tuple[tuple[Slot, ...], tuple[Slot, ...]]":
-        """The slots of an input of one text, and of one of two, in the order of the tokenizer's post-processor."""
+        """The slots of an input of one text, and of one of two texts.
+
+        They are what the tokenizer's post-processor makes of texts that have one token each.
+        """
         letter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106
         if self.backend.post_processor is not None:
             letter.post_processor = self.backend.post_processor

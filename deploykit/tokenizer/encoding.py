@@ -101,7 +101,7 @@ def lengthen(features: Features, tokens: int) -> Features:
 
 
 def join_windows(windows: Sequence[Features]) -> Encoding:
-    """Returns the tokens of all windows of a text in a row; those that two windows share occur twice.
+    """Returns the concatenated tokens of all windows of a text; those that two windows share occur twice.
 
     The offsets are into the whole text.
     """
