@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deploykit.errors import ImageError
 from deploykit.images import decoding
 
-IMAGE_TOKENS_KEY = "image_tokens"  # the setting, added by deploykit, of how many tokens the model has for an image
+IMAGE_TOKENS_KEY = "image_tokens"  # setting that deploykit adds: the number of tokens that the model has for an image
 SUPPORTED_SETTINGS = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "default_to_square", "image_processor_type", "feature_extractor_type"),
@@ -30,14 +30,14 @@ SHORTEST_EDGE_TYPES = ("CLIP", "ChineseCLIP")  # processors that read a `size` o
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps from an image to the pixels that a model reads, in their order; None leaves a step out."""
+    """The steps from an image to the pixels that a model reads, in their order; None leaves out a step."""
 
     resize: tuple[int, int] | int | None  # to (height, width), or to this length of the shorter edge
     resample: int  # number of Pillow's filter for it
     crop: tuple[int, int] | None  # (height, width) of the part that is cut from the middle
-    scale: float  # factor of each value, which is 0 to 255 before
-    mean: tuple[float, ...]  # that is subtracted from each channel: red, green and blue
-    deviation: tuple[float, ...]  # by which each channel is divided
+    scale: float  # factor of the values, which are 0 to 255
+    mean: tuple[float, ...]  # is then subtracted from each channel: red, green and blue
+    deviation: tuple[float, ...]  # divides each channel at last
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

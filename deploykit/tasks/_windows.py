@@ -9,7 +9,9 @@ from deploykit.tasks import Float32
 from deploykit.tasks._units import units
 from deploykit.tokenizer import Features
 
-CERTAIN_LOGIT = 30.0  # beside logits of 0 a probability of nearly 1, yet finite: for `O` where the model read nothing
+# Logit of a label that is certain, if those of the other labels are 0: its probability falls short of 1 by 1e-13 for
+# each of them. Units that the model did not read get it for `O`; infinity would give NaN in softmax.
+CERTAIN_LOGIT = 30.0
 
 
 def with_original_text(features: Sequence[Features], text: str) -> list[Features]:

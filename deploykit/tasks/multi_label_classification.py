@@ -59,8 +59,8 @@ PIPELINE_ALWAYS_LISTS = True  # Hugging Face's inference API answers even a sing
 PIPELINE_ACTIVATION = "sigmoid"  # the only `function_to_apply` that its route accepts
 TRUE_CELLS = ("1", "true", "yes", "1.0")  # of the columns `label_columns`, in lower case
 FALSE_CELLS = ("0", "false", "no", "", "0.0")
-CANDIDATE_THRESHOLDS = np.arange(0.05, 0.96, 0.05)
-DEFAULT_THRESHOLD = 0.5
+CANDIDATE_THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # that `tune` tries for each label
+DEFAULT_THRESHOLD = 0.5  # of a label whose threshold is neither set nor tuned
 Input = TextInput
 
 
@@ -188,12 +188,12 @@ def _label_matrix(decisions: Sequence[Int64], spec: Spec) -> Array:
 
 
 def gold(example: Example, spec: Spec) -> Int64:
-    """Returns the indices of the true labels, ascending, `(true labels,)`."""
+    """Returns the indices of the true labels, ascending."""
     return np.array([index for index, label in enumerate(spec.labels) if label in example.target], dtype=np.int64)
 
 
 def decide(prediction: Float32, spec: Spec) -> Int64:
-    """Returns the indices of the labels whose probabilities reach their thresholds, ascending, `(labels named,)`."""
+    """Returns the indices of the labels whose probabilities reach their thresholds, ascending."""
     by_label = spec.options.thresholds or {}
     thresholds = [by_label.get(label, DEFAULT_THRESHOLD) for label in spec.labels]
     return np.flatnonzero(probabilities(prediction, spec)[0] >= thresholds)
