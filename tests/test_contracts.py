@@ -25,7 +25,7 @@ from deploykit.modeling.losses import LOSSES
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Row, collate, inputs
 from deploykit.stages import exporting
-from deploykit.tasks import IGNORED, Spec, Target
+from deploykit.tasks import IGNORE_INDEX, Spec, Target
 from deploykit.tokenizer import Features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,7 +99,8 @@ def test_a_method_provides_every_name_of_its_protocol(kind, name):
     if kind == "task":  # what is optional must be there for the figures and routes that need it
         needed = {"items": "labels", "item_labels": "labels", "tensors": "tensors", "pipeline": "pipeline"}
         optional = {found for found, figure in needed.items() if figure in {*module.FIGURES, *module.CAPABILITIES}}
-        names |= optional | {found for found in vars(tasks.Optional) if hasattr(module, found) and found[0] != "_"}
+        members = {found for found in vars(tasks.OptionalMembers) if not found.startswith("_")}
+        names |= optional | {found for found in members if hasattr(module, found)}
     if (kind, name) == ("quantizer", "auto"):
         names = {"Options"}  # it chooses among those that write
     for found in names:
@@ -212,7 +213,7 @@ def test_logits_that_say_the_targets_are_decided_as_the_gold_is(name, tokenizer)
         (part,), gold = features, task.gold(row, spec)
         wanted = task.targets(row, part, spec)["labels"]
         assert gold.dtype == wanted.dtype == np.int64
-        logits = np.eye(len(spec.labels), dtype=np.float32)[np.where(wanted == IGNORED, 0, wanted)] * 9
+        logits = np.eye(len(spec.labels), dtype=np.float32)[np.where(wanted == IGNORE_INDEX, 0, wanted)] * 9
         prediction = task.decode([{"logits": logits}], features, row.input, spec)
         assert task.probabilities(prediction, spec).shape == (len(gold), len(spec.labels))
         np.testing.assert_array_equal(task.decide(prediction, spec), gold)
@@ -251,7 +252,7 @@ def test_a_trainer_leaves_a_model_that_can_be_saved_and_predicts_the_same_again(
     trained = method.train(model, problem, quick(method.Options), tmp_path)
     model, curve = trained.model, trained.curve
     judged = [point for point in curve if point["split"] == "validation"]
-    assert len(judged) == (0 if method.FINE_TUNED else 2)
+    assert len(judged) == (0 if method.NEEDS_FINE_TUNED else 2)
     assert all(np.isfinite(point["loss"]) for point in curve)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
     checkpoint.save(model, tmp_path / "saved")

@@ -20,7 +20,7 @@ import numpy as np
 
 from deploykit.methods import Frozen, Options as Base
 from deploykit.tasks import Column, Example, Input as BaseInput, Observations, Target
-from deploykit.tokenizer import joined
+from deploykit.tokenizer import join_windows
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
@@ -102,7 +102,7 @@ def load(arrays):
 
 
 def answer(prediction, features, item, spec):
-    encoding = joined(features)
+    encoding = join_windows(features)
     return Answer(loud=bool(decide(prediction, spec)[0]), tokens=len(encoding), truncated=encoding.truncated)
 
 
@@ -116,7 +116,7 @@ from deploykit.modeling.losses import of_task
 from deploykit.modeling.options import FitOptions
 from deploykit.trainers import Trained
 
-FINE_TUNED = False
+NEEDS_FINE_TUNED = False
 
 
 class Options(FitOptions):

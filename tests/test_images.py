@@ -12,7 +12,7 @@ from deploykit import images
 from deploykit.errors import ImageError, InputError, ModelError
 from deploykit.images import decoding
 from deploykit.images.preprocessing import Preprocessing
-from deploykit.images.tokens import PIXELS, ImageTokenizer
+from deploykit.images.tokens import PIXEL_VALUES, ImageTokenizer
 
 PROCESSORS = {
     "ViT": {},
@@ -77,7 +77,7 @@ def test_settings_that_change_pixels_in_another_way_are_refused_by_name(changes,
 def test_formats_are_recognized_by_content(form):
     data = encoded(noise(), form)
     for value in (data, data_url(data, "gif"), data_url(data).partition(",")[2]):
-        assert images.content(value) == data
+        assert images.parse_image(value) == data
     assert decoding.decode(data).size == (20, 14)
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_image_is_refused():
         (b"\xff\xd8\xff" + bytes(images.MAX_BYTES), "at most 8388608"),
     ):
         with pytest.raises(ImageError, match=message):
-            images.content(value)
+            images.parse_image(value)
 
 
 def test_damaged_images_and_those_of_too_many_pixels_are_refused(monkeypatch):
@@ -150,12 +150,12 @@ def test_images_are_turned_transparency_is_white_and_other_modes_become_rgb():
 def test_files_are_read_up_to_the_limit_and_named(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     with pytest.raises(ImageError, match=r"photo\.png cannot be read"):
-        decoding.read(path)
+        decoding.read_bytes(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"photo\.png: an image must be"):
-        decoding.read(path)
+        decoding.read_bytes(path)
     path.write_bytes(encoded(noise()))
-    assert images.content(images.as_text(path)) == path.read_bytes()
+    assert images.parse_image(images.encode_base64(path)) == path.read_bytes()
 
 
 def test_a_reduced_image_has_the_same_pixels():
@@ -164,7 +164,7 @@ def test_a_reduced_image_has_the_same_pixels():
         {**PREPROCESSING, "size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 16},
     ):
         preprocessing, data = Preprocessing.of(settings), encoded(noise(333, 51), "JPEG")
-        reduced = preprocessing.reduced(data)
+        reduced = preprocessing.resized_png(data)
         np.testing.assert_array_equal(preprocessing.pixels(reduced), preprocessing.pixels(data))
 
 
@@ -176,14 +176,14 @@ def test_an_image_that_would_become_too_long_is_refused():
 
 def test_tokens_of_images_count_and_have_no_arrays():
     tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17)
-    (features,) = tokenizer.features([encoded(noise())], [None])
+    (features,) = tokenizer.make_features([encoded(noise())], [None])
     assert len(features) == tokenizer.max_tokens == 17
     assert tokenizer.collate([features.encoding] * 3) == {}
-    assert list(features.arrays) == [PIXELS]
+    assert list(features.arrays) == [PIXEL_VALUES]
     assert type(features.arrays) is not dict
-    assert features.loaded().arrays[PIXELS].shape == (3, 16, 16)
+    assert features.with_loaded_arrays().arrays[PIXEL_VALUES].shape == (3, 16, 16)
     with pytest.raises(InputError, match="without a text"):
-        tokenizer.features([b""], ["a text"])
+        tokenizer.make_features([b""], ["a text"])
 
 
 def test_pillow_is_imported_only_when_an_image_is_decoded():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ModelError
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, join_windows
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_padding_on_either_side(tokenizer, side, start):
     batch = tokenizer.collate(encodings, side)
     assert {array.shape for array in batch.values()} == {(2, 6)}
     short = slice(start, start + 3)
-    assert tokenizer.place(3, 6, side) == short
+    assert tokenizer.token_slice(3, 6, side) == short
     assert batch["input_ids"][0, short].tolist() == encodings[0].ids.tolist()
     assert batch["attention_mask"][0, short].tolist() == [1, 1, 1]
     assert (batch["attention_mask"].sum(), batch["input_ids"][0].sum()) == (9, encodings[0].ids.sum())
@@ -148,7 +148,7 @@ def test_windows_overlap_and_hold_all_of_a_text(tokenizer, words):
     assert seen == {(start, end) for start, end in expected.offsets.tolist() if end > start}
     for before, after in itertools.pairwise(windows):
         assert before.start < after.start < before.start + len(before.text)
-    read = joined(windows)
+    read = join_windows(windows)
     assert (len(read), read.windows, read.truncated) == (sum(len(one.encoding) for one in windows), len(windows), False)
     assert {(start, end) for start, end in read.offsets.tolist() if end > start} == seen
     assert (len(windows) == 1) == (len(expected) <= 16)
@@ -168,10 +168,10 @@ def test_what_the_windows_do_not_hold_is_cut_and_says_so(tokenizer):
     text = long_text(200)
     (windows,) = tokenizer.windows([text], max_windows=3)
     assert [window.encoding.truncated for window in windows] == [False, False, True]
-    assert joined(windows).truncated
+    assert join_windows(windows).truncated
     (every,) = tokenizer.windows([text], max_windows=1000)
     (exactly,) = tokenizer.windows([text], max_windows=len(every))
-    assert not joined(exactly).truncated
+    assert not join_windows(exactly).truncated
 
 
 def test_no_more_of_a_text_is_tokenized_than_its_windows_may_hold(tokenizer):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import KINDS, file_of, loader, reference
 from tokenizers import Tokenizer as Backend
 
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, OVERLAP_DIVISOR, Features, joined, lengthened
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, OVERLAP_DIVISOR, Features, join_windows, lengthen
 
 PIECES = [
     "the ",
@@ -69,7 +69,7 @@ def test_windows_are_those_of_the_library(load, kind, text, max_tokens, most):
     every = [expected, *expected.overflowing]
     (windows,) = load(kind, max_tokens).windows([text], most)
     assert [window.encoding.ids.tolist() for window in windows] == [part.ids for part in every[:most]]
-    assert joined(windows).truncated == (len(every) > most)
+    assert join_windows(windows).truncated == (len(every) > most)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def test_windows_cover_the_text_and_their_offsets_map_back(load, kind, text, max
                 seen.add((window.start + start, window.start + end))
                 assert window.text[start:end] == text[window.start + start : window.start + end]
     assert seen == wanted
-    read = joined(windows)
+    read = join_windows(windows)
     assert {(start, end) for start, end in read.offsets.tolist() if end > start} == wanted
     assert not read.truncated
 
@@ -116,7 +116,7 @@ def test_repeated_tokens_fill_the_model_between_the_first_and_the_last(load, kin
     (encoding,) = load(kind, 512).encode([text])
     tokens = max(tokens, len(encoding))
     features = Features(text, 0, encoding, {"more": np.ones(3)}, "part")
-    longest = lengthened(features, tokens)
+    longest = lengthen(features, tokens)
     found = longest.encoding
     assert len(longest) == len(found) == len(found.type_ids) == len(found.offsets) == tokens
     assert (found.ids[0], found.ids[-1]) == (encoding.ids[0], encoding.ids[-1])

@@ -45,7 +45,7 @@ def untrained(settings: Recipe, dataset: Dataset) -> dict[str, Metric]:
         model, spec = open_model(job, base, tokenizer)
         predictor = job.torch_predictor(model.eval(), tokenizer, spec)
         predictions = scoring.predict_all(predictor, dataset)
-    spec = tasks.tuned(job.task, spec, dataset.validation, predictions["validation"])
+    spec = tasks.tune_spec(job.task, spec, dataset.validation, predictions["validation"])
     return scoring.compute_metrics(job.task, spec, dataset, predictions, settings.seed)["test"]
 
 

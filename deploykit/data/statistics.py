@@ -70,7 +70,7 @@ def describe_token_lengths(examples: Sequence[Example], tokenizer: AnyTokenizer)
         `mostly_unknown`, the number of inputs in which this share is above one half.
     """
     if isinstance(tokenizer, ImageTokenizer):
-        text_tokenizer, image_tokens = tokenizer.text, tokenizer.image_tokens
+        text_tokenizer, image_tokens = tokenizer.text_tokenizer, tokenizer.image_tokens
     else:
         text_tokenizer, image_tokens = tokenizer, 0
     lengths: list[int] = [] if text_tokenizer else [image_tokens] * len(examples)

@@ -9,7 +9,7 @@ from deploykit.engines import Engine
 from deploykit.errors import GateError, ModelError
 from deploykit.inference.predictor import Predictor
 from deploykit.tasks import Example, Float32
-from deploykit.tokenizer import Features, Side, lengthened
+from deploykit.tokenizer import Features, Side, lengthen
 
 PADDING_SIDES: tuple[Side, ...] = ("right", "left")
 
@@ -66,4 +66,4 @@ def make_batches(examples: Sequence[Example], predictor: Predictor) -> Iterator[
     yield from (("batch 1", [spread[index]]) for index in (0, 2, 4, 6, 7))
     yield "batch 3", spread[:3]
     yield "batch 8", spread
-    yield f"{predictor.tokenizer.max_tokens} tokens", [lengthened(ordered[0], predictor.tokenizer.max_tokens)]
+    yield f"{predictor.tokenizer.max_tokens} tokens", [lengthen(ordered[0], predictor.tokenizer.max_tokens)]

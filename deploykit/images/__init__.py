@@ -1,10 +1,10 @@
-"""Images: reading them within limits, preparing their pixels as the model's authors did, and counting their tokens.
+"""Images: reading them within limits, computing the pixels that a model reads, and counting their tokens.
 
 Needs numpy, and Pillow when an image is decoded. Training, evaluation, the golden set and the service all use this
-folder, so that they cannot drift apart.
+folder, so that they treat images in the same way.
 """
 
-from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, as_text, content
+from deploykit.images.decoding import MAX_BYTES, MAX_PIXELS, MEDIA_TYPES, encode_base64, parse_image
 from deploykit.images.tokens import AnyTokenizer, ImageTokenizer, load_tokenizer
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "MEDIA_TYPES",
     "AnyTokenizer",
     "ImageTokenizer",
-    "as_text",
-    "content",
+    "encode_base64",
     "load_tokenizer",
+    "parse_image",
 ]

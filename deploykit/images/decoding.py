@@ -1,4 +1,4 @@
-"""Reads images that strangers send: PNG, JPEG and WebP, recognized by content, within limits of bytes and pixels."""
+"""Reads images from untrusted sources: PNG, JPEG and WebP files, up to a number of bytes and pixels."""
 
 import base64
 import binascii
@@ -11,19 +11,19 @@ import numpy as np
 from deploykit.errors import ImageError, extra_missing
 
 MAX_BYTES = 8 * 2**20  # of a file; photographs of 12 megapixels have 3 to 6 MiB
-MAX_PIXELS = 32_000_000  # some 100 MB once decoded; a file of a few kilobytes could hold a thousand times as many
-SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"RIFF"}
+MAX_PIXELS = 32_000_000  # about 100 MB once decoded; a file of a few kilobytes could hold a thousand times as many
+SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"RIFF"}  # first bytes, by Pillow's format
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
-EXPECTED = "a PNG, JPEG or WebP file"
+EXPECTED_FILE = "a PNG, JPEG or WebP file"
 
 
-def content(value: Any) -> bytes | Path:
-    """Returns the bytes of an image in base64 or a data URL; bytes and the path of a file stay as they are.
+def parse_image(value: Any) -> bytes | Path:
+    """Returns the bytes of an image that is given in base64, alone or in a data URL; bytes and paths stay as they are.
 
-    A text is never taken for a path, because texts come from clients.
+    A text is never read as a path, because texts come from clients.
 
     Raises:
-        ImageError: it is no such text, too large, or not in one of the formats.
+        ImageError: the text is not base64, or the image is too large or not in one of the formats.
     """
     if isinstance(value, Path):
         return value
@@ -32,22 +32,22 @@ def content(value: Any) -> bytes | Path:
         try:
             value = base64.b64decode(encoded.encode(), validate=True)
         except (binascii.Error, UnicodeEncodeError):
-            raise ImageError(f"an image must be {EXPECTED} in base64, alone or in a data URL") from None
+            raise ImageError(f"an image must be {EXPECTED_FILE} in base64, alone or in a data URL") from None
     if not isinstance(value, bytes):
-        raise ImageError(f"an image must be {EXPECTED}, got {type(value).__name__}")
+        raise ImageError(f"an image must be {EXPECTED_FILE}, got {type(value).__name__}")
     if len(value) > MAX_BYTES:
         raise ImageError(f"the image has {len(value)} bytes, at most {MAX_BYTES} are read. Make it smaller")
     _format_of(value)
     return value
 
 
-def as_text(image: bytes | Path) -> str:
-    """Returns an image in base64, which `content` reads."""
-    return base64.b64encode(read(image)).decode()
+def encode_base64(image: bytes | Path) -> str:
+    """Returns an image in base64, as `parse_image` accepts it."""
+    return base64.b64encode(read_bytes(image)).decode()
 
 
-def read(image: bytes | Path) -> bytes:
-    """Returns the bytes of an image, which may be those of a file.
+def read_bytes(image: bytes | Path) -> bytes:
+    """Returns the bytes of an image; those of a path are read from its file.
 
     Raises:
         ImageError: the file cannot be read, is too large, or is not in one of the formats.
@@ -60,19 +60,19 @@ def read(image: bytes | Path) -> bytes:
     except OSError as error:
         raise ImageError(f"the image {image} cannot be read: {error.strerror}") from error
     try:
-        content(data)
+        parse_image(data)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from None
     return data
 
 
 def decode(data: bytes) -> Any:
-    """Returns an image as Pillow has it, in RGB.
+    """Returns a file's image as an RGB image of Pillow.
 
-    It is turned as its EXIF data says, transparent parts become white, and of an animation the first frame is taken.
+    It is turned as its EXIF data says, transparent parts become white, and an animation is read up to its first frame.
 
     Raises:
-        ImageError: it is damaged, or has too many pixels.
+        ImageError: the file is damaged, or the image has more than `MAX_PIXELS` pixels.
         MissingExtraError: Pillow is not installed.
     """
     try:
@@ -85,7 +85,7 @@ def decode(data: bytes) -> Any:
         if width * height > MAX_PIXELS:
             raise ImageError(f"the image has {width} x {height} pixels, at most {MAX_PIXELS} are read. Make it smaller")
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+        if image.mode.startswith("I"):  # grey values of 16 bits; `convert` would turn all above 255 into white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -100,7 +100,8 @@ def decode(data: bytes) -> Any:
 
 
 def _format_of(data: bytes) -> str:
+    """Returns Pillow's name of a file's format; raises ImageError if the file is in none of the formats."""
     for name, signature in SIGNATURES.items():
         if data.startswith(signature) and (name != "WEBP" or data[8:12] == b"WEBP"):
             return name
-    raise ImageError(f"an image must be {EXPECTED}, and this begins with {data[:8]!r}")
+    raise ImageError(f"an image must be {EXPECTED_FILE}, and this begins with {data[:8]!r}")

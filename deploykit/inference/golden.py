@@ -20,7 +20,7 @@ from deploykit.inference import fallback
 from deploykit.inference.predictor import Predictor
 from deploykit.methods import Frozen
 from deploykit.tasks import Array, Arrays, Prediction, Task, are_same
-from deploykit.tokenizer import lengthened
+from deploykit.tokenizer import lengthen
 
 DEFAULT_TOLERANCE = 0.02  # if the answers of the float graph are not known
 MIN_TOLERANCE, MAX_TOLERANCE = 0.001, 0.1  # above the noise of float32, and small enough to find a wrong model
@@ -192,7 +192,7 @@ def _run_longest(inputs: Sequence[Any], predictor: Predictor) -> None:
     """Finds a graph with fewer positions than the manifest says, before a client's long text does."""
     shortest, tokens = min((parts[0] for parts in predictor.encode(inputs)), key=len), predictor.tokenizer.max_tokens
     try:
-        predictor.run([lengthened(shortest, tokens)])
+        predictor.run([lengthen(shortest, tokens)])
     except Exception as error:  # each engine has its own
         raise ArtifactError(
             f"the graph fails on an input of {tokens} tokens, the most that the manifest names:"

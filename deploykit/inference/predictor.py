@@ -57,7 +57,7 @@ class Predictor:
         module = engines.load(execution.engine)
         model = artifact.file(graph) if module.KIND == "onnx" else artifact.path
         return cls(
-            task=tasks.of_manifest(manifest),
+            task=tasks.task_of(manifest),
             spec=tasks.spec_of(manifest),
             tokenizer=load_tokenizer(artifact.path, manifest.max_tokens),
             engine=module.load(model, execution),
@@ -89,7 +89,7 @@ class Predictor:
         width = batch["input_ids"].shape[1] if any(token_axes.values()) else 0
         rows = list[Arrays]()
         for index, item in enumerate(features):
-            place = self.tokenizer.place(len(item), width, padding_side)
+            place = self.tokenizer.token_slice(len(item), width, padding_side)
             rows.append({name: outputs[name][index][(place,) * count] for name, count in token_axes.items()})
         return rows
 
@@ -109,7 +109,7 @@ class Predictor:
         """
         if self.engine.shape(1, 1) == (1, 1):
             return 0
-        blank = self.tokenizer.blank()
+        blank = self.tokenizer.blank_features()
         lengths = range(len(blank), self.tokenizer.max_tokens + 1)
         shapes = {self.engine.shape(rows, tokens) for tokens in lengths for rows in WARM_UP_ROWS}
         end, compiled = time.monotonic() + seconds, 0

@@ -7,8 +7,8 @@ from typing import Any
 from deploykit.artifact import CONFIG, PREPROCESSOR
 from deploykit.errors import ModelError
 from deploykit.images import AnyTokenizer, ImageTokenizer
-from deploykit.images.preprocessing import IMAGE_TOKENS, Preprocessing
-from deploykit.images.tokens import FIXED_LENGTH_TYPES
+from deploykit.images.preprocessing import IMAGE_TOKENS_KEY, Preprocessing
+from deploykit.images.tokens import FULL_LENGTH_MODEL_TYPES
 from deploykit.modeling import base_tokenizer, configuration
 from deploykit.modeling.base_model import Base
 from deploykit.modeling.image_text import TWO_TOWERS
@@ -45,10 +45,10 @@ def save(base: Base, folder: Path, max_tokens: int | None, reads: frozenset[str]
         raise ModelError(f"{base.name} has a {PREPROCESSOR} that cannot be used: {reason}.") from error
     image_tokens = count_tokens(getattr(config, "vision_config", config), preprocessing.size)
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({**settings, IMAGE_TOKENS: image_tokens}, indent=2) + "\n"
+    content = json.dumps({**settings, IMAGE_TOKENS_KEY: image_tokens}, indent=2) + "\n"
     (folder / PREPROCESSOR).write_text(content, encoding="utf-8")
     text = base_tokenizer.save(base, folder, max_tokens) if "text" in reads else None
-    return ImageTokenizer(preprocessing, image_tokens, text, config.model_type in FIXED_LENGTH_TYPES)
+    return ImageTokenizer(preprocessing, image_tokens, text, config.model_type in FULL_LENGTH_MODEL_TYPES)
 
 
 def count_tokens(config: Any, size: tuple[int, int]) -> int:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from deploykit.images.tokens import FIXED_LENGTH_TYPES
+from deploykit.images.tokens import FULL_LENGTH_MODEL_TYPES
 from deploykit.modeling.heads import CONFIG_KEY, DROPOUT, Heads, encoder_class
 
 TWO_TOWERS = ("clip", "siglip")  # types of models with a `vision_model` and a `text_model`
@@ -27,7 +27,7 @@ class ImageTextClassifier(transformers.PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.encoder = encoder_class(config)._from_config(config, attn_implementation=config._attn_implementation)
         self.head = _Head(_width(config), len(getattr(config, CONFIG_KEY)["logits"]["labels"]))
-        masks = [] if config.model_type in FIXED_LENGTH_TYPES else ["attention_mask"]
+        masks = [] if config.model_type in FULL_LENGTH_MODEL_TYPES else ["attention_mask"]
         self.input_names = ("pixel_values", "input_ids", *masks)
         self.post_init()
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from deploykit.errors import ModelError
-from deploykit.tasks import IGNORED, Arrays, Prediction, Target, Task
+from deploykit.tasks import IGNORE_INDEX, Arrays, Prediction, Target, Task
 
 Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
 # Largest absolute logit on the validation split; a trained model that exceeds it has diverged, and its stage stops.
@@ -56,7 +56,7 @@ def cross_entropy(
 
     Args:
         logits: `(..., labels)`.
-        targets: indices of labels, `(...)`, some of them `IGNORED`.
+        targets: indices of labels, `(...)`, some of them `IGNORE_INDEX`.
         weights: of the labels; default: all equal.
         smoothing: share of the probability that is spread over all labels.
     """
@@ -64,11 +64,11 @@ def cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         targets.reshape(-1),
         weight=None if weights is None else weights.to(logits.device),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         label_smoothing=smoothing,
         reduction="sum",
     )
-    return summed, (targets != IGNORED).sum()
+    return summed, (targets != IGNORE_INDEX).sum()
 
 
 def binary_cross_entropy(
@@ -99,7 +99,7 @@ def squared_error(logits: torch.Tensor, targets: torch.Tensor, *_: Any) -> tuple
 def is_learned(target: Target, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Returns which rows of an output, `(..., labels)`, have a target, `(...)`."""
     if target.loss == "cross_entropy":
-        return targets != IGNORED
+        return targets != IGNORE_INDEX
     missing = targets.isnan()
     return ~(missing.any(dim=-1) if missing.dim() == logits.dim() else missing)
 

@@ -14,7 +14,7 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import metrics
 from deploykit.inference.predictor import Predictor, batches, collated
 from deploykit.modeling.losses import ADVICE, are_finite
-from deploykit.tasks import IGNORED, Array, Arrays, Example, Spec, Task, tuned
+from deploykit.tasks import IGNORE_INDEX, Array, Arrays, Example, Spec, Task, tune_spec
 from deploykit.tokenizer import Features
 
 SHIFT = "prepare_decoder_input_ids_from_labels"  # a method of models that write, which the Trainer looks for
@@ -85,7 +85,7 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
     (batch,) = collated([row.features for row in rows], problem.tokenizer, len(rows))
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
     width = max(map(len, rows))
-    starts = [problem.tokenizer.place(len(row), width).start for row in rows]
+    starts = [problem.tokenizer.token_slice(len(row), width).start for row in rows]
     targets = {}
     for name, target in problem.task.TARGETS.items():
         arrays = _stacked([row.targets[name] for row in rows], target.axes, problem.tokenizer)
@@ -97,14 +97,14 @@ def collate(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _stacked(targets: Sequence[Array], axes: Sequence[str], tokenizer: Any) -> Array:
-    """Stacks the targets of rows; those of tokens are padded with `IGNORED`, as the tokens are."""
+    """Stacks the targets of rows; those of tokens are padded with `IGNORE_INDEX`, as the tokens are."""
     count = axes.count("tokens")
     if not count:
         return np.stack(list(targets))
     width = max(len(target) for target in targets)
-    padded = np.full((len(targets), *[width] * count, *targets[0].shape[count:]), IGNORED, dtype=targets[0].dtype)
+    padded = np.full((len(targets), *[width] * count, *targets[0].shape[count:]), IGNORE_INDEX, dtype=targets[0].dtype)
     for row, target in enumerate(targets):
-        padded[row][(tokenizer.place(len(target), width),) * count] = target
+        padded[row][(tokenizer.token_slice(len(target), width),) * count] = target
     return padded
 
 
@@ -138,7 +138,7 @@ def quality(model: torch.nn.Module, problem: Problem, name: str) -> dict[str, fl
     predictions = predictor.predict([example.input for example in problem.validation])
     if not are_finite(task.dump(predictions)):
         raise ModelError(f"{name}: logits of the validation split are NaN or infinite. {ADVICE}")
-    spec = tuned(task, spec, problem.validation, predictions)
+    spec = tune_spec(task, spec, problem.validation, predictions)
     return metrics.compute(task.METRICS, metrics.Outcomes.of(task, spec, problem.validation, predictions))
 
 
@@ -168,6 +168,6 @@ def balanced_weights(problem: Problem) -> torch.Tensor | None:
     if others or target.loss != "cross_entropy":
         return None
     targets = np.concatenate([row.targets[name].reshape(-1) for row in problem.train])
-    counts = np.bincount(targets[targets != IGNORED], minlength=len(problem.spec.labels))
+    counts = np.bincount(targets[targets != IGNORE_INDEX], minlength=len(problem.spec.labels))
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32)

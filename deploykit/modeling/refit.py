@@ -17,7 +17,7 @@ from tqdm import tqdm
 from deploykit.modeling import surgery
 from deploykit.modeling.problem import SHIFT, Problem, Row, inputs, padded
 from deploykit.modeling.surgery import Linear, matrix, set_matrix
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 
 PENALTY = 0.1  # relative to the mean square of the inputs
 
@@ -120,8 +120,8 @@ def _mask(batch: Any, projection: _Projection) -> torch.Tensor:
     """Returns which positions of a projection's inputs are not padding, `(batch, positions)`.
 
     The decoder of a model that writes a text after reading another has one position for each target, whose padding is
-    `IGNORED`; every other stack has one for each input token.
+    `IGNORE_INDEX`; every other stack has one for each input token.
     """
     if projection.reads_targets:
-        return torch.as_tensor(batch["labels"] != IGNORED)
+        return torch.as_tensor(batch["labels"] != IGNORE_INDEX)
     return torch.as_tensor(batch["attention_mask"].bool())

@@ -73,7 +73,7 @@ class Model:
 
         def encode(inputs: Sequence[Input]) -> list[list[Features]]:
             """Decodes images here, too: in the tokenizer's thread."""
-            return [[part.loaded() for part in parts] for parts in predictor.encode(inputs)]
+            return [[part.with_loaded_arrays() for part in parts] for parts in predictor.encode(inputs)]
 
         tokenizer = TokenizerQueue(encode, predictor.max_characters, settings, metrics, names)
         batcher = make_batcher(predictor, bounds, metrics, artifact.manifest)

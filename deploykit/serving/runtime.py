@@ -35,7 +35,7 @@ from deploykit.serving.telemetry.predictions import PredictionStatistics
 from deploykit.serving.telemetry.traces import Traces
 from deploykit.serving.telemetry.watchdog import Watchdog
 from deploykit.tasks import Input
-from deploykit.tokenizer import joined
+from deploykit.tokenizer import join_windows
 
 GAUGES_S = 5.0  # between two updates of the gauges, which other workers show on their page of metrics
 RETRY_NOT_READY_S = 10
@@ -62,7 +62,7 @@ class Runtime:
         self.tokens = Tokens(*settings.jwt, settings.jwt_limits) if settings.jwt else None
         self.limits = Limits(Windows(settings.redis.get_secret_value()) if settings.redis else None)
         self.traces = Traces(artifact.manifest.name, artifact.manifest.version) if settings.traces else None
-        task, spec = tasks.of_manifest(artifact.manifest), tasks.spec_of(artifact.manifest)
+        task, spec = tasks.task_of(artifact.manifest), tasks.spec_of(artifact.manifest)
         self.metrics = Metrics(routes, tasks.observed_labels(task, spec))
         self.records: Recorder | None = None
         self.offload = Offload()
@@ -165,7 +165,7 @@ class Runtime:
             """Decodes what the engine returned, counts it and records it."""
             answers, predictions = model.answers(inputs, features, outputs)
             if counted:
-                self._statistics.add(predictions, list(map(joined, features)))
+                self._statistics.add(predictions, list(map(join_windows, features)))
                 if self.records is not None:
                     self.records.answered(call, inputs, features, answers)
             return answers

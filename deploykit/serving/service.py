@@ -79,7 +79,7 @@ def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[An
     with _bentoml_errors():
         patches.require_parts()
         settings, artifact = load(package)
-        task = tasks.of_manifest(artifact.manifest)
+        task = tasks.task_of(artifact.manifest)
     application = Application(settings, artifact, task, make_batcher)
     service = bentoml.service(
         name=_service_name(artifact.manifest.name),

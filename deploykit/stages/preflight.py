@@ -26,7 +26,7 @@ from deploykit.modeling import base_images, base_model, checkpoint, configuratio
 from deploykit.modeling.base_model import Base
 from deploykit.recipe import ExportSection
 from deploykit.tasks import Example
-from deploykit.tokenizer import Tokenizer, lengthened
+from deploykit.tokenizer import Tokenizer, lengthen
 
 ENGINE = "onnxruntime"
 ADVICE = "Choose another model, or stop before the export with --until train."
@@ -53,7 +53,7 @@ def check(
     with tempfile.TemporaryDirectory() as name:
         tokenizer = base_images.save(base, Path(name), max_tokens, reads)
     parameters = _count_parameters(base, "AutoModel" if len(reads) > 1 else auto_class, config)
-    text = tokenizer.text if isinstance(tokenizer, ImageTokenizer) else tokenizer
+    text = tokenizer.text_tokenizer if isinstance(tokenizer, ImageTokenizer) else tokenizer
     embeddings = getattr(config.text_config if len(reads) > 1 else config, "vocab_size", None)
     if text and isinstance(embeddings, int):
         require_embeddings(text, embeddings, base.name)
@@ -115,7 +115,7 @@ def try_out(model: Any, tokenizer: AnyTokenizer, name: str, *, pair: bool) -> No
     require_embeddings(tokenizer, model.get_input_embeddings().num_embeddings, name)
     tokens, last = min(tokenizer.max_tokens, MAX_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
     types = torch.zeros(1, tokens, dtype=torch.long)
-    types[:, tokens // 2 :] = int(pair and tokenizer.typed)
+    types[:, tokens // 2 :] = int(pair and tokenizer.uses_type_ids)
     batch = {
         "input_ids": torch.full((1, tokens), last),
         "attention_mask": torch.ones(1, tokens, dtype=torch.long),
@@ -129,7 +129,7 @@ def try_out(model: Any, tokenizer: AnyTokenizer, name: str, *, pair: bool) -> No
 
 def _try_image(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
     """Runs a model once on a blank image, with a text of full length if it reads texts."""
-    longest = lengthened(tokenizer.blank(), tokenizer.max_tokens)
+    longest = lengthen(tokenizer.blank_features(), tokenizer.max_tokens)
     (batch,) = collated([longest], tokenizer, 1)
     height, width = tokenizer.preprocessing.size
     tensors = {key: torch.from_numpy(array) for key, array in batch.items()}

@@ -40,7 +40,7 @@ def prune(job: Job) -> Artifact:
         job.copy(folder)
         checkpoint.save(pruned.model, folder)
         if pruned.tokenizer:
-            pruned.tokenizer.replace(folder)
+            pruned.tokenizer.overwrite(folder)
         return job.finish(
             folder,
             kind="checkpoint",

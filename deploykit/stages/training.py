@@ -20,7 +20,7 @@ from deploykit.modeling.losses import ADVICE, MAX_LOGIT, largest, require_finite
 from deploykit.modeling.problem import Problem
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
-from deploykit.tasks import Example, Spec, spec_of, tuned
+from deploykit.tasks import Example, Spec, spec_of, tune_spec
 
 WHOLE_TEXTS = "AutoModelForSequenceClassification"  # of tasks that give a text its scores
 SAME_ANSWER = 0.01  # difference of probabilities up to which answers to different texts are called the same
@@ -38,7 +38,7 @@ def train(job: Job) -> Artifact:
     base = base_model.resolve(recipe.model, recipe.revision)
     transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
     with draft(job.target) as folder:
-        reads = tasks.reads(task, recipe.data.columns)
+        reads = tasks.input_kinds(task, recipe.data.columns)
         tokenizer = base_images.save(base, folder, recipe.data.max_tokens, reads)
         model, spec = open_model(job, base, tokenizer)
         pair = len(dataset.train[0].input.parts) > 1
@@ -57,7 +57,7 @@ def train(job: Job) -> Artifact:
         predictor = job.torch_predictor(model, tokenizer, spec)
         predictions = scoring.predict_all(predictor, dataset)
         _check_predictions(job, predictions, base)
-        spec = tuned(task, spec, dataset.validation, predictions["validation"])
+        spec = tune_spec(task, spec, dataset.validation, predictions["validation"])
         predictor = replace(predictor, spec=spec)
         table = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
 
@@ -82,14 +82,14 @@ def train(job: Job) -> Artifact:
 def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transformers.PreTrainedModel, Spec]:
     """Opens the base model; the labels are in the order of its outputs."""
     recipe, task, names = job.recipe, job.task, job.dataset().labels
-    labels, fine_tuned = names, trainers.load(recipe.method("train")).FINE_TUNED
+    labels, fine_tuned = names, trainers.load(recipe.method("train")).NEEDS_FINE_TUNED
     if fine_tuned and names:
         names = base_model.match_labels(base_model.labels_of(base), names, recipe.labels, base.name)
         labels = task.label_order(names)
     spec, outputs = _spec(job, labels, base, fine_tuned=fine_tuned), names or getattr(task, "OUTPUT_NAMES", ())
     own = task.output_labels(spec) if hasattr(task, "output_labels") else None
-    if isinstance(tokenizer, ImageTokenizer) and tokenizer.text:  # transformers has no class for an image with a text
-        own = {"logits": outputs}
+    if isinstance(tokenizer, ImageTokenizer) and tokenizer.text_tokenizer:
+        own = {"logits": outputs}  # transformers has no class for an image with a text
     if pooled := task.AUTO_CLASS == WHOLE_TEXTS and _is_pooled(job, base, fine_tuned=fine_tuned):
         own = {"logits": base_model.labels_of(base) if fine_tuned else outputs}
     heads = heads_config(task.OUTPUTS, own) if own else None
@@ -128,10 +128,10 @@ def _spec(job: Job, labels: tuple[str, ...], base: Base, *, fine_tuned: bool) ->
     task, options, examples = job.task, job.recipe.task_options(), job.dataset().train
     if hasattr(task, "prepare"):
         options = task.prepare(examples, options)
-    if not hasattr(task, "scale"):
+    if not hasattr(task, "fit_scale"):
         return Spec(labels, options)
     if not fine_tuned:
-        return Spec(labels, task.scale(examples, options))
+        return Spec(labels, task.fit_scale(examples, options))
     if (base.folder / MANIFEST).is_file():
         manifest = Artifact.load(base.folder).manifest
         if manifest.task == job.recipe.task_name:
@@ -186,11 +186,11 @@ def _warn_of_heads(predictor: Predictor, dataset: data.Dataset) -> None:
 
 def _warn_of_spans(predictor: Predictor, training: Sequence[Example]) -> None:
     """Warns of spans that do not begin and end at tokens, if the task has spans."""
-    inexpressible = getattr(predictor.task, "inexpressible", None)
-    if inexpressible is None:
+    misaligned_spans = getattr(predictor.task, "misaligned_spans", None)
+    if misaligned_spans is None:
         return
     rows = zip(training, predictor.encode([example.input for example in training]), strict=True)
-    pairs = [(example, span) for example, parts in rows for span in inexpressible(example, parts, predictor.spec)]
+    pairs = [(example, span) for example, parts in rows for span in misaligned_spans(example, parts, predictor.spec)]
     if pairs:
         example, span = pairs[0]
         log.warning(

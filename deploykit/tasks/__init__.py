@@ -1,9 +1,9 @@
 """What inputs and predictions mean. Each task is one file that needs only numpy and pydantic.
 
-Training, evaluation and serving share these functions. An *input* is what a client or a row of the data gives. It
-becomes *features*, of which each is read by the model at once; a long text becomes several. From the outputs of the
-model for all features of an input, the task makes a *prediction*, which may be anything, and from it the *answer* that
-a client gets.
+Training, evaluation and serving share these functions. A client or a row of the data gives an *input*. `encode` turns
+it into *features*: one for each pass of the model, so a long text has several. `decode` turns the model's outputs for
+all of them into one *prediction*, for example logits. From the prediction follow the *decision*, which metrics compare
+with the *gold* decision, and the *answer*, which a client gets.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from deploykit import methods
 from deploykit.artifact import Manifest
 from deploykit.tasks._types import (
-    EMPTY_TEXT_WORK,
-    IGNORED,
+    EMPTY_TEXT_COST,
+    IGNORE_INDEX,
     Array,
     Arrays,
     Column,
@@ -37,83 +37,104 @@ from deploykit.tasks._types import (
 from deploykit.tokenizer import Features
 
 
-class Optional(Protocol):
+class OptionalMembers(Protocol):
     """Names that a file of this folder may provide besides those of `Task`.
 
-    `OUTPUT_NAMES` are the names of the model's outputs if they are not labels, and `PROBLEM_TYPE` is written into the
-    model's configuration. `items` and `item_labels` are needed for the figure `labels` and the metrics of F1,
-    `probabilities` for metrics that rank, `tensors` and `pipeline` for the capabilities of these names. `SERVE` are
-    defaults of a service that the task needs, by the names of the recipe's section, and `EXTRA` is a pip extra that it
-    needs.
+    Attributes:
+        OUTPUT_NAMES: names of the model's outputs, for a task without labels.
+        PROBLEM_TYPE: the `problem_type` in the model's `config.json`.
+        PIPELINE_ALWAYS_LISTS: whether the route `pipeline` answers even a single input with a list, as Hugging Face's
+            inference API does for some tasks; default: False.
+        PIPELINE_ACTIVATION: the only `function_to_apply` that the route `pipeline` accepts; default: `"softmax"`.
+        SERVE: defaults of the recipe's section `serve` that differ for this task.
+        EXTRA: pip extra with the packages that the task needs.
+
+    The figure `labels` and the metrics of F1 need `items` and `item_labels`. Metrics that rank need `probabilities`.
+    The capabilities `tensors` and `pipeline` need the functions of these names.
     """
 
     def bind(self, options: Any) -> "Task":
-        """Returns the task with these options, for a task whose outputs, metrics and answers depend on them."""
+        """Returns the task with these options; for a task whose outputs, metrics or answers depend on them."""
 
     def output_labels(self, spec: Spec) -> Mapping[str, tuple[str, ...]]:
-        """Returns the labels of each output, for a model that is an encoder with an output head for each of them."""
+        """Returns the labels of each output, by name; the model is then an encoder with one head for each output."""
 
     def subtasks(self, spec: Spec) -> Mapping[str, tuple["Task", Spec]]:
-        """Returns the tasks that this one consists of, by name, each with its labels and options."""
+        """Returns the tasks that this one consists of, by name, each with its own labels and options."""
 
     def prepare(self, examples: Sequence[Example], options: Any) -> Any:
-        """Returns the options with what is learned from the training examples before training."""
+        """Returns the options with what is learned from the training examples, before the model is opened."""
 
-    def scale(self, examples: Sequence[Example], options: Any) -> Any:
-        """Returns the options with the scale of the training examples, for a model whose head is new."""
+    def fit_scale(self, examples: Sequence[Example], options: Any) -> Any:
+        """Returns the options with the mean and deviation of the training targets, for a model with a new head."""
 
     def tune(self, gold: Sequence[Any], predictions: Sequence[Prediction], spec: Spec) -> Any:
-        """Returns the options with what is tuned on the validation split after training."""
+        """Returns the options, tuned on the validation split after training, for example with new thresholds.
+
+        Args:
+            gold: the true decision of each validation row.
+            predictions: of the same rows.
+            spec: of the model.
+        """
 
     def observed_labels(self, spec: Spec) -> tuple[str, ...]:
-        """Lists the labels that `observe` counts; default: those of the model."""
+        """Lists the labels that the indices of `observe` refer to; default: `spec.labels`."""
 
     def items(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
-        """Lists what a decision claims, for F1 and recall: tuples that begin with a label, such as an entity."""
+        """Lists the items that a decision claims, for F1 and recall.
+
+        An item is a hashable tuple that begins with its label, such as the label, start and end of an entity.
+        """
 
     def spans(self, decision: Any, spec: Spec) -> Sequence[tuple[Any, ...]]:
-        """Lists the spans of a decision, of a task whose items are something else."""
+        """Lists the entities of a decision, for the metric `span_f1` of a task whose `items` are not entities."""
 
     def oracle(self, example: Example) -> Any:
-        """Returns the input with the true result of a first step, to judge the second step alone."""
+        """Returns the input with the gold result of the task's first step, so that only the second is measured."""
 
     def item_labels(self, spec: Spec) -> tuple[str, ...]:
         """Lists the labels that items may have."""
 
     def golden_input(self, item: Any, tokenizer: Any) -> Any:
-        """Returns an input as the golden set keeps it; its predictions must be the same."""
+        """Returns a smaller input with the same predictions, which the golden set stores instead."""
 
     def probabilities(self, prediction: Prediction, spec: Spec) -> Float32:
-        """Returns the probabilities of a prediction, `(units, labels)`, for metrics that rank."""
+        """Returns the probability of each label, `(units, labels)`, for metrics such as ROC AUC."""
+
+    def misaligned_spans(self, example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
+        """Lists the true spans that begin or end inside a token, so that the model cannot predict them."""
 
     def more_metrics(self, examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
-        """Lists metrics besides `METRICS` that fit the rows of a split."""
+        """Lists the metrics that these examples allow besides `METRICS`, for example those of rankings."""
 
     def relevance(self, spec: Spec) -> Any:
-        """Returns the `Relevance` (`_ranking.py`) of second texts of pairs to the first; None if no label means it."""
+        """Returns the `Relevance` (see `_ranking`) of a pair's second text to its first; None if no label says it."""
 
     def tensors(self, answers: Sequence[Any], spec: Spec) -> dict[str, Array]:
-        """Returns outputs of the Open Inference Protocol, of one row per answer."""
+        """Returns the outputs of the Open Inference Protocol by name, with one row per answer."""
 
     def pipeline(self, answer: Any, top_k: int | None) -> list[dict[str, Any]] | dict[str, Any]:
-        """Turns an answer into the format of transformers' pipeline for this task."""
+        """Returns an answer in the format of transformers' pipeline, with at most `top_k` labels."""
 
 
-class Task(Optional, Protocol):
+class Task(OptionalMembers, Protocol):
     """The module-level names that a file of this folder provides.
 
-    `AUTO_CLASS` is the class of transformers that opens such a model. `ORT_CLASS` is Optimum's, with which tests open
-    packages, and `OPTIMUM_TASK` is the exporter's name for the task. `OUTPUTS` names the outputs of the model that the
-    task reads, each with its axes after the batch, for example `("tokens", "labels")`, and `TARGETS` says what training
-    compares with them. `COLUMNS` are the columns of the data by role, and `EXAMPLES` are rows that contract tests
-    read.
-
-    `METRICS` are computed in `evaluation`; gates and searches use the first. `FIGURES` names what else is computed:
-    `changes` (how many decisions differ from those of another model), `labels` (precision and recall of each), and for
-    tasks with one label per unit `confusion`, `calibration`, and `coverage` if they may abstain. `CAPABILITIES` names
-    the routes of a service that the task supports besides predictions: `explain`, `feedback`, `pipeline` (Hugging
-    Face's inference API) and `tensors` (outputs of the Open Inference Protocol besides the answer as JSON). `Answer` is
-    the type of one served prediction.
+    Attributes:
+        AUTO_CLASS: class of transformers that opens such a model.
+        ORT_CLASS: Optimum's class, with which tests open packages.
+        OPTIMUM_TASK: the task's name in Optimum's exporter.
+        OUTPUTS: the model's outputs that the task reads, each with its axes after the batch, such as
+            `("tokens", "labels")`.
+        TARGETS: what the training loss compares with the outputs.
+        COLUMNS: columns of the data, by role.
+        EXAMPLES: rows that contract tests read.
+        METRICS: names in `evaluation.metrics`; gates and searches use the first.
+        FIGURES: what else is computed: `changes` (decisions that differ from another model's), `labels` (precision and
+            recall of each label), and where each unit has one label `confusion`, `calibration` and, if the task may
+            abstain, `coverage`.
+        CAPABILITIES: optional routes of a service: `explain`, `feedback`, `pipeline` (Hugging Face's inference API)
+            and `tensors` (arrays of the Open Inference Protocol besides the answer in JSON).
     """
 
     AUTO_CLASS: str
@@ -126,125 +147,132 @@ class Task(Optional, Protocol):
     METRICS: tuple[str, ...]
     FIGURES: frozenset[str]
     CAPABILITIES: frozenset[str]
-    Options: type[BaseModel]
-    Input: type[Input]
-    Answer: type[BaseModel]
+    Options: type[BaseModel]  # the task's section of the recipe
+    Input: type[Input]  # one input of a request
+    Answer: type[BaseModel]  # one answer of a response
 
     def reader(
         self, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | None]
     ) -> Callable[[Mapping[str, Any]], Example]:
-        """Returns a function that turns one of these rows of a file into an example.
+        """Returns a function that turns a row of the data into an example.
 
-        It raises KeyError for a missing column and ValueError for a value that it cannot read.
+        The function raises KeyError for a missing column, and ValueError for a value that it cannot read.
+
+        Args:
+            rows: all rows that will be read; together they may show a convention, such as the scheme of tags.
+            columns: name of the column of each role; None: the recipe names none.
         """
 
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """Lists the labels of a model trained on these examples, in the order of its outputs."""
+        """Lists the labels of a model trained on these examples, in the order of its outputs' last axis."""
 
     def label_order(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Returns labels in the order that the outputs must have, keeping the given order where possible."""
+        """Returns the labels in an order that the task can decode, as close to the given one as possible."""
 
     def example_labels(self, example: Example) -> tuple[str, ...]:
-        """Lists the labels of an example as the data names them, each as often as it occurs."""
+        """Lists the labels of an example as the data names them, repeated as often as they occur."""
 
     def encode(self, inputs: Sequence[Any], tokenizer: Any, spec: Spec) -> list[list[Features]]:
-        """Returns what the model reads of each input, at least one features each.
+        """Returns for each input the features that the model reads, at least one.
 
         Args:
-            inputs: of the task.
+            inputs: of the type `Input`.
             tokenizer: a `Tokenizer`, or an `ImageTokenizer` for a model that reads images.
             spec: of the model.
         """
 
     def targets(self, example: Example, features: Features, spec: Spec) -> Arrays:
-        """Returns the targets of the training loss by the names of `TARGETS`; some of them may be `IGNORED`."""
+        """Returns the targets of the training loss, by the names of `TARGETS`; the loss skips `IGNORE_INDEX`."""
 
     def decode(self, outputs: Sequence[Arrays], features: Sequence[Features], item: Any, spec: Spec) -> Prediction:
-        """Returns the prediction for one input.
+        """Returns the prediction for one input, merged from its windows if it has several.
 
         Args:
-            outputs: of the model, for each of the features: arrays by name without the axis of the batch and without
-                padding.
+            outputs: of the model for each of the features: arrays by name, with the axes of `OUTPUTS` and no padding.
             features: of the input.
             item: the input.
             spec: of the model.
         """
 
     def gold(self, example: Example, spec: Spec) -> Any:
-        """Returns what `decide` would return for a model that is always right."""
+        """Returns the true decision, in the form that `decide` returns."""
 
     def decide(self, prediction: Prediction, spec: Spec) -> Any:
-        """Returns what metrics compare with `gold`, and what must not change when a model is compressed."""
+        """Returns the decision: the final result without its probabilities, such as the index of the best label.
+
+        Metrics compare it with `gold`. When a model is compressed, each decision that differs counts as a change.
+        """
 
     def changes(self, example: Example, before: Any, after: Any, spec: Spec) -> list[dict[str, str]]:
-        """Describes how two decisions differ: `text`, `true`, `before` and `after` for each difference."""
+        """Describes how two decisions for an example differ: `text`, `true`, `before` and `after` per difference."""
 
     def distance(self, first: Prediction, second: Prediction) -> float:
-        """Returns by how much two predictions for an input differ; infinite if they cannot be compared.
+        """Returns how far apart two predictions for the same input are; infinity if they cannot be compared.
 
-        Of probabilities that is the largest difference, from 0 to 1, of numbers the difference in standard deviations.
+        For probabilities this is the largest absolute difference, from 0 to 1. For numbers it is the absolute
+        difference in standard deviations of the training targets.
         """
 
     def observe(self, predictions: Sequence[Prediction], spec: Spec) -> Observations:
-        """Returns what the metrics of a service count of these predictions."""
+        """Returns the labels and confidences of predictions, for the metrics of a service and for drift."""
 
     def dump(self, predictions: Sequence[Prediction]) -> dict[str, Array]:
-        """Turns predictions into arrays, for a file."""
+        """Returns predictions as named arrays, for a file."""
 
     def load(self, arrays: Arrays) -> list[Prediction]:
-        """Turns the arrays of `dump` into predictions."""
+        """Returns the predictions that `dump` turned into arrays."""
 
     def answer(self, prediction: Prediction, features: Sequence[Features], item: Any, spec: Spec) -> BaseModel:
-        """Turns the prediction for an input into the answer for a client."""
+        """Returns the answer that a client gets for an input."""
 
     def record(self, answer: Any) -> dict[str, Any]:
-        """Returns what of an answer may be recorded: no part of the text."""
+        """Returns the fields of an answer that a service may store: none that quotes the text."""
 
 
-def reads(task: Task, columns: Mapping[str, str | None]) -> frozenset[str]:
-    """Returns what an input of a task consists of, with the columns of a recipe: `image`, `text` or both."""
+def input_kinds(task: Task, columns: Mapping[str, str | None]) -> frozenset[str]:
+    """Returns what inputs consist of, given the columns that a recipe names: `image`, `text` or both."""
     if "image" not in task.Input.FILES:
         return frozenset({"text"})
     return frozenset({"image", "text"} if columns.get("text") else {"image"})
 
 
 def spec_of(manifest: Manifest) -> Spec:
-    """Returns the labels and the options of an artifact's task."""
+    """Returns the labels and the task's options that an artifact's manifest holds."""
     return Spec(manifest.labels, load(manifest.task).Options.model_validate(manifest.task_options))
 
 
-def tuned(task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Spec:
-    """Returns the spec with the options that the task tunes on labelled examples, such as thresholds."""
+def tune_spec(task: Task, spec: Spec, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Spec:
+    """Returns the spec with the options, such as thresholds, that the task tunes on labelled examples, if any."""
     if not hasattr(task, "tune"):
         return spec
     return replace(spec, options=task.tune([task.gold(example, spec) for example in examples], predictions, spec))
 
 
 def observed_labels(task: Task, spec: Spec) -> tuple[str, ...]:
-    """Lists the labels that the task's `observe` counts."""
-    own = getattr(task, "observed_labels", None)
-    return own(spec) if own else spec.labels
+    """Lists the labels that the indices of the task's `observe` refer to."""
+    list_labels = getattr(task, "observed_labels", None)
+    return list_labels(spec) if list_labels else spec.labels
 
 
 def load(name: str, options: Any = None) -> Task:
     """Imports a task by name, for example `"text-classification"`.
 
     Args:
-        name: that `methods.available("task")` lists.
-        options: of the task, for one that depends on them; default: the task's own defaults.
+        name: one that `methods.available("task")` lists.
+        options: of the type `Options` of the task; needed only if its outputs depend on them (see `bind`).
     """
     task = cast(Task, methods.load("task", name))
     return task.bind(options) if options is not None and hasattr(task, "bind") else task
 
 
-def of_manifest(manifest: Manifest) -> Task:
-    """Returns the task of an artifact."""
+def task_of(manifest: Manifest) -> Task:
+    """Imports the task of an artifact, with the options that its manifest holds."""
     return load(manifest.task, spec_of(manifest).options)
 
 
 __all__ = [
-    "EMPTY_TEXT_WORK",
-    "IGNORED",
+    "EMPTY_TEXT_COST",
+    "IGNORE_INDEX",
     "Array",
     "Arrays",
     "Column",
@@ -253,7 +281,7 @@ __all__ = [
     "Input",
     "Int64",
     "Observations",
-    "Optional",
+    "OptionalMembers",
     "Prediction",
     "Span",
     "Spec",
@@ -262,11 +290,11 @@ __all__ = [
     "TextInput",
     "TextOptions",
     "are_same",
+    "input_kinds",
     "load",
     "observed_labels",
-    "of_manifest",
-    "reads",
     "softmax",
     "spec_of",
-    "tuned",
+    "task_of",
+    "tune_spec",
 ]

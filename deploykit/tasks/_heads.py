@@ -1,4 +1,4 @@
-"""The heads of a task that consists of several: their options, and the parts of the data and outputs that they own."""
+"""The heads of `multi_task`: their options, the columns of their labels, and the names of their outputs."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -8,28 +8,26 @@ import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from deploykit import methods, tasks
-from deploykit.tasks import IGNORED, Array, Column, Example, Spec, TextOptions
+from deploykit.tasks import IGNORE_INDEX, Array, Column, Example, Spec, TextOptions
 from deploykit.tokenizer import Features
 
-HEAD_TASKS = ("text-classification", "multi-label-classification", "regression", "token-classification")
-DEFAULT_WINDOWS = TextOptions().max_windows
-COLUMNS = {
+HEAD_TASKS = ("text-classification", "multi-label-classification", "regression", "token-classification")  # may be heads
+DEFAULT_MAX_WINDOWS = TextOptions().max_windows
+COLUMNS = {  # by role, that all heads share; each head has further columns for its labels
     "text": Column("text", "the text; not read where a head reads `tokens`"),
     "text_pair": Column(None, "the second text; naming it makes this a task on pairs of texts"),
     "tokens": Column("tokens", "the list of words, for heads that label them"),
     "head": Column(None, "the name of the only head that a row has labels of; empty: all whose columns it has"),
 }
-
-
-# Fields of answers, of records and of the Python client, which a head cannot be called.
-RESERVED = {
+# No head may have these names: they are fields of answers, of records and of the Python client, beside the heads' own.
+RESERVED_HEAD_NAMES = {
     *("request", "index", "label", "score", "scores", "labels", "entities", "relations", "answer", "start", "end"),
     *("context", "tokens", "windows", "truncated", "abstained", "record"),
 }
 
 
 class HeadOptions(methods.Options):
-    """Options of a head: its task, where its labels stand in the data, and what training adds."""
+    """Options of a head: its task, the columns of its labels, and the labels that training finds there."""
 
     method: str
     """Name of its task."""
@@ -49,70 +47,78 @@ class HeadOptions(methods.Options):
 
     @field_validator("options")
     @classmethod
-    def _reads_as_the_task(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("max_windows", DEFAULT_WINDOWS) != DEFAULT_WINDOWS:
+    def _leaves_windows_to_the_task(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("max_windows", DEFAULT_MAX_WINDOWS) != DEFAULT_MAX_WINDOWS:
             raise ValueError("all heads read the same windows: set max_windows of the task, and not of a head")
         return options
 
     @cached_property
     def spec(self) -> Spec:
-        """The labels and the options of the task."""
+        """The labels of the head, and the options of its task."""
         return Spec(self.labels, tasks.load(self.method).Options.model_validate(self.options))
 
-    def trained(self, labels: tuple[str, ...], options: BaseModel) -> "HeadOptions":
-        """Returns the head with its labels, and the options of its task after training."""
-        content = options.model_dump(mode="json")
-        return HeadOptions(method=self.method, columns=self.columns, options=content, labels=labels)
+    def with_training_results(self, labels: tuple[str, ...], options: BaseModel) -> "HeadOptions":
+        """Returns the options of the head with the labels, and the options of its task, that training has found."""
+        task_options = options.model_dump(mode="json")
+        return HeadOptions(method=self.method, columns=self.columns, options=task_options, labels=labels)
 
 
 class Head:
-    """An output head: a task, and the prefix `NAME/` that its outputs and targets have in the whole model."""
+    """One head of the model: a task whose outputs and targets are called `HEAD/NAME` in the whole model.
+
+    `columns` are the names of the columns that hold its labels, by role.
+    """
 
     def __init__(self, name: str, options: HeadOptions) -> None:
         self.name, self.task_name, self.task = name, options.method, tasks.load(options.method)
-        self._roles = [role for role in self.task.COLUMNS if role not in COLUMNS]
-        # Names of the columns with its labels, by role.
+        self._roles = [role for role in self.task.COLUMNS if role not in COLUMNS]  # of labels, not of texts
         self.columns = {role: self.task.COLUMNS[role].default for role in self._roles} | options.columns
 
-    def require_roles(self, columns: Mapping[str, str | None]) -> None:
-        """Raises ValueError if a column is named for a role that the task does not have."""
+    def check_roles(self, columns: Mapping[str, str | None]) -> None:
+        """Raises ValueError if `columns` has a role that the task does not know."""
         for role in columns:
             if role not in self._roles:
                 known = ", ".join(self._roles)
                 raise ValueError(f"{self.name}: {self.task_name} has no column {role!r}. It has: {known}.")
 
     def describe(self) -> str:
-        """Returns the name and the columns of the labels."""
+        """Returns the head's name and the columns of its labels, for messages."""
         return f"{self.name} ({', '.join(filter(None, self.columns.values()))})"
 
-    def prefixed(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns outputs or targets of the task by their names in the whole model."""
-        return {f"{self.name}/{key}": value for key, value in named.items()}
+    def add_prefix(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
+        """Renames outputs, targets or arrays of the head's task to their names in the whole model."""
+        return {f"{self.name}/{name}": value for name, value in by_name.items()}
 
-    def select(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those outputs or targets of the whole model that are the head's, by their names in its task."""
+    def select(self, by_name: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the entries of the whole model that belong to this head, under their names in the head's task."""
         prefix = f"{self.name}/"
-        return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in by_name.items() if name.startswith(prefix)}
 
     def is_labelled(self, row: Mapping[str, Any]) -> bool:
-        """Says whether a row of data has a value in a column of the head's labels.
+        """Says whether a row of data has a value in any column of the head's labels.
 
         Raises:
-            ValueError: a cell of a list of labels is empty, which may mean no label, or that the row was not labelled.
+            ValueError: the only value is an empty cell of a list of labels. It may mean that the row has no label, or
+                that nobody labelled the row for this head.
         """
         names = [name.strip() for column in self.columns.values() if column for name in column.split(",")]
         if any(row.get(name) not in (None, "") for name in names):
             return True
-        lists = self.columns.get("labels")
-        if lists and not self.columns.get("label_columns") and row.get(lists) == "":
+        list_column = self.columns.get("labels")
+        if list_column and not self.columns.get("label_columns") and row.get(list_column) == "":
             raise ValueError(
-                f"has an empty {lists!r}, so that the head {self.name!r} may have no label there, or no row: name the"
-                " column `data.head`, which says it, or give lists in JSON"
+                f"has an empty {list_column!r}: either no label of the head {self.name!r} applies, or nobody has"
+                " labelled the row for this head. Name the column `data.head`, which says so, or give the lists in JSON"
             )
         return False
 
     def read_row(self, row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Example]) -> Example:
-        """Reads a row of data; a missing column of labels becomes a ValueError that names the head."""
+        """Reads a row of data with `read`, the reader of the head's task.
+
+        Raises:
+            ValueError: a column of the head's labels is missing; the message names the head.
+            KeyError: another column is missing.
+        """
         try:
             return read(row)
         except KeyError as error:
@@ -120,19 +126,21 @@ class Head:
                 raise ValueError(f"has no {error.args[0]!r}, which the head {self.name!r} reads") from error
             raise
 
-    def no_targets(self, features: Features, spec: Spec) -> dict[str, Array]:
-        """Returns the targets of a row without labels of this head."""
-        sizes = {"tokens": len(features), "labels": len(spec.labels)}
-        return {
-            name: np.full([sizes[axis] for axis in target.axes], IGNORED)
-            if target.loss == "cross_entropy"
-            else np.full([sizes[axis] for axis in target.axes], np.nan, dtype=np.float32)
-            for name, target in self.task.TARGETS.items()
-        }
+    def ignored_targets(self, features: Features, spec: Spec) -> dict[str, Array]:
+        """Returns targets that the losses skip, for a row that has no labels of this head.
+
+        Cross-entropy skips `IGNORE_INDEX`; the losses of numbers skip NaN.
+        """
+        sizes, targets = {"tokens": len(features), "labels": len(spec.labels)}, dict[str, Array]()
+        for name, target in self.task.TARGETS.items():
+            shape = [sizes[axis] for axis in target.axes]
+            is_index = target.loss == "cross_entropy"
+            targets[name] = np.full(shape, IGNORE_INDEX) if is_index else np.full(shape, np.nan, dtype=np.float32)
+        return targets
 
 
 class Options(TextOptions):
-    """The heads."""
+    """The heads, and how they read long texts."""
 
     heads: dict[str, HeadOptions] = Field(
         default_factory=lambda: {
@@ -147,12 +155,12 @@ class Options(TextOptions):
     @classmethod
     def _are_valid(cls, heads: dict[str, HeadOptions]) -> dict[str, HeadOptions]:
         for name, head in heads.items():
-            taken = name in RESERVED or name.startswith(("_", "model_")) or hasattr(BaseModel, name)
-            if taken or not name.replace("_", "").isalnum():
+            is_taken = name in RESERVED_HEAD_NAMES or name.startswith(("_", "model_")) or hasattr(BaseModel, name)
+            if is_taken or not name.replace("_", "").isalnum():
                 raise ValueError(
                     f"a head cannot be called {name!r}, expected letters, digits and underscores, no method of"
-                    f" pydantic's models, and none of {', '.join(sorted(RESERVED))}"
+                    f" pydantic's models, and none of {', '.join(sorted(RESERVED_HEAD_NAMES))}"
                 )
-            _ = head.spec  # its options are validated
-            Head(name, head).require_roles(head.columns)
+            _ = head.spec  # validates the options of its task
+            Head(name, head).check_roles(head.columns)
         return heads

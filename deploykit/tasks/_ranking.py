@@ -1,4 +1,4 @@
-"""Ranking by tasks on pairs: the first text is a query, and the second a candidate, which has a relevance."""
+"""Ranking with tasks on pairs: the first text is a query, the second a candidate that has a relevance to it."""
 
 import re
 from collections import Counter
@@ -9,14 +9,17 @@ from deploykit.errors import DataError
 from deploykit.tasks import Example, Prediction
 
 METRICS = ("mrr", "ndcg_at_10")
-OPPOSITES = {("0", "1"), ("no", "yes"), ("false", "true")}
-NEGATION = re.compile(r"(?:not|non)[ _-]?(.+)")
+NEGATIVE_POSITIVE_PAIRS = {("0", "1"), ("no", "yes"), ("false", "true")}  # of labels, in lower case
+NEGATED_LABEL = re.compile(r"(?:not|non)[ _-]?(.+)")  # its group is the positive label
 
 
 class Relevance(NamedTuple):
-    """Functions that return how relevant a candidate is: by a prediction, by what is true, by an answer.
+    """Three functions that return how relevant a candidate is; higher is more relevant.
 
-    What is true above 0 is relevant.
+    Attributes:
+        of_prediction: the predicted relevance, from a prediction of the task.
+        of_gold: the true relevance, from a gold decision; metrics count a candidate above 0 as relevant.
+        of_answer: the predicted relevance, from an answer of the service.
     """
 
     of_prediction: Callable[[Prediction], float]
@@ -25,38 +28,38 @@ class Relevance(NamedTuple):
 
 
 def positive_label(labels: Sequence[str], chosen: str | None) -> str | None:
-    """Returns the label whose probability is a candidate's score.
+    """Returns the label whose probability is the relevance of a candidate.
 
     Args:
         labels: of the model.
-        chosen: the label that the recipe names; None: of two labels such as `0` and `1`, `no` and `yes`, `false` and
-            `true`, `not_x` and `x`, the one that affirms.
+        chosen: the label that the recipe names; None: the positive one of two labels such as `0` and `1`, `no` and
+            `yes`, `false` and `true`, or `not_x` and `x`.
 
     Returns:
-        The label, or None if the recipe must name it.
+        The label, or None if the recipe names none and the labels are no such pair.
     """
     if chosen is not None or len(labels) != 2:
         return chosen
     first, second = labels
     for negative, positive in ((first, second), (second, first)):
         pair = negative.lower(), positive.lower()
-        negated = NEGATION.fullmatch(pair[0])
-        if pair in OPPOSITES or (negated and negated[1] == pair[1]):
+        negated = NEGATED_LABEL.fullmatch(pair[0])
+        if pair in NEGATIVE_POSITIVE_PAIRS or (negated and negated[1] == pair[1]):
             return positive
     return None
 
 
-def require_label(examples: Sequence[Example], chosen: str | None) -> None:
-    """Raises DataError if the chosen label is that of no training row."""
+def check_positive_label(examples: Sequence[Example], chosen: str | None) -> None:
+    """Raises DataError if no training row has the chosen label."""
     labels = sorted({example.target for example in examples})
     if chosen is not None and chosen not in labels:
         raise DataError(f"no training row has the positive_label {chosen!r}. The labels are: {', '.join(labels)}.")
 
 
-def metrics_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Lists the metrics of rankings if most rows share their first text with others: candidates of one query."""
+def ranking_metrics(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Lists the metrics of rankings, if most rows are pairs whose first text, the query, other rows have, too."""
     if any(example.input.text_pair is None for example in examples):
         return ()
-    counts = Counter(example.input.text for example in examples)
-    in_groups = sum(count for count in counts.values() if count > 1)
-    return METRICS if 2 * in_groups > len(examples) else ()
+    rows_by_query = Counter(example.input.text for example in examples)
+    grouped_rows = sum(count for count in rows_by_query.values() if count > 1)
+    return METRICS if 2 * grouped_rows > len(examples) else ()

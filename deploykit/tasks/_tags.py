@@ -1,74 +1,78 @@
 """Schemes of token tags, and the entities that a sequence of tags means.
 
-BIO, IOB1, BIOES, BILOU and BMES differ only in their letters. All are converted to B- (begin), I- (inside), E- (end)
-and S- (single), which one function decodes, for data and for the predictions of models.
+BIO, IOB1, BIOES, BILOU and BMES differ in the letters of their tags. All tags are converted to BIOES: `O` (outside of
+entities), or a label with the prefix B- (begin), I- (inside), E- (end) or S- (single). `decode_entities` reads these,
+from data as well as from the predictions of models.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-OUTSIDE = "O"
-PREFIXED = re.compile(r"(?P<prefix>[BIESLUM])[-_:](?P<label>.*)", re.IGNORECASE)
-SUFFIXED = re.compile(r"(?P<label>.*)[-_:](?P<prefix>[BIESLUM])", re.IGNORECASE)
-CANONICAL = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
-BEGINNINGS = set("BISU")  # every scheme uses one of these; in IOB1 it may be I only
+OUTSIDE_TAG = "O"  # of a token that belongs to no entity
+LETTER_FIRST = re.compile(r"(?P<letter>[BIESLUM])[-_:](?P<label>.*)", re.IGNORECASE)  # as in B-PER
+LETTER_LAST = re.compile(r"(?P<label>.*)[-_:](?P<letter>[BIESLUM])", re.IGNORECASE)  # as in PER-B
+BIOES_LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}  # by the letters of all schemes
+BEGIN_LETTERS = set("BISU")  # at least one of them occurs in every scheme; IOB1 may begin all entities with I
 
 
 def recognize_scheme(tags: Iterable[str]) -> Callable[[str], str]:
     """Recognizes the scheme of a data set from all of its tags.
 
     Returns:
-        A function that converts a tag to `O` or to a prefix and a label, such as `B-PER`. It raises ValueError for a
-        tag that does not fit the scheme or names no label. Plain labels get I- if the data set has an `O` between
-        entities, so that neighbours of one label are one entity; otherwise B-, so that each token is an entity of its
-        own, as in parts of speech.
+        A function that converts one tag to BIOES: `O`, or a letter and a label such as `B-PER`. It raises ValueError
+        for a tag that does not fit the scheme, or that has a letter but no label.
+
+        Tags that are plain labels, without a letter, become I- if the data set also has `O`: neighbouring tokens of
+        one label are then one entity. Without any `O`, as in parts of speech, they become B-: each token is an entity.
     """
-    names = {_stripped(tag) for tag in tags}
-    labels = names - {OUTSIDE}
-    if labels & {"B", "I"} and all(label.upper() in CANONICAL for label in labels):
-        return _unnamed
-    if _are(labels, PREFIXED) or any(re.match("[BI]-", label) for label in labels):
-        return partial(_affixed, pattern=PREFIXED)
-    if _are(labels, SUFFIXED):
-        return partial(_affixed, pattern=SUFFIXED)
-    return partial(_plain, prefix="I" if OUTSIDE in names else "B")
+    stripped = {_strip(tag) for tag in tags}
+    inside_tags = stripped - {OUTSIDE_TAG}
+    if inside_tags & {"B", "I"} and all(tag.upper() in BIOES_LETTERS for tag in inside_tags):
+        return _refuse_bare_letter
+    if _all_match(inside_tags, LETTER_FIRST) or any(re.match("[BI]-", tag) for tag in inside_tags):
+        return partial(_convert_affixed, pattern=LETTER_FIRST)
+    if _all_match(inside_tags, LETTER_LAST):
+        return partial(_convert_affixed, pattern=LETTER_LAST)
+    return partial(_convert_label, letter="I" if OUTSIDE_TAG in stripped else "B")
 
 
 def decode_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns label, first and last index of each entity, in order.
+    """Returns the entities that a sequence of tags means, in order: label, index of the first and of the last tag.
 
-    An I- or E- continues an entity of its label directly before it, and otherwise begins one.
+    An I- or E- tag continues the entity of the tag before it if both have the same label; otherwise it begins one.
 
     Args:
-        tags: converted by `recognize_scheme`, or labels of a model.
+        tags: in BIOES, such as those that a function of `recognize_scheme` returns, or a model's labels in BIO.
     """
     entities: list[tuple[str, int, int]] = []
-    is_open = False
+    can_continue = False  # whether the tag before belongs to an entity that it does not end
     for index, tag in enumerate(tags):
-        prefix, _, label = tag.partition("-")
-        if is_open and prefix in ("I", "E") and label == entities[-1][0]:
+        letter, _, label = tag.partition("-")
+        if can_continue and letter in ("I", "E") and label == entities[-1][0]:
             entities[-1] = (label, entities[-1][1], index)
-        elif tag != OUTSIDE:
+        elif tag != OUTSIDE_TAG:
             entities.append((label, index, index))
-        is_open = tag != OUTSIDE and prefix in ("B", "I")
+        can_continue = tag != OUTSIDE_TAG and letter in ("B", "I")
     return entities
 
 
-def _stripped(tag: str) -> str:
+def _strip(tag: str) -> str:
+    """Returns a tag without white space around it, and `o` as `O`."""
     tag = tag.strip()
-    return OUTSIDE if tag == OUTSIDE.lower() else tag
+    return OUTSIDE_TAG if tag == OUTSIDE_TAG.lower() else tag
 
 
-def _are(labels: Iterable[str], pattern: re.Pattern[str]) -> bool:
-    """Tells whether all labels have a prefix or suffix of the pattern, and at least one of them begins an entity."""
-    matches = [pattern.fullmatch(label) for label in labels]
-    return all(matches) and any(match["prefix"].upper() in BEGINNINGS for match in matches if match)
+def _all_match(tags: Iterable[str], pattern: re.Pattern[str]) -> bool:
+    """Says whether all tags match the pattern, and at least one of them has a letter of `BEGIN_LETTERS`."""
+    matches = [pattern.fullmatch(tag) for tag in tags]
+    return all(matches) and any(match["letter"].upper() in BEGIN_LETTERS for match in matches if match)
 
 
-def _affixed(tag: str, pattern: re.Pattern[str]) -> str:
-    tag = _stripped(tag)
-    if tag == OUTSIDE:
+def _convert_affixed(tag: str, pattern: re.Pattern[str]) -> str:
+    """Converts a tag with a letter and a label, in the order of the pattern."""
+    tag = _strip(tag)
+    if tag == OUTSIDE_TAG:
         return tag
     match = pattern.fullmatch(tag)
     if match is None:
@@ -77,16 +81,18 @@ def _affixed(tag: str, pattern: re.Pattern[str]) -> str:
         )
     if not match["label"].strip():
         raise ValueError(f"the tag {tag!r} names no label, expected one such as B-PER")
-    return f"{CANONICAL[match['prefix'].upper()]}-{match['label'].strip()}"
+    return f"{BIOES_LETTERS[match['letter'].upper()]}-{match['label'].strip()}"
 
 
-def _plain(tag: str, prefix: str) -> str:
-    tag = _stripped(tag)
-    return tag if tag == OUTSIDE else f"{prefix}-{tag}"
+def _convert_label(tag: str, letter: str) -> str:
+    """Converts a tag that is a plain label, by putting the letter before it."""
+    tag = _strip(tag)
+    return tag if tag == OUTSIDE_TAG else f"{letter}-{tag}"
 
 
-def _unnamed(tag: str) -> str:
-    tag = _stripped(tag)
-    if tag != OUTSIDE:
+def _refuse_bare_letter(tag: str) -> str:
+    """Accepts only `O`, in a data set whose other tags are letters without labels; raises ValueError for those."""
+    tag = _strip(tag)
+    if tag != OUTSIDE_TAG:
         raise ValueError(f"the tag {tag!r} names no label, expected one such as {tag.upper()}-PER")
     return tag

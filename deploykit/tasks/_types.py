@@ -1,4 +1,4 @@
-"""What tasks have in common: inputs, examples, targets, and arrays."""
+"""The types that all tasks share: inputs, examples, targets, labels with options, and arrays."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,53 +15,53 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-Prediction = Any  # the task's own
-IGNORED = -100  # target that torch's cross-entropy ignores
-EMPTY_TEXT_WORK = 32  # characters that take as long to encode as an empty text
+Prediction = Any  # of a type that each task chooses, for example logits
+IGNORE_INDEX = -100  # target that the loss skips; the default `ignore_index` of torch's cross-entropy
+EMPTY_TEXT_COST = 32  # tokenizing an empty text takes as long as this many characters of a longer one
 
 
 class Input(Frozen):
-    """Base of what a task predicts for; `FILES` are the names of its fields that hold files, such as images."""
+    """Base of the inputs of all tasks; `FILES` names the fields that hold files, such as images."""
 
     FILES: ClassVar[tuple[str, ...]] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts among its fields, in order."""
+        """Its texts, in the order of the fields."""
         return tuple(value for _, value in self if isinstance(value, str))
 
     @property
     def parts(self) -> tuple[str | bytes | Path, ...]:
-        """The texts and files among its fields, in order."""
+        """Its texts and files, in the order of the fields."""
         return tuple(value for _, value in self if isinstance(value, (str, bytes, Path)))
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What copies have in common: the texts with single spaces."""
+        """A key that duplicates share: the texts, with white space collapsed to single spaces."""
         return tuple(" ".join(text.split()) for text in self.texts)
 
     @property
     def title(self) -> str:
-        """What it is called in messages and tables: its first text."""
+        """Its first text, which stands for the input in messages and tables."""
         return self.texts[0]
 
     @property
-    def work(self) -> int:
-        """How long it takes to encode, as a number of characters."""
-        return sum(len(text) + EMPTY_TEXT_WORK for text in self.texts)
+    def encoding_cost(self) -> int:
+        """Estimated time to encode it, in characters of text that take as long."""
+        return sum(len(text) + EMPTY_TEXT_COST for text in self.texts)
 
     def without_files(self) -> Self:
         """Returns the input without the fields that hold files."""
-        others = {name: value for name, value in self if name not in self.FILES}
-        return cast(Self, type(self).model_construct(**others))
+        fields = {name: value for name, value in self if name not in self.FILES}
+        return cast(Self, type(self).model_construct(**fields))
 
     def with_texts(self, change: Callable[[str], str]) -> Self:
-        """Returns the input with each of its texts changed."""
+        """Returns a copy in which `change` has replaced each text, for example by a masked one."""
         return self.model_copy(update={name: change(value) for name, value in self if isinstance(value, str)})
 
 
 class TextInput(Input):
-    """A text, or two that belong together."""
+    """A text, or a pair of texts."""
 
     text: str
     text_pair: str | None = None
@@ -75,17 +75,21 @@ class TextOptions(Options):
 
 
 class Column(NamedTuple):
-    """A column that a task reads: its name unless the recipe has another one (None: only if it names one)."""
+    """A column of the data that a task reads."""
 
-    default: str | None
+    default: str | None  # its name if the recipe names none; None: then it is not read
     description: str
 
 
 class Target(NamedTuple):
     """What the training loss compares with an output of the model.
 
-    `loss` is a name in `modeling.losses`. `axes` are those of the target after the batch: `("tokens",)` for one target
-    per token, `("position",)` for the index of a token, and others, which are not padded.
+    Attributes:
+        output: name of the output.
+        loss: key of `LOSSES` in `modeling.losses`.
+        axes: of the target, after the batch. An axis `"tokens"` has one target per token, and is padded with
+            `IGNORE_INDEX` as the tokens are. `("position",)` means a single token index, of shape `()`, which moves
+            with padding on the left. Other axes, such as `"labels"`, have a fixed length.
     """
 
     output: str
@@ -95,7 +99,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """A labelled part of a text; character offsets, the end exclusive."""
+    """A labelled part of a text, by character offsets; `end` is exclusive."""
 
     start: int
     end: int
@@ -104,9 +108,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled input; the target is the task's own, for example a label or spans.
+    """A labelled input.
 
-    `slice` is the group of rows that it belongs to, for figures by group.
+    Attributes:
+        input: of the task's type `Input`.
+        target: what is true of it, in a type that the task chooses, for example a label or spans.
+        slice: name of the group of rows that it belongs to; metrics are also computed for each group.
     """
 
     input: Any
@@ -116,7 +123,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a task needs to know about a model: its labels in the order of the outputs, and the task's options."""
+    """What a task needs to know of a model: its labels, in the order of the outputs, and the options of the task."""
 
     labels: tuple[str, ...]
     options: Any
@@ -124,22 +131,27 @@ class Spec:
 
 @dataclass(frozen=True)
 class Observations:
-    """What the metrics of a service count of some predictions.
+    """What the metrics of a service count, for a list of predictions.
 
-    A *unit* is what gets one label: a text, or a word. `units` are the numbers of units of the predictions,
-    `(predictions,)`; `labels` are the indices of their labels, `confidences` the probabilities of these, and
-    `entropies` say how undecided the model was, from 0 to 1 (all labels alike), each `(units,)`.
+    A *unit* is what gets one label: a text, or a word.
+
+    Attributes:
+        units: number of units of each prediction, `(predictions,)`.
+        labels: label index of each unit, `(units,)`: the units of the first prediction, then those of the next.
+        confidences: probability of that label, `(units,)`.
+        entropies: of the probabilities of all labels, `(units,)`, from 0 (certain) to 1 (all equally likely).
+        abstained: number of decisions on which the model abstained.
     """
 
     units: Int64
     labels: Int64
     confidences: Float32
     entropies: Float32
-    abstained: int = 0  # decisions on which the model abstained
+    abstained: int = 0
 
 
 def are_same(first: Any, second: Any) -> bool:
-    """Says whether two decisions are the same: arrays, or dictionaries of them, or anything else that can be equal."""
+    """Says whether two decisions are equal; they may be arrays, dictionaries of arrays, or anything with `==`."""
     if isinstance(first, Mapping):
         return all(are_same(value, second[name]) for name, value in first.items())
     return np.array_equal(first, second) if isinstance(first, np.ndarray) else bool(first == second)
@@ -147,5 +159,5 @@ def are_same(first: Any, second: Any) -> bool:
 
 def softmax(logits: Float32) -> Float32:
     """Returns probabilities over the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return cast(Float32, shifted / shifted.sum(axis=-1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))  # shifted, so that none overflows
+    return cast(Float32, exponentials / exponentials.sum(axis=-1, keepdims=True))

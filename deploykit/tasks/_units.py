@@ -1,8 +1,8 @@
-"""Divides a text into the units that get one label each, and joins a list of tokens to a text.
+"""Divides a text into units, each of which gets one label, and joins a list of tokens to a text.
 
 A unit is a word, a number or a punctuation mark. In scripts without spaces, and in Korean, where particles follow a
-name directly, it is a character: a grapheme cluster (Unicode Standard Annex 29), so combining marks stay with their
-base.
+name directly, a unit is one character. A character is a grapheme cluster (Unicode Standard Annex 29): a letter together
+with its combining marks.
 """
 
 from collections.abc import Sequence
@@ -12,52 +12,61 @@ import regex
 
 from deploykit.tasks import Int64
 
-JOINED = (
+# Contents of character classes of the package `regex`.
+UNSPACED_SCRIPTS = (
     r"\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{Yi}\p{Tibetan}\p{LB=SA}"  # SA: Thai, Lao, Khmer, Myanmar, ...
 )
-BY_CHARACTER = rf"{JOINED}\p{{Hangul}}"
-IN_WORD = r"\w\p{N}\p{M}\u00ad\u200c\u200d"  # with soft hyphens and the joiners of Persian and Indic scripts
+CHARACTER_SCRIPTS = rf"{UNSPACED_SCRIPTS}\p{{Hangul}}"  # each character of them is a unit
+WORD_CHARACTERS = r"\w\p{N}\p{M}\u00ad\u200c\u200d"  # with soft hyphens and the joiners of Persian and Indic scripts
 INVISIBLE = r"\s\p{C}"  # white space, control and format characters, which tokenizers drop
-WORD = rf"[[\w\p{{N}}]--[{BY_CHARACTER}\p{{Nd}}]][[{IN_WORD}]--[{BY_CHARACTER}--\p{{M}}]]*"
+
+WORD = rf"[[\w\p{{N}}]--[{CHARACTER_SCRIPTS}\p{{Nd}}]][[{WORD_CHARACTERS}]--[{CHARACTER_SCRIPTS}--\p{{M}}]]*"
 UNIT = regex.compile(
     rf"(?V1){WORD}"
     r"|\p{Nd}[\p{Nd}\p{M}]*"  # a number is a unit of its own even before letters: 7kg
-    rf"|(?:(?=[{BY_CHARACTER}])|(?![{INVISIBLE}\w\p{{N}}]))\X"
+    rf"|(?:(?=[{CHARACTER_SCRIPTS}])|(?![{INVISIBLE}\w\p{{N}}]))\X"  # a character, or a punctuation mark or symbol
 )
 VISIBLE = regex.compile(rf"(?V1)[^{INVISIBLE}]")
-CLUSTER = regex.compile(r"\X")
-WITHOUT_SPACES = regex.compile(rf"(?V1)[{JOINED}\p{{EA=F}}]")
+GRAPHEME = regex.compile(r"\X")
+UNSPACED = regex.compile(rf"(?V1)[{UNSPACED_SCRIPTS}\p{{EA=F}}]")  # no space beside it; EA=F: full width
 
 
 def units(text: str) -> Int64:
-    """Returns the character offsets of the units of a text, shape `(units, 2)`; white space belongs to none."""
+    """Returns the start and end of each unit of a text, `(units, 2)`, in characters; white space is in no unit."""
     return np.array([match.span() for match in UNIT.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 
-def overlapping(unit_offsets: Int64, starts: Sequence[int], ends: Sequence[int]) -> tuple[Int64, Int64]:
-    """Returns the first unit that each part of a text overlaps, and the one after the last; equal if it overlaps none.
+def overlapped_units(unit_offsets: Int64, starts: Sequence[int], ends: Sequence[int]) -> tuple[Int64, Int64]:
+    """Returns which units of a text each of several spans overlaps.
 
     Args:
-        unit_offsets: of the text, `(units, 2)`.
-        starts: of the parts.
-        ends: of the parts, exclusive.
+        unit_offsets: start and end of each unit, `(units, 2)`.
+        starts: of the spans, in characters.
+        ends: of the spans, exclusive.
+
+    Returns:
+        The index of each span's first unit, and the index after its last unit, both `(spans,)`. They are equal for a
+        span that overlaps no unit.
     """
-    first = np.searchsorted(unit_offsets[:, 1], starts, side="right")
-    return first, np.searchsorted(unit_offsets[:, 0], ends, side="left")
+    first_units = np.searchsorted(unit_offsets[:, 1], starts, side="right")
+    return first_units, np.searchsorted(unit_offsets[:, 0], ends, side="left")
 
 
 def trim_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
-    """Removes what cannot be seen from the ends of a part of a text, and widens it to whole grapheme clusters.
+    """Removes invisible characters from both ends of a span, then widens it to whole grapheme clusters.
 
     Args:
         text: the whole text.
-        start: of the part, which holds at least one visible character.
-        end: of the part, exclusive.
+        start: of the span, which must hold at least one visible character.
+        end: of the span, exclusive.
+
+    Returns:
+        The new start and end.
     """
     visible = [match.start() for match in VISIBLE.finditer(text, start, end)]
     start, end = visible[0], visible[-1] + 1
-    line = text.rfind("\n", 0, start) + 1  # a line feed ends a grapheme cluster
-    for cluster in CLUSTER.finditer(text, line):
+    line_start = text.rfind("\n", 0, start) + 1  # clusters can be found from here on: a line feed ends a cluster
+    for cluster in GRAPHEME.finditer(text, line_start):
         if cluster.start() <= start < cluster.end():
             start = cluster.start()
         if cluster.end() >= end:
@@ -65,27 +74,30 @@ def trim_to_graphemes(text: str, start: int, end: int) -> tuple[int, int]:
     raise AssertionError("not reached")
 
 
-def join(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Joins tokens, of which there is at least one and none is empty, to the text that a client would send.
+def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Joins tokens to the text that a client would send.
 
     Words are separated by a space, except beside a character of a script without spaces. If all tokens are single
-    characters, and one of them is white space or of such a script, the tokens are the characters of a text, and nothing
-    is put between them.
+    characters, and one of them is white space or of such a script, they are the characters of a text: nothing is put
+    between them.
+
+    Args:
+        tokens: at least one; none of them is empty.
 
     Returns:
-        The text, and the offsets of each token.
+        The text, and the start and end of each token in it.
 
     Raises:
-        ValueError: a token is white space although others are longer than a character.
+        ValueError: a token is white space although another is longer than one character.
     """
-    characters = all(regex.fullmatch(r"\X", token) for token in tokens)
-    blank = any(not token.strip() for token in tokens)
-    if blank and not characters:
+    are_characters = all(GRAPHEME.fullmatch(token) for token in tokens)
+    has_white_space = any(not token.strip() for token in tokens)
+    if has_white_space and not are_characters:
         raise ValueError("a token is empty or not a string")
-    characters = characters and (blank or any(map(WITHOUT_SPACES.match, tokens)))
+    needs_no_spaces = are_characters and (has_white_space or any(map(UNSPACED.match, tokens)))
     text, offsets = tokens[0], [(0, len(tokens[0]))]
     for token in tokens[1:]:
-        text += "" if characters or WITHOUT_SPACES.match(text[-1]) or WITHOUT_SPACES.match(token) else " "
+        text += "" if needs_no_spaces or UNSPACED.match(text[-1]) or UNSPACED.match(token) else " "
         offsets.append((len(text), len(text) + len(token)))
         text += token
     return text, offsets

@@ -1,4 +1,4 @@
-"""Functions of tasks whose models have no labels: numbers, answers in texts."""
+"""The label functions of tasks without labels, such as regression and question answering."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Predictions for the units of a text that was read in several windows."""
+"""Logits for the units of a text that the model read in several windows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,40 +9,52 @@ from deploykit.tasks import Float32
 from deploykit.tasks._units import units
 from deploykit.tokenizer import Features
 
-CUT_OFF_LOGIT = 30.0  # of `O` for units that the model did not read: certain, but finite
+# Logit of a label that is certain, if those of the other labels are 0: its probability falls short of 1 by 1e-13 for
+# each of them. Units that the model did not read get it for `O`; infinity would give NaN in softmax.
+CERTAIN_LOGIT = 30.0
 
 
-def unmasked(features: Sequence[Features], text: str) -> list[Features]:
-    """Returns features with the text as it was before masking, which may divide it into other units."""
+def with_original_text(features: Sequence[Features], text: str) -> list[Features]:
+    """Returns features with the original text in place of the masked one that the model read.
+
+    Masking keeps the length of the text, but may change where units begin and end.
+
+    Args:
+        features: windows of the masked text.
+        text: the whole original text.
+    """
     return [replace(window, text=text[window.start : window.start + len(window.text)]) for window in features]
 
 
-def merge(scores: Sequence[Float32], windows: Sequence[Features], text: str) -> Float32:
-    """Chooses for each unit the logits of the window that shows most of the text around it.
+def merge_windows(logits: Sequence[Float32], windows: Sequence[Features], text: str) -> Float32:
+    """Returns the logits of each unit of the text, from the window that shows most of the text around it.
 
-    A word that the edge of a window cuts is not a unit of that window. A word that is cut in every window, because it
-    is longer than their overlap, has the logits of its longest visible beginning.
+    A window is better for a unit the more characters it shows on the unit's shorter side. A window that cuts a unit
+    comes after all that show it whole. If every window cuts a unit, because it is longer than their overlap, the window
+    that shows most of its beginning decides.
 
     Args:
-        scores: logits of the units of each window, `(units, labels)`.
-        windows: of the text.
+        logits: of the units of each window, `(units, labels)`, with the label `O` first.
+        windows: of the text, in order.
         text: the whole text.
 
     Returns:
-        Logits of the units of the whole text, `(units, labels)`.
+        Logits of the units of the whole text, `(units, labels)`; units that no window shows are `O`.
     """
-    spans = units(text)
-    unit_at = {start: unit for unit, (start, _) in enumerate(spans.tolist())}
-    merged = np.zeros((len(spans), scores[0].shape[1]), dtype=np.float32)
-    merged[:, 0], context = CUT_OFF_LOGIT, np.full(len(spans), -np.inf)  # characters shown on the shorter side
-    for index, (window, rows) in enumerate(zip(windows, scores, strict=True)):
+    unit_offsets = units(text)
+    unit_at = {start: unit for unit, (start, _) in enumerate(unit_offsets.tolist())}
+    merged = np.zeros((len(unit_offsets), logits[0].shape[1]), dtype=np.float32)
+    merged[:, 0] = CERTAIN_LOGIT
+    best_margins = np.full(len(unit_offsets), -np.inf)  # of the window that each unit's logits come from
+    for index, (window, rows) in enumerate(zip(windows, logits, strict=True)):
         for (start, end), row in zip((units(window.text) + window.start).tolist(), rows, strict=True):
             unit = unit_at.get(start)
-            if unit is None:  # the end of a word that the window cuts
+            if unit is None:  # the window begins inside this unit
                 continue
-            before = np.inf if index == 0 else start - window.start
+            before = np.inf if index == 0 else start - window.start  # the first window lacks nothing before it
             after = np.inf if index == len(windows) - 1 else window.start + len(window.text) - end
-            shown = min(before, after) if end == spans[unit, 1] else -1 / (end - start)
-            if shown > context[unit]:
-                merged[unit], context[unit] = row, shown
+            is_whole = end == unit_offsets[unit, 1]
+            margin = min(before, after) if is_whole else -1 / (end - start)  # below 0, the higher the more it shows
+            if margin > best_margins[unit]:
+                merged[unit], best_margins[unit] = row, margin
     return merged

@@ -1,6 +1,6 @@
-"""Predicts one label of two or more for an image, or for an image with a text, such as a question about it.
+"""Predicts one of two or more labels for an image, or for an image with a text, such as a question about it.
 
-Naming the column of the texts makes this a task on images with texts; the base model is then a CLIP or SigLIP.
+If the recipe names the column of the texts, inputs are images with texts, and the base model is a CLIP or SigLIP.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ from deploykit.tasks.text_classification import (  # noqa: F401  functions of th
 from deploykit.tokenizer import Features
 
 EXTRA = "images"  # the pip extra that brings Pillow; packages pin it
-AUTO_CLASS = "AutoModelForImageClassification"  # of images alone
+AUTO_CLASS = "AutoModelForImageClassification"  # reads images alone; with texts, the model is one of deploykit
 ORT_CLASS = "ORTModelForImageClassification"
 OPTIMUM_TASK = "image-classification"
 COLUMNS = {
@@ -57,30 +57,31 @@ COLUMNS = {
     "text": Column(None, "a text that belongs to the image; naming it makes this a task on images with texts"),
     "label": Column("label", "the label, a word or a whole number"),
 }
-_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nG"
-EXAMPLES = (
-    {"image": f"{_PIXEL}P4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "label": "red"},
-    {"image": f"{_PIXEL}NgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC", "label": "blue"},
+_PNG_START = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nG"  # of both examples
+EXAMPLES = (  # one pixel each
+    {"image": f"{_PNG_START}P4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "label": "red"},
+    {"image": f"{_PNG_START}NgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC", "label": "blue"},
 )
 CAPABILITIES = frozenset({"pipeline", "tensors"})
 SERVE = {"max_body_bytes": 12 * 2**20}  # the largest image in base64 has 10.7 MiB
-BYTES_PER_CHARACTER = 16  # of a JPEG file: decoding takes about 60 ns a byte, tokenizing 1 µs a character
-MIN_WORK = 4096  # characters whose tokenizing takes as long as decoding a small image: too long for the event loop
+# Encoding costs are in characters of text that take as long to tokenize, about 1 µs each.
+BYTES_PER_CHARACTER = 16  # of a JPEG file, which takes about 60 ns per byte to decode
+MIN_IMAGE_COST = 4096  # of the smallest image: about 4 ms, too long for the event loop
 
 
 class Options(AbstentionOptions):
-    """When the model abstains."""
+    """When an answer says that the model abstains."""
 
 
 class Input(BaseInput):
-    """An image, with a text if the model reads one."""
+    """An image, and a text if the model reads one."""
 
     FILES: ClassVar[tuple[str, ...]] = ("image",)
 
     image: Annotated[
         bytes | Path,
-        PlainValidator(images.content),
-        PlainSerializer(images.as_text, return_type=str, when_used="json"),
+        PlainValidator(images.parse_image),
+        PlainSerializer(images.encode_base64, return_type=str, when_used="json"),
         WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     ] = Field(description="a PNG, JPEG or WebP file in base64, or as a data URL")
     text: str | None = Field(default=None, description="the text, of a model that reads images with texts")
@@ -92,24 +93,24 @@ class Input(BaseInput):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What copies have in common: the bytes of the file, and the text."""
+        """A key that duplicates share: a hash of the file, and the text."""
         return (self._digest, *super().identity)
 
     @cached_property
     def _digest(self) -> str:
-        return sha256(decoding.read(self.image)).hexdigest()
+        return sha256(decoding.read_bytes(self.image)).hexdigest()
 
     @property
     def title(self) -> str:
-        """The name of the file, or the beginning of its hash; and the text."""
+        """The name of the file, or the beginning of its hash, and the text, for messages and tables."""
         name = self.image.name if isinstance(self.image, Path) else f"image {self._digest[:12]}"
         return " ".join([name, *self.texts])
 
     @property
-    def work(self) -> int:
-        """How long it takes to encode, as a number of characters."""
+    def encoding_cost(self) -> int:
+        """Estimated time to encode it, in characters of text that take as long; a file counts as a small image."""
         size = len(self.image) if isinstance(self.image, bytes) else 0
-        return MIN_WORK + super().work + size // BYTES_PER_CHARACTER
+        return MIN_IMAGE_COST + super().encoding_cost + size // BYTES_PER_CHARACTER
 
 
 class Answer(Frozen):
@@ -131,35 +132,35 @@ def reader(
 
 
 def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-    image, text, label = images.content(row[str(columns["image"])]), columns.get("text"), read_label(row, columns)
-    decoding.decode(decoding.read(image))
+    image, text, label = images.parse_image(row[str(columns["image"])]), columns.get("text"), read_label(row, columns)
+    decoding.decode(decoding.read_bytes(image))
     return Example(Input.model_construct(image=image, text=read_text(row, text) if text else None), label)
 
 
 def encode(inputs: Sequence[Input], tokenizer: ImageTokenizer, spec: Spec) -> list[list[Features]]:
-    """Prepares the images and tokenizes the texts, long ones cut; pixels are made when a batch is.
+    """Tokenizes the texts, and cuts long ones. Images are decoded only when their batch is made.
 
     Raises:
-        InputError: a text is missing, or the model reads none.
+        InputError: an input has no text although the model reads texts, or has one although it reads none.
     """
-    features = tokenizer.features([item.image for item in inputs], [item.text for item in inputs])
-    return [[part] for part in features]
+    features = tokenizer.make_features([item.image for item in inputs], [item.text for item in inputs])
+    return [[single] for single in features]
 
 
 def golden_input(item: Input, tokenizer: ImageTokenizer) -> Input:
-    """Returns an input with the image in the size that the model reads: the originals could have 8 MiB each."""
-    return item.model_copy(update={"image": tokenizer.preprocessing.reduced(item.image)})
+    """Returns the input with its image in the size that the model reads; the original may have 8 MiB."""
+    return item.model_copy(update={"image": tokenizer.preprocessing.resized_png(item.image)})
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
-    """Returns the most probable label with all probabilities."""
-    ((part,), shares) = features, softmax(prediction[0])
+    """Returns the most probable label with the probabilities of all labels."""
+    (single,), shares = features, softmax(prediction[0])
     best = int(shares.argmax())
     return Answer(
         label=spec.labels[best],
         score=float(shares[best]),
         scores=dict(zip(spec.labels, shares.tolist(), strict=True)),
-        tokens=len(part),
-        truncated=part.encoding.truncated,
+        tokens=len(single),
+        truncated=single.encoding.truncated,
         abstained=bool(shares[best] < (spec.options.abstain_below or 0.0)),
     )

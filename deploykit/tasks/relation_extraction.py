@@ -1,10 +1,12 @@
 """Entities of a text and the directed relations between them, with one pass of one encoder.
 
-One output gives each token a BIO label, from which entities follow as in token classification. Another scores every
-ordered pair of tokens; a pair of entities has the relation that is best for the first tokens of the two, or none. An
-input may give its entities, and then only their relations are predicted. Events are the same: a trigger and its
-arguments are entities, and the roles are relations from the trigger to the arguments. A relation leads from its `head`
-to its `tail`.
+A relation leads from an entity, its `head`, to another, its `tail`. The model has two outputs. `tag_logits` give each
+token a BIO label, from which entities follow as in token classification. `relation_logits` score every ordered pair of
+tokens; the scores of a pair of entities are those of their first tokens. An input may give its entities, and then only
+relations are predicted.
+
+Events are the same: a trigger and its arguments are entities, and the roles are relations from the trigger to the
+arguments.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,10 +44,10 @@ from deploykit.tasks._relations import (  # noqa: F401  dump and load are functi
     pair_targets,
     read_target,
 )
-from deploykit.tasks._units import overlapping, units
-from deploykit.tasks._windows import unmasked
+from deploykit.tasks._units import overlapped_units, units
+from deploykit.tasks._windows import with_original_text
 from deploykit.tasks.token_classification import Entity, label_order  # noqa: F401  functions of this task
-from deploykit.tokenizer import Features, Tokenizer, joined
+from deploykit.tokenizer import Features, Tokenizer, join_windows
 
 AUTO_CLASS = "AutoModel"
 ORT_CLASS = "ORTModelForCustomTasks"
@@ -71,8 +73,8 @@ EXAMPLES = (
 METRICS = ("relation_f1", "span_f1")
 FIGURES = frozenset({"changes", "labels"})
 CAPABILITIES = frozenset[str]()
-NO_RELATION = "no relation"
-Place = tuple[tuple[int, int], ...]  # first and last unit of an entity, or those of head and tail
+NO_RELATION = "no relation"  # the first label of `relation_logits`
+UnitRanges = tuple[tuple[int, int], ...]  # first and last unit of an entity, or of the head and then of the tail
 
 
 class Options(TextOptions):
@@ -115,144 +117,154 @@ def reader(
 
 
 def _token_example(example: Example) -> Example:
-    """Returns the example as token classification has it."""
+    """Returns the example in the form of token classification: a text and its entities as spans."""
     return Example(TextInput(text=example.input.text), example.target.entities)
 
 
 def oracle(example: Example) -> Input:
-    """Returns the input with its true entities, for figures of the relations alone."""
+    """Returns the input with its true entities, so that only relations are predicted and measured."""
     entities = [InputEntity(label=span.label, start=span.start, end=span.end) for span in example.target.entities]
     return Input(text=example.input.text, entities=tuple(entities))
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Returns `O`, and B- and I- of each label of entities, sorted by label."""
+    """Returns the labels of tokens: `O`, followed by B- and I- of each label of an entity, sorted by label."""
     return token_classification.label_names([_token_example(example) for example in examples])
 
 
 def example_labels(example: Example) -> tuple[str, ...]:
-    """Returns the labels of the entities and of the relations."""
+    """Returns the label of each entity and of each relation."""
     return tuple(labelled.label for labelled in (*example.target.entities, *example.target.relations))
 
 
 def prepare(examples: Sequence[Example], options: Options) -> Options:
-    """Returns options with the labels of relations, sorted."""
+    """Returns options with the labels of the examples' relations, sorted."""
     names = {relation.label for example in examples for relation in example.target.relations}
     return options.model_copy(update={"relations": tuple(sorted(names))})
 
 
 def output_labels(spec: Spec) -> dict[str, tuple[str, ...]]:
-    """Returns the labels of each output."""
+    """Returns the labels of each output, by name."""
     return {"tag_logits": spec.labels, "relation_logits": (NO_RELATION, *spec.options.relations)}
 
 
 def encode(inputs: Sequence[Input], tokenizer: Tokenizer, spec: Spec) -> list[list[Features]]:
-    """Tokenizes texts, long ones in windows."""
+    """Tokenizes texts; a long one becomes several windows."""
     return tokenizer.windows([item.text for item in inputs], spec.options.max_windows)
 
 
 def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
-    """Returns the labels of tokens `(tokens,)`, and of pairs of entities `(tokens, tokens)` at their first tokens."""
+    """Returns the labels of tokens, `(tokens,)`, and of pairs of entities at their first tokens, `(tokens, tokens)`."""
     tags = token_classification.targets(_token_example(example), features, spec)["labels"]
     return {"tags": tags, "relations": pair_targets(example.target, features, spec.options.relations)}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: Input, spec: Spec) -> Prediction:
-    """Returns the entities and the logits of the relations between them.
+    """Returns the entities, given or predicted, and the logits of the relations between them.
 
     Two entities that no window shows together have no relation.
     """
-    features = unmasked(features, item.text)
-    of_tags = [{"logits": arrays["tag_logits"]} for arrays in outputs]
-    tag_logits = token_classification.decode(of_tags, features, TextInput(text=item.text), spec)
-    entities, unit_offsets = _mentions(tag_logits.argmax(axis=-1), spec), units(item.text)
-    if item.entities is not None:
+    features = with_original_text(features, item.text)
+    tag_outputs = [{"logits": arrays["tag_logits"]} for arrays in outputs]
+    tag_logits = token_classification.decode(tag_outputs, features, TextInput(text=item.text), spec)
+    unit_offsets = units(item.text)
+    if item.entities is None:
+        entities = _mentions(tag_logits.argmax(axis=-1), spec)
+    else:
         starts, ends = [entity.start for entity in item.entities], [entity.end for entity in item.entities]
-        rows = zip(item.entities, *overlapping(unit_offsets, starts, ends), strict=True)
+        rows = zip(item.entities, *overlapped_units(unit_offsets, starts, ends), strict=True)
         entities = tuple(Mention(entity.label, int(first), int(end) - 1) for entity, first, end in rows)
-    starts = [int(unit_offsets[entity.first, 0]) for entity in entities[:MAX_ENTITIES]]
+    starts = [int(unit_offsets[entity.first_unit, 0]) for entity in entities[:MAX_ENTITIES]]
     labels = output_labels(spec)["relation_logits"]
     return Prediction(tag_logits, entities, pair_logits(outputs, features, starts, len(labels)))
 
 
 def _mentions(tags: Int64, spec: Spec) -> tuple[Mention, ...]:
+    """Returns the entities that the BIO labels of the units mean; `tags` are their indices, `(units,)`."""
     return tuple(Mention(*entity) for entity in token_classification.items(tags, spec))
 
 
 def gold(example: Example, spec: Spec) -> Decision:
-    """Returns the true entities and relations."""
+    """Returns the true entities, and the true relations, sorted."""
     entities = _mentions(token_classification.gold(_token_example(example), spec), spec)
     relations = [(label, entities[head], entities[tail]) for label, head, tail in example.target.relations]
     return Decision(entities, tuple(sorted(relations)))
 
 
-def _relations(prediction: Prediction, spec: Spec) -> list[Relation]:
-    """Returns the best relation of each ordered pair of entities that has one."""
+def _predicted_relations(prediction: Prediction, spec: Spec) -> list[Relation]:
+    """Returns the best relation of each ordered pair of entities for which "no relation" is not best."""
     labels, best = output_labels(spec)["relation_logits"], prediction.relation_logits.argmax(axis=-1)
     return [Relation(labels[best[head, tail]], head, tail) for head, tail in np.argwhere(best > 0).tolist()]
 
 
 def decide(prediction: Prediction, spec: Spec) -> Decision:
-    """Returns the entities, and the best relation of each ordered pair of them if it has one."""
-    entities = prediction.entities
-    relations = [(label, entities[head], entities[tail]) for label, head, tail in _relations(prediction, spec)]
+    """Returns the entities, and the predicted relations, sorted."""
+    entities, found = prediction.entities, _predicted_relations(prediction, spec)
+    relations = [(label, entities[head], entities[tail]) for label, head, tail in found]
     return Decision(entities, tuple(sorted(relations)))
 
 
 def spans(decision: Decision, spec: Spec) -> Sequence[tuple[Any, ...]]:
-    """Lists the entities, for their own F1."""
+    """Lists the entities, which have the metric `span_f1` of their own."""
     return decision.entities
 
 
 def items(decision: Decision, spec: Spec) -> Sequence[tuple[Any, ...]]:
-    """Lists the relations with both entities: a relation is right only if the ends and labels of both are."""
+    """Lists the relations, each with both entities: one is right only if offsets and labels of both are right, too."""
     return decision.relations
 
 
 def item_labels(spec: Spec) -> tuple[str, ...]:
-    """Lists the labels of relations."""
+    """Lists the labels of relations, which are the labels of `items`."""
     return tuple(spec.options.relations)
 
 
 def changes(example: Example, before: Decision, after: Decision, spec: Spec) -> list[dict[str, str]]:
-    """Returns the entities and the pairs of them whose label differs, with the true label and both predicted ones."""
+    """Returns each entity, and each pair of entities, whose label differs, with its true label and both others.
+
+    A missing label is written as `-`, and a pair as `HEAD → TAIL`.
+    """
     text, unit_offsets = example.input.text, units(example.input.text)
     decisions = {"true": gold(example, spec), "before": before, "after": after}
-    labels = {name: _labels_by_place(decision) for name, decision in decisions.items()}
+    labels = {name: _labels_by_units(decision) for name, decision in decisions.items()}
 
-    def text_of(place: Place) -> str:
-        return " → ".join(text[unit_offsets[first, 0] : unit_offsets[last, 1]] for first, last in place)
+    def text_of(ranges: UnitRanges) -> str:
+        return " → ".join(text[unit_offsets[first, 0] : unit_offsets[last, 1]] for first, last in ranges)
 
-    places = {**labels["before"], **labels["after"]}
+    predicted = {**labels["before"], **labels["after"]}
     return [
-        {"text": text_of(place), **{name: own.get(place, "-") for name, own in labels.items()}}
-        for place in places
-        if labels["before"].get(place) != labels["after"].get(place)
+        {"text": text_of(ranges), **{name: by_units.get(ranges, "-") for name, by_units in labels.items()}}
+        for ranges in predicted
+        if labels["before"].get(ranges) != labels["after"].get(ranges)
     ]
 
 
-def _labels_by_place(decision: Decision) -> dict[Place, str]:
-    """Returns the labels of entities and of relations by the units that they are of."""
-    entities: dict[Place, str] = {(entity[1:],): entity.label for entity in decision.entities}
+def _labels_by_units(decision: Decision) -> dict[UnitRanges, str]:
+    """Returns the label of each entity by its units, and of each relation by the units of its head and tail."""
+    entities: dict[UnitRanges, str] = {(entity[1:],): entity.label for entity in decision.entities}
     return entities | {(head[1:], tail[1:]): label for label, head, tail in decision.relations}
 
 
 def distance(first: Prediction, second: Prediction) -> float:
-    """Returns the largest difference of a probability; of relations only where the entities are the same."""
-    largest = classification.distance(first.tag_logits, second.tag_logits)
+    """Returns the largest absolute difference of a probability.
+
+    Those of relations count only if the entities are the same: otherwise their pairs do not correspond.
+    """
+    of_tags = classification.distance(first.tag_logits, second.tag_logits)
     if first.entities != second.entities:
-        return largest
-    return float(np.maximum(largest, classification.distance(first.relation_logits, second.relation_logits)))  # or NaN
+        return of_tags
+    of_relations = classification.distance(first.relation_logits, second.relation_logits)
+    return float(np.maximum(of_tags, of_relations))  # unlike `max`, it is NaN if either is
 
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
-    """Returns label, confidence and entropy of each unit, as token classification does."""
+    """Returns BIO label, confidence and entropy of each unit, as token classification does; no relations."""
     return classification.observe([prediction.tag_logits for prediction in predictions], spec)
 
 
 def answer(prediction: Prediction, features: Sequence[Features], item: Input, spec: Spec) -> Answer:
-    """Returns the entities, and the relations between them by their indices in the list."""
-    encoding, unit_offsets = joined(features), units(item.text)
+    """Returns the entities, and the relations between them by indices of `entities`; given entities have score 1."""
+    encoding, unit_offsets = join_windows(features), units(item.text)
     confidences = softmax(prediction.tag_logits).max(axis=-1)
     entities = [
         Entity(
@@ -267,10 +279,10 @@ def answer(prediction: Prediction, features: Sequence[Features], item: Input, sp
     probabilities = softmax(prediction.relation_logits).max(axis=-1)
     relations = [
         PredictedRelation(label=label, head=head, tail=tail, score=float(probabilities[head, tail]))
-        for label, head, tail in _relations(prediction, spec)
+        for label, head, tail in _predicted_relations(prediction, spec)
     ]
-    reading = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
-    return Answer(entities=entities, relations=relations, **reading)
+    counts = {"tokens": len(encoding), "windows": encoding.windows, "truncated": encoding.truncated}
+    return Answer(entities=entities, relations=relations, **counts)
 
 
 def record(answer: Answer) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Predicts one label of two or more for a text or a pair of texts.
+"""Predicts one of two or more labels for a text or a pair of texts.
 
-If the label is not probable enough, the answer says that the model abstains; the label is given all the same.
+A prediction is an array of logits, `(1, labels)`. If the best label's probability is below a threshold, the answer says
+that the model abstains, and still names the label.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,8 +39,8 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
     read_text,
 )
 from deploykit.tasks._classification import observe as observe_labels
-from deploykit.tasks._ranking import Relevance, metrics_of, positive_label, require_label
-from deploykit.tokenizer import Features, joined
+from deploykit.tasks._ranking import Relevance, check_positive_label, positive_label, ranking_metrics
+from deploykit.tokenizer import Features, join_windows
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ORT_CLASS = "ORTModelForSequenceClassification"
@@ -55,12 +56,12 @@ EXAMPLES = ({"text": "a great film", "label": "positive"}, {"text": "the plot is
 METRICS = ("accuracy", "macro_f1", "matthews", "roc_auc")
 FIGURES = frozenset({"changes", "labels", "confusion", "calibration", "coverage"})
 CAPABILITIES = frozenset({"explain", "feedback", "pipeline", "tensors"})
-PIPELINE_NESTED = True  # the inference API wraps the answer to a single input into a list
+PIPELINE_ALWAYS_LISTS = True  # Hugging Face's inference API answers even a single input with a list
 Input = TextInput
 
 
 class Options(TextAbstentionOptions):
-    """How long texts are read, when the model abstains, and by which label candidates are ranked."""
+    """How long texts are read, when the model abstains, and which label's probability ranks pairs."""
 
     positive_label: str | None = None
     """Label whose probability ranks the second texts of pairs for a first one; null: of two labels such as `0` and
@@ -95,47 +96,47 @@ def _read(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Sorts the labels; numbers by value."""
+    """Returns the labels of all examples, sorted; if all are numbers, by value."""
     names = {example.target for example in examples}
     if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))  # the name orders "01" and "1"
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "01" and "1" have the same value
     return tuple(sorted(names))
 
 
 def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns the labels in the given order."""
+    """Returns the labels unchanged: any order will do."""
     return tuple(labels)
 
 
 def example_labels(example: Example) -> tuple[str, ...]:
-    """Returns the label."""
+    """Returns the one label of the example."""
     return (example.target,)
 
 
 def prepare(examples: Sequence[Example], options: Options) -> Options:
-    """Returns the options as they are, after a check that the positive label is one.
+    """Returns the options unchanged, after a check that `positive_label` is a label of the data.
 
     Raises:
         DataError: no training row has it.
     """
-    require_label(examples, options.positive_label)
+    check_positive_label(examples, options.positive_label)
     return options
 
 
 def gold(example: Example, spec: Spec) -> Int64:
-    """Returns the label's index, shape `(1,)`."""
+    """Returns the index of the true label, `(1,)`."""
     return np.array([spec.labels.index(example.target)], dtype=np.int64)
 
 
 def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
-    """Returns the label's index, shape `()`."""
+    """Returns the index of the true label, of shape `()`."""
     return {"labels": np.array(spec.labels.index(example.target), dtype=np.int64)}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
-    """Returns the logits, `(1, labels)`; of several windows, the logarithms of their mean probabilities.
+    """Returns the logits, `(1, labels)`.
 
-    Windows count by their tokens.
+    Those of several windows are the logarithms of their mean probabilities, weighted by the windows' numbers of tokens.
     """
     if len(outputs) == 1:
         return outputs[0]["logits"][np.newaxis]
@@ -147,7 +148,7 @@ def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextIn
 
 
 def tune(gold: Sequence[Int64], predictions: Sequence[Float32], spec: Spec) -> Options:
-    """Returns options with the threshold that gives answers the wanted accuracy on the validation split."""
+    """Returns options with the threshold that reaches `abstain_accuracy` on the validation split, if that is set."""
     options: Options = spec.options
     if options.abstain_accuracy is None:
         return options
@@ -158,17 +159,18 @@ def tune(gold: Sequence[Int64], predictions: Sequence[Float32], spec: Spec) -> O
 
 
 def observe(predictions: Sequence[Prediction], spec: Spec) -> Observations:
-    """Returns label, confidence and entropy of each text, and counts the texts for which the model abstains."""
+    """Returns label, confidence and entropy of each text, and the number of texts for which the model abstains."""
     observed = observe_labels(predictions, spec)
     return replace(observed, abstained=int((observed.confidences < _threshold(spec)).sum()))
 
 
 def _threshold(spec: Spec) -> float:
+    """Returns the probability below which the model abstains; 0 if it never does."""
     return spec.options.abstain_below or 0.0
 
 
 def items(decision: Int64, spec: Spec) -> list[tuple[str]]:
-    """Returns the label."""
+    """Returns the label as the only item."""
     return [(spec.labels[decision[0]],)]
 
 
@@ -178,7 +180,7 @@ def item_labels(spec: Spec) -> tuple[str, ...]:
 
 
 def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
-    """Returns the text or the name of the image with the true label and those before and after, if they differ."""
+    """Returns the input's title with the true label and those before and after; nothing if the two are the same."""
     if np.array_equal(before, after):
         return []
     names = {"before": spec.labels[before[0]], "after": spec.labels[after[0]]}
@@ -186,8 +188,8 @@ def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[d
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:
-    """Returns the most probable label with all probabilities."""
-    shares, encoding = softmax(prediction[0]), joined(features)
+    """Returns the most probable label with the probabilities of all labels."""
+    shares, encoding = softmax(prediction[0]), join_windows(features)
     best = int(shares.argmax())
     return Answer(
         label=spec.labels[best],
@@ -201,7 +203,7 @@ def answer(prediction: Float32, features: Sequence[Features], item: TextInput, s
 
 
 def relevance(spec: Spec) -> Relevance | None:
-    """Returns the probability of the positive label as the relevance; None if no label is the positive one."""
+    """Returns functions to the relevance: the probability of the positive label; None if there is no such label."""
     positive = positive_label(spec.labels, spec.options.positive_label)
     if positive is None:
         return None
@@ -214,8 +216,8 @@ def relevance(spec: Spec) -> Relevance | None:
 
 
 def more_metrics(examples: Sequence[Example], spec: Spec) -> tuple[str, ...]:
-    """Lists the metrics of rankings, if most rows are candidates of a query with others."""
-    return metrics_of(examples) if relevance(spec) else ()
+    """Lists the metrics of rankings, if a label is positive and most rows share their first text with others."""
+    return ranking_metrics(examples) if relevance(spec) else ()
 
 
 def record(answer: Answer) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def record(answer: Answer) -> dict[str, Any]:
 
 
 def tensors(answers: Sequence[Answer], spec: Spec) -> dict[str, Array]:
-    """Returns the labels, and the probabilities of all labels, `(answers, labels)`."""
+    """Returns `label`, `(answers,)`, and the probabilities of all labels as `scores`, `(answers, labels)`."""
     scores = np.array([[answer.scores[label] for label in spec.labels] for answer in answers], dtype=np.float32)
     labels = np.array([answer.label for answer in answers], dtype=object)
     return {"label": labels, "scores": scores.reshape(-1, len(spec.labels))}

@@ -1,9 +1,9 @@
 """Labelled spans of a text, such as names or parts of speech.
 
-A text is divided into units (see `_units`) by a regular expression, independently of the tokenizer. The first token
-that overlaps a unit gives the unit a BIO label, so answers have exact character offsets. Units that share a token
-belong to one entity or to none. Data is either tokens with tags, or a text with character spans that begin and end at
-the boundaries of units.
+A regular expression divides a text into units: words, or characters in scripts without spaces (see `_units`). A unit
+gets the BIO label of the first token that overlaps it, so offsets in answers are exact with any tokenizer. Units that
+share a token belong to one entity or to none. A prediction is an array of logits, `(units, labels)`, with `O` as the
+first label. Data is either tokens with tags, or a text with spans that begin and end at the boundaries of units.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from deploykit.methods import Frozen
 from deploykit.tasks import (
-    IGNORED,
+    IGNORE_INDEX,
     Arrays,
     Column,
     Example,
@@ -37,10 +37,10 @@ from deploykit.tasks._classification import (  # noqa: F401  functions of this t
     probabilities,
 )
 from deploykit.tasks._spans import reader  # noqa: F401  a function of this task
-from deploykit.tasks._tags import OUTSIDE, decode_entities
-from deploykit.tasks._units import UNIT, overlapping, units
-from deploykit.tasks._windows import CUT_OFF_LOGIT, merge, unmasked
-from deploykit.tokenizer import Encoding, Features, joined
+from deploykit.tasks._tags import OUTSIDE_TAG, decode_entities
+from deploykit.tasks._units import UNIT, overlapped_units, units
+from deploykit.tasks._windows import CERTAIN_LOGIT, merge_windows, with_original_text
+from deploykit.tokenizer import Encoding, Features, join_windows
 
 AUTO_CLASS = "AutoModelForTokenClassification"
 ORT_CLASS = "ORTModelForTokenClassification"
@@ -87,118 +87,126 @@ class Answer(Frozen):
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Returns `O`, and B- and I- of each label, sorted by label."""
-    return _bio(sorted({span.label for example in examples for span in example.target}))
+    """Returns `O`, followed by B- and I- of each label of a span, sorted by label."""
+    return _bio_labels(sorted({span.label for example in examples for span in example.target}))
 
 
 def label_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns `O`, and B- and I- of each label, in the order of the labels' first occurrence."""
-    return _bio(dict.fromkeys(label.partition("-")[2] for label in labels if label != OUTSIDE))
+    """Returns `O`, followed by B- and I- of each label, in the order in which the labels first occur."""
+    return _bio_labels(dict.fromkeys(label.partition("-")[2] for label in labels if label != OUTSIDE_TAG))
 
 
-def _bio(names: Iterable[str]) -> tuple[str, ...]:
-    return (OUTSIDE, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
+def _bio_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns `O`, then B- and I- of each name: B- labels have odd indices, and each is followed by its I- label."""
+    return (OUTSIDE_TAG, *(f"{prefix}-{name}" for name in names for prefix in "BI"))
 
 
 def example_labels(example: Example) -> tuple[str, ...]:
-    """Returns the labels of the spans."""
+    """Returns the label of each span."""
     return tuple(span.label for span in example.target)
 
 
 def gold(example: Example, spec: Spec) -> Int64:
-    """Returns the true BIO label of each unit, shape `(units,)`."""
-    return _unit_labels(example.input.text, example.target, spec.labels)
-
-
-def _unit_labels(text: str, spans: Sequence[Span], labels: Sequence[str]) -> Int64:
-    unit_offsets = units(text)
-    indices = np.zeros(len(unit_offsets), dtype=np.int64)
-    first, end = overlapping(unit_offsets, [span.start for span in spans], [span.end for span in spans])
-    for span, begin, stop in zip(spans, first, end, strict=True):
-        indices[begin:stop] = labels.index(f"I-{span.label}")
-        indices[begin : min(begin + 1, stop)] = labels.index(f"B-{span.label}")
+    """Returns the index of the true BIO label of each unit, `(units,)`."""
+    spans, labels, unit_offsets = example.target, spec.labels, units(example.input.text)
+    indices = np.zeros(len(unit_offsets), dtype=np.int64)  # index 0 is `O`
+    starts, ends = overlapped_units(unit_offsets, [span.start for span in spans], [span.end for span in spans])
+    for span, start, end in zip(spans, starts, ends, strict=True):
+        if start < end:  # a span without a visible character overlaps no unit
+            indices[start] = labels.index(f"B-{span.label}")
+            indices[start + 1 : end] = labels.index(f"I-{span.label}")
     return indices
 
 
 def first_tokens(text: str, encoding: Encoding) -> Int64:
-    """Returns the index of the first token that overlaps each unit, `(units,)`; -1 if the unit was cut off."""
-    spans, real = units(text), np.flatnonzero(encoding.offsets[:, 1] > encoding.offsets[:, 0])
-    starts, ends = encoding.offsets[real].T
-    first = np.searchsorted(ends, spans[:, 0], side="right")  # the first token that ends after the unit begins
-    overlaps = np.append(starts, len(text))[first] < spans[:, 1]  # no unit ends beyond the text
-    return np.where(overlaps, np.append(real, -1)[first], -1)
+    """Returns the index of the first token that overlaps each unit, `(units,)`; -1 if no token does.
+
+    No token overlaps a unit that was cut off because the text is longer than the model reads.
+    """
+    unit_offsets = units(text)
+    text_tokens = np.flatnonzero(encoding.offsets[:, 1] > encoding.offsets[:, 0])  # not the special tokens
+    token_starts, token_ends = encoding.offsets[text_tokens].T
+    # The first token that ends after the unit begins. For units after all tokens it is an appended one, which begins at
+    # the end of the text and so overlaps no unit.
+    candidates = np.searchsorted(token_ends, unit_offsets[:, 0], side="right")
+    overlaps = np.append(token_starts, len(text))[candidates] < unit_offsets[:, 1]
+    return np.where(overlaps, np.append(text_tokens, -1)[candidates], -1)
 
 
 def targets(example: Example, features: Features, spec: Spec) -> dict[str, Int64]:
-    """Returns the label of the unit that each token begins, `(tokens,)`; `IGNORED` if it begins none."""
-    by_token = np.full(len(features), IGNORED, dtype=np.int64)
+    """Returns the label index of the unit that each token is the first token of, `(tokens,)`, or `IGNORE_INDEX`.
+
+    A token that is the first of several units gets the label of the first unit.
+    """
+    by_token = np.full(len(features), IGNORE_INDEX, dtype=np.int64)
     text = example.input.text
     label_at = dict(zip(units(text)[:, 0].tolist(), gold(example, spec).tolist(), strict=True))
     starts = (units(features.text)[:, 0] + features.start).tolist()
     rows = list(zip(first_tokens(features.text, features.encoding).tolist(), starts, strict=True))
-    for token, start in reversed(rows):  # backwards, so that the first of two units that share a token decides
-        if token >= 0 and start in label_at:  # not where a window begins inside a word
+    for token, start in reversed(rows):  # the first of the units that share a token is written last
+        if token >= 0 and start in label_at:  # a window that begins inside a word has a unit that the text lacks
             by_token[token] = label_at[start]
     return {"labels": by_token}
 
 
 def decode(outputs: Sequence[Arrays], features: Sequence[Features], item: TextInput, spec: Spec) -> Float32:
-    """Returns the logits of the units of the text, `(units, labels)`; units that were not read are outside."""
-    features = unmasked(features, item.text)
+    """Returns the logits of the units of the text, `(units, labels)`; units that the model did not read are `O`."""
+    features = with_original_text(features, item.text)
     if len(features) == 1:
-        return scores(outputs[0]["logits"], item.text, features[0].encoding)
-    rows = [
-        scores(arrays["logits"], window.text, window.encoding) for arrays, window in zip(outputs, features, strict=True)
-    ]
-    return merge(rows, features, item.text)
+        return unit_logits(outputs[0]["logits"], item.text, features[0].encoding)
+    pairs = zip(outputs, features, strict=True)
+    logits = [unit_logits(arrays["logits"], window.text, window.encoding) for arrays, window in pairs]
+    return merge_windows(logits, features, item.text)
 
 
-def scores(logits: Float32, text: str, encoding: Encoding) -> Float32:
-    """Selects from the logits `(tokens, labels)` those of each unit's first token, `(units, labels)`.
+def unit_logits(logits: Float32, text: str, encoding: Encoding) -> Float32:
+    """Returns the logits of each unit's first token, `(units, labels)`, selected from `(tokens, labels)`.
 
-    A token may hold several units, for example in a script without spaces. All but the first of them continue the
-    entity of the first: for them, B- and I- of a label both count as I-.
+    A token may hold several units, for example in a script without spaces. The units after the first must continue its
+    entity: their I- label gets the probability of the token's B- and I- label together, and their B- label none.
     """
     tokens = first_tokens(text, encoding)
-    of_units = logits[np.maximum(tokens, 0)].astype(np.float32)
-    of_units[tokens < 0] = 0.0
-    of_units[tokens < 0, 0] = CUT_OFF_LOGIT
-    shared = np.flatnonzero((tokens[1:] == tokens[:-1]) & (tokens[1:] >= 0)) + 1
-    begin, inside = of_units[shared, 1::2], of_units[shared, 2::2]
-    of_units[shared, 2::2] = np.logaddexp(begin, inside)
-    of_units[shared, 1::2] = of_units[shared].min(axis=-1, keepdims=True) - CUT_OFF_LOGIT
-    return of_units
+    selected = logits[np.maximum(tokens, 0)].astype(np.float32)
+    selected[tokens < 0] = 0.0
+    selected[tokens < 0, 0] = CERTAIN_LOGIT  # of `O`
+    shared = np.flatnonzero((tokens[1:] == tokens[:-1]) & (tokens[1:] >= 0)) + 1  # units after the first of their token
+    begin, inside = selected[shared, 1::2], selected[shared, 2::2]  # B- and I- of each label
+    selected[shared, 2::2] = np.logaddexp(begin, inside)
+    selected[shared, 1::2] = selected[shared].min(axis=-1, keepdims=True) - CERTAIN_LOGIT
+    return selected
 
 
-def inexpressible(example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
-    """Lists the spans that begin or end inside a token, so that no model with this tokenizer can predict them."""
-    perfect = CUT_OFF_LOGIT * np.eye(len(spec.labels), dtype=np.float32)
-    outputs = [{"logits": perfect[np.maximum(targets(example, window, spec)["labels"], 0)]} for window in features]
-    best = decide(decode(outputs, features, example.input, spec), spec)
-    possible = set(decode_entities([spec.labels[index] for index in best]))
-    true = decode_entities([spec.labels[index] for index in gold(example, spec)])
-    end = features[-1].start + int(features[-1].encoding.offsets[:, 1].max(initial=0))  # of what was read
+def misaligned_spans(example: Example, features: Sequence[Features], spec: Spec) -> list[Span]:
+    """Lists the spans that begin or end inside a token, so that no model with this tokenizer can predict them.
+
+    They are those that are lost when the targets themselves are decoded. Spans that were cut off are not listed.
+    """
+    logits_of = CERTAIN_LOGIT * np.eye(len(spec.labels), dtype=np.float32)  # by target; ignored tokens count as `O`
+    outputs = [{"logits": logits_of[np.maximum(targets(example, window, spec)["labels"], 0)]} for window in features]
+    decision = decide(decode(outputs, features, example.input, spec), spec)
+    predictable, true = set(items(decision, spec)), items(gold(example, spec), spec)
+    end_of_reading = features[-1].start + int(features[-1].encoding.offsets[:, 1].max(initial=0))
     pairs = zip(example.target, true, strict=True)
-    return [span for span, entity in pairs if entity not in possible and span.end <= end]
+    return [span for span, entity in pairs if entity not in predictable and span.end <= end_of_reading]
 
 
 def items(decision: Int64, spec: Spec) -> list[tuple[str, int, int]]:
-    """Lists label, first and last unit of each entity."""
+    """Lists label, index of the first unit and index of the last unit of each entity."""
     return decode_entities([spec.labels[index] for index in decision])
 
 
 def item_labels(spec: Spec) -> tuple[str, ...]:
-    """Lists the labels of entities, which have no prefix."""
-    return tuple(sorted({label.partition("-")[2] for label in spec.labels if label != OUTSIDE}))
+    """Lists the labels of entities, without B- and I-, sorted."""
+    return tuple(sorted({label.partition("-")[2] for label in spec.labels if label != OUTSIDE_TAG}))
 
 
 def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[dict[str, str]]:
-    """Returns the units whose label differs, with the true label and those before and after."""
+    """Returns each unit whose BIO label differs, with its true label and those before and after."""
     text, true = example.input.text, gold(example, spec)
-    spans = units(text)
+    unit_offsets = units(text)
     return [
         {
-            "text": text[spans[unit, 0] : spans[unit, 1]],
+            "text": text[unit_offsets[unit, 0] : unit_offsets[unit, 1]],
             "true": spec.labels[true[unit]],
             "before": spec.labels[before[unit]],
             "after": spec.labels[after[unit]],
@@ -208,23 +216,23 @@ def changes(example: Example, before: Int64, after: Int64, spec: Spec) -> list[d
 
 
 def answer(prediction: Float32, features: Sequence[Features], item: TextInput, spec: Spec) -> Answer:
-    """Joins units into entities; an I- label continues an entity of the same label, or begins one."""
-    text, encoding = item.text, joined(features)
-    spans = units(text[: encoding.offsets[:, 1].max(initial=0)])  # only what was read
-    if len(spans) and (unit := UNIT.match(text, int(spans[-1, 0]))):
-        spans[-1, 1] = unit.end()  # to the end of the word if only a part of it was read
-    shares = softmax(prediction[: len(spans)])
-    predicted = [
+    """Returns the entities that the units form, in the part of the text that the model read."""
+    text, encoding = item.text, join_windows(features)
+    offsets = units(text[: encoding.offsets[:, 1].max(initial=0)])
+    if len(offsets) and (last_unit := UNIT.match(text, int(offsets[-1, 0]))):
+        offsets[-1, 1] = last_unit.end()  # the model may have read only a part of this unit
+    shares = softmax(prediction[: len(offsets)])
+    entities = [
         Entity(
             label=label,
-            text=text[spans[first, 0] : spans[last, 1]],
-            start=int(spans[first, 0]),
-            end=int(spans[last, 1]),
+            text=text[offsets[first, 0] : offsets[last, 1]],
+            start=int(offsets[first, 0]),
+            end=int(offsets[last, 1]),
             score=float(shares[first : last + 1].max(axis=-1).min()),
         )
-        for label, first, last in decode_entities([spec.labels[index] for index in shares.argmax(axis=-1)])
+        for label, first, last in items(shares.argmax(axis=-1), spec)
     ]
-    return Answer(entities=predicted, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
+    return Answer(entities=entities, tokens=len(encoding), windows=encoding.windows, truncated=encoding.truncated)
 
 
 def record(answer: Answer) -> dict[str, Any]:
@@ -233,8 +241,8 @@ def record(answer: Answer) -> dict[str, Any]:
 
 
 def pipeline(answer: Answer, top_k: int | None) -> list[dict[str, Any]]:
-    """Lists entities with the keys that transformers' pipeline uses."""
+    """Lists the entities with the keys of transformers' pipeline."""
     return [
-        {"entity_group": span.label, "score": span.score, "word": span.text, "start": span.start, "end": span.end}
-        for span in answer.entities
+        {"entity_group": found.label, "score": found.score, "word": found.text, "start": found.start, "end": found.end}
+        for found in answer.entities
     ]

@@ -1,4 +1,4 @@
-"""Trainers: methods to fine-tune a model. One file each: `Options`, `FINE_TUNED` and `train`."""
+"""Trainers: methods to fine-tune a model. Each is one file with `Options`, `NEEDS_FINE_TUNED` and `train`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """The model at its best epoch, which need not be the object that was given, and its learning curve."""
+    """What a trainer returns."""
 
-    model: torch.nn.Module
-    curve: list[dict[str, Any]]
+    model: torch.nn.Module  # with the weights of its best epoch; may be another object than the one that was given
+    curve: list[dict[str, Any]]  # learning curve: the loss of logged steps, and the metrics of each epoch
 
 
 class Trainer(Protocol):
-    """What a file of this folder provides. `FINE_TUNED` says that the base model must have its head already."""
+    """The module-level names that a file of this folder provides."""
 
     Options: type[BaseModel]
-    FINE_TUNED: bool
+    NEEDS_FINE_TUNED: bool  # whether the base model must have a trained head for the task; otherwise it gets a new one
 
     def train(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> Trained:
-        """Fits the model; `work` is for checkpoints."""
+        """Fits a model to the training rows.
+
+        Args:
+            model: with the head of the task.
+            problem: training and validation rows, task and tokenizer.
+            options: of the type `Options`.
+            work: directory for checkpoints; training that was killed goes on from the newest one there.
+        """
 
 
 def load(name: str) -> Trainer:
-    """Imports a trainer by name, for example `"full"`."""
+    """Imports a trainer by name, such as `"full"`."""
     return cast(Trainer, methods.load("trainer", name))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deploykit.modeling.problem import Problem
 
-FINE_TUNED = False
+NEEDS_FINE_TUNED = False  # the base model needs no head: a new one is made
 
 
 class Options(FitOptions):
@@ -25,18 +25,19 @@ class Options(FitOptions):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is spread evenly over all labels."""
     pooling: Literal["auto", "mean", "model"] = "auto"
-    """What a new head of a task on whole texts reads: `mean`, the mean of the states of all tokens; `model`, what
-    transformers' class of the model reads, for BERT the first token. `auto`: the mean, for encoders of known types that
-    have no such head yet; the checkpoint is of a class of deploykit then. Other tasks do not use it."""
+    """What a new head reads in a task on whole texts. `mean`: the mean of the hidden states of all tokens; the
+    checkpoint then has a model class of deploykit. `model`: what transformers' class of the model reads, for BERT the
+    first token. `auto`: `mean` if the base model is an encoder of a known type without such a head, otherwise `model`.
+    Other tasks do not use it."""
     head_first: bool = True
-    """Fits a head that reads means of states to the encoder as it is, before all weights are trained (Kumar et al.,
-    2022)."""
+    """Fits a new head that reads mean hidden states before all weights are trained, with the encoder as it is (Kumar et
+    al., 2022)."""
     class_weights: Literal["balanced"] | None = None
     """`balanced`: weights inversely proportional to the frequency of each label; null: equal weights."""
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
-    """Fits the model to the training rows and leaves it at its best epoch."""
+    """Fits all weights to the training rows, and returns the model of the best epoch."""
     from deploykit.modeling.finetuning import fit, newest_checkpoint
     from deploykit.modeling.losses import of_task
     from deploykit.modeling.probing import fit_text_heads

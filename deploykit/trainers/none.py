@@ -1,4 +1,4 @@
-"""Uses a model that is fine-tuned already without changing it; `train: null` in a recipe."""
+"""Uses a model that is already fine-tuned, without changing it. A recipe says `train: null`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from deploykit.modeling.problem import Problem
 
-__all__ = ["FINE_TUNED", "Options", "train"]
+__all__ = ["NEEDS_FINE_TUNED", "Options", "train"]
 
-FINE_TUNED = True
+NEEDS_FINE_TUNED = True
 
 
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
-    """Changes nothing."""
+    """Returns the model unchanged, with an empty learning curve."""
     return Trained(model, [])

@@ -11,7 +11,7 @@ from deploykit.modeling import distillation, surgery
 from deploykit.modeling.losses import divergence
 from deploykit.modeling.options import DistillOptions
 from deploykit.modeling.problem import Teacher, collate
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,7 +92,7 @@ def test_the_loss_is_the_weighted_sum(task, tiny_encoder, problem_of, tmp_path, 
     assert not teacher.training
     torch.testing.assert_close(found["teacher"]["logits"], teacher(**given).logits)
     assert not found["teacher"]["logits"].requires_grad
-    shown = labels != IGNORED
+    shown = labels != IGNORE_INDEX
     soft = divergence("cross_entropy", found["logits"][shown], found["teacher"]["logits"][shown], 3.0)
     near = distillation.hidden_error(found["hidden"], found["teacher_hidden"], given["attention_mask"].bool())
     expected = 0.7 * soft + 0.3 * classification_loss()(found, labels) + 0.3 * near
@@ -144,7 +144,7 @@ def test_a_head_without_rows_in_a_batch_adds_nothing(tiny_encoder, problem_of, t
 
     student = {**outputs(0), "hidden": hidden, "teacher": outputs(1), "teacher_hidden": hidden}
     student["real"] = torch.ones(4, 2, dtype=torch.bool)
-    none, some = torch.full((4,), IGNORED), torch.tensor([0, 1, 2, 0])
+    none, some = torch.full((4,), IGNORE_INDEX), torch.tensor([0, 1, 2, 0])
     both, first, second = (
         loss(student, {"mood/labels": mood, "topic/labels": topic})
         for mood, topic in ((some, some), (some, none), (none, some))

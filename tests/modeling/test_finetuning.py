@@ -19,7 +19,7 @@ from deploykit.modeling.finetuning import fit
 from deploykit.modeling.losses import of_task
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, collate, first_metric, inputs
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def logits_and_labels(task):
     shape = (6,) if task == "text-classification" else (6, 5)
     labels = torch.randint(0, 3, shape)
     if task == "token-classification":
-        labels[:, [0, -1]] = IGNORED
+        labels[:, [0, -1]] = IGNORE_INDEX
     return torch.randn(*shape, 3, dtype=torch.float64), labels
 
 
@@ -209,7 +209,7 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     with torch.inference_mode():
         batch = collate(problem, problem.rows(problem.validation))
         best = model(**inputs(model, batch)).logits.argmax(-1)
-    shown = batch["labels"] != IGNORED
+    shown = batch["labels"] != IGNORE_INDEX
     accuracy = (best == batch["labels"])[shown].double().mean().item()
     first = problem.task.METRICS[0]
     judged = [point for point in curve if point["split"] == "validation"]
@@ -283,8 +283,8 @@ def test_targets_are_padded_where_the_tokens_are(problem_of):
     assert batch["labels"].shape == batch["input_ids"].shape
     for row, labels in zip(problem.train, batch["labels"].numpy(), strict=True):
         np.testing.assert_array_equal(labels[: len(row.targets["labels"])], row.targets["labels"])
-        assert (labels[len(row.targets["labels"]) :] == IGNORED).all()
-    assert int((batch["labels"] != IGNORED).sum()) == sum(
+        assert (labels[len(row.targets["labels"]) :] == IGNORE_INDEX).all()
+    assert int((batch["labels"] != IGNORE_INDEX).sum()) == sum(
         len(row.features.encoding) - 2 - pieces(row) for row in problem.train
     )
 
@@ -314,9 +314,13 @@ def test_the_loss_is_that_of_torch_divided_by_the_units(task, weights, smoothing
     loss = classification_loss(weights, smoothing)
     flat, kept = logits.reshape(-1, 3), labels.reshape(-1)
     expected = torch.nn.functional.cross_entropy(
-        flat[kept != IGNORED], kept[kept != IGNORED], weight=weights, label_smoothing=smoothing, reduction="sum"
+        flat[kept != IGNORE_INDEX],
+        kept[kept != IGNORE_INDEX],
+        weight=weights,
+        label_smoothing=smoothing,
+        reduction="sum",
     )
-    units = int((labels != IGNORED).sum())
+    units = int((labels != IGNORE_INDEX).sum())
     torch.testing.assert_close(loss({"logits": logits}, labels), expected / units)
     torch.testing.assert_close(loss({"logits": logits}, labels, torch.tensor(40)), expected / 40)
     if weights is None:

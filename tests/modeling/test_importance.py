@@ -5,7 +5,7 @@ from models import TASKS
 
 from deploykit.modeling import importance, surgery
 from deploykit.pruners._width import sizing
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +24,7 @@ def brute_force(model, row):
     ids = torch.from_numpy(row.features.encoding.ids)[None]
     logits = model(input_ids=ids).logits.reshape(-1, model.config.num_labels)
     targets = torch.from_numpy(row.targets["labels"]).reshape(-1)
-    torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").backward()
+    torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum").backward()
     for hook in hooks:
         hook.remove()
     columns = [(found[part] * found[part].grad).sum(dim=(0, 1)).detach() for part in parts]

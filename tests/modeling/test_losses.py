@@ -19,7 +19,7 @@ from deploykit.modeling.importance import importance
 from deploykit.modeling.options import DistillOptions, FitOptions
 from deploykit.modeling.problem import first_metric
 from deploykit.pruners import layers, width
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"epochs": 1, "batch_size": 16, "bf16": "off"}
@@ -107,7 +107,7 @@ def test_an_epoch_whose_logits_are_no_numbers_is_never_the_best(tmp_path, tiny_e
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_without_a_target_has_the_loss_zero(task):
     logits = torch.zeros(2, 3, requires_grad=True) if task == TASKS[0] else torch.zeros(2, 4, 3, requires_grad=True)
-    labels = torch.full(logits.shape[:-1], IGNORED)
+    labels = torch.full(logits.shape[:-1], IGNORE_INDEX)
     for count in (None, torch.tensor(0), 0):
         value = classification_loss()({"logits": logits}, labels, count)
         assert value == 0

@@ -114,7 +114,7 @@ def test_rows_without_a_target_are_not_counted(tiny_encoder, problem_of):
     model = with_heads(tiny_encoder("bert").bert, heads)
     before = model.heads["names/logits"].output.weight.clone()
     missing = tuple(
-        replace(row, targets={"labels": np.array(tasks.IGNORED)}) if index % 2 else row
+        replace(row, targets={"labels": np.array(tasks.IGNORE_INDEX)}) if index % 2 else row
         for index, row in enumerate(problem.train)
     )
     probing.fit_text_heads(model, replace(problem, train=missing), OPTIONS)

@@ -192,7 +192,7 @@ def test_the_new_tokenizer_takes_the_place_of_the_old(tiny_encoder, problem_of, 
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")  # as transformers 4.57 writes it
     problem = problem_of(count=3)
     pruned = vocabulary.prune(tiny_encoder(), problem, vocabulary.Options(), tmp_path)
-    pruned.tokenizer.replace(tmp_path)
+    pruned.tokenizer.overwrite(tmp_path)
     again = Tokenizer.load(tmp_path, 64)
     assert again.backend.to_str() == pruned.tokenizer.backend.to_str()
     assert (again.pad_id, again.unknown_id) == (pruned.tokenizer.pad_id, pruned.tokenizer.unknown_id)

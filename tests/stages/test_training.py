@@ -8,7 +8,7 @@ import pytest
 import deploykit
 from deploykit.artifact import load_predictions
 from deploykit.inference import golden
-from deploykit.tasks import TextInput, of_manifest, spec_of
+from deploykit.tasks import TextInput, spec_of, task_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,8 +22,8 @@ def test_the_tuned_threshold_stands_in_the_manifest_and_the_report_measures_it(t
     assert manifest.task_options["abstain_accuracy"] is None
     assert spec_of(manifest).options.abstain_below == below
 
-    predictions = of_manifest(manifest).load(load_predictions(trained)["test"])
-    observed = of_manifest(manifest).observe(predictions, spec_of(manifest))
+    predictions = task_of(manifest).load(load_predictions(trained)["test"])
+    observed = task_of(manifest).observe(predictions, spec_of(manifest))
     chosen = manifest.own_details["test"]["abstention"]["chosen"]
     assert chosen["threshold"] == below
     assert chosen["coverage"]["value"] == 1 - observed.abstained / len(predictions)

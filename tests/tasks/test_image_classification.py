@@ -104,7 +104,7 @@ def test_tokens_of_an_image_follow_those_of_its_text_and_are_not_in_the_arrays(t
 
 def test_texts_of_models_that_know_full_length_only_are_padded_to_it(tokenizer_folder):
     text = Tokenizer.load(tokenizer_folder, 64)
-    tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17, text, fixed_length=True)
+    tokenizer = ImageTokenizer(Preprocessing.of(PREPROCESSING), 17, text, pads_to_full_length=True)
     ((features,),) = TASK.encode([Input(image=RED, text="a film")], tokenizer, Spec((), Options()))
     batch = tokenizer.collate([features.encoding])
     assert batch["input_ids"].shape == (1, 64)

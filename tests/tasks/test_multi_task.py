@@ -8,7 +8,7 @@ from deploykit import tasks
 from deploykit.errors import DataError
 from deploykit.evaluation import metrics
 from deploykit.evaluation.metrics import Outcomes
-from deploykit.tasks import IGNORED, Span, Spec, are_same
+from deploykit.tasks import IGNORE_INDEX, Span, Spec, are_same
 
 HEADS = {
     "mood": {"method": "text-classification", "columns": {"label": "mood"}},
@@ -97,7 +97,7 @@ def test_a_missing_text_is_named_as_a_column():
 def test_heads_learn_their_labels_and_options():
     task, options = load()
     examples = read(task)
-    learned = task.scale(examples, task.prepare(examples, options))
+    learned = task.fit_scale(examples, task.prepare(examples, options))
     assert {name: head.labels for name, head in learned.heads.items()} == {
         "mood": ("bad", "good"),
         "topics": ("film", "people"),
@@ -148,7 +148,7 @@ def test_a_head_without_labels_of_a_row_learns_nothing_from_it(tokenizer):
         summed.backward()
         assert bool(logits.grad.abs().sum() > 0) == name.startswith("names/")
         assert bool(torch.isfinite(logits.grad).all())
-    assert (targets["mood/labels"] == IGNORED).all()
+    assert (targets["mood/labels"] == IGNORE_INDEX).all()
 
 
 def test_predictions_and_answers_are_those_of_each_head(tokenizer):
@@ -224,7 +224,7 @@ def test_spans_in_a_text_that_joined_words_change_are_refused():
 def test_an_empty_cell_of_a_list_of_labels_is_refused_unless_the_head_is_named():
     task, _ = load()
     row = {"text": "the plot", "mood": "good", "topics": ""}
-    with pytest.raises(ValueError, match=r"has an empty 'topics', so that the head 'topics' may have no label there"):
+    with pytest.raises(ValueError, match=r"has an empty 'topics': either no label of the head 'topics' applies, or"):
         read(task, [row])
     named = [{**row, "head": "topics"}, {**row, "head": "mood"}]
     assert [list(example.target) for example in read(task, named, {**COLUMNS, "head": "head"})] == [

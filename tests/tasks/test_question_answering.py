@@ -84,7 +84,7 @@ def test_a_context_must_be_a_text_or_texts():
     with pytest.raises(ValueError, match="expected a text or a list of texts"):
         read(context=["a", 3], answers=[])
     answer = {"text": "b", "start": 0, "context": 1}
-    assert read(context=["a", "b c"], answers=[answer]).input.sources == ("a", "b c")
+    assert read(context=["a", "b c"], answers=[answer]).input.all_contexts == ("a", "b c")
 
 
 def test_windows_overlap_hold_the_question_and_show_all_of_the_context(short):

@@ -26,7 +26,7 @@ def test_what_is_no_number_is_refused(score):
 
 def test_the_model_learns_standardized_numbers_and_answers_in_units_of_the_data():
     rows = [Example(TextInput(text="a"), score) for score in (10.0, 20.0, 60.0)]
-    spec = Spec((), task.scale(rows, task.Options()))
+    spec = Spec((), task.fit_scale(rows, task.Options()))
     learned = [float(task.targets(row, window(), spec)["labels"]) for row in rows]
     assert np.mean(learned) == pytest.approx(0, abs=1e-6)
     assert np.std(learned) == pytest.approx(1)
@@ -43,7 +43,7 @@ def test_the_model_learns_standardized_numbers_and_answers_in_units_of_the_data(
 
 
 def test_equal_scores_leave_the_deviation_at_one():
-    options = task.scale([Example(TextInput(text="a"), 4.0)] * 3, task.Options())
+    options = task.fit_scale([Example(TextInput(text="a"), 4.0)] * 3, task.Options())
     assert (options.mean, options.deviation) == (4.0, 1.0)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.tasks import IGNORED, Spec
+from deploykit.tasks import IGNORE_INDEX, Spec
 from deploykit.tasks import relation_extraction as task
 from deploykit.tasks._relations import first_token_by_offset
 
@@ -44,7 +44,7 @@ def perfect(example, features, spec):
         named = {"tag_logits": wanted["tags"], "relation_logits": wanted["relations"]}
         outputs.append(
             {
-                name: 9 * np.eye(sizes[name], dtype=np.float32)[np.where(array == IGNORED, -1, array)]
+                name: 9 * np.eye(sizes[name], dtype=np.float32)[np.where(array == IGNORE_INDEX, -1, array)]
                 for name, array in named.items()
             }
         )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import example_of, spec_of
 
-from deploykit.tasks import IGNORED, Span, softmax
+from deploykit.tasks import IGNORE_INDEX, Span, softmax
 from deploykit.tasks import token_classification as task
 from deploykit.tasks._units import units
 from deploykit.tokenizer import Encoding, Features, Tokenizer
@@ -200,11 +200,11 @@ def test_the_loss_sees_the_first_token_of_each_unit(tokenizer):
     (encoding,) = tokenizer.encode([TEXT])
     pieces = tokenizer.backend.encode(TEXT).tokens
     targets = targets_of(EXAMPLE, encoding)
-    seen = {piece: LABELS[label] for piece, label in zip(pieces, targets, strict=True) if label != IGNORED}
+    seen = {piece: LABELS[label] for piece, label in zip(pieces, targets, strict=True) if label != IGNORE_INDEX}
     assert seen == {"anna": "B-NAME", "l": "I-NAME", "lives": "O", "in": "O", "london": "B-PLACE", ".": "O"}
     assert pieces[2:5] == ["l", "##e", "##e"]
     assert targets.shape == (len(encoding),)
-    assert targets[3:5].tolist() == [IGNORED] * 2
+    assert targets[3:5].tolist() == [IGNORE_INDEX] * 2
 
 
 def test_two_units_in_one_token_take_the_label_of_the_first(tokenizer):
@@ -212,7 +212,7 @@ def test_two_units_in_one_token_take_the_label_of_the_first(tokenizer):
     merged = np.array([[0, 0], [0, 3], [0, 0]])
     encoding = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], merged, 0, False)
     example = example_of("a b", spans=(Span(0, 1, "NAME"), Span(2, 3, "PLACE")))
-    assert targets_of(example, encoding).tolist() == [IGNORED, 1, IGNORED]
+    assert targets_of(example, encoding).tolist() == [IGNORE_INDEX, 1, IGNORE_INDEX]
     assert task.first_tokens("a b", encoding).tolist() == [1, 1]
 
 
@@ -220,10 +220,10 @@ def test_units_that_were_cut_off_are_certainly_outside(tokenizer_folder):
     text = "anna " * 20
     (encoding,) = Tokenizer.load(tokenizer_folder, 8).encode([text])
     logits = logits_for([1] * 8)
-    scores = task.scores(logits, text, encoding)
+    scores = task.unit_logits(logits, text, encoding)
     assert scores.shape == (20, 5)
     np.testing.assert_array_equal(scores[:6], logits[1:7])
-    np.testing.assert_array_equal(scores[6:], [[task.CUT_OFF_LOGIT, 0, 0, 0, 0]] * 14)
+    np.testing.assert_array_equal(scores[6:], [[task.CERTAIN_LOGIT, 0, 0, 0, 0]] * 14)
     answer = answer_of(scores, text, encoding)
     assert (len(answer.entities), answer.tokens, answer.truncated) == (6, 8, True)
 
@@ -264,7 +264,7 @@ def test_the_score_of_an_entity_is_that_of_its_least_certain_word(tokenizer, fir
 
 def test_a_text_without_units_has_no_entities(tokenizer):
     (encoding,) = tokenizer.encode(["  "])
-    scores = task.scores(logits_for([0, 0]), "  ", encoding)
+    scores = task.unit_logits(logits_for([0, 0]), "  ", encoding)
     assert scores.shape == (0, 5)
     assert answer_of(scores, "  ", encoding).entities == []
 
@@ -291,10 +291,10 @@ def test_spans_come_back_from_the_targets_of_their_tokens_with_the_same_offsets(
     example, places = example_of(text, spans=spans), np.arange(len(text))
     characters = Encoding(places, places, np.stack([places, places + 1], axis=1), 0, False)  # one token each
     logits = logits_for(targets_of(example, characters).clip(0))
-    answer = answer_of(task.scores(logits, text, characters), text, characters)
+    answer = answer_of(task.unit_logits(logits, text, characters), text, characters)
     assert tuple(Span(entity.start, entity.end, entity.label) for entity in answer.entities) == spans
     assert all(entity.text == text[entity.start : entity.end] for entity in answer.entities)
-    assert task.inexpressible(example, [Features(text, 0, characters)], SPEC) == []
+    assert task.misaligned_spans(example, [Features(text, 0, characters)], SPEC) == []
 
 
 def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
@@ -305,8 +305,8 @@ def test_units_that_share_a_token_are_parts_of_one_entity(tokenizer):
     )
     example = example_of(text, spans=(Span(1, 3, "PLACE"),))
     targets = targets_of(example, whole)
-    assert targets.tolist() == [IGNORED, 0, LABELS.index("B-PLACE"), IGNORED]
-    scores = task.scores(logits_for(targets.clip(0)), text, whole)
+    assert targets.tolist() == [IGNORE_INDEX, 0, LABELS.index("B-PLACE"), IGNORE_INDEX]
+    scores = task.unit_logits(logits_for(targets.clip(0)), text, whole)
     assert scores.argmax(axis=-1).tolist() == task.gold(example, SPEC).tolist()
     probabilities = softmax(scores)
     np.testing.assert_allclose(probabilities[1:, 0], softmax(logits_for([3, 3]))[:, 0], rtol=1e-4)
@@ -321,10 +321,10 @@ def test_spans_that_the_tokens_cannot_express_are_listed(tokenizer):
     coarse = type(encoding)(encoding.ids[:5], encoding.type_ids[:5], offsets, 0, False)
     spans = (Span(1, 3, "PLACE"), Span(4, 8, "NAME"), Span(9, 10, "NAME"))
     example = example_of(text, spans=spans)
-    assert task.inexpressible(example, [Features(text, 0, coarse)], SPEC) == [spans[0], spans[2]]
+    assert task.misaligned_spans(example, [Features(text, 0, coarse)], SPEC) == [spans[0], spans[2]]
     cut = type(encoding)(encoding.ids[:3], encoding.type_ids[:3], offsets[:3], 0, True)
     # those that were cut off are another matter
-    assert task.inexpressible(example, [Features(text, 0, cut)], SPEC) == [spans[0]]
+    assert task.misaligned_spans(example, [Features(text, 0, cut)], SPEC) == [spans[0]]
 
 
 def test_a_word_of_which_only_the_beginning_was_read_is_answered_whole(tokenizer):
@@ -342,7 +342,7 @@ def test_each_word_is_answered_by_the_window_that_shows_most_around_it():
     parts = [(0, 16), (6, 22), (11, 30)]  # two words and a bit in common
     windows = [Features(text[start:end], start, None) for start, end in parts]
     found = [np.full((len(units(window.text)), 3), number, dtype=np.float32) for number, window in enumerate(windows)]
-    merged = task.merge(found, windows, text)
+    merged = task.merge_windows(found, windows, text)
     assert merged.shape == (5, 3)
     # beta stands 6 from the edge of the first and 0 from that of the second; gamma at an edge of all but the second
     assert merged[:, 1].tolist() == [0, 0, 1, 2, 2]
@@ -352,13 +352,13 @@ def test_a_word_that_an_edge_cuts_is_taken_from_where_it_is_whole():
     text = "alpha beta gamma"
     windows = [Features("alpha bet", 0, None), Features("eta gamma", 7, None), Features("beta gamma", 6, None)]
     found = [np.full((2, 3), number, dtype=np.float32) for number in range(3)]
-    assert task.merge(found, windows, text)[:, 1].tolist() == [0, 2, 2]
+    assert task.merge_windows(found, windows, text)[:, 1].tolist() == [0, 2, 2]
     windows = [Features("alpha be", 0, None), Features("bet", 6, None), Features("eta gamma", 7, None)]
-    cut = task.merge([found[0], found[1][:1], found[2]], windows, text)
+    cut = task.merge_windows([found[0], found[1][:1], found[2]], windows, text)
     assert cut[:, 1].tolist() == [0, 1, 2]  # its longest beginning, where all cut it
     windows = [Features("alpha", 0, None), Features("eta gamma", 7, None)]
-    lost = task.merge([found[0][:1], found[1]], windows, text)
-    assert lost[1].tolist() == [task.CUT_OFF_LOGIT, 0, 0]  # no window has it: no entity
+    lost = task.merge_windows([found[0][:1], found[1]], windows, text)
+    assert lost[1].tolist() == [task.CERTAIN_LOGIT, 0, 0]  # no window has it: no entity
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_windows_over_a_long_text_of_any_script_lose_nothing(sentence, spans, to
     assert len(windows) > 3
     label_of = dict(zip(units(text)[:, 0].tolist(), task.gold(example, SPEC).tolist(), strict=True))
     parts = [[label_of.get(start + window.start, 0) for start, _ in units(window.text)] for window in windows]
-    merged = task.merge([logits_for(part) for part in parts], windows, text)
+    merged = task.merge_windows([logits_for(part) for part in parts], windows, text)
     answer = task.answer(merged, windows, example.input, SPEC)
     assert [Span(entity.start, entity.end, entity.label) for entity in answer.entities] == found
 
@@ -412,17 +412,17 @@ def test_targets_of_windows_are_those_of_words_that_begin_in_them(sentence, span
         seen = set()
         for start, end, target in zip(starts, ends, targets.tolist(), strict=True):
             if start == end or start in seen:  # a special token, or one that shares its character
-                assert target == IGNORED
+                assert target == IGNORE_INDEX
                 continue
             seen.add(start)
-            assert target == label_at.get(start, IGNORED)
+            assert target == label_at.get(start, IGNORE_INDEX)
             labelled |= {start: target} if start in label_at else {}
         begun_inside += min(seen) not in label_at
     assert labelled == label_at
     assert begun_inside or "anna leeson" not in sentence
     prediction = task.decode(perfect(example, windows), windows, example.input, SPEC)
     np.testing.assert_array_equal(task.decide(prediction, SPEC), task.gold(example, SPEC))
-    assert task.inexpressible(example, windows, SPEC) == []
+    assert task.misaligned_spans(example, windows, SPEC) == []
     answer = task.answer(prediction, windows, example.input, SPEC)
     assert [Span(entity.start, entity.end, entity.label) for entity in answer.entities] == moved
 
@@ -432,8 +432,8 @@ def test_the_rest_of_a_word_is_not_taken_for_a_word(tokenizer):
     window = Features(text[10:], 10, tokenizer.encode([text[10:]])[0])
     targets = task.targets(example_of(text, spans=[Span(4, 15, "PLACE")]), window, SPEC)["labels"]
     first, last = task.first_tokens(window.text, window.encoding).tolist()
-    assert (targets[first], targets[last]) == (IGNORED, LABELS.index("O"))
-    assert (targets != IGNORED).sum() == 1
+    assert (targets[first], targets[last]) == (IGNORE_INDEX, LABELS.index("O"))
+    assert (targets != IGNORE_INDEX).sum() == 1
 
 
 def test_windows_give_the_units_of_the_whole_text_and_what_was_not_read_is_outside(tokenizer_folder):
@@ -449,14 +449,14 @@ def test_windows_give_the_units_of_the_whole_text_and_what_was_not_read_is_outsi
         prediction = task.decode(perfect(example, windows), windows, example.input, spec)
         assert (prediction.shape, prediction.dtype) == ((40, len(LABELS)), np.float32)
         assert task.decide(prediction, spec)[:read].tolist() == task.gold(example, spec)[:read].tolist()
-        assert prediction[read:].tolist() == [[task.CUT_OFF_LOGIT, 0, 0, 0, 0]] * (40 - read)
+        assert prediction[read:].tolist() == [[task.CERTAIN_LOGIT, 0, 0, 0, 0]] * (40 - read)
         answer = task.answer(prediction, windows, example.input, spec)
         end = units(text)[read - 1, 1]
         assert [Span(found.start, found.end, found.label) for found in answer.entities] == [
             span for span in spans if span.end <= end
         ]
         assert (answer.windows, answer.truncated) == (len(windows), read < 40)
-        assert task.inexpressible(example, windows, spec) == []
+        assert task.misaligned_spans(example, windows, spec) == []
 
 
 def test_changes_name_the_words_with_their_labels():
@@ -486,5 +486,5 @@ def test_predictions_come_back_from_their_arrays():
 def test_units_that_no_window_has_are_outside():
     windows = [Features("alpha beta", 0, None), Features("beta gamma", 6, None)]
     found = [np.zeros((2, 3), dtype=np.float32)] * 2
-    merged = task.merge(found, windows, "alpha beta gamma delta")
-    assert merged.tolist() == [[0, 0, 0]] * 3 + [[task.CUT_OFF_LOGIT, 0, 0]]
+    merged = task.merge_windows(found, windows, "alpha beta gamma delta")
+    assert merged.tolist() == [[0, 0, 0]] * 3 + [[task.CERTAIN_LOGIT, 0, 0]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deploykit.tasks._units import join, units
+from deploykit.tasks._units import join_tokens, units
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text(
     "a7é\u0301 我เก시ि👩\u200d🚀-\u200b", max_size=12
@@ -77,7 +77,7 @@ def test_the_beginning_of_a_text_has_the_units_of_the_whole_that_begin_in_it(tex
     ],
 )
 def test_tokens_are_joined_as_they_are_written(tokens, text):
-    joined, places = join(tokens)
+    joined, places = join_tokens(tokens)
     assert joined == text
     assert [joined[start:end] for start, end in places] == tokens
 
@@ -85,6 +85,6 @@ def test_tokens_are_joined_as_they_are_written(tokens, text):
 @given(TEXTS.filter(str.strip))
 def test_the_units_of_a_text_joined_as_tokens_keep_their_places_in_order(text):
     tokens = pieces(text) or ["a"]
-    joined, places = join(tokens)
+    joined, places = join_tokens(tokens)
     assert [joined[start:end] for start, end in places] == tokens
     assert joined.replace(" ", "") == "".join(tokens).replace(" ", "")

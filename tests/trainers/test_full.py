@@ -7,7 +7,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from deploykit.modeling import finetuning
 from deploykit.modeling.problem import balanced_weights
-from deploykit.tasks import IGNORED
+from deploykit.tasks import IGNORE_INDEX
 from deploykit.trainers import full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_balanced_weights_are_those_of_scikit_learn(task, problem_of):
     problem = problem_of(task, 37)
     targets = np.concatenate([row.targets["labels"].reshape(-1) for row in problem.train])
-    targets = targets[targets != IGNORED]
+    targets = targets[targets != IGNORE_INDEX]
     expected = compute_class_weight("balanced", classes=np.arange(len(problem.spec.labels)), y=targets)
     weights = balanced_weights(problem)
     assert weights.dtype == torch.float32

@@ -11,7 +11,7 @@ def test_there_is_nothing_to_choose():
 
 
 def test_the_model_must_be_fine_tuned_and_stays_as_it_is(tmp_path, tiny_encoder, problem_of):
-    assert none.FINE_TUNED
+    assert none.NEEDS_FINE_TUNED
     model = tiny_encoder()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert none.train(model, problem_of(count=16), none.Options(), tmp_path) == Trained(model, [])

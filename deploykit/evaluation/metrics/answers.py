@@ -3,14 +3,14 @@
 import numpy as np
 
 from deploykit.evaluation.metrics import Outcomes, Statistic, of_sums
-from deploykit.tasks._answers import exact, f1
+from deploykit.tasks._answers import exact_match, word_f1
 
 
 class ExactMatch:
     """The share of answers that are one of the right ones; no answer is right if there is none."""
 
     HIGHER = True
-    score = staticmethod(exact)
+    score = staticmethod(exact_match)
 
     def value(self, outcomes: Outcomes) -> float:
         """Averages it over rows."""
@@ -28,4 +28,4 @@ class ExactMatch:
 class AnswerF1(ExactMatch):
     """The F1 of the words of an answer against the nearest right one, averaged over rows."""
 
-    score = staticmethod(f1)
+    score = staticmethod(word_f1)

@@ -143,7 +143,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     """Returns the route of Hugging Face's inference API: `inputs` in, what transformers' pipelines return out."""
     own = task.Input is not TextInput
     single: Any = task.Input if own else Pair if manifest.pair else str
-    function: Any = Literal[getattr(task, "PIPELINE_FUNCTION", "softmax")]
+    function: Any = Literal[getattr(task, "PIPELINE_ACTIVATION", "softmax")]
     example: Any = dict.fromkeys(input_names(manifest, task), EXAMPLE)
     if not own and not manifest.pair:
         example = EXAMPLE
@@ -177,7 +177,7 @@ def pipeline(manifest: Manifest, task: Task) -> Protocol:
     def write(body: PipelineRequest, answers: Sequence[BaseModel]) -> Any:
         top_k = None if body.parameters is None else body.parameters.top_k
         outputs = [task.pipeline(answer, top_k) for answer in answers]
-        return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]
+        return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_ALWAYS_LISTS", False) else outputs[0]
 
     def from_files(inputs: Sequence[Mapping[str, Any]]) -> Any:
         return {"inputs": inputs[0] if len(inputs) == 1 else inputs}

@@ -90,7 +90,7 @@ def read_texts(tensors: Sequence[Tensor], binary: bytes, max_texts: int, files: 
             parts, rest = _binary_parts(tensor.name, rest[:size], max_texts), rest[size:]
             data = [bytes(part) if tensor.name in files else _decoded(tensor.name, part) for part in parts]
         if tensor.name in files:
-            data = [images.content(image) for image in data or ()]
+            data = [images.parse_image(image) for image in data or ()]
         count = len(data or ())
         if not 1 <= count <= max_texts:
             raise ValueError(f"from 1 to {max_texts} texts are answered at once")

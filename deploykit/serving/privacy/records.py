@@ -80,7 +80,7 @@ class Recorder:
         self._share, self._written, self._dropped, self._names = options.share, written, dropped, names
         self._files = Files(folder, options.megabytes * BYTES_PER_MEGABYTE)
         manifest = artifact.manifest
-        self._task = tasks.of_manifest(manifest)
+        self._task = tasks.task_of(manifest)
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
         self._queue: queue.Queue[Record | None] = queue.Queue(MAX_WAITING)
         self._random = SystemRandom()  # ids of requests are from the ordinary generator and would reveal its numbers

@@ -18,7 +18,7 @@ from deploykit.serving.queue.fair_queue import FairQueue
 from deploykit.serving.queue.wait_estimate import WaitEstimator
 from deploykit.serving.settings import Settings
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tasks import EMPTY_TEXT_WORK, Input
+from deploykit.tasks import EMPTY_TEXT_COST, Input
 from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of texts and pairs: tokenizing them holds the event loop for about a millisecond
@@ -100,7 +100,7 @@ class TokenizerQueue:
             Problem: 503 the wait would be too long, 504 the deadline has passed, 499 the client left.
         """
         finds_names = self._settings.redact and self._names is not None  # takes milliseconds per text
-        if not finds_names and sum(item.work for item in inputs) <= MAX_INLINE_CHARACTERS:
+        if not finds_names and sum(item.encoding_cost for item in inputs) <= MAX_INLINE_CHARACTERS:
             return self._features(inputs)
         request = _Request(client, inputs, asyncio.get_running_loop().create_future())
         pieces = list(self._pieces(request))
@@ -127,7 +127,7 @@ class TokenizerQueue:
         start, characters = 0, 0
         for index, item in enumerate(request.inputs):
             lengths = (min(len(text), self._max_characters) for text in item.texts)
-            size = item.work if item.FILES else sum(length + EMPTY_TEXT_WORK for length in lengths)
+            size = item.encoding_cost if item.FILES else sum(length + EMPTY_TEXT_COST for length in lengths)
             if characters and characters + size > PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0

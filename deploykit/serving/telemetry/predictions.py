@@ -29,7 +29,7 @@ class PredictionStatistics:
     """
 
     def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
-        self._metrics, self._task, self._spec = metrics, tasks.of_manifest(manifest), tasks.spec_of(manifest)
+        self._metrics, self._task, self._spec = metrics, tasks.task_of(manifest), tasks.spec_of(manifest)
         features = manifest.details.get("package", {}).get("reference", {})
         self._drift = Drift({name: Feature.model_validate(features[name]) for name in DRIFTING if name in features})
         self._predictions: list[Prediction] = []

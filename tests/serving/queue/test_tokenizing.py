@@ -12,7 +12,7 @@ from deploykit.serving.problems import Problem
 from deploykit.serving.queue.tokenizing import TokenizerQueue
 from deploykit.serving.settings import load
 from deploykit.serving.telemetry.metrics import Metrics
-from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, joined
+from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, join_windows
 
 WINDOWS, TOKENS = 64, 16
 MOST = WINDOWS * TOKENS * MAX_CHARACTERS_PER_TOKEN  # characters of a text that are read
@@ -102,7 +102,7 @@ def test_answers_are_those_of_one_text_at_a_time(run, tokenizer):
         turns.go.set()
         for one, whole in zip(await read(*texts), tokenizer.windows(texts, WINDOWS), strict=True):
             assert [window.text for window in one] == [window.text for window in whole]
-            assert (joined(one).ids == joined(whole).ids).all()
+            assert (join_windows(one).ids == join_windows(whole).ids).all()
 
     run(scenario)
 
@@ -113,8 +113,8 @@ def test_a_text_is_read_as_far_as_windows_may_hold_it_and_says_so(run):
     async def scenario(read, turns):
         turns.go.set()
         fits, longer = (words * MOST)[:MOST], (words * MOST)[: MOST + 1]
-        assert [joined(found).truncated for found in await read(fits, longer)] == [False, True]
-        assert max(joined((await read("film" * 10**6))[0]).offsets[:, 1]) <= MOST
+        assert [join_windows(found).truncated for found in await read(fits, longer)] == [False, True]
+        assert max(join_windows((await read("film" * 10**6))[0]).offsets[:, 1]) <= MOST
         for pair, cut in ((("film", longer), True), ((longer, "film"), True), (("film", "a film"), False)):
             ((window,),) = await read(pair[0], pairs=[pair[1]])
             assert window.encoding.truncated is cut
