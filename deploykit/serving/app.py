@@ -116,6 +116,7 @@ class Application:
         )
 
     def _model_metadata(self) -> bytes:
+        """Returns the metadata of the model, in JSON."""
         return open_inference.model_metadata(self.manifest, self.task)
 
     def _ready_state(self) -> bytes:

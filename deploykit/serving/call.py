@@ -15,7 +15,7 @@ from pydantic import Field
 from deploykit.methods import Frozen
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a header X-Request-ID of this form is the request's id
-Scope = Literal["predict", "explain", "metrics", "docs", "admin"]
+Scope = Literal["predict", "explain", "metrics", "docs", "admin"]  # what a key may do; no route needs `admin` today
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
@@ -28,7 +28,7 @@ class ClientLimits(Frozen):
     concurrency: int | None = Field(default=None, ge=1)
 
 
-LIMIT_NAMES = tuple(ClientLimits.model_fields)
+LIMIT_NAMES = tuple(ClientLimits.model_fields)  # also fields of `Client`
 
 
 @dataclass(frozen=True)

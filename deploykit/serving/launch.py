@@ -23,7 +23,7 @@ from typing import Self
 from deploykit import no_telemetry
 from deploykit.artifact import signing
 from deploykit.errors import ArtifactError, DeploykitError, InputError, storage_errors
-from deploykit.serving.preflight import LOCALHOST, ip_address, require, require_free
+from deploykit.serving.preflight import LOCALHOST, ip_address, require_free, require_startable
 from deploykit.serving.settings import (
     AUTH_VARIABLE,
     DRAIN_VARIABLE,
@@ -82,7 +82,7 @@ def plan(
     changes = {KEYS_VARIABLE: str(keys)} if keys is not None else {}
     env = with_absolute_paths({name: value for name, value in environ.items() if name != PACKAGE_VARIABLE} | changes)
     settings, artifact = load_settings(package, env)
-    require(settings)
+    require_startable(settings)
     if settings.signed_by is not None:  # checked before code of the package runs, which could skip the check
         artifact.verify()
         signing.check(artifact, settings.signed_by)

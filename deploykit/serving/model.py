@@ -30,13 +30,16 @@ from deploykit.tokenizer import Features
 LARGE_ANSWER_NUMBERS = 1024
 WARM_UP_BUDGET_S = 1.5  # for compiling the likelier shapes of batches before the service is ready
 
+# makes the queue in front of an engine, as `make_batcher` does
 MakeBatcher = Callable[[Predictor, Bounds, Metrics, Manifest], Batcher]
 
 
 def make_batcher(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> Batcher:
     """Makes the queue in front of a predictor's engine."""
     engine = predictor.engine
-    clock = thread_time if engine.execution.device == "cpu" else perf_counter  # the thread sleeps while a GPU works
+    clock = (
+        thread_time if engine.execution.device == "cpu" else perf_counter
+    )  # the CPU time would not count that of a GPU
     streams = engine.execution.streams
     return Batcher(predictor.run, bounds, metrics, manifest.cost, streams, padded_shape=engine.shape, clock=clock)
 

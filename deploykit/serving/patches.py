@@ -12,7 +12,7 @@ from typing import Any
 
 from deploykit.errors import LibraryError
 
-REQUIREMENTS = {
+REQUIREMENTS = {  # from library to the versions that have the parts
     "bentoml": "bentoml>=1.4.39,<1.5",
     "prometheus-client": "prometheus-client>=0.22,<1",
     "starlette": "starlette>=0.41,<2",
@@ -23,33 +23,35 @@ USED_METHODS = (  # of uvicorn's HttpToolsProtocol
     *("connection_made", "connection_lost", "data_received", "on_url", "on_header"),
     *("on_body", "on_headers_complete", "on_message_complete", "pause_writing", "resume_writing"),
 )
-USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")
+USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")  # of its instances
 TIMEOUT_MODULE, TRACING_MODULE = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
 
 
 def require_parts() -> None:
     """Raises a `LibraryError`, with the version to install, if one of the parts is missing."""
-    require("auto" in import_part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']")
+    require_part(
+        "auto" in import_part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']"
+    )
     protocol = import_part("uvicorn", UVICORN_PROTOCOL_MODULE, "HttpToolsProtocol")
     for name in USED_METHODS:
-        require(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")
+        require_part(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")
     for name in USED_ATTRIBUTES:
-        require(name in protocol.__init__.__code__.co_names, "uvicorn", f"HttpToolsProtocol().{name}")
+        require_part(name in protocol.__init__.__code__.co_names, "uvicorn", f"HttpToolsProtocol().{name}")
     service = import_part("bentoml", "_bentoml_sdk", "Service")
     for name in ("to_asgi", "doc"):
-        require(hasattr(service, name), "bentoml", f"Service.{name}")
+        require_part(hasattr(service, name), "bentoml", f"Service.{name}")
     import_part("bentoml", TIMEOUT_MODULE, "TimeoutMiddleware")
     import_part("bentoml", TRACING_MODULE, "OpenTelemetryMiddleware")
 
 
 def import_part(library: str, module: str, name: str) -> Any:
     """Imports a name from a module of a library; raises a `LibraryError` if it is missing."""
-    with expected(library, f"{module}.{name}"):
+    with library_errors(library, f"{module}.{name}"):
         return getattr(import_module(module), name)
 
 
 @contextmanager
-def expected(library: str, name: str) -> Iterator[None]:
+def library_errors(library: str, name: str) -> Iterator[None]:
     """Raises a `LibraryError` if an import in the block fails, or a name is missing."""
     try:
         yield
@@ -57,7 +59,7 @@ def expected(library: str, name: str) -> Iterator[None]:
         raise _missing_part(library, name) from error
 
 
-def require(condition: bool, library: str, name: str) -> None:
+def require_part(condition: bool, library: str, name: str) -> None:
     """Raises a `LibraryError` unless the condition holds."""
     if not condition:
         raise _missing_part(library, name)

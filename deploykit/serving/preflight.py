@@ -18,7 +18,7 @@ LOCALHOST = "127.0.0.1"
 logger = logging.getLogger("deploykit.serving")
 
 
-def require(settings: Settings) -> None:
+def require_startable(settings: Settings) -> None:
     """Checks that all files, folders and libraries that the settings need are in place; asks no other server.
 
     Raises:

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-PROBLEM_REASONS = (
+PROBLEM_REASONS = (  # values of the label `reason` in the metrics
     *("not_found", "method", "media_type", "too_large", "slow", "headers", "malformed", "invalid"),
     *("auth_missing", "auth_invalid", "auth_expired", "auth_early", "auth_disabled", "auth_scope"),
     *("rate", "busy", "queue_full", "not_ready", "deadline", "client_gone", "failed"),

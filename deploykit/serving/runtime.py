@@ -104,7 +104,7 @@ class Runtime:
             self._closing.callback(self.records.close)
         watchdog = Watchdog(asyncio.get_running_loop(), lambda: model.batcher.oldest_batch_start, settings.stuck_s)
         self._closing.callback(watchdog.close)
-        gc.freeze()  # garbage collections stop all threads; so they are shorter, because they skip what is loaded
+        gc.freeze()  # so that garbage collections, which stop all threads, skip what is loaded
         self._closing.callback(gc.unfreeze)
         self._set_ready(model, perf_counter() - start)
 

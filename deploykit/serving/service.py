@@ -2,8 +2,8 @@
 
 BentoML runs the process, answers probes, and describes the API to its own clients. Its access log, metrics and tracing
 are switched off, because they are outside access control and take more time than a request. All requests come to the
-guard first. It answers those for predictions itself, because the way through BentoML's application takes a third of the
-time that a short text takes. The service has one worker: replicas are scaled, restarted and watched from outside.
+guard first. It answers those for predictions itself, because BentoML's application takes a third of the time of a
+request with a short text. The service has one worker: replicas are scaled, restarted and watched from outside.
 """
 
 import os
@@ -28,11 +28,11 @@ from deploykit.serving.http import connections
 from deploykit.serving.http.guard import Guard
 from deploykit.serving.http.routes import Answer
 from deploykit.serving.model import MakeBatcher, make_batcher
-from deploykit.serving.preflight import require
+from deploykit.serving.preflight import require_startable
 from deploykit.serving.settings import DRAIN_VARIABLE, Settings, load_settings
 from deploykit.serving.telemetry import logs
 
-with patches.expected("bentoml", "_bentoml_sdk.Service"):
+with patches.library_errors("bentoml", "_bentoml_sdk.Service"):
     from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 REPLACED_MIDDLEWARE = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML; the guard does their work
@@ -52,8 +52,8 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         """Returns BentoML's application inside the guard; BentoML calls this in its worker only.
 
         BentoML's timeout is removed, because it keeps every request in memory until the timeout has passed, long after
-        the answer; the guard has its own. uvicorn gets the class for connections of `http.connections`, in its table of
-        protocols, because BentoML has no option for it. The log is configured, and the settings are checked again.
+        the answer; the guard has its own. uvicorn is told to use the connection class of `http.connections` by a change
+        of its table, because BentoML has no option for that. The log is configured, and the settings are checked again.
         """
         connections.install()
         logs.configure()
@@ -91,7 +91,7 @@ def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[An
         tracing={"excluded_urls": ".*"},
     )(_predictions_class(application))
     with _bentoml_errors():  # without the guard, the service would be open to everybody
-        patches.require(isinstance(service, GuardedService), "bentoml", "service(service_class=...)")
+        patches.require_part(isinstance(service, GuardedService), "bentoml", "service(service_class=...)")
     service.application = application
     return service
 
@@ -128,9 +128,11 @@ def _predictions_class(application: Application) -> type:
             await self.runtime.limits.close()
 
         async def __is_ready__(self) -> bool:
+            """Answers BentoML's route /readyz."""
             return self.runtime.ready
 
         async def __is_alive__(self) -> bool:
+            """Answers BentoML's route /livez."""
             return self.runtime.alive
 
     for protocol in application.protocols:
@@ -149,7 +151,7 @@ def _without_replaced_middleware(middleware: Sequence[Middleware]) -> list[Middl
     names = [getattr(layer.cls, "__name__", "") for layer in middleware]
     with _bentoml_errors():
         for name in REPLACED_MIDDLEWARE:
-            patches.require(name in names, "bentoml", f"{name} around its application")
+            patches.require_part(name in names, "bentoml", f"{name} around its application")
     return [layer for layer, name in zip(middleware, names, strict=True) if name not in REPLACED_MIDDLEWARE]
 
 
@@ -177,7 +179,7 @@ def _api_method(name: str, answer: Answer, request: type[BaseModel], response: A
 def _require_settings(settings: Settings) -> None:
     """Checks that a service with these settings can start; raises an error of BentoML if not."""
     with _bentoml_errors():
-        require(settings)
+        require_startable(settings)
 
 
 @contextmanager

@@ -22,18 +22,14 @@ from deploykit.methods import did_you_mean
 from deploykit.serving.call import LIMIT_NAMES, ClientLimits
 
 VARIABLE_PREFIX = "DEPLOYKIT_"
-PACKAGE_VARIABLE, KEYS_VARIABLE, AUTH_VARIABLE, THREADS_VARIABLE = (
-    "DEPLOYKIT_PACKAGE",
-    "DEPLOYKIT_KEYS",
-    "DEPLOYKIT_AUTH",
-    "DEPLOYKIT_THREADS",
-)
-DRAIN_VARIABLE, REDIS_VARIABLE, RECORDS_VARIABLE, SIGNED_BY_VARIABLE = (
-    "DEPLOYKIT_DRAIN",
-    "DEPLOYKIT_REDIS",
-    "DEPLOYKIT_RECORDS",
-    "DEPLOYKIT_SIGNED_BY",
-)
+PACKAGE_VARIABLE = "DEPLOYKIT_PACKAGE"
+KEYS_VARIABLE = "DEPLOYKIT_KEYS"
+AUTH_VARIABLE = "DEPLOYKIT_AUTH"
+THREADS_VARIABLE = "DEPLOYKIT_THREADS"
+DRAIN_VARIABLE = "DEPLOYKIT_DRAIN"
+REDIS_VARIABLE = "DEPLOYKIT_REDIS"
+RECORDS_VARIABLE = "DEPLOYKIT_RECORDS"
+SIGNED_BY_VARIABLE = "DEPLOYKIT_SIGNED_BY"
 JWT_VARIABLES = ("DEPLOYKIT_JWKS", "DEPLOYKIT_JWT_ISSUER", "DEPLOYKIT_JWT_AUDIENCE")
 JWT_LIMITS_VARIABLE = "DEPLOYKIT_JWT_LIMITS"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -156,6 +152,7 @@ class Settings(ServeOptions):
 
     @model_validator(mode="after")
     def _jwt_variables_belong_together(self) -> Self:
+        """Checks that all variables for tokens are set, or none; and that limits of tokens are set only with them."""
         values = dict(zip(JWT_VARIABLES, (self.jwks, self.jwt_issuer, self.jwt_audience), strict=True))
         if any(values.values()) and (missing := [name for name, value in values.items() if not value]):
             raise ValueError(f"{' and '.join(missing)} must be set, too: all of {', '.join(JWT_VARIABLES)} or none.")

@@ -15,10 +15,9 @@ import httpx
 REFRESH_S = 300.0  # between two fetches
 RETRY_S = 10.0  # until the fetch after a failure; also the shortest time between two fetches for unknown keys
 FETCH_TIMEOUT_S = 5.0  # of a whole fetch, from the name resolution to the last byte
-MAX_KEY_SET_BYTES = 1_000_000
-NO_PROXY_FOR_LOOPBACK = {
-    f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")
-}  # no proxy reaches this machine
+MAX_KEY_SET_BYTES = 1_000_000  # a longer answer counts as a failure
+# for httpx: addresses of this machine, which a proxy would not reach
+NO_PROXY_FOR_LOOPBACK = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
 
 KeySet = Mapping[str, Any]  # keys of PyJWT by their ids
 

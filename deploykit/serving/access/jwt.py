@@ -24,7 +24,7 @@ from deploykit.serving.problems import Problem, retry_after_header
 
 ALGORITHMS = ("RS256", "ES256")  # a token that names another one is refused
 LEEWAY_S = 30  # by which the clocks of two machines may differ
-LIMITS_CLAIM = "deploykit_limits"
+LIMITS_CLAIM = "deploykit_limits"  # an object: names of `ClientLimits` and whole numbers
 NO_LIMITS = ClientLimits()
 UNSAFE_CHARACTER = re.compile(r"[^\w.@/|-]")  # replaced in the name of a client
 MAX_NAME_CHARACTERS = 40  # of a subject, in the name of a client

@@ -20,7 +20,7 @@ from deploykit.errors import InputError, extra_missing
 from deploykit.serving.call import Client
 from deploykit.serving.problems import Problem, retry_after_header
 
-PERIODS_S = {"minute": 60, "day": 86_400}
+PERIODS_S = {"minute": 60, "day": 86_400}  # seconds of each period of a quota
 REDIS_TIMEOUT_S = 0.5  # to connect, and of each answer
 REDIS_RETRY_S = 5.0  # after a failure, Redis is not asked for so long
 ROUNDING_S = 1e-6  # a shorter wait may be a rounding error in sums of times

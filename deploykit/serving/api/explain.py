@@ -53,11 +53,13 @@ def explain_protocols(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
     model = Model(name=manifest.name, version=manifest.version)
 
     def read(body: Any) -> list[Input]:
+        """Returns the text, and the text without each of its parts."""
         (text,) = body.texts
         texts = [text, *(text[:start] + text[end:] for start, end in split_parts(text))]
         return text_inputs(texts, None if body.text_pairs is None else body.text_pairs * len(texts))
 
     def write(body: Any, answers: Sequence[Any]) -> BaseModel:
+        """Compares the answer to the text with those to the text without each part."""
         (text,) = body.texts
         whole_scores, *scores_without_part = (answer.scores for answer in answers)  # of the text, and without each part
         label = body.label or max(whole_scores, key=whole_scores.__getitem__)
@@ -72,6 +74,8 @@ def explain_protocols(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
 
 
 def _request_model(manifest: Manifest) -> type[BaseModel]:
+    """Returns the type of a request, which accepts the labels of this model."""
+
     class ExplainRequest(Frozen):
         """A text whose label is to be explained."""
 
@@ -89,6 +93,7 @@ def _request_model(manifest: Manifest) -> type[BaseModel]:
         @model_validator(mode="before")
         @classmethod
         def _accept_first_version(cls, body: Any) -> Any:
+            """Turns the fields of the first version into those of today."""
             if not isinstance(body, dict) or not body.keys() & FIRST_VERSION_FIELDS.keys():
                 return body
             if body.keys() & set(FIRST_VERSION_FIELDS.values()):
@@ -98,6 +103,7 @@ def _request_model(manifest: Manifest) -> type[BaseModel]:
 
         @model_validator(mode="after")
         def _fits_model(self) -> "ExplainRequest":
+            """Checks whether there must be a second text, and that the label is one of the model."""
             if (self.text_pairs is not None) != manifest.pair:
                 raise ValueError("this model reads pairs: send text_pairs" if manifest.pair else "send no text_pairs")
             if self.label is not None and self.label not in manifest.labels:

@@ -37,6 +37,7 @@ def request_model(manifest: Manifest) -> type[BaseModel]:
         @field_validator("label")
         @classmethod
         def _exists(cls, label: str) -> str:
+            """Checks that the model has the label."""
             if label not in manifest.labels:
                 raise ValueError(f"the label must be one of the {len(manifest.labels)} of this model")
             return label

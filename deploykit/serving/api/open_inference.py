@@ -39,11 +39,13 @@ def infer_protocol(manifest: Manifest, task: Task) -> Protocol:
     spec = spec_of(manifest)
 
     def read(body: Any) -> list[Input]:
+        """Returns one input for each position in the tensors."""
         data = {tensor.name: tensor.data for tensor in body.inputs}
         rows = (dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True))
         return [task.Input.model_construct(**row) for row in rows]
 
     def write(body: Any, answers: Sequence[BaseModel]) -> Any:
+        """Writes the output tensors that the request names; all of them, if it names none."""
         names = output_names if body.outputs is None else {output.name for output in body.outputs}
         outputs, binary_data = list[Tensor](), b""
         for tensor in _output_tensors(answers, task, spec):
@@ -88,6 +90,7 @@ def _request_model(
         @field_validator("inputs")
         @classmethod
         def _hold_texts(cls, inputs: list[Tensor], info: ValidationInfo) -> list[Tensor]:
+            """Reads the texts; checks that there is each tensor once, and that all hold equally many texts."""
             expected = " and ".join(names)
             if sorted(tensor.name for tensor in inputs) != sorted(names):
                 raise ValueError(f"inputs must be the tensors {expected}")
@@ -99,6 +102,7 @@ def _request_model(
         @field_validator("outputs")
         @classmethod
         def _exist(cls, outputs: list[Output] | None) -> list[Output] | None:
+            """Checks that the outputs that the request names exist."""
             if not {output.name for output in outputs or ()} <= {*output_names}:
                 raise ValueError(f"outputs may be {', '.join(output_names)}")
             return outputs

@@ -17,7 +17,7 @@ from deploykit.serving.http import uploads
 from deploykit.serving.http.routes import JSON_TYPE, Route
 
 SCHEMA_REFERENCE = "#/components/schemas/{model}"
-SECURITY_SCHEMES = {
+SECURITY_SCHEMES = {  # two ways to send a key
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }

@@ -27,11 +27,11 @@ PAGE_FILES = {  # from path to file in the folder and content type
     f"{PAGE_PATH}/answers.js": ("answers.js", SCRIPT_TYPE),
     f"{PAGE_PATH}/card.js": ("card.js", SCRIPT_TYPE),
 }
-CONTENT_SECURITY_POLICY = (
+CONTENT_SECURITY_POLICY = (  # what a browser lets the page load and do
     *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"),
     *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"),
 )
-PAGE_HEADERS = {
+PAGE_HEADERS = {  # of the responses with the files of the page
     "content-security-policy": "; ".join(CONTENT_SECURITY_POLICY),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

@@ -62,6 +62,7 @@ class Pairs(Frozen):
 
     @model_validator(mode="after")
     def _same_number(self) -> Self:
+        """Checks that both lists have the same length."""
         texts, pairs = (getattr(self, name) for name in ("texts", "text_pairs"))
         if len(texts) != len(pairs):
             raise ValueError(f"{len(texts)} texts and {len(pairs)} text_pairs, expected as many of each")
@@ -96,11 +97,13 @@ def predict_protocol(manifest: Manifest, task: Task) -> Protocol:
     model = Model(name=manifest.name, version=manifest.version)
 
     def read(body: Any) -> Sequence[Input]:
+        """Returns the inputs, which are fields of the body already or made from its texts."""
         if task.Input is not TextInput:
             return cast(Sequence[Input], body.inputs)
         return text_inputs(body.texts, getattr(body, "text_pairs", None))
 
     def write(_: BaseModel, answers: Sequence[BaseModel]) -> BaseModel:
+        """Wraps the answers, and names the model."""
         return response.model_construct(predictions=list(answers), model=model)
 
     def from_files(inputs: Sequence[Mapping[str, Any]]) -> Any:
@@ -168,6 +171,7 @@ def pipeline_protocol(manifest: Manifest, task: Task) -> Protocol:
         options: dict[str, Any] = {}
 
     def read(body: PipelineRequest) -> list[Input]:
+        """Returns the inputs, of which a body has one or a list."""
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         if special_input:
             return inputs
@@ -176,6 +180,7 @@ def pipeline_protocol(manifest: Manifest, task: Task) -> Protocol:
         return text_inputs(inputs)
 
     def write(body: PipelineRequest, answers: Sequence[BaseModel]) -> Any:
+        """Writes answers as the task's pipeline does; without a list around it, if the body had one input."""
         top_k = None if body.parameters is None else body.parameters.top_k
         outputs = [task.pipeline(answer, top_k) for answer in answers]
         return outputs if isinstance(body.inputs, list) or getattr(task, "PIPELINE_NESTED", False) else outputs[0]

@@ -38,9 +38,11 @@ def rank_protocols(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
         return ()
 
     def read(body: Any) -> list[Input]:
+        """Returns the query paired with each candidate."""
         return text_inputs([body.query] * len(body.candidates), body.candidates)
 
     def write(body: Any, answers: Sequence[BaseModel]) -> BaseModel:
+        """Sorts the candidates by relevance; `sort` keeps the order of equal ones."""
         ranked = [Ranked(index=index, score=relevance.of_answer(answer)) for index, answer in enumerate(answers)]
         ranked.sort(key=lambda candidate: -candidate.score)
         return RankResponse(ranking=ranked[: body.top_k], model=model)
@@ -49,6 +51,7 @@ def rank_protocols(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
 
 
 def _request_model(manifest: Manifest) -> type[BaseModel]:
+    """Returns the type of a request, with at most as many candidates as the service accepts texts."""
     candidates = Annotated[
         list[str], Field(min_length=1, max_length=manifest.serve.max_texts, examples=[[EXAMPLE_TEXT]])
     ]

@@ -60,6 +60,7 @@ class Tensor(TensorBase):
     @field_validator("data")
     @classmethod
     def _flatten(cls, data: list[Any] | None, validated: ValidationInfo) -> list[Any] | None:
+        """Flattens data that is nested as the shape says; other data stays as it is."""
         for size in validated.data.get("shape", [])[1:]:
             if data is None or not all(isinstance(row, list) and len(row) == size for row in data):
                 break

@@ -14,7 +14,7 @@ import uvicorn.config
 from deploykit.serving import patches
 from deploykit.serving.problems import Problem
 
-with patches.expected("uvicorn", patches.UVICORN_PROTOCOL_MODULE):
+with patches.library_errors("uvicorn", patches.UVICORN_PROTOCOL_MODULE):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 16 * 1024  # of a request: number of headers, and bytes of all together
@@ -122,6 +122,7 @@ class Connection(HttpToolsProtocol):
             self._start_timer()
 
     def _stop_timer(self) -> None:
+        """Cancels the planned check, if there is one."""
         if self._slow_reader_timer is not None:
             self._slow_reader_timer.cancel()
 

@@ -84,4 +84,5 @@ class Response:
 
 
 def _encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Returns headers in the form that ASGI wants."""
     return [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -14,7 +14,7 @@ METRICS_PATH = "/metrics"
 DOCS_PATH = "/docs.json"
 FromFiles = Callable[[Sequence[Mapping[str, Any]]], Any]  # from inputs with files to the body that JSON would have
 Answer = Callable[[Any, Call], Awaitable[Any]]  # from a validated body and its request to the content of the response
-OPEN_INFERENCE_HINT = (
+OPEN_INFERENCE_HINT = (  # in the refusal of an unknown path below /v2
     "of the Open Inference Protocol there are /v2, /v2/health/live, /v2/health/ready and /v2/models/NAME, with"
     " /versions/VERSION or without it, alone or with /ready or /infer; of its extensions binary_tensor_data only"
 )

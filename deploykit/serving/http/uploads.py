@@ -15,6 +15,7 @@ from deploykit.serving.problems import Problem
 FORM_TYPE = "multipart/form-data"
 SINGLE_IMAGE_TYPES = (*MEDIA_TYPES, *BINARY_BODY_TYPES)  # Hugging Face's client sends an image without a content type
 FORM_FIELDS = ("image", "text")
+# schemas of a file and of a form, in OpenAPI
 FILE_SCHEMA = {"type": "string", "contentMediaType": "application/octet-stream"}
 FORM_SCHEMA = {
     "type": "object",
@@ -26,7 +27,7 @@ FORM_SCHEMA = {
 }
 # what OpenAPI says of such bodies, by content type
 OPENAPI_CONTENT = {FORM_TYPE: {"schema": FORM_SCHEMA}, **{kind: {"schema": FILE_SCHEMA} for kind in MEDIA_TYPES}}
-EXPECTED_DETAIL = (
+EXPECTED_DETAIL = (  # in the refusal of a body of another type
     f"send JSON, an image ({', '.join(MEDIA_TYPES)}),"
     f" or a form ({FORM_TYPE}) with the fields {' and '.join(FORM_FIELDS)}"
 )
@@ -65,6 +66,7 @@ def _read_form(body: bytes, headers: Mapping[str, str], max_inputs: int) -> list
     values: dict[str, list[Any]] = {name: [] for name in FORM_FIELDS}
 
     def add(name: bytes | None, value: Any) -> None:
+        """Adds the value of a field; raises an error if the field is unknown or comes too often."""
         field = (name or b"").decode(errors="replace")
         if field not in values or len(values[field]) == max_inputs:
             raise FormParserError(f"expected up to {max_inputs} fields each of {' and '.join(FORM_FIELDS)}")

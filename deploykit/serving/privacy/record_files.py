@@ -18,8 +18,8 @@ from deploykit.artifact.record_format import PATTERN
 
 FILES_PER_OWNER = 8  # an owner's share of the room is divided into so many files, so that little is deleted at once
 MAX_SINGLE_OWNERS = 24  # once there are so many owners, new clients share the groups
-GROUPS = 8  # of the other clients
-MAX_FILES = FILES_PER_OWNER * (MAX_SINGLE_OWNERS + GROUPS)  # limits the time of a write, which looks at all files
+OWNER_GROUPS = 8  # number of groups that the other clients share
+MAX_FILES = FILES_PER_OWNER * (MAX_SINGLE_OWNERS + OWNER_GROUPS)  # limits the time of a write, which looks at all files
 
 Sizes = dict[str, dict[str, int]]  # from owner to file name to bytes; the oldest file of each owner first
 
@@ -54,7 +54,7 @@ class RecordFiles:
         _append(self._folder / self._current[owner], line)
 
     def _sizes(self) -> Sizes:
-        """Looks at all files of records in the folder."""
+        """Returns the sizes of all files of records in the folder."""
         sizes: Sizes = {}
         with os.scandir(self._folder) as entries:
             files = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, PATTERN))
@@ -66,7 +66,7 @@ class RecordFiles:
     def _make_room(self, sizes: Sizes, owner: str, line_bytes: int) -> None:
         """Deletes files until an owner can add a line of `line_bytes`; removes them from `sizes`, too."""
         while remaining := {name: files for name, files in sizes.items() if files}:
-            # as they will be with the line
+            # bytes of each owner as they will be with the line, and files as they are
             totals = {name: sum(files.values()) + line_bytes * (name == owner) for name, files in remaining.items()}
             counts = {name: len(files) for name, files in remaining.items()}
             if sum(totals.values()) + line_bytes * (owner not in totals) > self._max_bytes:
@@ -86,7 +86,7 @@ def _owner(client: str, sizes: Mapping[str, Any]) -> str:
     single_owner = digest.hexdigest()
     if single_owner in sizes or len(sizes) < MAX_SINGLE_OWNERS:
         return single_owner
-    return f"group{digest.digest()[0] % GROUPS}"
+    return f"group{digest.digest()[0] % OWNER_GROUPS}"
 
 
 def _append(file: Path, line: bytes) -> None:

@@ -27,13 +27,13 @@ from stdnum.us import ssn
 LETTER = re.compile(r"[^\W\d_]")
 DIGIT = re.compile(r"\d")
 SEPARATOR = re.compile(r"[ \n.-]")  # between the parts of a number, in normalized text
-PERSON = "person"
+PERSON_KIND = "person"  # counts names of people, which no pattern finds
 # replaces what one kind has matched, so that no other kind matches it; a word character, because patterns look for the
 # edges of words
 MATCHED = "_"
-LINE_ENDS = "\t\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # and the tab, which ends a cell
+LINE_ENDS = "\t\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # of lines, and of cells: the tab
 MINUS = "\u2212"  # its Unicode category is not that of dashes
-DOTS = "\u00b7\u2022\u2219\u22c5\u30fb\u3002"  # in the middle of a line, and ideographic
+DOTS = "\u00b7\u2022\u2219\u22c5\u30fb\u3002"  # middle dots, bullets and the ideographic full stop
 INVISIBLE_CATEGORIES = ("Cf", "Mn", "Me")  # of Unicode: joiners, soft hyphens, marks on the letter before
 
 Span = tuple[int, int]  # offsets of the first character, and after the last
@@ -68,17 +68,18 @@ def redact(text: str, find_names: FindNames | None = None) -> tuple[str, Counter
         >>> redact("Write to anna@mail.example.")
         ('Write to xxxx@xxxx.xxxxxxx.', Counter({'email': 1}))
     """
-    unmatched, positions = normalize(text)
+    searched_text, positions = normalize(text)
     spans: list[Span] = []
     counts: Counter[str] = Counter()
     for kind in KINDS:
-        if matches := list(_find_spans(kind, unmatched)):
+        if matches := list(_find_spans(kind, searched_text)):
             counts[kind.name] += len(matches)
             spans += matches
-            unmatched = _replace_spans(unmatched, matches, lambda match: MATCHED * len(match))
+            searched_text = _replace_spans(searched_text, matches, lambda match: MATCHED * len(match))
+    # an invisible character within a span is masked, too
     original_spans = [(positions[start], positions[stop - 1] + 1) for start, stop in spans]
     if people := find_names(text) if find_names else ():
-        counts[PERSON] = len(people)
+        counts[PERSON_KIND] = len(people)
     return _replace_spans(text, _merge_spans([*original_spans, *people]), _mask), counts
 
 
@@ -183,11 +184,11 @@ def _whole_if_number(is_valid: Callable[[str], bool]) -> Callable[[str], int]:
 def iban_length(text: str) -> int:
     """Returns how many characters of a text, from its start, are an account number (IBAN, ISO 13616).
 
-    It is 0 if there is none, or if its country is not known to have them; spaces and other separators count.
+    Separators count, too. It is 0 if the text begins with no valid number of a country that is known to have them.
     """
-    digits = _country_iban_length(text[:2].upper())
-    positions = [position for position, character in enumerate(text) if character.isalnum()][:digits]
-    if not digits or len(positions) < digits:
+    number_length = _country_iban_length(text[:2].upper())
+    positions = [position for position, character in enumerate(text) if character.isalnum()][:number_length]
+    if not number_length or len(positions) < number_length:
         return 0
     length = positions[-1] + 1
     number = SEPARATOR.sub("", text[:length]).upper()
@@ -196,7 +197,7 @@ def iban_length(text: str) -> int:
 
 @cache
 def _country_iban_length(country: str) -> int:
-    """Returns the letters and digits of a country's account numbers (IBAN); 0 if it is not known to have them."""
+    """Returns how many letters and digits a country's account numbers (IBAN) have; 0 if it has none or is unknown."""
     _, properties = numdb.get("iban").info(country)[0]
     if not properties:
         return 0
@@ -205,7 +206,7 @@ def _country_iban_length(country: str) -> int:
 
 
 def _checksum_holds(number: str) -> bool:
-    """Checks the two digits after the country of an account number (ISO 7064)."""
+    """Checks the two check digits of an account number (IBAN) without separators (ISO 7064, MOD 97-10)."""
     return mod_97_10.is_valid(number[4:] + number[:4])
 
 
@@ -224,11 +225,11 @@ def is_address(text: str) -> bool:
     return DIGIT.search(text) is not None
 
 
-DATE_PATTERN = r"\d\d([./-])\d\d\1(?:19|20)\d\d(?!\d)"
+DATE_PATTERN = r"\d\d([./-])\d\d\1(?:19|20)\d\d(?!\d)"  # such as 31.12.1999
 IPV6_START = r"(?:(?<![\w.:])|(?<=[g-zG-Z]:))[0-9A-Fa-f]{0,4}"  # the first group
 NUMBER_START = r"(?<!\d)(?<!\d-)"  # not within another number
 GROUP_GAP = r"[ \n.-]{1,2}"  # between groups of digits of a number with a checksum
-WHOLE_IF_CARD = _whole_if_number(luhn.is_valid)
+WHOLE_IF_CARD = _whole_if_number(luhn.is_valid)  # the checksum of card numbers
 
 # name, pattern and `valid_length` of each kind, in the order of search: those with a checksum before those without, and
 # the longer before the shorter
@@ -268,4 +269,4 @@ PATTERNS: tuple[tuple[str, str, Callable[[str], int]], ...] = (
     ),
 )
 KINDS = [Kind(name, re.compile(pattern), valid_length) for name, pattern, valid_length in PATTERNS]
-KIND_NAMES = (*dict.fromkeys(kind.name for kind in KINDS), PERSON)
+KIND_NAMES = (*dict.fromkeys(kind.name for kind in KINDS), PERSON_KIND)

@@ -32,6 +32,7 @@ class Bounds(NamedTuple):
     wait_s: float = inf
 
 
+# chooses positions in a list of lengths, as `choose_by_cost` does
 BatchRule = Callable[[Sequence[int], Cost, Bounds], tuple[list[int], LimitReason]]
 
 

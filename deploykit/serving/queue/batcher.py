@@ -197,7 +197,8 @@ class Batcher:
             self._workers.discard(task)
 
     def _next_batch(self) -> list[Item]:
-        """Takes the items of the next batch from the queue; none if no text waits for an answer."""
+        """Takes the items of the next batch from the queue; none if no item waits."""
+        # requests may have failed or ended while their items waited
         while self._waiting and (first := self._waiting.next_item()).job.done.done():
             self._waiting.discard(first)
         if not self._waiting:
@@ -205,8 +206,8 @@ class Batcher:
         candidates = self._waiting.batch_candidates(MAX_CANDIDATES)
         items = [first, *(item for item in candidates if item is not first and not item.job.done.done())]
         idle_streams = self._streams - len(self._batch_starts)
-        share = ceil(len(items) / idle_streams)
-        bounds = self._bounds._replace(batch_items=min(share, self._bounds.batch_items))
+        items_per_stream = ceil(len(items) / idle_streams)
+        bounds = self._bounds._replace(batch_items=min(items_per_stream, self._bounds.batch_items))
         positions, reason = self._choose([item.padded_tokens for item in items], self._cost.current, bounds)
         while self._padded_shape(len(positions), 1)[0] > len(positions):  # the engine would add rows
             positions.pop()

@@ -1,9 +1,10 @@
-"""A queue that decides which item runs next. Clients share the engine equally, and so do the requests of one client.
+"""A queue that decides which item runs next. Clients get equal shares, and so do the requests of one client.
 
 Deficit round robin (Shreedhar and Varghese, 1995): clients take turns, and each turn grants the same number of tokens.
 An item's tokens are charged to its client, even if the item runs in a batch that another client's turn started. The
 requests of one client take turns too, one item each, so that a request of a thousand texts does not delay one of a
-single text. An item is what the engine runs at once: one text, or one window of a long text.
+single text. In the engine's queue an item is one text, or one window of a long text; in the tokenizer's queue it is a
+piece of a request.
 """
 
 from collections import OrderedDict
@@ -33,7 +34,7 @@ class Queueable(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Predicted seconds of the engine if the item runs alone."""
+        """Predicted seconds if the item runs alone."""
 
     def __len__(self) -> int: ...
 
@@ -61,12 +62,11 @@ class _Account(Generic[T]):
 class FairQueue(Generic[T]):
     """A queue of items.
 
-    Adding, choosing or removing an item takes at most time in proportion to the number of clients, however many items
-    wait.
+    The time to add, choose or remove an item may grow with the number of clients, but not with the number of items.
 
     Attributes:
         total_tokens: tokens of all waiting items.
-        total_s: predicted seconds of the engine for all waiting items, one by one.
+        total_s: predicted seconds for all waiting items, one by one.
     """
 
     def __init__(self) -> None:
@@ -76,6 +76,7 @@ class FairQueue(Generic[T]):
         self._accounts: OrderedDict[str, _Account[T]] = OrderedDict()
 
     def __len__(self) -> int:
+        """Returns the number of waiting items."""
         return self._item_count
 
     def __iter__(self) -> Iterator[T]:
@@ -97,16 +98,16 @@ class FairQueue(Generic[T]):
         return len(self._accounts) + (client not in self._accounts)
 
     def work_ahead_s(self, client: str, new_s: float) -> float:
-        """Predicts how much work of other items runs before the last item of a new request.
+        """Predicts how much waiting work runs before the last item of a new request.
 
-        Until then, each other client runs about as much as this client does, unless it has less.
+        Clients take turns: until then, each other client runs about as much work as this client, or all that it has.
 
         Args:
             client: of the request.
             new_s: predicted seconds of the request's items, one by one.
 
         Returns:
-            Seconds of the engine, for the other items one by one.
+            Predicted seconds of the work of other requests, one item by one.
         """
         other_clients = self.client_count_with(client) - 1
         client_s = self._accounts[client].seconds if client in self._accounts else 0.0
@@ -132,7 +133,7 @@ class FairQueue(Generic[T]):
             del self._accounts[item.job.client]
 
     def take(self, item: T) -> None:
-        """Removes an item that is about to run, and charges its client; the client's other requests come next."""
+        """Removes an item that is about to run, charges its client, and puts its request behind the client's others."""
         account = self._accounts[item.job.client]
         account.credit -= len(item)
         self.discard(item)

@@ -59,6 +59,7 @@ class Item:
     arrived_at: float = field(default_factory=perf_counter)
 
     def __len__(self) -> int:
+        """Returns the tokens of the item, without padding."""
         return len(self.features)
 
 

@@ -22,7 +22,7 @@ from deploykit.tasks import EMPTY_TEXT_WORK, Input
 from deploykit.tokenizer import Features
 
 MAX_INLINE_CHARACTERS = 2000  # of all texts of a request: tokenizing them blocks the event loop for about 1 ms
-PIECE_CHARACTERS = 16_000  # target size of a piece, one turn of the thread: about 10 ms. A longer text is one piece
+TARGET_PIECE_CHARACTERS = 16_000  # of one turn of the thread, about 10 ms; a longer text is one piece all the same
 # Masking reads so many characters beyond the part that the model reads: they may complete a number or an address.
 OVERHANG_CHARACTERS = 256
 INITIAL_S_PER_CHARACTER = 1e-6  # predicted seconds of tokenizing, until pieces are measured
@@ -141,7 +141,7 @@ class TokenizerQueue:
         for index, item in enumerate(request.inputs):
             lengths = (min(len(text), self._max_characters) for text in item.texts)
             size = item.work if item.FILES else sum(length + EMPTY_TEXT_WORK for length in lengths)
-            if characters and characters + size > PIECE_CHARACTERS:
+            if characters and characters + size > TARGET_PIECE_CHARACTERS:
                 yield _Piece(request, slice(start, index), characters)
                 start, characters = index, 0
             characters += size

@@ -32,7 +32,7 @@ from deploykit.tokenizer import Encoding
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that switches that mode on
 MAX_COUNTED_LABELS = 50  # of the model; predictions of its other labels are counted as `other`
 OTHER_LABEL = "other"
-COUNTED_STATUSES = (
+COUNTED_STATUSES = (  # HTTP statuses that are counted one by one
     *("200", "204", "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "431", "499"),
     *("500", "503", "504"),
 )
@@ -236,12 +236,14 @@ class Metrics:
                 metric.labels(value)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        """Creates a counter; `text` says what it counts."""
         return Counter(f"deploykit_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        """Creates a histogram; `buckets` are the upper bounds."""
         histogram = Histogram(f"deploykit_{name}", text, labels, buckets=buckets, registry=self.registry)
         for attribute in () if labels else ("_sum", "_buckets", "_upper_bounds"):  # `observe_all` relies on them
-            patches.require(hasattr(histogram, attribute), "prometheus-client", f"Histogram.{attribute}")
+            patches.require_part(hasattr(histogram, attribute), "prometheus-client", f"Histogram.{attribute}")
         return histogram
 
     def _gauge(self, name: str, text: str, *labels: str, join: Literal["sum", "min", "max"] = "max") -> Gauge:

@@ -59,6 +59,7 @@ class PredictionStatistics:
             self._metrics.drift.labels(name).set(index)
 
     def _count(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
+        """Counts predictions and texts in the metrics, and adds them to the distributions of drift."""
         self._metrics.count_texts(encodings)
         self._drift.see("length", list(map(len, encodings)))
         observed = self._task.observe(predictions, self._spec)

@@ -70,6 +70,7 @@ class Watchdog:
         os._exit(EXIT_STATUS)
 
     def _log(self, part: str) -> None:
+        """Logs which part has hung; runs in a thread of its own, because the log may hang."""
         logger.critical("%s has hung for %g s: this process ends, to be started again", part, self._limit_s)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -69,7 +69,7 @@ def test_a_worker_that_runs_elsewhere_gets_the_link_and_not_its_target(
 ):
     mount("named", "{}")
     monkeypatch.chdir(tmp_path / "volume")
-    monkeypatch.setattr(launch, "require", lambda _: None)
+    monkeypatch.setattr(launch, "require_startable", lambda _: None)
     monkeypatch.setattr(launch.signing, "check", lambda artifact, key: None)
     others = {"DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"} if name == "DEPLOYKIT_JWKS" else {}
     plan = launch.plan(package, port=launch.free_port(), environ=environ(tmp_path, **{name: "named"}, **others))

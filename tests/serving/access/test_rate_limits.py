@@ -95,7 +95,7 @@ def test_clients_that_are_gone_are_forgotten(clock):
     for number in range(5000):
         clock.now += 1.0
         assert wait(limits.count_request(Client(f"jwt:{number}", f"jwt:{number}", requests_per_minute=60))) == 0
-    assert len(limits._own._full_at) < 1500  # the subjects of tokens have no end
+    assert len(limits._local._full_at) < 1500  # the subjects of tokens have no end
 
 
 def test_tokens_are_counted_by_how_many_they_are(clock):
@@ -121,7 +121,7 @@ def test_so_many_at_once_and_no_more_whatever_happens_in_between():
             raise ValueError("boom")
         with limits.in_progress(alice):
             pass
-    assert not limits._running
+    assert not limits._in_progress
 
 
 @pytest.fixture
