@@ -37,9 +37,8 @@ MakeBatcher = Callable[[Predictor, Bounds, Metrics, Manifest], Batcher]
 def make_batcher(predictor: Predictor, bounds: Bounds, metrics: Metrics, manifest: Manifest) -> Batcher:
     """Makes the queue in front of a predictor's engine."""
     engine = predictor.engine
-    clock = (
-        thread_time if engine.execution.device == "cpu" else perf_counter
-    )  # the CPU time would not count that of a GPU
+    # CPU time would not count the time of a GPU
+    clock = thread_time if engine.execution.device == "cpu" else perf_counter
     streams = engine.execution.streams
     return Batcher(predictor.run, bounds, metrics, manifest.cost, streams, padded_shape=engine.shape, clock=clock)
 

@@ -29,9 +29,8 @@ TIMEOUT_MODULE, TRACING_MODULE = "bentoml._internal.server.http.traffic", "opent
 
 def require_parts() -> None:
     """Raises a `LibraryError`, with the version to install, if one of the parts is missing."""
-    require_part(
-        "auto" in import_part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']"
-    )
+    http_protocols = import_part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS")
+    require_part("auto" in http_protocols, "uvicorn", "HTTP_PROTOCOLS['auto']")
     protocol = import_part("uvicorn", UVICORN_PROTOCOL_MODULE, "HttpToolsProtocol")
     for name in USED_METHODS:
         require_part(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")

@@ -36,7 +36,7 @@ def test_a_choice_for_another_cpu_without_a_float_graph_is_never_ready(serve, ma
 
 @pytest.mark.parametrize("chosen", [None, "true"])
 def test_a_closed_service_leaves_the_environment_as_it_was(serve, package, monkeypatch, chosen):
-    name = runtime.TOKENIZER_THREADS
+    name = runtime.TOKENIZER_THREADS_VARIABLE
     monkeypatch.setenv(name, chosen or "")
     if chosen is None:
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""JSON Web TokenChecker of an identity provider, accepted beside keys.
+"""JSON Web Tokens of an identity provider, accepted beside keys.
 
 A token is accepted if it is signed with RS256 or ES256 by a key of the provider's set (JWKS, from a file or a URL), was
 issued by that provider for this service, and is valid now. Its scopes are those in its claim `scope` that this service

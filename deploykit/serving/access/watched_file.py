@@ -46,8 +46,8 @@ class WatchedFile(Generic[Content]):
         """Reads the file again if it has changed.
 
         Args:
-            poll_s: seconds in which the file is looked at once at most; a damaged one is tried again each time.
-            at_once: look at the file now, whatever `poll_s`; a damaged one is not tried again.
+            poll_s: the file is checked at most once in so many seconds; a damaged one is tried again each time.
+            at_once: checks the file now, whatever `poll_s`; a damaged one is not tried again.
         """
         now = time.monotonic()
         if now - self._checked_at < poll_s and not at_once:

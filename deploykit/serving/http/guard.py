@@ -38,7 +38,7 @@ logger = logging.getLogger("deploykit.serving")
 
 
 class Exchange(NamedTuple):
-    """A request, as ASGI and the guard know it, and its response."""
+    """A request, with what ASGI gives for it and what the guard made of it, and its response."""
 
     method: str
     scope: Scope

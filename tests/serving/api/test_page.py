@@ -103,7 +103,7 @@ def test_the_recipe_switches_the_page_off_and_the_rest_stays(serve, make_package
     for path in page.PAGE_FILES:
         assert_problem(client.get(path), 404, "no such path")
     assert_problem(client.get("/"), 404, "no such path")
-    assert client.get(page.MODEL).status == 200
+    assert client.get(page.MODEL_PATH).status == 200
 
 
 @pytest.mark.parametrize("path", ["/ui/", "/ui/index.html", "/ui/../service.py", "/ui/%2e%2e/page.py", "/ui/none.js"])
@@ -119,7 +119,7 @@ def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
         **{"pair": True, "serve": options, "task_options": {"max_windows": 3, "abstain_below": 0.7}},
         then=lambda draft: (draft / MODEL_CARD).write_text(card, "utf-8"),
     )
-    found = serve(made.path).get(page.MODEL)
+    found = serve(made.path).get(page.MODEL_PATH)
     assert found.headers["content-type"] == "application/json"
     assert found.json() == {
         **{"name": "tiny", "version": made.manifest.key[:12], "task": "text-classification"},
@@ -136,5 +136,5 @@ def test_a_model_whose_answers_are_spans_is_not_explained_and_a_card_may_be_miss
         **{"task": "token-classification", "labels": labels},
         then=lambda draft: (draft / MODEL_CARD).unlink(),
     )
-    found = serve(made.path).get(page.MODEL).json()
+    found = serve(made.path).get(page.MODEL_PATH).json()
     assert (found["explains"], found["card"], found["labels"]) == (False, "", list(labels))
