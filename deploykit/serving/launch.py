@@ -67,7 +67,7 @@ def plan(
         host: the address to listen on; the default is reachable from this machine only.
         port: to listen on.
         keys: the key file; default: as the environment says.
-        environ: the environment of the process, before the additions made here.
+        environ: the environment of the process; some variables are added.
 
     Raises:
         ArtifactError: the directory is no package, or is not signed as the environment requires.

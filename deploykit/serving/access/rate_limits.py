@@ -38,15 +38,15 @@ class Quota(NamedTuple):
 
 
 class TokenBuckets:
-    """Token buckets of this process, by client and quota. A bucket is stored as the time when it will be full again."""
+    """Token buckets of this process, by key and quota. A bucket is stored as the time when it will be full again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._full_at: dict[tuple[str, Quota], float] = {}
         self._max_buckets = MIN_BUCKETS_TO_CLEAR  # if there are more, full ones are dropped
 
-    def take(self, client: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
-        """Takes `cost` from every quota of a client, or from none.
+    def take(self, key_id: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
+        """Takes `cost` from every quota of a key, or from none.
 
         Returns:
             None if every quota had enough; else a quota that has not enough, and the seconds until it will have.
@@ -54,12 +54,12 @@ class TokenBuckets:
         now, full_at = self._clock(), {}
         for quota in quotas:
             period_s = PERIODS_S[quota.period]
-            full_before = max(self._full_at.get((client, quota), now), now)
+            full_before = max(self._full_at.get((key_id, quota), now), now)
             full_after = full_before + cost * period_s / quota.limit
             wait_s = full_after - now - period_s  # an empty bucket is full after one period
             if wait_s > ROUNDING_S:
                 return quota, wait_s
-            full_at[client, quota] = full_after
+            full_at[key_id, quota] = full_after
         self._full_at |= full_at
         if len(self._full_at) > self._max_buckets:
             self._full_at = {bucket: full for bucket, full in self._full_at.items() if full > now}
@@ -93,14 +93,15 @@ class RedisWindows:
             raise InputError("the address of the Redis server cannot be used; give redis://HOST:PORT.") from error
         self._limiter = strategies.SlidingWindowCounterRateLimiter(self._storage)
 
-    async def take(self, client: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
-        """Takes `cost` from every quota of a client, or from none; returns the same as `TokenBuckets.take`.
+    async def take(self, key_id: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
+        """Takes `cost` from every quota of a key, or from none; returns the same as `TokenBuckets.take`.
 
         Of requests at the same moment, one that is refused may still use some of a quota.
         """
         items = [self._make_item(quota.limit, PERIODS_S[quota.period], namespace="deploykit") for quota in quotas]
-        names = [f"{client}:{quota.unit}:{quota.period}" for quota in quotas]
+        names = [f"{key_id}:{quota.unit}:{quota.period}" for quota in quotas]
         windows = list(zip(quotas, items, names, strict=True))
+        # `hit` takes from a window only if it has enough; the later windows are tested before the first one is hit
         for method, checked in ((self._limiter.test, windows[1:]), (self._limiter.hit, windows)):
             for quota, item, name in checked:
                 if not await method(item, name, cost=cost):
@@ -166,12 +167,12 @@ class RateLimiter:
             if cost > limit:
                 detail = f"this request has {cost} {unit}, and the key may send {limit} a {period}: send less at once"
                 raise Problem(429, "rate", detail)
-        if quotas and (exceeded := await self._find_exceeded(client.key_id, quotas, cost)):
+        if quotas and (exceeded := await self._try_take(client.key_id, quotas, cost)):
             (limit, unit, period), wait_s = exceeded
             detail = f"this key may send {limit} {unit} a {period}; wait {wait_s:.1f} s"
             raise Problem(429, "rate", detail, headers=retry_after_header(wait_s))
 
-    async def _find_exceeded(self, key_id: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
+    async def _try_take(self, key_id: str, quotas: Sequence[Quota], cost: int) -> tuple[Quota, float] | None:
         """Takes `cost` from every quota, in Redis if that is possible; returns the same as `TokenBuckets.take`."""
         if self._shared is not None and self._clock() >= self._retry_at:
             try:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from deploykit import images
 
 MAX_DIMENSIONS = 8  # of a shape; checked before its sizes are multiplied
-# Parameters of the binary extension: the bytes of a tensor after the JSON; whether one output, and whether all outputs,
-# shall be sent so.
+# Parameters of the binary extension: how many bytes after the JSON belong to a tensor; whether one output shall be sent
+# as bytes; whether all outputs shall.
 BINARY_SIZE, BINARY_OUTPUT, ALL_BINARY_OUTPUTS = "binary_data_size", "binary_data", "binary_data_output"
 TEXT_LENGTH = struct.Struct("<I")  # the number of bytes of a text, which stands before it
 UNSUPPORTED_PARAMETERS = {  # from name to what to do instead

@@ -100,9 +100,9 @@ def count_values(body: bytes) -> int:
     count = sum(map(body.count, (b"[", b"{", b",", b":")))
     if count <= MIN_JSON_VALUE_LIMIT:
         return count
-    # escaped quotes do not end strings; backslashes first, because the quote after two of them does
-    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    structural = np.frombuffer(unescaped.translate(None, OTHER_BYTES), np.uint8)
+    # an escaped quote ends no string; backslashes are removed first, because a quote after two of them does end one
+    without_escapes = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    structural = np.frombuffer(without_escapes.translate(None, OTHER_BYTES), np.uint8)
     quotes = structural == ord('"')
     in_string = np.cumsum(quotes, dtype=np.int32) & 1 == 1  # an odd number of quotes so far
     return int(np.count_nonzero(~quotes & ~in_string))

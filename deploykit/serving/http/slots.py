@@ -32,11 +32,11 @@ class RequestSlots:
         Raises:
             Problem: 503, all slots are in use, and this client has its share.
         """
-        total, of_client = self._used.total(), self._used.get(client, 0)
-        clients = len(self._used) + (of_client == 0)
-        has_share = of_client >= self._count / clients
+        total, used_by_client = self._used.total(), self._used.get(client, 0)
+        clients = len(self._used) + (used_by_client == 0)
+        has_share = used_by_client >= self._count / clients
         if total >= HARD_LIMIT_RATIO * self._count or (total >= self._count and has_share):
-            detail = f"{total} requests are {self._state}, {of_client} of this client; {self._count} may be."
+            detail = f"{total} requests are {self._state}, {used_by_client} of this client; {self._count} may be."
             detail += " Try again later"
             raise Problem(503, "busy", detail, headers=retry_after_header(1))
         self._used[client] += 1

@@ -83,7 +83,7 @@ class Recorder:
         self._task = tasks.of_manifest(manifest)
         self._model = {"model": manifest.name, "version": manifest.version, "digest": artifact.digest[:12]}
         self._queue: queue.Queue[Record | None] = queue.Queue(MAX_WAITING_RECORDS)  # None ends the thread
-        # Clients see request ids, which are from the ordinary generator. They could predict its next numbers.
+        # not the ordinary generator: it makes the request ids, from which clients could predict its next numbers
         self._random = SystemRandom()
         self._recorded = RecordedAnswers()
         self._failing = False  # whether the last record could not be written
