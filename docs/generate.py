@@ -183,7 +183,7 @@ def settings_page() -> str:
     """What configures a service: the recipe's section, and the environment."""
     rows = [
         (f"`{name}`", str(field.title), " ".join((field.description or "").split()))
-        for name, field in settings.VARIABLES.items()
+        for name, field in settings.VARIABLE_FIELDS.items()
     ]
     return (
         "# Settings of a service\n\nHow a model is served belongs to the recipe and travels in the package:"
@@ -239,7 +239,7 @@ def described() -> bytes:
     )
     artifact = Artifact(DOCS, manifest)
     service = settings.Settings.model_construct(**ServeOptions().model_dump(), DEPLOYKIT_KEYS=Path("keys.json"))
-    return app.Application(service, artifact, tasks.load("text-classification")).description
+    return app.Application(service, artifact, tasks.load("text-classification")).openapi_document
 
 
 # metrics

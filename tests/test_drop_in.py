@@ -178,7 +178,7 @@ import deploykit
 from deploykit.serving import launch
 package = Path(sys.argv[1])
 assert str(deploykit.__file__).startswith(sys.argv[2]), deploykit.__file__
-with launch.running(package, keys=None, environ={**os.environ, "DEPLOYKIT_AUTH": "off"}) as url:
+with launch.running_service(package, keys=None, environ={**os.environ, "DEPLOYKIT_AUTH": "off"}) as url:
     body = json.dumps({"inputs": [{"body": "stop it !"}, {"body": "good night"}]}).encode()
     request = urllib.request.Request(url + "/v1/predict", body, {"content-type": "application/json"})
     print(urllib.request.urlopen(request).read().decode())

@@ -34,7 +34,7 @@ if how == "bentoml":
         known = {name: made.env[name] for name in ("DEPLOYKIT_KEYS", "BENTOML_HOME")}
         return launch.Launch(made.argv, {**environ, **known}, made.url)
     launch.plan = plain
-with launch.running(Path(package), Path(home) / "keys.json", environ=dict(os.environ)) as url:
+with launch.running_service(Path(package), Path(home) / "keys.json", environ=dict(os.environ)) as url:
     for _ in range(3):
         request = urllib.request.Request(url + "/v1/predict", json.dumps({"texts": ["a great film"]}).encode())
         request.add_header("x-api-key", key)

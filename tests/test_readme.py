@@ -26,7 +26,7 @@ from deploykit.artifact import Artifact, load_predictions
 from deploykit.recipe import Recipe
 from deploykit.serving import launch
 from deploykit.serving.access import keys as store
-from deploykit.serving.settings import VARIABLES
+from deploykit.serving.settings import VARIABLE_FIELDS
 
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by"  # how pages begin that `make docs` writes from the code
@@ -123,7 +123,8 @@ def test_names_exist(page):
         *known,
         "deploykit_limits",
     }  # a claim of tokens
-    assert set(re.findall(r"DEPLOYKIT_[A-Z_]+", text)) <= {*VARIABLES, "DEPLOYKIT_CACHE", "DEPLOYKIT_KEY_PASSWORD"}
+    others = {"DEPLOYKIT_CACHE", "DEPLOYKIT_KEY_PASSWORD"}
+    assert set(re.findall(r"DEPLOYKIT_[A-Z_]+", text)) <= {*VARIABLE_FIELDS, *others}
     for section, key in re.findall(r"`(data|export|gates|package|serve)\.(\w+)", text):
         model = Recipe.model_fields[section].annotation
         fields = next(part for part in (model, *getattr(model, "__args__", ())) if hasattr(part, "model_fields"))
@@ -205,7 +206,7 @@ def service(folder):
     package, keys = folder / "demo/runs/movie-reviews/package", folder / "all-scopes.json"
     key = store.add(keys, "tester", store.SCOPES)
     environ = {**os.environ, "DEPLOYKIT_RECORDS": str(folder / "records"), "PYTHONDONTWRITEBYTECODE": "1"}
-    with launch.running(package, keys, environ=environ) as url:
+    with launch.running_service(package, keys, environ=environ) as url:
         yield url, key
 
 

@@ -174,7 +174,7 @@ def ask(address: tuple[str, int], number: int, case: Case, key: str, findings: F
 def get(url: str, key: str = "") -> bytes:
     """Reads a page."""
     asked = urllib.request.Request(url, headers={"x-api-key": key} if key else {})
-    with launch.DIRECT.open(asked, timeout=LIMIT_S) as page:
+    with launch.DIRECT_OPENER.open(asked, timeout=LIMIT_S) as page:
         content: bytes = page.read()
         return content
 
@@ -282,7 +282,7 @@ def service(options: argparse.Namespace) -> Iterator[tuple[str, str, Path | None
         file, log = Path(folder) / "keys.json", Path(folder) / "log"
         key = keys.add(file, "fuzz", keys.SCOPES)
         environ = {**os.environ, "BENTOML_HOME": str(Path(folder) / "bentoml")}
-        with launch.running(options.package, file, options.port, environ, log) as url:
+        with launch.running_service(options.package, file, options.port, environ, log) as url:
             yield url, key, log
 
 

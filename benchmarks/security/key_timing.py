@@ -45,7 +45,7 @@ def filled(file: Path, each: int) -> dict[str, list[str]]:
         "disabled": [keys.add(file, "disabled")[3:11] for _ in range(each)],
         "expired": [keys.add(file, "expired", expires=past)[3:11] for _ in range(each)],
     }
-    keys.switch(file, "disabled", disabled=True)
+    keys.set_disabled(file, "disabled", disabled=True)
     return found
 
 
@@ -88,7 +88,7 @@ def in_process(calls: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         ids = filled(file, EACH)
-        check = key_check.Keys(file).check
+        check = key_check.KeyChecker(file).check
         return compared(sampled(lambda text: check(text, "predict"), ids, calls, seed))
 
 
@@ -98,7 +98,7 @@ def over_http(package: Path, port: int, calls: int, seed: int) -> dict[str, Any]
         file = Path(folder) / "keys.json"
         ids = filled(file, EACH)
         environ = {**os.environ, "BENTOML_HOME": str(Path(folder) / "bentoml")}
-        with launch.running(package, file, port, environ) as url:
+        with launch.running_service(package, file, port, environ) as url:
             wire = http.client.HTTPConnection(urlsplit(url).netloc)
 
             def refuse(text: str) -> None:

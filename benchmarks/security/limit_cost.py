@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from limits import RateLimitItemPerSecond
 from limits.aio import storage, strategies
 
-from deploykit.serving.access.rate_limits import Limits, Quota, Windows
+from deploykit.serving.access.rate_limits import Quota, RateLimiter, RedisWindows
 from deploykit.serving.call import Client
 
 MINUTE, DAY, TOKENS = 10**6, 10**7, 10**9  # limits that nobody reaches
 
 
-class InMemory(Windows):
+class InMemory(RedisWindows):
     """The library's sliding windows in the memory of this process."""
 
     def __init__(self) -> None:
@@ -35,16 +35,16 @@ class InMemory(Windows):
         return refused
 
 
-async def cost(limits: Limits, clients: int, requests: int) -> float:
+async def cost(limits: RateLimiter, clients: int, requests: int) -> float:
     """Returns the microseconds of a request, once all clients have asked."""
     known = [Client(f"{number}", f"{number}", MINUTE, DAY, TOKENS) for number in range(clients)]
     for client in known:
-        await limits.request(client)
-        await limits.tokens(client, 30)
+        await limits.count_request(client)
+        await limits.count_tokens(client, 30)
     start = time.perf_counter()
     for number in range(requests):
-        await limits.request(known[number % clients])
-        await limits.tokens(known[number % clients], 30)
+        await limits.count_request(known[number % clients])
+        await limits.count_tokens(known[number % clients], 30)
     return (time.perf_counter() - start) / requests * 1e6
 
 
@@ -56,8 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     figures = {
         str(clients): {
-            "buckets": round(asyncio.run(cost(Limits(), clients, options.requests)), 1),
-            "library": round(asyncio.run(cost(Limits(InMemory()), clients, options.requests)), 1),
+            "buckets": round(asyncio.run(cost(RateLimiter(), clients, options.requests)), 1),
+            "library": round(asyncio.run(cost(RateLimiter(InMemory()), clients, options.requests)), 1),
         }
         for clients in options.clients
     }

@@ -19,7 +19,7 @@ from bentoml.exceptions import ServiceUnavailable
 from deploykit.artifact import Manifest
 from deploykit.artifact.cost import Cost
 from deploykit.inference.predictor import Predictor
-from deploykit.serving.problems import CLIENT_GONE, Problem, busy
+from deploykit.serving.problems import CLIENT_GONE_STATUS, Problem, queue_full_problem
 from deploykit.serving.queue.batch_rules import Bounds, LimitReason
 from deploykit.serving.queue.batcher import Batcher, Compute
 from deploykit.serving.queue.jobs import DEADLINE_DETAIL, DISCONNECT_DETAIL, Timing
@@ -58,20 +58,20 @@ class BentoMLBatcher:
         self._call = self._dispatcher(self._run)
 
     @property
-    def oldest_start(self) -> float | None:
+    def oldest_batch_start(self) -> float | None:
         """Start of the running batch; None if the engine is idle."""
         return self._started or None
 
     @property
-    def oldest_batch_s(self) -> float:
+    def oldest_batch_age_s(self) -> float:
         """Seconds since the running batch started; 0 if the engine is idle."""
         return perf_counter() - self._started if self._started else 0.0
 
-    def waiting(self) -> tuple[int, int, float]:
+    def queue_state(self) -> tuple[int, int, float]:
         """Returns zeros, because BentoML's queue does not expose its contents."""
         return 0, 0, 0.0
 
-    def check(self, client: str, lengths: Sequence[int] = (), timeout_s: float = inf) -> float:
+    def admit(self, client: str, lengths: Sequence[int] = (), timeout_s: float = inf) -> float:
         """Accepts everything, because BentoML's queue is unbounded and gives no estimate."""
         return 0.0
 
@@ -93,11 +93,11 @@ class BentoMLBatcher:
                 return [outputs for outputs in await results if outputs is not None], timing
         except (TimeoutError, ServiceUnavailable, asyncio.CancelledError) as error:
             if disconnect is not None and disconnect.done():  # BentoML reports a cancelled call as unavailable
-                raise Problem(CLIENT_GONE, "client_gone", DISCONNECT_DETAIL) from None
+                raise Problem(CLIENT_GONE_STATUS, "client_gone", DISCONNECT_DETAIL) from None
             if deadline.expired():
                 raise Problem(504, "deadline", DEADLINE_DETAIL) from None
             if isinstance(error, ServiceUnavailable):
-                raise busy(1) from None
+                raise queue_full_problem(1) from None
             raise
         except Exception as error:
             logger.error("the engine failed on a batch", exc_info=error)
@@ -120,9 +120,9 @@ class BentoMLBatcher:
             self._started = 0.0
         seconds = perf_counter() - now
         for item in batch:
-            item.timing.add(now, seconds)
+            item.timing.add_batch(now, seconds)
         lengths = list(map(len, features))
-        self._metrics.batched(lengths, max(lengths), seconds)
+        self._metrics.count_batch(lengths, max(lengths), seconds)
         return outputs
 
 

@@ -126,7 +126,7 @@ class Servers:
             if name == DOCUMENTED:
                 server = documented(self._package, self._folder / "plain")
             else:
-                server = launch.running(self._folder / name, self._file, log=self._folder / f"{name}.log")
+                server = launch.running_service(self._folder / name, self._file, log=self._folder / f"{name}.log")
             self.urls[name] = self._running[name].enter_context(server)
 
 

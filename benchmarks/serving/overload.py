@@ -53,7 +53,7 @@ class Memory(threading.Thread):
 def resident(url: str, key: str) -> float:
     """Returns the resident bytes of the service's process."""
     asked = urllib.request.Request(f"{url}/metrics", headers={"x-api-key": key})
-    with launch.DIRECT.open(asked, timeout=30) as response:
+    with launch.DIRECT_OPENER.open(asked, timeout=30) as response:
         found = re.search(r"^deploykit_process_resident_bytes (\S+)$", response.read().decode(), re.MULTILINE)
     if found is None:
         raise SystemExit("the service does not say how much memory it takes")
@@ -105,7 +105,7 @@ def main() -> None:
         package = variant(arguments.package, Path(folder) / "package", **changes)
         file = Path(folder) / "keys.json"
         key = keys.add(file, "load", scopes=["predict", "metrics"])
-        with on_core(0), launch.running(package.path, file, log=Path(folder) / "log") as url, on_core(1):
+        with on_core(0), launch.running_service(package.path, file, log=Path(folder) / "log") as url, on_core(1):
             found = measure(url, key, texts, capacity, arguments.minutes, arguments.times)
         tracebacks = (Path(folder) / "log").read_text().count("Traceback")
     content = {

@@ -167,7 +167,7 @@ def query_service(package: Path, keys: Path, reviews: Path) -> Iterator[str]:
         store.revoke(keys, "demo")
     key = store.add(keys, "demo", ("predict", "metrics"))
     started = time.monotonic()
-    with launch.running(package, keys=keys, port=launch.free_port()) as url:
+    with launch.running_service(package, keys=keys, port=launch.free_port()) as url:
         yield f"service: ready after {time.monotonic() - started:.1f} s on {url}"
         rows = [json.loads(line) for line in reviews.read_text(encoding="utf-8").splitlines()[:SENT_REVIEWS]]
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:  # no proxy can reach this address

@@ -67,7 +67,7 @@ def list_keys(keys: KeyFile = None) -> None:
     from deploykit.serving.access import keys as store
 
     rows = []
-    for key in store.listing(keys or store.default_key_file()):
+    for key in store.read_keys(keys or store.default_key_file()):
         expires = f"{key.expires:%Y-%m-%d}" if key.expires else "never"
         rows.append(
             (key.id, key.client, ", ".join(key.scopes), f"{key.created:%Y-%m-%d}", expires, _describe_limits(key))
@@ -122,7 +122,7 @@ def enable_key(key: IdOrClient, keys: KeyFile = None) -> None:
 def _set_disabled(key: str, path: Path | None, *, disabled: bool) -> None:
     from deploykit.serving.access import keys as store
 
-    switched = store.switch(path or store.default_key_file(), key, disabled=disabled)
+    switched = store.set_disabled(path or store.default_key_file(), key, disabled=disabled)
     _print_keys("disabled" if disabled else "enabled", switched)
 
 

@@ -23,7 +23,7 @@ def serve(
     from deploykit.serving import launch
 
     out.print(f"starting {package} on {host}, port {port}; stop with Ctrl-C", markup=False)
-    launch.become(package, host=host, port=port, keys=keys, auth=not no_auth)
+    launch.replace_process(package, host=host, port=port, keys=keys, auth=not no_auth)
 
 
 @app.command()

@@ -1,10 +1,9 @@
-"""The service: a package answers requests, with access control, limits and metrics.
+"""The service of a package: it answers requests, with access control, limits and metrics.
 
-    request -> guard      route, key, rate, size, schema; problem details; one log line
-            -> runtime    tokenize, wait for the engine, answer
-            -> batcher    which inputs share a batch, and which are no longer worth computing
+    request -> http.guard       checks route, key, limits, size and schema; turns errors into problems; logs one line
+            -> runtime          tokenizes, waits for the engine, makes the answer
+            -> queue.batcher    chooses which texts share a batch, and drops those for which nobody waits any more
 
-`settings` and `keys` say what is allowed, `metrics` what is counted, `launch` starts a process. BentoML runs the
-process and describes the API; only `service` and `bento_store` know it. Nothing here imports torch, transformers,
-datasets or optimum.
+`launch` starts a process, `settings` says how it is configured. BentoML runs the process and describes the API; only
+`service` and `bento_store` know BentoML. Nothing here imports torch, transformers, datasets or optimum.
 """

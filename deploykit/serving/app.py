@@ -1,4 +1,4 @@
-"""The service of a package without BentoML: its protocols, its routes, and the runtime behind them."""
+"""The service of a package, apart from BentoML: its protocols, its routes, and the runtime that answers them."""
 
 import json
 from functools import cached_property, partial
@@ -9,25 +9,24 @@ from pydantic import BaseModel
 
 from deploykit.artifact import MODEL_CARD, Artifact
 from deploykit.serving.api import explain, feedback, open_inference, openapi, page, protocols, ranking
-from deploykit.serving.api.openapi import Way
+from deploykit.serving.api.openapi import Operation
 from deploykit.serving.api.protocols import Protocol
 from deploykit.serving.call import Call
-from deploykit.serving.http import routes
-from deploykit.serving.http.routes import Answer, Route
+from deploykit.serving.http.routes import DOCS_PATH, METRICS_PATH, UNKNOWN_ROUTE, Answer, Route, all_routes
 from deploykit.serving.model import MakeBatcher, make_batcher
-from deploykit.serving.problems import NOT_READY, Problem
+from deploykit.serving.problems import NOT_READY_DETAIL, Problem
 from deploykit.serving.runtime import Runtime
 from deploykit.serving.settings import Settings
 from deploykit.tasks import Task
 
 
 class Application:
-    """The protocols and routes of a package; it loads the model only with `runtime.start()`.
+    """The protocols and routes of a package. The model is loaded only by `runtime.start()`.
 
     Args:
         settings: of the process.
         artifact: the package.
-        task: of its model.
+        task: of the model.
         make_batcher: makes the queue for the engine.
     """
 
@@ -39,95 +38,114 @@ class Application:
 
     @cached_property
     def runtime(self) -> Runtime:
-        """The model and what is around it."""
-        labels = [route.path for route in (*self.table, routes.UNKNOWN)]
+        """The model, access control and metrics of the process; made at first use."""
+        labels = [route.path for route in (*self.routes, UNKNOWN_ROUTE)]
         return Runtime(self.settings, self.artifact, labels, self._make_batcher)
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
-        """The protocols of predictions, our own first."""
+        """The protocols that the model and its task support; that of `POST /v1/predict` is the first."""
         manifest, task = self.manifest, self.task
         return (
-            *(
-                protocols.predict(manifest, task),
-                open_inference.infer(manifest, task),
-            ),
-            *((protocols.pipeline(manifest, task),) if "pipeline" in task.CAPABILITIES else ()),
-            *ranking.rank(manifest, task),
-            *explain.explain(manifest, task),
+            protocols.predict_protocol(manifest, task),
+            open_inference.infer_protocol(manifest, task),
+            *((protocols.pipeline_protocol(manifest, task),) if "pipeline" in task.CAPABILITIES else ()),
+            *ranking.rank_protocols(manifest, task),
+            *explain.explain_protocols(manifest, task),
         )
 
     @cached_property
-    def feedback(self) -> type[BaseModel] | None:
-        """The body of feedback; None if the service accepts none."""
+    def feedback_body(self) -> type[BaseModel] | None:
+        """The type of the body of feedback; None if the service accepts no feedback."""
         accepted = self.settings.recording and "feedback" in self.task.CAPABILITIES
         return feedback.request_model(self.manifest) if accepted else None
 
     @cached_property
-    def table(self) -> tuple[Route, ...]:
-        """Every route."""
-        predictions = [self._route(protocol) for protocol in self.protocols]
-        pages = [*self._pages(), *page.pages(self.artifact, self.task)]
-        if self.feedback:
-            pages.append(Route(feedback.PATH, "POST", "predict", self.feedback, self.take_feedback))
-        pages.append(Route(routes.DOCS, scope="docs", page=lambda: self.description))
-        return routes.table(predictions, pages)
+    def routes(self) -> tuple[Route, ...]:
+        """All routes of the service."""
+        predictions = [self._prediction_route(protocol) for protocol in self.protocols]
+        others = [*self._rendered_routes(), *page.page_routes(self.artifact, self.task)]
+        if self.feedback_body:
+            others.append(Route(feedback.PATH, "POST", "predict", self.feedback_body, self.take_feedback))
+        others.append(Route(DOCS_PATH, scope="docs", render=lambda: self.openapi_document))
+        return all_routes(predictions, others)
 
-    def _route(self, protocol: Protocol) -> Route:
-        answer, binary, also = self.answer_in(protocol), protocol.binary, protocol.also
-        kind, files = protocol.request, protocol.from_files
+    def _prediction_route(self, protocol: Protocol) -> Route:
+        """Makes the route of a protocol."""
         return Route(
-            protocol.path, "POST", protocol.scope, kind, answer, binary, waits=True, also=also, from_files=files
+            protocol.path,
+            "POST",
+            protocol.scope,
+            protocol.request,
+            self.answer_function(protocol),
+            protocol.binary,
+            uses_engine=True,
+            other_paths=protocol.other_paths,
+            from_files=protocol.from_files,
         )
 
-    def answer_in(self, protocol: Protocol) -> Answer:
-        """Returns the function that answers requests in a protocol."""
+    def answer_function(self, protocol: Protocol) -> Answer:
+        """Returns the function that answers the bodies of a protocol."""
         return partial(self._answer, protocol)
 
     async def take_feedback(self, body: Any, call: Call) -> Any:
-        """Records feedback."""
+        """Records feedback; answers whether that was possible."""
         return feedback.take(body, call, self.runtime.records)
 
     @property
     def card(self) -> str:
-        """The model card."""
+        """The model card in Markdown; the name of the package if it has none."""
         file = self.artifact.file(MODEL_CARD)
         return file.read_text(encoding="utf-8") if file.is_file() else self.manifest.name
 
     async def _answer(self, protocol: Protocol, body: Any, call: Call) -> Any:
+        """Answers a body of a protocol; returns the content of the response."""
         answers = await self.runtime.predict(protocol.read(body), call, counted=protocol.counted)
         return await self.runtime.offload.run(call.large, protocol.write, body, answers)
 
-    def _pages(self) -> tuple[Route, ...]:
-        """Lists the pages that the guard renders: the metrics, and the metadata of the Open Inference Protocol."""
+    def _rendered_routes(self) -> tuple[Route, ...]:
+        """Lists the routes of the metrics, and of the states and metadata of the Open Inference Protocol."""
         model, version = open_inference.model_paths(self.manifest)
         return (
-            Route(routes.METRICS, scope="metrics", page=lambda: self.runtime.page(), media=CONTENT_TYPE_LATEST),
-            Route("/v2", scope="predict", page=open_inference.server_metadata),
-            Route("/v2/health/live", page=self._live),
-            Route("/v2/health/ready", page=self._ready),
-            Route(model, "GET", "predict", page=self._metadata, also=(version,)),
-            Route(f"{model}/ready", page=self._ready, also=(f"{version}/ready",)),
+            Route(METRICS_PATH, scope="metrics", render=lambda: self.runtime.page(), media_type=CONTENT_TYPE_LATEST),
+            Route("/v2", scope="predict", render=open_inference.server_metadata),
+            Route("/v2/health/live", render=self._live_state),
+            Route("/v2/health/ready", render=self._ready_state),
+            Route(model, "GET", "predict", render=self._model_metadata, other_paths=(version,)),
+            Route(f"{model}/ready", render=self._ready_state, other_paths=(f"{version}/ready",)),
         )
 
-    def _metadata(self) -> bytes:
+    def _model_metadata(self) -> bytes:
+        """Returns the metadata of the model, in JSON."""
         return open_inference.model_metadata(self.manifest, self.task)
 
-    def _ready(self) -> bytes:
+    def _ready_state(self) -> bytes:
+        """Returns that the model is ready, in JSON; raises a problem (503) if it is not."""
         if not self.runtime.ready:
-            raise Problem(503, "not_ready", NOT_READY)
+            raise Problem(503, "not_ready", NOT_READY_DETAIL)
         return json.dumps({"name": self.manifest.name, "ready": True}).encode()
 
-    def _live(self) -> bytes:
+    def _live_state(self) -> bytes:
+        """Returns that the process is alive, in JSON; raises a problem (503) if the engine hangs."""
         if not self.runtime.alive:
             raise Problem(503, "not_ready", "the engine does not finish its batch")
         return json.dumps({"live": True}).encode()
 
     @cached_property
-    def description(self) -> bytes:
-        """The OpenAPI document; made once, because that takes long."""
-        ways = [Way(each.name, each.path, each.request, each.response) for each in self.protocols]
-        if self.feedback:
-            ways.append(Way("feedback", feedback.PATH, self.feedback, feedback.FeedbackResponse))
-        manifest, guarded = self.manifest, self.settings.keys is not None
-        return openapi.document(manifest.name, manifest.version, self.card, ways, self.table, guarded=guarded)
+    def openapi_document(self) -> bytes:
+        """The OpenAPI document in JSON; made once, because that takes long."""
+        operations = [
+            Operation(protocol.name, protocol.path, protocol.request, protocol.response) for protocol in self.protocols
+        ]
+        if self.feedback_body:
+            response = feedback.FeedbackResponse
+            operations.append(Operation("feedback", feedback.PATH, self.feedback_body, response))
+        access_control = self.settings.keys is not None
+        return openapi.document(
+            self.manifest.name,
+            self.manifest.version,
+            self.card,
+            operations,
+            self.routes,
+            access_control=access_control,
+        )

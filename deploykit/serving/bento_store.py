@@ -1,7 +1,7 @@
-"""The service of a package in BentoML's model store, for `bentoml build` from a repository.
+"""The service of a package that is in BentoML's model store, for `bentoml build` from a repository.
 
-The build file gives the package the alias `package`. BentoML puts that model into the Bento, and this module finds it
-wherever the Bento runs. `DEPLOYKIT_PACKAGE` names a directory instead.
+`bentofile.yaml` gives the package the alias `package`. BentoML puts that model into the Bento, and this module finds it
+wherever the Bento runs. `DEPLOYKIT_PACKAGE` may name a directory instead.
 """
 
 import os
@@ -11,9 +11,9 @@ import bentoml
 from bentoml.exceptions import BentoMLConfigException, NotFound
 
 from deploykit.serving.service import build
-from deploykit.serving.settings import PACKAGE
+from deploykit.serving.settings import PACKAGE_VARIABLE
 
-ALIAS = "package"
+ALIAS = "package"  # of the package in the `models` of bentofile.yaml
 
 
 def stored_package() -> Path:
@@ -23,11 +23,11 @@ def stored_package() -> Path:
         BentoMLConfigException: the model store has no such package.
     """
     try:
-        return Path(os.environ.get(PACKAGE) or bentoml.models.get(ALIAS).path)
+        return Path(os.environ.get(PACKAGE_VARIABLE) or bentoml.models.get(ALIAS).path)
     except NotFound as error:
         raise BentoMLConfigException(
             f"{error} Expected a package under the alias {ALIAS!r} in the `models` of bentofile.yaml."
-            f" Run the recipe first, which stores its package, or set {PACKAGE} to a package's directory."
+            f" Run the recipe first, which stores its package, or set {PACKAGE_VARIABLE} to a package's directory."
         ) from error
 
 

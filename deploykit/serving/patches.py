@@ -1,7 +1,7 @@
-"""Internal parts of libraries that this service changes or relies on, and the versions that have them.
+"""Internal parts of libraries that this service changes or relies on, and the versions of libraries that have them.
 
-Each part is checked before a service starts. Without one of them the service would start, and lack a protection without
-anybody noticing. So it refuses to start, and says which version to install. `pyproject.toml` has the same bounds.
+Each part is checked before a service starts. If one is missing, the service refuses to start and says which version to
+install; otherwise it would lack a protection without anybody noticing. `pyproject.toml` names the same versions.
 """
 
 from collections.abc import Iterator
@@ -12,64 +12,65 @@ from typing import Any
 
 from deploykit.errors import LibraryError
 
-VERSIONS = {
+REQUIREMENTS = {  # from library to the versions that have the parts
     "bentoml": "bentoml>=1.4.39,<1.5",
     "prometheus-client": "prometheus-client>=0.22,<1",
     "starlette": "starlette>=0.41,<2",
     "uvicorn": "uvicorn>=0.34,<0.55",
 }
-SERVER = "uvicorn.protocols.http.httptools_impl"
-USED_METHODS = (
+UVICORN_PROTOCOL_MODULE = "uvicorn.protocols.http.httptools_impl"
+USED_METHODS = (  # of uvicorn's HttpToolsProtocol
     *("connection_made", "connection_lost", "data_received", "on_url", "on_header"),
     *("on_body", "on_headers_complete", "on_message_complete", "pause_writing", "resume_writing"),
 )
-USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")
-TRAFFIC, TRACING = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
+USED_ATTRIBUTES = ("parser", "headers", "loop", "transport", "timeout_keep_alive")  # of its instances
+TIMEOUT_MODULE, TRACING_MODULE = "bentoml._internal.server.http.traffic", "opentelemetry.instrumentation.asgi"
 
 
 def require_parts() -> None:
-    """Raises a `LibraryError`, with the version to install, if a part that this service changes is missing."""
-    require("auto" in part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS"), "uvicorn", "HTTP_PROTOCOLS['auto']")
-    protocol = part("uvicorn", SERVER, "HttpToolsProtocol")
+    """Raises a `LibraryError`, with the version to install, if one of the parts is missing."""
+    http_protocols = import_part("uvicorn", "uvicorn.config", "HTTP_PROTOCOLS")
+    require_part("auto" in http_protocols, "uvicorn", "HTTP_PROTOCOLS['auto']")
+    protocol = import_part("uvicorn", UVICORN_PROTOCOL_MODULE, "HttpToolsProtocol")
     for name in USED_METHODS:
-        require(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")
+        require_part(name in vars(protocol), "uvicorn", f"HttpToolsProtocol.{name}")
     for name in USED_ATTRIBUTES:
-        require(name in protocol.__init__.__code__.co_names, "uvicorn", f"HttpToolsProtocol().{name}")
-    service = part("bentoml", "_bentoml_sdk", "Service")
+        require_part(name in protocol.__init__.__code__.co_names, "uvicorn", f"HttpToolsProtocol().{name}")
+    service = import_part("bentoml", "_bentoml_sdk", "Service")
     for name in ("to_asgi", "doc"):
-        require(hasattr(service, name), "bentoml", f"Service.{name}")
-    part("bentoml", TRAFFIC, "TimeoutMiddleware")
-    part("bentoml", TRACING, "OpenTelemetryMiddleware")
+        require_part(hasattr(service, name), "bentoml", f"Service.{name}")
+    import_part("bentoml", TIMEOUT_MODULE, "TimeoutMiddleware")
+    import_part("bentoml", TRACING_MODULE, "OpenTelemetryMiddleware")
 
 
-def part(library: str, module: str, name: str) -> Any:
-    """Imports a part of a library, or raises a `LibraryError`."""
-    with expected(library, f"{module}.{name}"):
+def import_part(library: str, module: str, name: str) -> Any:
+    """Imports a name from a module of a library; raises a `LibraryError` if it is missing."""
+    with library_errors(library, f"{module}.{name}"):
         return getattr(import_module(module), name)
 
 
 @contextmanager
-def expected(library: str, name: str) -> Iterator[None]:
-    """Turns a failed import, or a missing name, in the block into a `LibraryError`."""
+def library_errors(library: str, name: str) -> Iterator[None]:
+    """Raises a `LibraryError` if an import in the block fails, or a name is missing."""
     try:
         yield
     except (ImportError, AttributeError) as error:
-        raise missing(library, name) from error
+        raise _missing_part(library, name) from error
 
 
-def require(condition: bool, library: str, name: str) -> None:
+def require_part(condition: bool, library: str, name: str) -> None:
     """Raises a `LibraryError` unless the condition holds."""
     if not condition:
-        raise missing(library, name)
+        raise _missing_part(library, name)
 
 
-def missing(library: str, name: str) -> LibraryError:
-    """Returns the error that a part of a library is missing."""
+def _missing_part(library: str, name: str) -> LibraryError:
+    """Returns the error that an installed library has no part of this name."""
     try:
         installed = f"{library} {version(library)}"
     except PackageNotFoundError:
         installed = f"{library}, which is not installed,"
     return LibraryError(
         f"{installed} has no {name}, which this service relies on."
-        f" Install a version that has it: pip install '{VERSIONS[library]}'"
+        f" Install a version that has it: pip install '{REQUIREMENTS[library]}'"
     )

@@ -1,4 +1,4 @@
-"""What must be there before a service starts: checked by the command line, and again when BentoML starts a service."""
+"""What must be in place before a service starts. The command line checks it, and BentoML again before it starts one."""
 
 import ipaddress
 import logging
@@ -6,25 +6,24 @@ import socket
 
 from deploykit.artifact import signing
 from deploykit.errors import BusyError, InputError
-from deploykit.serving.access.jwt import Tokens
-from deploykit.serving.access.keys import listing
-from deploykit.serving.access.rate_limits import Windows
+from deploykit.serving.access.jwt import TokenChecker
+from deploykit.serving.access.keys import read_keys
+from deploykit.serving.access.rate_limits import RedisWindows
 from deploykit.serving.privacy.person_names import require_model
 from deploykit.serving.privacy.records import require_folder
-from deploykit.serving.settings import AUTH, Settings
+from deploykit.serving.settings import AUTH_VARIABLE, Settings
 
-HOST = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 
 logger = logging.getLogger("deploykit.serving")
 
 
-def require(settings: Settings) -> None:
-    """Checks everything that the settings name; a server that is only unreachable now is no reason to refuse.
+def require_startable(settings: Settings) -> None:
+    """Checks that all files, folders and libraries that the settings need are in place; asks no other server.
 
     Raises:
-        InputError: a file is missing or damaged, or an address cannot be one.
+        InputError: a file is missing or damaged, records cannot be written, or an address is not valid.
         MissingExtraError: a library that a setting needs is not installed.
-        StorageError: records cannot be written.
     """
     require_keys(settings)
     if settings.signed_by is not None:
@@ -32,36 +31,37 @@ def require(settings: Settings) -> None:
     require_folder(settings)
     require_model(settings)
     if settings.jwt is not None:
-        Tokens(*settings.jwt)  # reads a file, but fetches nothing from a URL
+        TokenChecker(*settings.jwt)  # reads a file, but fetches nothing from a URL
     if settings.redis is not None:
-        Windows(settings.redis.get_secret_value())  # opens no connection
+        RedisWindows(settings.redis.get_secret_value())  # opens no connection
 
 
 def require_keys(settings: Settings) -> None:
-    """Raises an `InputError` if access control is on, and there is no key file that can be read and holds a key."""
+    """Raises an `InputError` if access control is on but the key file cannot be read or holds no key."""
     if settings.keys is None:
-        logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH)
+        logger.warning("access control is off (%s=off): everybody who reaches the port is let in", AUTH_VARIABLE)
         return
     try:
-        keys = listing(settings.keys)
+        keys = read_keys(settings.keys)
     except InputError as error:
         raise InputError(
-            f"access control is on, and {str(error).rstrip('.')}. To serve without keys, set {AUTH}=off."
+            f"access control is on, and {str(error).rstrip('.')}. To serve without keys, set {AUTH_VARIABLE}=off."
         ) from error
     if not keys:
         raise InputError(
             f"access control is on, and the key file {settings.keys} holds no key."
-            f" Make one with: deploykit keys add NAME. To serve without keys, set {AUTH}=off."
+            f" Make one with: deploykit keys add NAME. To serve without keys, set {AUTH_VARIABLE}=off."
         )
 
 
 def ip_address(host: str) -> str:
-    """Returns an IP address, because BentoML accepts no host names."""
+    """Returns a host as an IP address, because BentoML accepts no names; raises an `InputError` if it is none."""
     try:
-        return str(ipaddress.ip_address(HOST if host == "localhost" else host))
+        return str(ipaddress.ip_address(LOCALHOST if host == "localhost" else host))
     except ValueError:
         raise InputError(
-            f"--host must be an IP address, got {host!r}. Use {HOST} for this machine only, or 0.0.0.0 for everybody."
+            f"--host must be an IP address, got {host!r}."
+            f" Use {LOCALHOST} for this machine only, or 0.0.0.0 for everybody."
         ) from None
 
 

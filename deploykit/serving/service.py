@@ -1,10 +1,9 @@
-"""The BentoML service of a package: `bentoml serve` and `bentoml build` find an ordinary class service.
+"""The BentoML service of a package, for `bentoml serve` and `bentoml build`.
 
-BentoML runs the process, and offers the typed API in Python. Its access log, metrics and tracing are switched off: they
-stand outside access control and cost more than a request. The guard answers what it has checked without another way
-through BentoML's application, which would take a third of a short text's time; that application answers probes, and
-describes the API to BentoML's own clients. There is one worker per container: replicas are scaled, restarted and
-watched from outside.
+BentoML runs the process, answers probes, and describes the API to its own clients. Its access log, metrics and tracing
+are switched off, because they are outside access control and take more time than a request. All requests come to the
+guard first. It answers those for predictions itself, because BentoML's application takes a third of the time of a
+request with a short text. The service has one worker: replicas are scaled, restarted and watched from outside.
 """
 
 import os
@@ -29,38 +28,39 @@ from deploykit.serving.http import connections
 from deploykit.serving.http.guard import Guard
 from deploykit.serving.http.routes import Answer
 from deploykit.serving.model import MakeBatcher, make_batcher
-from deploykit.serving.preflight import require
-from deploykit.serving.settings import DRAIN, Settings, load
+from deploykit.serving.preflight import require_startable
+from deploykit.serving.settings import DRAIN_VARIABLE, Settings, load_settings
 from deploykit.serving.telemetry import logs
 
-with patches.expected("bentoml", "_bentoml_sdk.Service"):
+with patches.library_errors("bentoml", "_bentoml_sdk.Service"):
     from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
-REPLACED = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML: the guard does their work
+REPLACED_MIDDLEWARE = ("TimeoutMiddleware", "OpenTelemetryMiddleware")  # of BentoML; the guard does their work
 
 
 class GuardedService(Service[Any]):  # type: ignore[misc]
-    """BentoML's service with the guard around its application."""
+    """A BentoML service whose ASGI application is inside the guard; `build` sets `application`."""
 
     application: Application
 
     @property
     def doc(self) -> str:
-        """The beginning of the description of the API: the model card."""
+        """The model card in Markdown, with which BentoML begins its description of the API."""
         return self.application.card
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        """Returns the guarded application; BentoML calls this in the worker only.
+        """Returns BentoML's application inside the guard; BentoML calls this in its worker only.
 
-        BentoML's timeout is removed, because it keeps every request in memory until its time is up, long after the
-        answer; the guard has its own. The server's default protocol is changed, because BentoML has no option for it.
+        BentoML's timeout is removed, because it keeps every request in memory until the timeout has passed, long after
+        the answer; the guard has its own. uvicorn is told to use the connection class of `http.connections` by a change
+        of its table, because BentoML has no option for that. The log is configured, and the settings are checked again.
         """
         connections.install()
         logs.configure()
-        _check(self.application.settings)
+        _require_settings(self.application.settings)
         app = super().to_asgi(is_main)
-        app.user_middleware = _without_replaced(app.user_middleware)
-        return Guard(cast(ASGIApp, app), self.application.table, self.application.runtime)
+        app.user_middleware = _without_replaced_middleware(app.user_middleware)
+        return Guard(cast(ASGIApp, app), self.application.routes, self.application.runtime)
 
 
 def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[Any]:
@@ -68,7 +68,7 @@ def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[An
 
     Args:
         package: its directory, unless `DEPLOYKIT_PACKAGE` names another.
-        make_batcher: makes the queue for the engine; benchmarks compare others.
+        make_batcher: makes the queue for the engine; benchmarks replace it.
 
     Raises:
         BentoMLConfigException: the directory is no package, or a setting is not valid.
@@ -78,7 +78,7 @@ def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[An
     """
     with _bentoml_errors():
         patches.require_parts()
-        settings, artifact = load(package)
+        settings, artifact = load_settings(package)
         task = tasks.task_of(artifact.manifest)
     application = Application(settings, artifact, task, make_batcher)
     service = bentoml.service(
@@ -90,14 +90,17 @@ def build(package: Path, make_batcher: MakeBatcher = make_batcher) -> Service[An
         metrics={"enabled": False},
         tracing={"excluded_urls": ".*"},
     )(_predictions_class(application))
-    with _bentoml_errors():  # an ordinary service would be open to everybody
-        patches.require(isinstance(service, GuardedService), "bentoml", "service(service_class=...)")
+    with _bentoml_errors():  # without the guard, the service would be open to everybody
+        patches.require_part(isinstance(service, GuardedService), "bentoml", "service(service_class=...)")
     service.application = application
     return service
 
 
 def _predictions_class(application: Application) -> type:
-    """Makes the class of which BentoML makes a service: the life of the process, and a method for each protocol."""
+    """Makes the class that BentoML turns into a service.
+
+    It starts and closes the runtime, and has one method for each protocol, which Python callers in this process use.
+    """
 
     class Predictions:
         """Answers for texts."""
@@ -109,64 +112,79 @@ def _predictions_class(application: Application) -> type:
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         @staticmethod
         def require_settings() -> None:
-            """Stops `bentoml serve` before it listens if nobody could get in, or something else is missing.
+            """Checks the settings and ends a drain, before `bentoml serve` listens.
 
-            A worker that is restarted does not run this, so a drain ends here.
+            The file that drains the service is deleted here, because BentoML runs this at each start of the service,
+            but not when it restarts a worker, which must go on draining.
             """
-            _check(application.settings)
-            with _bentoml_errors(), storage_errors(application.settings.drain, DRAIN):
-                application.settings.drain.unlink(missing_ok=True)  # of the service before
+            _require_settings(application.settings)
+            with _bentoml_errors(), storage_errors(application.settings.drain, DRAIN_VARIABLE):
+                application.settings.drain.unlink(missing_ok=True)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def close(self) -> None:
-            """Ends threads and connections, after the last request."""
+            """Ends the threads and the connections to Redis, after the last request."""
             self.runtime.close()
             await self.runtime.limits.close()
 
         async def __is_ready__(self) -> bool:
+            """Answers BentoML's route /readyz."""
             return self.runtime.ready
 
         async def __is_alive__(self) -> bool:
+            """Answers BentoML's route /livez."""
             return self.runtime.alive
 
     for protocol in application.protocols:
-        method = _method(protocol.name, application.answer_in(protocol), protocol.request, protocol.response)
+        method = _api_method(protocol.name, application.answer_function(protocol), protocol.request, protocol.response)
         setattr(Predictions, protocol.name, bentoml.api(route=protocol.path)(method))
-    if application.feedback:
-        method = _method("feedback", application.take_feedback, application.feedback, feedback.FeedbackResponse)
+    if application.feedback_body:
+        method = _api_method(
+            "feedback", application.take_feedback, application.feedback_body, feedback.FeedbackResponse
+        )
         Predictions.feedback = bentoml.api(route=feedback.PATH)(method)  # type: ignore[attr-defined]
     return Predictions
 
 
-def _without_replaced(middleware: Sequence[Middleware]) -> list[Middleware]:
-    """Removes the middleware whose work the guard does; each must be there."""
-    names = [getattr(part.cls, "__name__", "") for part in middleware]
+def _without_replaced_middleware(middleware: Sequence[Middleware]) -> list[Middleware]:
+    """Leaves out the middleware whose work the guard does; raises an error if one of them is not there."""
+    names = [getattr(layer.cls, "__name__", "") for layer in middleware]
     with _bentoml_errors():
-        for name in REPLACED:
-            patches.require(name in names, "bentoml", f"{name} around its application")
-    return [part for part, name in zip(middleware, names, strict=True) if name not in REPLACED]
+        for name in REPLACED_MIDDLEWARE:
+            patches.require_part(name in names, "bentoml", f"{name} around its application")
+    return [layer for layer, name in zip(middleware, names, strict=True) if name not in REPLACED_MIDDLEWARE]
 
 
-def _method(name: str, answer: Answer, request: type[BaseModel], response: Any) -> Callable[..., Any]:
-    """Makes a method of the typed API, for callers in this process; the guard calls `answer` itself."""
+def _api_method(name: str, answer: Answer, request: type[BaseModel], response: Any) -> Callable[..., Any]:
+    """Makes a method of the BentoML service, for Python callers in this process.
 
-    async def method(_: Any, asked: Any, /) -> Any:
-        return await answer(asked, call.Call(call.new_id(), Client("none")))
+    Requests by HTTP do not come here: the guard calls `answer` itself.
+
+    Args:
+        name: of the method.
+        answer: answers a validated body.
+        request: the type of the body.
+        response: the type of the answer.
+    """
+
+    async def method(_: Any, body: Any, /) -> Any:
+        return await answer(body, call.Call(call.new_request_id(), Client("none")))
 
     method.__name__ = name
     method.__doc__ = request.__doc__
-    method.__annotations__ = {"asked": request, "return": response}
+    method.__annotations__ = {"body": request, "return": response}
     return method
 
 
-def _check(settings: Settings) -> None:
+def _require_settings(settings: Settings) -> None:
+    """Checks that a service with these settings can start; raises an error of BentoML if not."""
     with _bentoml_errors():
-        require(settings)
+        require_startable(settings)
 
 
 @contextmanager
 def _bentoml_errors() -> Iterator[None]:
-    """Turns errors into those of BentoML, which it prints without a traceback."""
+    """Turns errors of deploykit into one of BentoML, which BentoML prints without a traceback."""
     try:
         yield
     except DeploykitError as error:
@@ -174,5 +192,5 @@ def _bentoml_errors() -> Iterator[None]:
 
 
 def _service_name(name: str) -> str:
-    """Replaces what BentoML does not allow in a tag."""
+    """Returns the name of a package as BentoML allows it: in lower case, other characters become underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in name.lower())

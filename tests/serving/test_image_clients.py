@@ -29,7 +29,7 @@ def service(request, make_package, tmp_path_factory):
     key = keys.add(folder / "keys.json", "alice", keys.SCOPES)
     image = folder / "red.png"
     image.write_bytes(painted("red", 1))
-    with launch.running(package.path, folder / "keys.json", environ=environ(folder)) as url:
+    with launch.running_service(package.path, folder / "keys.json", environ=environ(folder)) as url:
         yield SimpleNamespace(url=url, key=key, image=image, text={"text": TEXT} if with_text else {}, folder=folder)
 
 

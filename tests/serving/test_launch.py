@@ -147,7 +147,7 @@ def test_a_tampered_package_is_reported_at_once(copied, key_file, alice, tmp_pat
     (copied / GRAPH).write_bytes(content)
     with (
         pytest.raises(ArtifactError, match=r"model\.onnx was changed"),
-        launch.running(copied, key_file, environ=environ(tmp_path)),
+        launch.running_service(copied, key_file, environ=environ(tmp_path)),
     ):
         pytest.fail("it became ready")
 
@@ -163,7 +163,7 @@ def told(package, tmp_path_factory):
     key_file = folder / "keys.json"
     key = keys.add(key_file, "alice")
     body = {"texts": ["a great film"]}
-    with launch.running(package, key_file, environ=environ(folder, **changes), log=folder / "log") as url:
+    with launch.running_service(package, key_file, environ=environ(folder, **changes), log=folder / "log") as url:
         answers = {
             "with": ask(f"{url}/v1/predict", key, body),
             "without": ask(f"{url}/v1/predict", None, body),
@@ -213,7 +213,7 @@ def test_a_real_process_logs_no_traceback(told):
 def test_a_real_process_on_a_cpu_that_lacks_what_was_chosen_for(make_package, key_file, alice, tmp_path):
     made = make_package(tmp_path / "p", float_seed=7, execution=Execution(features=("avx1024",)))  # no CPU has it
     log, text = tmp_path / "log", "a great film"
-    with launch.running(made.path, key_file, environ=environ(tmp_path), log=log) as url:
+    with launch.running_service(made.path, key_file, environ=environ(tmp_path), log=log) as url:
         answer = json.loads(ask(f"{url}/v1/predict", alice, {"texts": [text]})[1])["predictions"][0]
         page = ask(f"{url}/metrics", alice)[1]
     scores = Predictor.load(made, 1, Execution(), FLOAT_GRAPH).predict([text])[0]
@@ -238,7 +238,7 @@ def slowed(package):
 
 def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopped(package, key_file, alice, tmp_path):
     around = environ(tmp_path)
-    with launch.running(package, key_file, environ=around) as url:
+    with launch.running_service(package, key_file, environ=around) as url:
         port = int(url.rpartition(":")[2])
         assert ask(f"{url}/readyz", None)[0] == 200
         start = time.monotonic()
@@ -249,7 +249,9 @@ def test_a_service_that_drains_leaves_the_balancer_and_answers_until_it_is_stopp
         assert ask(f"{url}/v1/predict", alice, {"texts": ["a film"]})[0] == 200
         assert "deploykit_draining 1.0" in ask(f"{url}/metrics", alice)[1]
     assert file.exists()
-    with launch.running(package, key_file, port, environ=around) as url:  # of the process before, and not of this one
+    with launch.running_service(
+        package, key_file, port, environ=around
+    ) as url:  # of the process before, and not of this one
         assert ask(f"{url}/readyz", None)[0] == 200
         assert not file.exists()
 
@@ -270,7 +272,7 @@ def test_what_only_the_worker_reads_is_looked_at_before(package, key_file, alice
 def test_keys_for_tokens_are_named_from_where_the_command_is_run(package, key_file, alice, tmp_path, monkeypatch):
     (tmp_path / "jwks.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "Tokens", lambda *jwt: None)
+    monkeypatch.setattr(preflight, "TokenChecker", lambda *jwt: None)
     named = {"DEPLOYKIT_JWKS": "jwks.json", "DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"}
     plan = launch.plan(package, port=launch.free_port(), keys=key_file, environ=environ(tmp_path, **named))
     assert plan.env["DEPLOYKIT_JWKS"] == str(tmp_path / "jwks.json")

@@ -59,7 +59,7 @@ def test_it_serves_in_this_version(old, serve, request):
 
 
 def test_its_own_copy_of_the_library_serves_it(old, key_file, alice, tmp_path):
-    with launch.running(old, key_file, environ=environ(tmp_path, PYTHONPATH=str(old))) as url:
+    with launch.running_service(old, key_file, environ=environ(tmp_path, PYTHONPATH=str(old))) as url:
         assert labels(ask(f"{url}/v1/predict", alice, TEXTS)) == ["positive", "negative"]
 
 

@@ -33,7 +33,7 @@ PARTS = [
 
 
 def advice(library):
-    return re.escape(f"pip install '{patches.VERSIONS[library]}'")
+    return re.escape(f"pip install '{patches.REQUIREMENTS[library]}'")
 
 
 @pytest.mark.parametrize(("owner", "name", "library"), PARTS, ids=[name for _, name, _ in PARTS])
@@ -62,7 +62,7 @@ def test_another_server_is_noticed(package, monkeypatch):
         service.build(package)
 
 
-@pytest.mark.parametrize("name", service.REPLACED)
+@pytest.mark.parametrize("name", service.REPLACED_MIDDLEWARE)
 def test_middleware_that_is_not_there_to_be_taken_out(package, alice, key_file, monkeypatch, name):
     monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
     built = service.build(package)
@@ -103,6 +103,6 @@ def test_histograms_of_another_make(monkeypatch, part):
 
 def test_the_bounds_are_those_of_the_project_and_hold_here():
     asked = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
-    assert set(patches.VERSIONS.values()) <= set(asked)
+    assert set(patches.REQUIREMENTS.values()) <= set(asked)
     patches.require_parts()
     assert hasattr(Starlette(), "user_middleware")

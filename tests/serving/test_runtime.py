@@ -36,7 +36,7 @@ def test_a_choice_for_another_cpu_without_a_float_graph_is_never_ready(serve, ma
 
 @pytest.mark.parametrize("chosen", [None, "true"])
 def test_a_closed_service_leaves_the_environment_as_it_was(serve, package, monkeypatch, chosen):
-    name = runtime.TOKENIZER_THREADS
+    name = runtime.TOKENIZER_THREADS_VARIABLE
     monkeypatch.setenv(name, chosen or "")
     if chosen is None:
         monkeypatch.delenv(name)
@@ -124,7 +124,7 @@ def test_who_would_wait_for_too_long_is_refused_before_the_body_is_read(serve, h
 def test_who_leaves_before_the_text_is_tokenized_costs_nothing(serve, make_package, tmp_path, key_file, monkeypatch):
     client = serve(make_package(tmp_path / "p").path)
     served, go, charged, read = client._app._runtime, Event(), [], []
-    monkeypatch.setattr(served.limits, "tokens", lambda *given: charged.append(given))
+    monkeypatch.setattr(served.limits, "count_tokens", lambda *given: charged.append(given))
 
     def held(_, texts, most):  # somebody else's text takes long
         read.append(texts[0][:4])

@@ -21,22 +21,22 @@ from deploykit.serving.access import keys
 )
 def test_values_that_make_no_sense(package, name, value, message):
     with pytest.raises(InputError, match=message):
-        settings.load(package, {name: value})
+        settings.load_settings(package, {name: value})
 
 
 def test_a_directory_that_is_no_package(tmp_path, tiny_artifact):
     with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
-        settings.load(tmp_path, {})
+        settings.load_settings(tmp_path, {})
     graph = tiny_artifact(tmp_path / "onnx")
     with pytest.raises(ArtifactError, match="kind 'onnx', expected a package"):
-        settings.load(graph.path, {})
+        settings.load_settings(graph.path, {})
 
 
 def test_access_control_needs_a_key_file_with_a_key(package, key_file, alice):
-    found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file.with_name("none.json"))})
+    found, _ = settings.load_settings(package, {"DEPLOYKIT_KEYS": str(key_file.with_name("none.json"))})
     with pytest.raises(InputError, match=r"none\.json.*deploykit keys add NAME.*DEPLOYKIT_AUTH=off"):
         preflight.require_keys(found)
-    found, _ = settings.load(package, {"DEPLOYKIT_KEYS": str(key_file)})
+    found, _ = settings.load_settings(package, {"DEPLOYKIT_KEYS": str(key_file)})
     preflight.require_keys(found)
     keys.revoke(key_file, "alice")
     with pytest.raises(InputError, match="holds no key"):
@@ -44,13 +44,13 @@ def test_access_control_needs_a_key_file_with_a_key(package, key_file, alice):
 
 
 def test_access_control_is_on_unless_switched_off(package):
-    assert settings.load(package, {})[0].keys == settings.default_key_file()
-    assert settings.load(package, {"DEPLOYKIT_AUTH": "off"})[0].keys is None
+    assert settings.load_settings(package, {})[0].keys == settings.default_key_file()
+    assert settings.load_settings(package, {"DEPLOYKIT_AUTH": "off"})[0].keys is None
 
 
 def test_a_misspelt_variable_is_pointed_out(package, caplog):
     with caplog.at_level(logging.WARNING):
-        settings.load(package, {"DEPLOYKIT_KEY": "x", "DEPLOYKIT_SERVICE_HOST": "10.0.0.1"})
+        settings.load_settings(package, {"DEPLOYKIT_KEY": "x", "DEPLOYKIT_SERVICE_HOST": "10.0.0.1"})
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("the environment variable DEPLOYKIT_KEY has no meaning")
     assert "did you mean 'KEYS'" in message
@@ -58,10 +58,10 @@ def test_a_misspelt_variable_is_pointed_out(package, caplog):
 
 def test_the_manifest_the_environment_and_the_defaults(make_package, tmp_path):
     made = make_package(tmp_path / "p", serve=ServeOptions(max_texts=3, threads=5, timeout_s=2.5))
-    found, artifact = settings.load(made.path, {})
+    found, artifact = settings.load_settings(made.path, {})
     assert (found.max_texts, found.cores, found.timeout_s) == (3, 5, 2.5)
     assert artifact.manifest.name == "tiny"
-    elsewhere, _ = settings.load(tmp_path, {"DEPLOYKIT_PACKAGE": str(made.path), "DEPLOYKIT_THREADS": "2"})
+    elsewhere, _ = settings.load_settings(tmp_path, {"DEPLOYKIT_PACKAGE": str(made.path), "DEPLOYKIT_THREADS": "2"})
     assert (elsewhere.package, elsewhere.cores) == (made.path.resolve(), 2)
 
 
@@ -79,15 +79,15 @@ def test_the_manifest_the_environment_and_the_defaults(make_package, tmp_path):
     ],
 )
 def test_when_traces_are_wanted(package, environ, expected):
-    assert settings.load(package, environ)[0].traces is expected
+    assert settings.load_settings(package, environ)[0].traces is expected
 
 
 def test_an_exporter_that_is_not_there_is_refused(package):
     with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER must be otlp or none, got 'jaeger'"):
-        settings.load(package, {"OTEL_TRACES_EXPORTER": "Jaeger"})
+        settings.load_settings(package, {"OTEL_TRACES_EXPORTER": "Jaeger"})
     grpc = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     with pytest.raises(InputError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, got 'grpc'.*4318"):
-        settings.load(package, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317", **grpc})
+        settings.load_settings(package, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317", **grpc})
     own = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "otlp"}
-    assert settings.load(package, {**grpc, **own})[0].traces
-    assert not settings.load(package, grpc)[0].traces
+    assert settings.load_settings(package, {**grpc, **own})[0].traces
+    assert not settings.load_settings(package, grpc)[0].traces

@@ -53,7 +53,7 @@ def test_what_is_not_as_it_was_signed_is_not_served(signed, pair, how, serve, mo
 def test_what_is_signed_is_served(made, pair, key_file, alice, tmp_path):
     around = {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml"), "DEPLOYKIT_SIGNED_BY": str(pair[1])}
     for _ in range(2):  # the first start leaves nothing that the second would not take
-        with launch.running(made, key_file, environ=around):
+        with launch.running_service(made, key_file, environ=around):
             pass
     assert not list(made.rglob("__pycache__"))
 
@@ -79,7 +79,7 @@ def test_no_service_starts_where_signatures_cannot_be_checked(made, pair, key_fi
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
         starts(str(pair[1]))
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[sign\]'"):
-        signing.require_key(settings.load(made)[0].signed_by)
+        signing.require_key(settings.load_settings(made)[0].signed_by)
 
 
 def test_bentoml_does_not_serve_without_the_library(made, pair, tmp_path):

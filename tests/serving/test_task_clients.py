@@ -32,7 +32,7 @@ def service(request, make_package, tokenizer_folder, tmp_path_factory):
     weights = weights_of(name, Tokenizer.load(tokenizer_folder, 64))
     package = write_package(make_package, folder / "package", name, weight_of=weights)
     key = keys.add(folder / "keys.json", "alice", keys.SCOPES)
-    with launch.running(package.path, folder / "keys.json", environ=environ(folder)) as url:
+    with launch.running_service(package.path, folder / "keys.json", environ=environ(folder)) as url:
         yield SimpleNamespace(url=url, key=key, name=name, task=task_of(name), fields=fields_of(name), package=package)
 
 

@@ -122,7 +122,7 @@ def load(url, key, clients=4):
 
 
 def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_nothing(package, key_file, alice, tmp_path):
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         first = worker_of(url)
         with load(url, alice) as found:
             time.sleep(0.5)
@@ -139,7 +139,7 @@ def test_a_worker_that_is_killed_is_replaced_and_clients_that_try_again_see_noth
 
 def test_a_worker_that_is_replaced_drains_on(package, key_file, alice, tmp_path):
     around = environ(tmp_path)
-    with launch.running(package, key_file, environ=around) as url:
+    with launch.running_service(package, key_file, environ=around) as url:
         first = worker_of(url)
         launch.drain(int(url.rpartition(":")[2]), environ=around)
         assert "deploykit_draining 1.0" in ask(f"{url}/metrics", alice)[1]  # before anybody has asked for /readyz
@@ -162,7 +162,7 @@ def test_an_engine_that_does_not_come_back_is_noticed_and_its_process_replaced(m
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(FREEZE)
     around = environ(tmp_path, PYTHONPATH=str(tmp_path / "site"), FROZEN=str(frozen))
-    with launch.running(package, key_file, environ=around, log=tmp_path / "log") as url:
+    with launch.running_service(package, key_file, environ=around, log=tmp_path / "log") as url:
         assert ask(f"{url}/v1/predict", alice, BODY)[0] == 200
         first = worker_of(url)
         frozen.touch()
@@ -226,7 +226,7 @@ def test_a_full_disk_does_not_stop_answers(package, key_file, alice, tmp_path):
         pytest.skip("a small file system cannot be mounted here")
     try:
         around = environ(tmp_path, BENTOML_HOME=str(disk / "bentoml"))
-        with launch.running(package, key_file, environ=around, log=disk / "log") as url:
+        with launch.running_service(package, key_file, environ=around, log=disk / "log") as url:
             assert ask(f"{url}/v1/predict", alice, BODY)[0] == 200
             first = worker_of(url)
             with pytest.raises(OSError, match="No space"):
@@ -251,7 +251,7 @@ def test_the_wall_clock_may_jump(package, key_file, alice, tmp_path):
     clock.write_text("+0")
     around = environ(tmp_path, LD_PRELOAD=str(library), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1")
     around["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
-    with launch.running(package, key_file, environ=around) as url:
+    with launch.running_service(package, key_file, environ=around) as url:
         first = worker_of(url)
         with load(url, alice, clients=2) as found:
             for jump in ("+3600", "-3600", "+86400", "+0"):
@@ -266,7 +266,7 @@ def test_the_wall_clock_may_jump(package, key_file, alice, tmp_path):
 
 
 def test_an_idle_connection_is_still_there_when_the_proxy_uses_it_again(package, key_file, alice, tmp_path):
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         connection = HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]), timeout=10)
         headers = {"x-api-key": alice, "content-type": "application/json"}
         for pause in (6, 0):  # the server's own default is 5 s

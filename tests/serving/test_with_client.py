@@ -16,7 +16,7 @@ def test_the_client_and_the_service_understand_each_other(package, tmp_path):
     key_file = tmp_path / "keys.json"
     key = keys.add(key_file, "alice", ["predict", "explain"])
     slow = keys.add(key_file, "slow", requests_per_minute=40)
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         with Client(url, key) as client:
             assert client.ready()
             first, second = client.predict(["a great film", "weak"])
@@ -45,7 +45,7 @@ def test_what_clients_say_of_answers_becomes_labelled_rows(recording_package, tm
     key = keys.add(key_file, "alice", ["predict"])
     texts = ["a great film", "ask anna@mail.example", "weak"]
     around = environ(tmp_path, DEPLOYKIT_RECORDS=str(folder))
-    with launch.running(recording_package.path, key_file, environ=around) as url:
+    with launch.running_service(recording_package.path, key_file, environ=around) as url:
         with Client(url, key) as client:
             first, second, _ = client.predict(texts)
             assert first.request == second.request

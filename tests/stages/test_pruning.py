@@ -157,7 +157,7 @@ def test_the_new_tokenizer_reaches_the_package(served):
 
 def test_a_model_of_several_steps_is_served(served):
     package = Artifact.load(served[1][-1].artifact.path)
-    runtime = Runtime(settings.load(package.path, {"DEPLOYKIT_AUTH": "off"})[0], package, ["/v1/predict"])
+    runtime = Runtime(settings.load_settings(package.path, {"DEPLOYKIT_AUTH": "off"})[0], package, ["/v1/predict"])
     texts = ["the film is great", "words never heard of"]
 
     async def ask():

@@ -3,7 +3,7 @@
 A token is accepted if it is signed with RS256 or ES256 by a key of the provider's set (JWKS, from a file or a URL), was
 issued by that provider for this service, and is valid now. Its scopes are those in its claim `scope` that this service
 has, and its client is its subject. The limits of each subject are a setting, which the claim `deploykit_limits` may
-lower. A set in a file is followed as the key file is; one at a URL is fetched in the background.
+lower. A set in a file is read again when it changes, as the key file is; one at a URL is fetched in the background.
 """
 
 import hashlib
@@ -17,31 +17,31 @@ from pydantic import ValidationError
 from deploykit.errors import InputError, extra_missing
 from deploykit.serving.access import check
 from deploykit.serving.access.check import Refusal
-from deploykit.serving.access.jwks import KeySet, RemoteKeys
+from deploykit.serving.access.jwks import KeySet, RemoteKeySet
 from deploykit.serving.access.watched_file import WatchedFile
-from deploykit.serving.call import LIMITS, SCOPES, Client, ClientLimits, Scope
-from deploykit.serving.problems import Problem, retry_after
+from deploykit.serving.call import LIMIT_NAMES, SCOPES, Client, ClientLimits, Scope
+from deploykit.serving.problems import Problem, retry_after_header
 
-ALGORITHMS = ("RS256", "ES256")  # never the one that the token itself names
-LEEWAY_S = 30  # clocks of two machines may differ
-LIMITS_CLAIM = "deploykit_limits"
+ALGORITHMS = ("RS256", "ES256")  # a token that names another one is refused
+LEEWAY_S = 30  # by which the clocks of two machines may differ
+LIMITS_CLAIM = "deploykit_limits"  # an object: names of `ClientLimits` and whole numbers
 NO_LIMITS = ClientLimits()
-UNSAFE_CHARACTER = re.compile(r"[^\w.@/|-]")  # replaced in the logged name of a subject
-MAX_NAME_LENGTH = 40
+UNSAFE_CHARACTER = re.compile(r"[^\w.@/|-]")  # replaced in the name of a client
+MAX_NAME_CHARACTERS = 40  # of a subject, in the name of a client
 
 
-class Tokens:
-    """The check of tokens of one provider.
+class TokenChecker:
+    """Checks the tokens of one identity provider.
 
     Args:
-        jwks: a file or a URL of the provider's keys.
+        jwks: the file or the URL of the provider's keys.
         issuer: value of the claim `iss`.
         audience: value in the claim `aud`.
         limits: of each subject; none by default.
 
     Raises:
         InputError: the file cannot be read or holds no usable key.
-        MissingExtraError: the library is not installed.
+        MissingExtraError: PyJWT is not installed.
     """
 
     def __init__(self, jwks: str, issuer: str, audience: str, limits: ClientLimits = NO_LIMITS) -> None:
@@ -51,34 +51,34 @@ class Tokens:
             raise extra_missing("a service with tokens", error.name, "jwt") from error
         self._jwt: Any = jwt
         self._source, self._issuer, self._audience, self._limits = jwks, issuer, audience, limits
-        self._set: WatchedFile[KeySet] | RemoteKeys
+        self._key_set: WatchedFile[KeySet] | RemoteKeySet
         if "://" in jwks:
-            self._set = RemoteKeys(jwks, self._parse)
+            self._key_set = RemoteKeySet(jwks, self._parse)
         else:
-            self._set = WatchedFile("keys for tokens", Path(jwks), self._read)
+            self._key_set = WatchedFile("keys for tokens", Path(jwks), self._read)
 
     @property
     def failures(self) -> int:
         """How often the keys could not be read or fetched."""
-        return self._set.failures
+        return self._key_set.failures
 
     def start(self) -> None:
         """Starts to fetch the keys at a URL, in the running event loop."""
-        if isinstance(self._set, RemoteKeys):
-            self._set.start()
+        if isinstance(self._key_set, RemoteKeySet):
+            self._key_set.start()
 
     def close(self) -> None:
         """Stops to fetch keys."""
-        if isinstance(self._set, RemoteKeys):
-            self._set.close()
+        if isinstance(self._key_set, RemoteKeySet):
+            self._key_set.close()
 
     @staticmethod
-    def is_one(text: str) -> bool:
-        """Says whether a text has the form of a token, which no key has."""
+    def is_token(text: str) -> bool:
+        """Says whether a text has the form of a JSON Web Token; no key has it."""
         return text.startswith("ey") and text.count(".") == 2  # header, claims and signature
 
     def check(self, text: str, scope: Scope) -> Client | Refusal:
-        """Decides whether a token allows the scope that a route needs.
+        """Decides whether a token is valid and allows the scope that a route needs.
 
         Raises:
             Problem: 503, the provider's keys were not fetched yet.
@@ -93,19 +93,20 @@ class Tokens:
             detail = f"the token lacks the scope {scope!r} that this route needs; it opens {allowed}"
             return Refusal(403, "auth_scope", detail)
         try:
-            limits = self._lowered(claims.get(LIMITS_CLAIM, {}))
+            limits = self._token_limits(claims.get(LIMITS_CLAIM, {}))
         except ValidationError:
-            names = ", ".join(LIMITS)
+            names = ", ".join(LIMIT_NAMES)
             detail = f"the token's claim {LIMITS_CLAIM} must be an object of whole numbers from 1 on: {names}"
             return Refusal(401, "auth_invalid", detail)
         name = _client_name(str(claims["sub"]))
         return Client(name, name, **limits)
 
     def _verified_claims(self, text: str) -> dict[str, Any] | Refusal:
+        """Returns the claims of a token, if it is signed by a trusted key, meant for this service, and valid now."""
         jwt = self._jwt
         try:
             header = jwt.get_unverified_header(text)
-            key = self._key(str(header.get("kid", "")))
+            key = self._find_key(str(header.get("kid", "")))
             if key is None or header.get("alg") not in ALGORITHMS:
                 return Refusal(401, "auth_invalid", "the token is not signed by a key that this service trusts")
             claims: dict[str, Any] = jwt.decode(
@@ -125,29 +126,31 @@ class Tokens:
             return Refusal(401, "auth_invalid", "the token is not for this service, or was changed")
         return claims
 
-    def _key(self, identity: str) -> Any:
-        """Returns the key of an id; None if the set has no such key."""
-        self._set.refresh(check.POLL_S)
-        if identity not in self._set.content:
-            self._set.refresh(check.POLL_S, at_once=True)
-        if not self._set.content:
+    def _find_key(self, key_id: str) -> Any:
+        """Returns a key of the set by its id; None if there is none. Raises a problem (503) if the set is empty yet."""
+        self._key_set.refresh(check.POLL_S)
+        if key_id not in self._key_set.content:
+            self._key_set.refresh(check.POLL_S, at_once=True)
+        if not self._key_set.content:
             detail = "the identity provider's keys are not here yet; try again, or use a key of this service"
-            raise Problem(503, "not_ready", detail, headers=retry_after(1))
-        return self._set.content.get(identity)
+            raise Problem(503, "not_ready", detail, headers=retry_after_header(1))
+        return self._key_set.content.get(key_id)
 
-    def _lowered(self, claim: Any) -> dict[str, int | None]:
-        """Returns the limits of a token: of each kind the lower one of the setting and the claim."""
+    def _token_limits(self, claim: Any) -> dict[str, int | None]:
+        """Returns the limits of a token: for each name the lower one of the setting and the claim; None is no limit."""
         claimed = ClientLimits.model_validate(claim, strict=True)
-        pairs = {name: (getattr(self._limits, name), getattr(claimed, name)) for name in LIMITS}
+        pairs = {name: (getattr(self._limits, name), getattr(claimed, name)) for name in LIMIT_NAMES}
         return {name: min(filter(None, pair), default=None) for name, pair in pairs.items()}
 
     def _read(self, path: Path) -> KeySet:
+        """Reads a key set from a file."""
         try:
             return self._parse(path.read_bytes())
         except OSError as error:
             raise InputError(f"the keys for tokens {path} cannot be read: {error.strerror}") from error
 
     def _parse(self, content: bytes) -> KeySet:
+        """Returns the usable keys of a key set in JSON; raises an `InputError` if there are none."""
         try:
             parsed = self._jwt.PyJWKSet.from_dict(json.loads(content)).keys
         except (ValueError, TypeError, AttributeError, self._jwt.PyJWTError) as error:
@@ -159,6 +162,6 @@ class Tokens:
 
 
 def _client_name(subject: str) -> str:
-    """Returns a name that no other subject, and no client with a key, has."""
-    name = UNSAFE_CHARACTER.sub("_", subject)[:MAX_NAME_LENGTH]
+    """Returns the name of a client for the log and the metrics; no other subject and no client with a key has it."""
+    name = UNSAFE_CHARACTER.sub("_", subject)[:MAX_NAME_CHARACTERS]
     return f"jwt:{name}" if name == subject else f"jwt:{name}:{hashlib.sha256(subject.encode()).hexdigest()[:12]}"

@@ -1,8 +1,8 @@
-"""API keys: a small JSON file of hashes, and the functions that change it; `check` checks requests against it.
+"""API keys: the key file, and the functions that change it. `check` checks requests against it.
 
-A key reads `dk_ID_SECRET`. The id finds its record; the secret is 256 random bits, of which the file holds only the
-SHA-256: a fast hash is enough for a secret that nobody can guess. The file is replaced as a whole, so that a reader
-never sees half of one.
+A key has the form `dk_ID_SECRET`. The id is that of its record in the key file, which is JSON. The secret is 256 random
+bits, and the file holds only their SHA-256: a fast hash is enough for a secret that nobody can guess. The file is
+replaced as a whole, so that a reader never sees half of one.
 """
 
 import fcntl
@@ -23,14 +23,14 @@ from deploykit.artifact import atomic
 from deploykit.errors import InputError, storage_errors
 from deploykit.methods import Frozen, did_you_mean
 from deploykit.serving.call import SCOPES, ClientLimits, Scope
-from deploykit.serving.settings import KEYS
+from deploykit.serving.settings import KEYS_VARIABLE
 from deploykit.serving.settings import default_key_file as default_key_file
 
-OVERLAP = timedelta(days=1)  # how long an old key and its successor are both valid
+ROTATION_OVERLAP = timedelta(days=1)  # how long an old key and its successor are both valid
 
 
 class Key(ClientLimits):
-    """What is stored about a key: never its secret."""
+    """The record of a key in the key file, without its secret; `rotated` says that it has a successor."""
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
@@ -65,8 +65,8 @@ def add(
         path: the key file; made if there is none.
         client: the name to log and to count by; one client may have several keys.
         scopes: what the key allows, some of `SCOPES`.
-        not_before: when it begins to be valid; needs a time zone.
-        expires: when it ends to be valid; needs a time zone.
+        not_before: from when it is valid; needs a time zone.
+        expires: until when it is valid; needs a time zone.
         limits: any of `ClientLimits`; none by default.
 
     Returns:
@@ -92,11 +92,11 @@ def add(
         first = error.errors()[0]
         raise InputError(f"{'.'.join(map(str, first['loc']))} of the key: {first['msg']}") from error
     with _locked(path):
-        _write(path, [*(listing(path) if path.exists() else ()), key])
+        _write(path, [*(read_keys(path) if path.exists() else ()), key])
     return text
 
 
-def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
+def rotate(path: Path, identity: str, overlap: timedelta = ROTATION_OVERLAP) -> str:
     """Makes a successor of a key, with the same scopes and limits; the old key expires after an overlap.
 
     Args:
@@ -113,7 +113,7 @@ def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
         StorageError: the file cannot be written.
     """
     with _locked(path):
-        keys, now = listing(path), datetime.now(UTC).replace(microsecond=0)
+        keys, now = read_keys(path), datetime.now(UTC).replace(microsecond=0)
         old = next((key for key in keys if key.id == identity), None)
         if old is None:
             near = did_you_mean(identity, [key.id for key in keys])
@@ -133,20 +133,20 @@ def rotate(path: Path, identity: str, overlap: timedelta = OVERLAP) -> str:
 
 def _successor(old: Key, now: datetime) -> tuple[str, Key]:
     """Makes a key with the scopes, limits and lifetime of an old one."""
-    same = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires", "rotated"})
+    kept_fields = old.model_dump(exclude={"id", "sha256", "created", "not_before", "expires", "rotated"})
     not_before = old.not_before if old.not_before is not None and old.not_before > now else None
     expires = old.expires and (not_before or now) + (old.expires - (old.not_before or old.created))
-    return _new_key(**same, not_before=not_before, expires=expires)
+    return _new_key(**kept_fields, not_before=not_before, expires=expires)
 
 
 def _new_key(**fields: Any) -> tuple[str, Key]:
-    """Returns a new key as its client gets it, and its record."""
+    """Makes a key; returns the text that its client gets, and its record with these fields."""
     identity, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     sha256, created = hashlib.sha256(secret.encode()).hexdigest(), datetime.now(UTC).replace(microsecond=0)
     return f"dk_{identity}_{secret}", Key(id=identity, sha256=sha256, created=created, **fields)
 
 
-def listing(path: Path) -> tuple[Key, ...]:
+def read_keys(path: Path) -> tuple[Key, ...]:
     """Reads the keys of a file, the oldest first.
 
     Raises:
@@ -171,13 +171,13 @@ def revoke(path: Path, id_or_client: str) -> tuple[Key, ...]:
         StorageError: the file cannot be written.
     """
     with _locked(path):
-        keys = listing(path)
-        removed = _selected(keys, id_or_client)
+        keys = read_keys(path)
+        removed = _select(keys, id_or_client)
         _write(path, (key for key in keys if key not in removed))
     return removed
 
 
-def switch(path: Path, id_or_client: str, *, disabled: bool) -> tuple[Key, ...]:
+def set_disabled(path: Path, id_or_client: str, *, disabled: bool) -> tuple[Key, ...]:
     """Disables or enables the key of an id, or all keys of a client, and returns them as they are now.
 
     Raises:
@@ -185,13 +185,14 @@ def switch(path: Path, id_or_client: str, *, disabled: bool) -> tuple[Key, ...]:
         StorageError: the file cannot be written.
     """
     with _locked(path):
-        keys = listing(path)
-        changed = {key.id: key.model_copy(update={"disabled": disabled}) for key in _selected(keys, id_or_client)}
+        keys = read_keys(path)
+        changed = {key.id: key.model_copy(update={"disabled": disabled}) for key in _select(keys, id_or_client)}
         _write(path, (changed.get(key.id, key) for key in keys))
     return tuple(changed.values())
 
 
-def _selected(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
+def _select(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
+    """Returns the key of an id, or all keys of a client; raises an `InputError` if there is none."""
     selected = tuple(key for key in keys if id_or_client in (key.id, key.client))
     if not selected:
         names = sorted({name for key in keys for name in (key.id, key.client)})
@@ -202,7 +203,7 @@ def _selected(keys: Sequence[Key], id_or_client: str) -> tuple[Key, ...]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Locks a key file against other processes of this machine that would change it."""
+    """Keeps other processes of this machine from changing a key file while the block lasts."""
     with storage_errors(path, "`--keys`, or DEPLOYKIT_KEYS"):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = path.resolve()
@@ -212,13 +213,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
+    """Replaces a key file; the new one has the permissions of the old one, and those of a private file if it is new."""
     path = path.resolve()  # replaces the target of a symbolic link, not the link
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     draft = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(KeyFile(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True) + "\n")
-        if path.exists():  # its readers stay the same: the user of a container is not the one who adds keys
+        if path.exists():  # the same users may read it: the user of a container is not the one who adds keys
             status = path.stat()
             draft.chmod(status.st_mode & 0o777)
             with suppress(PermissionError):
@@ -232,5 +234,5 @@ def main(arguments: Sequence[str] = sys.argv[1:]) -> None:
     """Adds a key where only the serving part is installed: `python -m deploykit.serving.keys NAME [FILE]`."""
     if not 1 <= len(arguments) <= 2:
         sys.exit("usage: python -m deploykit.serving.keys NAME [FILE]")
-    file = arguments[1] if len(arguments) == 2 else os.environ.get(KEYS)
+    file = arguments[1] if len(arguments) == 2 else os.environ.get(KEYS_VARIABLE)
     sys.stdout.write(add(Path(file) if file else default_key_file(), arguments[0]) + "\n")

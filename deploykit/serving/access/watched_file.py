@@ -18,12 +18,16 @@ logger = logging.getLogger("deploykit.serving")
 
 
 class WatchedFile(Generic[Content]):
-    """The content of a file; `failures` counts how often it could not be read after a change.
+    """A file and its content.
 
     Args:
-        name: of the content, in the plural, for the log.
+        name: what the file holds, in the plural, for the log.
         path: of the file.
-        read: returns the content; raises an InputError if it is damaged.
+        read: returns the content; raises an `InputError` if it is damaged.
+
+    Attributes:
+        content: what was read last without an error.
+        failures: how often the file could not be read after a change.
 
     Raises:
         InputError: the file cannot be read now.
@@ -31,15 +35,19 @@ class WatchedFile(Generic[Content]):
 
     def __init__(self, name: str, path: Path, read: Callable[[Path], Content]) -> None:
         self._name, self._path, self._read = name, path, read
-        self._read_version = self._tried_version = self._version()  # taken first: a change during the read is noticed
+        # versions of the file that was read last without an error, and that was tried last; taken before the file is
+        # read, so that a change in the meantime is noticed
+        self._read_version = self._tried_version = self._version()
         self.content = read(path)
         self._checked_at = time.monotonic()
         self.failures = 0
 
     def refresh(self, poll_s: float, *, at_once: bool = False) -> None:
-        """Reads the file again if it has changed, at most every `poll_s`; a damaged one is tried each time.
+        """Reads the file again if it has changed.
 
-        `at_once` does not wait for `poll_s`, and does not try a damaged file again.
+        Args:
+            poll_s: the file is checked at most once in so many seconds; a damaged one is tried again each time.
+            at_once: checks the file now, whatever `poll_s`; a damaged one is not tried again.
         """
         now = time.monotonic()
         if now - self._checked_at < poll_s and not at_once:
@@ -62,7 +70,10 @@ class WatchedFile(Generic[Content]):
         self._tried_version = version
 
     def _version(self) -> tuple[int, ...] | None:
-        """Returns numbers that change with the file; nobody can set back the last one, the time of the last change."""
+        """Returns numbers that differ after each change of the file; None if it cannot be found.
+
+        The last one, the time of the last change of status, cannot be set back by a program.
+        """
         try:
             status = self._path.stat()
         except OSError:

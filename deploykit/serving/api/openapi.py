@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 document of a service, made from its routes.
 
-BentoML's own document lacks the problems and the routes that the guard answers, and loses "or null" from schemas.
+BentoML's own document has neither the error responses nor the routes that the guard answers, and its schemas do not say
+which values may be null.
 """
 
 import json
@@ -13,15 +14,17 @@ from pydantic import BaseModel, Field, TypeAdapter
 from deploykit.methods import Frozen
 from deploykit.serving import problems
 from deploykit.serving.http import uploads
-from deploykit.serving.http.routes import JSON, Route
+from deploykit.serving.http.routes import JSON_TYPE, Route
 
-REFERENCE = "#/components/schemas/{model}"
-SECURITY_SCHEMES = {
+SCHEMA_REFERENCE = "#/components/schemas/{model}"
+SECURITY_SCHEMES = {  # two ways to send a key
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-STATUSES_WITH_BODY = (400, 408, 413, 415, 422, 500, 504)  # of routes with a body
-STATUSES_WITH_KEY = (401, 403, 429)  # of routes that need a key
+# statuses of error responses, of which the document tells:
+BODY_ERROR_STATUSES = (400, 408, 413, 415, 422, 500, 504)  # of routes that read a request body
+ACCESS_ERROR_STATUSES = (401, 403, 429)  # of routes that need a key
+COMMON_ERROR_STATUSES = (431, 503)  # of all routes
 
 
 class Mistake(Frozen):
@@ -43,8 +46,8 @@ class ProblemDetails(Frozen):
     errors: list[Mistake] = Field(default=[], description="the first mistakes in a body that does not fit")
 
 
-class Way(NamedTuple):
-    """A route with a body: the name of its operation, its path, and the types of request and response."""
+class Operation(NamedTuple):
+    """A route that reads a request body: its name in the document, its path, and the types of both bodies."""
 
     name: str
     path: str
@@ -53,26 +56,41 @@ class Way(NamedTuple):
 
 
 def document(
-    name: str, version: str, text: str, asked: Sequence[Way], routes: Sequence[Route], *, guarded: bool
+    name: str,
+    version: str,
+    description: str,
+    operations: Sequence[Operation],
+    routes: Sequence[Route],
+    *,
+    access_control: bool,
 ) -> bytes:
-    """Returns the document of a model's service.
+    """Returns the document of a model's service, in JSON.
 
-    `text` describes it in Markdown, `asked` are the routes with a body among all `routes`, and `guarded` says whether
-    access control is on.
+    Args:
+        name: of the model.
+        version: of the model.
+        description: of the service, in Markdown.
+        operations: those of the routes that read a request body.
+        routes: all routes.
+        access_control: whether it is on.
     """
     types: dict[str, Any] = {ProblemDetails.__name__: ProblemDetails}
-    for way in asked:
-        types |= {f"{way.path} in": way.request, f"{way.path} out": way.response}
+    for operation in operations:
+        types |= {f"{operation.path} in": operation.request, f"{operation.path} out": operation.response}
     inputs: Any = [(name, "validation", TypeAdapter(model)) for name, model in types.items()]
-    by_name_and_mode, shared = TypeAdapter.json_schemas(inputs, ref_template=REFERENCE)
+    by_name_and_mode, shared = TypeAdapter.json_schemas(inputs, ref_template=SCHEMA_REFERENCE)
     schemas = {name: schema for (name, _), schema in by_name_and_mode.items()}
-    ways = {way.path: way for way in asked}
+    by_path = {operation.path: operation for operation in operations}
     content = {
         "openapi": "3.1.0",
-        "info": {"title": name, "version": version, "description": text},
+        "info": {"title": name, "version": version, "description": description},
         "servers": [{"url": "."}],
         "paths": {
-            route.path: {route.method.lower(): _operation(route, ways.get(route.path), schemas, guarded=guarded)}
+            route.path: {
+                route.method.lower(): _operation_object(
+                    route, by_path.get(route.path), schemas, needs_key=access_control and route.scope is not None
+                )
+            }
             for route in routes
         },
         "components": {"schemas": shared["$defs"], "securitySchemes": SECURITY_SCHEMES},
@@ -80,22 +98,33 @@ def document(
     return json.dumps(content).encode()
 
 
-def _operation(route: Route, way: Way | None, schemas: dict[str, Any], *, guarded: bool) -> dict[str, Any]:
-    needs_key = guarded and route.scope is not None
-    statuses = sorted((*(STATUSES_WITH_BODY if way else ()), *(STATUSES_WITH_KEY if needs_key else ()), 431, 503))
-    problem = {"content": {problems.MEDIA_TYPE: {"schema": schemas[ProblemDetails.__name__]}}}
-    answer: dict[str, Any] = {"schema": schemas[f"{route.path} out"]} if way else {}
-    operation = {
-        "operationId": way.name if way else f"get {route.path}",
-        "tags": ["predictions" if way else "service"],
+def _operation_object(
+    route: Route, operation: Operation | None, schemas: dict[str, Any], *, needs_key: bool
+) -> dict[str, Any]:
+    """Returns what OpenAPI calls an operation object: the description of one route.
+
+    Args:
+        route: the route.
+        operation: names and types, if it reads a request body.
+        schemas: of bodies: `PATH in` and `PATH out` of each operation, and that of problems.
+        needs_key: whether the route needs a key.
+    """
+    body_statuses = BODY_ERROR_STATUSES if operation else ()
+    access_statuses = ACCESS_ERROR_STATUSES if needs_key else ()
+    statuses = sorted((*body_statuses, *access_statuses, *COMMON_ERROR_STATUSES))
+    problem = {"content": {problems.PROBLEM_MEDIA_TYPE: {"schema": schemas[ProblemDetails.__name__]}}}
+    answer: dict[str, Any] = {"schema": schemas[f"{route.path} out"]} if operation else {}
+    content = {
+        "operationId": operation.name if operation else f"get {route.path}",
+        "tags": ["predictions" if operation else "service"],
         "security": [{scheme: []} for scheme in SECURITY_SCHEMES] if needs_key else [],
         "responses": {
-            "200": {"description": "the answer", "content": {route.media.partition(";")[0]: answer}},
+            "200": {"description": "the answer", "content": {route.media_type.partition(";")[0]: answer}},
             **{str(status): {"description": HTTPStatus(status).phrase, **problem} for status in statuses},
         },
     }
-    if way is None:
-        return operation
-    files = uploads.DESCRIPTION if route.from_files else {}
-    body = {"required": True, "content": {JSON: {"schema": schemas[f"{route.path} in"]}, **files}}
-    return {**operation, "description": way.request.__doc__, "requestBody": body}
+    if operation is None:
+        return content
+    files = uploads.OPENAPI_CONTENT if route.from_files else {}
+    body = {"required": True, "content": {JSON_TYPE: {"schema": schemas[f"{route.path} in"]}, **files}}
+    return {**content, "description": operation.request.__doc__, "requestBody": body}

@@ -1,7 +1,7 @@
-"""The page at / and /ui, where people try the model, and `GET /v1/model`, which describes the model to it.
+"""The web page at / and /ui, where people try the model, and `GET /v1/model`, which describes the model to it.
 
-The files of the page are in `ui`. They hold nothing secret and need no key; all that the page shows, it requests with
-its visitor's key. It loads nothing from other sites, and tells the browser to refuse what it would.
+The files of the page are in `ui`. They contain nothing secret and need no key; what the page shows, it requests with
+its visitor's key. It loads nothing from other sites, and its headers tell the browser to refuse that.
 """
 
 from pathlib import Path
@@ -17,25 +17,25 @@ from deploykit.serving.api.protocols import input_names
 from deploykit.serving.http.routes import Route
 from deploykit.tasks import Task, TextInput
 
-FOLDER = Path(__file__).parent / "ui"
-PATH, MODEL = "/ui", "/v1/model"
-HTML, SCRIPT, STYLE = (f"text/{name}; charset=utf-8" for name in ("html", "javascript", "css"))
-FILES = {  # path: file in the folder, content type
-    PATH: ("index.html", HTML),
-    f"{PATH}/style.css": ("style.css", STYLE),
-    f"{PATH}/app.js": ("app.js", SCRIPT),
-    f"{PATH}/answers.js": ("answers.js", SCRIPT),
-    f"{PATH}/card.js": ("card.js", SCRIPT),
+UI_FOLDER = Path(__file__).parent / "ui"
+PAGE_PATH, MODEL_PATH = "/ui", "/v1/model"
+HTML_TYPE, SCRIPT_TYPE, STYLE_TYPE = (f"text/{name}; charset=utf-8" for name in ("html", "javascript", "css"))
+PAGE_FILES = {  # from path to file in the folder and content type
+    PAGE_PATH: ("index.html", HTML_TYPE),
+    f"{PAGE_PATH}/style.css": ("style.css", STYLE_TYPE),
+    f"{PAGE_PATH}/app.js": ("app.js", SCRIPT_TYPE),
+    f"{PAGE_PATH}/answers.js": ("answers.js", SCRIPT_TYPE),
+    f"{PAGE_PATH}/card.js": ("card.js", SCRIPT_TYPE),
 }
-POLICY = (
+CONTENT_SECURITY_POLICY = (  # what a browser lets the page load and do
     *("default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"),
     *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"),
 )
-HEADERS = {
-    "content-security-policy": "; ".join(POLICY),
+PAGE_HEADERS = {  # of the responses with the files of the page
+    "content-security-policy": "; ".join(CONTENT_SECURITY_POLICY),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",  # files of two versions must not be mixed
+    "cache-control": "no-cache",  # a browser must not mix files of two versions
 }
 
 
@@ -60,22 +60,29 @@ class ModelInfo(Frozen):
     card: str = Field(description="the model card, in Markdown")
 
 
-def pages(artifact: Artifact, task: Task) -> tuple[Route, ...]:
+def page_routes(artifact: Artifact, task: Task) -> tuple[Route, ...]:
     """Returns the route that describes the model, and those of the page unless the recipe switches it off."""
 
-    def model() -> bytes:
+    def render_model() -> bytes:
         return _model_info(artifact, task).model_dump_json().encode()
 
-    about = Route(MODEL, scope="predict", page=model)
+    model_route = Route(MODEL_PATH, scope="predict", render=render_model)
     if not artifact.manifest.serve.ui:
-        return (about,)
-    return about, *(
-        Route(path, page=(FOLDER / name).read_bytes, media=media, headers=HEADERS, also=("/",) if path == PATH else ())
-        for path, (name, media) in FILES.items()
+        return (model_route,)
+    return model_route, *(
+        Route(
+            path,
+            render=(UI_FOLDER / file).read_bytes,
+            media_type=media_type,
+            headers=PAGE_HEADERS,
+            other_paths=("/",) if path == PAGE_PATH else (),
+        )
+        for path, (file, media_type) in PAGE_FILES.items()
     )
 
 
 def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
+    """Describes the model to the page, from the manifest and the model card."""
     manifest, card = artifact.manifest, artifact.file(MODEL_CARD)
     return ModelInfo(
         name=manifest.name,
@@ -87,7 +94,7 @@ def _model_info(artifact: Artifact, task: Task) -> ModelInfo:
         files=task.Input.FILES,
         max_file_bytes=images.MAX_BYTES,
         body="texts" if task.Input is TextInput else "inputs",
-        explains=bool(explain.explain(manifest, task)),
+        explains=bool(explain.explain_protocols(manifest, task)),
         max_tokens=manifest.max_tokens,
         max_windows=getattr(tasks.spec_of(manifest).options, "max_windows", 1),
         abstain_below=getattr(tasks.spec_of(manifest).options, "abstain_below", None),

@@ -1,4 +1,4 @@
-"""The route that ranks candidates for a query, of models that read pairs."""
+"""The route that ranks candidates for a query, for models that read pairs of texts."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, create_model
 
 from deploykit.artifact import Manifest
 from deploykit.methods import Frozen
-from deploykit.serving.api.protocols import EXAMPLE, Model, Protocol, text_inputs
+from deploykit.serving.api.protocols import EXAMPLE_TEXT, Model, Protocol, text_inputs
 from deploykit.tasks import Input, Task, spec_of
 from deploykit.tasks._ranking import Relevance
 
@@ -28,8 +28,8 @@ class RankResponse(Frozen):
     model: Model = Field(description="the model that answered")
 
 
-def rank(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
-    """Returns the route, if the model reads pairs and the task can say how relevant the second text is."""
+def rank_protocols(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
+    """Returns the protocol of ranking; none if the model reads no pairs, or the task has no measure of relevance."""
     model = Model(name=manifest.name, version=manifest.version)
     relevance: Relevance | None = None
     if manifest.pair and hasattr(task, "relevance"):
@@ -38,9 +38,11 @@ def rank(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
         return ()
 
     def read(body: Any) -> list[Input]:
+        """Returns the query paired with each candidate."""
         return text_inputs([body.query] * len(body.candidates), body.candidates)
 
     def write(body: Any, answers: Sequence[BaseModel]) -> BaseModel:
+        """Sorts the candidates by relevance; `sort` keeps the order of equal ones."""
         ranked = [Ranked(index=index, score=relevance.of_answer(answer)) for index, answer in enumerate(answers)]
         ranked.sort(key=lambda candidate: -candidate.score)
         return RankResponse(ranking=ranked[: body.top_k], model=model)
@@ -49,9 +51,12 @@ def rank(manifest: Manifest, task: Task) -> tuple[Protocol, ...]:
 
 
 def _request_model(manifest: Manifest) -> type[BaseModel]:
-    candidates = Annotated[list[str], Field(min_length=1, max_length=manifest.serve.max_texts, examples=[[EXAMPLE]])]
+    """Returns the type of a request, with at most as many candidates as the service accepts texts."""
+    candidates = Annotated[
+        list[str], Field(min_length=1, max_length=manifest.serve.max_texts, examples=[[EXAMPLE_TEXT]])
+    ]
     fields: dict[str, Any] = {
-        "query": (str, Field(description="the first text of each pair", examples=[EXAMPLE])),
+        "query": (str, Field(description="the first text of each pair", examples=[EXAMPLE_TEXT])),
         "candidates": (candidates, Field(description="the second texts of the pairs, which are ranked")),
         "top_k": (int | None, Field(default=None, ge=1, description="the most candidates of the answer; null: all")),
     }

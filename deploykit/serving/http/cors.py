@@ -1,29 +1,31 @@
 """Which web pages may call the service from a browser (CORS): those of the configured origins; by default none.
 
-Before a page's request, a browser asks without a key whether the page may send it (the preflight), and it shows a page
-only responses that name its origin. Cookies are never allowed: access needs a header that the page itself sends.
+Before some requests of a page, a browser sends a preflight: it asks, without a key, whether the page may send the
+request. It lets a page read only responses that name the page's origin. Cookies are never allowed: access needs a
+header that the page itself sends.
 
-Starlette's CORSMiddleware gives the same permissions, as a test compares. It would answer in front of the guard, so
-that preflights were not counted, logged and bounded, and those for paths that do not exist were permitted.
+Starlette's CORSMiddleware gives the same permissions, as a test checks. It is not used, because it would answer before
+the guard: preflights would not be counted, logged or limited, and those for paths that do not exist would be permitted.
 """
 
 from collections.abc import Mapping, Sequence
 
+# what a page may send
 REQUEST_HEADERS = ("authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout-ms")
-RESPONSE_HEADERS = ("x-request-id", "retry-after", "server-timing")  # that a page may read
+RESPONSE_HEADERS = ("x-request-id", "retry-after", "server-timing")  # what a page may read of a response
 PREFLIGHT_MAX_AGE_S = 3600  # how long a browser may reuse the answer to a preflight
 
 
-def preflight(
+def preflight_headers(
     allowed: frozenset[str], method: str, headers: Mapping[str, str], methods: Sequence[str]
 ) -> dict[str, str] | None:
     """Returns the headers of the response to a preflight; None if the request is no preflight of an allowed page.
 
     Args:
-        allowed: origins.
+        allowed: origins of pages.
         method: of the request.
         headers: of the request.
-        methods: that the path accepts.
+        methods: what the path accepts.
     """
     if method != "OPTIONS" or headers.get("origin") not in allowed or "access-control-request-method" not in headers:
         return None
@@ -35,7 +37,7 @@ def preflight(
 
 
 def response_headers(allowed: frozenset[str], headers: Mapping[str, str]) -> dict[str, str]:
-    """Returns the headers that let a page of an allowed origin read a response, whatever its status."""
+    """Returns the headers by which a page of an allowed origin may read a response, whatever its status."""
     if not allowed:
         return {}
     origin = headers.get("origin", "")

@@ -1,4 +1,4 @@
-"""The closed list of routes. A path that is not in it is refused before anything else of the request is read."""
+"""The routes of the service. A request for any other path is refused before anything else of it is read."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from pydantic import BaseModel
 from deploykit.serving.call import Call, Scope
 from deploykit.serving.problems import Problem
 
-PREDICT = "/v1/predict"
-METRICS = "/metrics"
-DOCS = "/docs.json"
-FromFiles = Callable[[Sequence[Mapping[str, Any]]], Any]  # from inputs with files to the content of a body in JSON
+PREDICT_PATH = "/v1/predict"
+METRICS_PATH = "/metrics"
+DOCS_PATH = "/docs.json"
+FromFiles = Callable[[Sequence[Mapping[str, Any]]], Any]  # from inputs with files to the body that JSON would have
 Answer = Callable[[Any, Call], Awaitable[Any]]  # from a validated body and its request to the content of the response
-INFERENCE_PROTOCOL = (
+OPEN_INFERENCE_HINT = (  # in the refusal of an unknown path below /v2
     "of the Open Inference Protocol there are /v2, /v2/health/live, /v2/health/ready and /v2/models/NAME, with"
     " /versions/VERSION or without it, alone or with /ready or /infer; of its extensions binary_tensor_data only"
 )
-JSON, TEXT = "application/json", "text/plain"
+JSON_TYPE, TEXT_TYPE = "application/json", "text/plain"
 
 
 class Content(NamedTuple):
@@ -32,19 +32,21 @@ class Content(NamedTuple):
 class Route:
     """One route.
 
-    Args:
-        path: also the label in the metrics and the log.
+    It has `body` and `answer`, or `render`, or neither: then BentoML's application answers.
+
+    Attributes:
+        path: the path; also the label of the route in the metrics and the log.
         method: GET (which includes HEAD) or POST.
-        scope: that a key needs; None lets everybody in.
+        scope: the scope that a key needs; None lets everybody in.
         body: the type of the JSON body; None for a route without a body.
-        answer: returns the content of the response to a body: a model, plain data or `Content`.
+        answer: returns the content of the response to a body: a pydantic model, plain data or `Content`.
         binary: whether binary data may follow the JSON of the body.
-        waits: whether its texts wait for the engine.
-        page: returns the response of a route without a body; BentoML answers if there is neither `page` nor `answer`.
-        media: the content type of the page.
-        headers: of the page.
-        also: other paths of the same route.
-        from_files: says that the body may be files, and what it then stands for.
+        uses_engine: whether its texts wait for the engine.
+        render: returns the body of the response, for a route without a request body.
+        media_type: the content type of what `render` returns.
+        headers: of the response with what `render` returns.
+        other_paths: more paths of the same route.
+        from_files: makes the body of a request from uploaded files; None if the route accepts no files.
     """
 
     path: str
@@ -53,40 +55,35 @@ class Route:
     body: type[BaseModel] | None = None
     answer: Answer | None = None
     binary: bool = False
-    waits: bool = False
-    page: Callable[[], bytes] | None = None
-    media: str = JSON
+    uses_engine: bool = False
+    render: Callable[[], bytes] | None = None
+    media_type: str = JSON_TYPE
     headers: Mapping[str, str] = field(default_factory=dict)
-    also: tuple[str, ...] = ()
+    other_paths: tuple[str, ...] = ()
     from_files: FromFiles | None = None
 
     @property
-    def label(self) -> str:
-        """The label in the metrics and the log."""
-        return self.path
-
-    @property
     def methods(self) -> tuple[str, ...]:
-        """The methods of requests that are answered."""
+        """The HTTP methods that the route takes."""
         return ("GET", "HEAD") if self.method == "GET" else (self.method,)
 
 
-UNKNOWN = Route("unknown")
+UNKNOWN_ROUTE = Route("unknown")  # stands for all paths that do not exist, in the metrics and the log
 
 
-def table(asked: Sequence[Route], pages: Sequence[Route]) -> tuple[Route, ...]:
-    """Lists the routes of a service: those of predictions, the probes, other pages, and BentoML's schema."""
-    probes = (Route(path, media=TEXT) for path in ("/livez", "/healthz", "/readyz"))
-    return (*asked, *probes, *pages, Route("/schema.json", scope="docs"))
+def all_routes(predictions: Sequence[Route], others: Sequence[Route]) -> tuple[Route, ...]:
+    """Adds the routes that BentoML answers to those of predictions and the others: the probes, and its API schema."""
+    probes = (Route(path, media_type=TEXT_TYPE) for path in ("/livez", "/healthz", "/readyz"))
+    return (*predictions, *probes, *others, Route("/schema.json", scope="docs"))
 
 
 def match(routes: Sequence[Route], method: str, path: str) -> tuple[Route, Problem | None]:
-    """Returns the route of a request, and the problem if the path or the method does not exist."""
+    """Returns the route of a request, and a problem if the path does not exist (404) or takes other methods (405)."""
     for route in routes:
-        if path == route.path or path in route.also:
+        if path == route.path or path in route.other_paths:
             if method in route.methods:
                 return route, None
             allowed = ", ".join(route.methods)
             return route, Problem(405, "method", f"{route.path} takes {allowed} only", headers={"allow": allowed})
-    hint = INFERENCE_PROTOCOL if path.startswith("/v2/") else f"predictions are at POST {PREDICT}"
-    return UNKNOWN, Problem(404, "not_found", f"there is no such path; {hint}")
+    hint = OPEN_INFERENCE_HINT if path.startswith("/v2/") else f"predictions are at POST {PREDICT_PATH}"
+    return UNKNOWN_ROUTE, Problem(404, "not_found", f"there is no such path; {hint}")

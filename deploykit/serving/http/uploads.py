@@ -1,4 +1,4 @@
-"""Bodies that are files: one image as it is, or a form (multipart/form-data) with several and their texts."""
+"""Bodies that are files: one image as it is, or a form (multipart/form-data) with several images and their texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,59 +8,69 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from deploykit.images import MEDIA_TYPES
-from deploykit.serving.http.bodies import BINARY_TYPES, invalid, media_type
+from deploykit.serving.http.bodies import BINARY_BODY_TYPES, invalid, media_type
 from deploykit.serving.http.routes import FromFiles
 from deploykit.serving.problems import Problem
 
-FORM = "multipart/form-data"
-ALONE = (*MEDIA_TYPES, *BINARY_TYPES)  # content types of one image; Hugging Face's client sends bytes without one
-FIELDS = ("image", "text")
-FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+FORM_TYPE = "multipart/form-data"
+SINGLE_IMAGE_TYPES = (*MEDIA_TYPES, *BINARY_BODY_TYPES)  # Hugging Face's client sends an image without a content type
+FORM_FIELDS = ("image", "text")
+# schemas of a file and of a form, in OpenAPI
+FILE_SCHEMA = {"type": "string", "contentMediaType": "application/octet-stream"}
 FORM_SCHEMA = {
     "type": "object",
-    "properties": {"image": {"type": "array", "items": FILE}, "text": {"type": "array", "items": {"type": "string"}}},
+    "properties": {
+        "image": {"type": "array", "items": FILE_SCHEMA},
+        "text": {"type": "array", "items": {"type": "string"}},
+    },
     "required": ["image"],
 }
-DESCRIPTION = {FORM: {"schema": FORM_SCHEMA}, **{kind: {"schema": FILE} for kind in MEDIA_TYPES}}  # in OpenAPI
-EXPECTED = f"send JSON, an image ({', '.join(MEDIA_TYPES)}), or a form ({FORM}) with the fields {' and '.join(FIELDS)}"
+# what OpenAPI says of such bodies, by content type
+OPENAPI_CONTENT = {FORM_TYPE: {"schema": FORM_SCHEMA}, **{kind: {"schema": FILE_SCHEMA} for kind in MEDIA_TYPES}}
+EXPECTED_DETAIL = (  # in the refusal of a body of another type
+    f"send JSON, an image ({', '.join(MEDIA_TYPES)}),"
+    f" or a form ({FORM_TYPE}) with the fields {' and '.join(FORM_FIELDS)}"
+)
 
 
 def are_files(headers: Mapping[str, str]) -> bool:
-    """Says whether a body is an image or a form, and not JSON."""
-    return media_type(headers) in (FORM, *ALONE)
+    """Says whether a body is an image or a form, by its content type."""
+    return media_type(headers) in (FORM_TYPE, *SINGLE_IMAGE_TYPES)
 
 
 def parse(
-    model: type[BaseModel], wrap: FromFiles, body: bytes, headers: Mapping[str, str], max_inputs: int
+    model: type[BaseModel], from_files: FromFiles, body: bytes, headers: Mapping[str, str], max_inputs: int
 ) -> BaseModel:
-    """Reads an image or a form as the same request in JSON would be read.
+    """Parses and validates an image or a form, as if the same request had been sent in JSON.
 
     Args:
-        model: the type of the body.
-        wrap: makes the content of such a body from its inputs.
+        model: the type of the JSON body.
+        from_files: makes the content of a JSON body from inputs with files.
         body: of the request.
         headers: of the request.
-        max_inputs: that the service accepts at once.
+        max_inputs: how many inputs the service accepts at once.
 
     Raises:
-        Problem: 400 the form is damaged, 422 it does not match the type.
+        Problem: 400 the form cannot be read, 422 it does not match the type.
     """
-    inputs = _inputs(body, headers, max_inputs) if media_type(headers) == FORM else [{"image": body}]
+    is_form = media_type(headers) == FORM_TYPE
+    inputs = _read_form(body, headers, max_inputs) if is_form else [{"image": body}]
     try:
-        return model.model_validate(wrap(inputs))
+        return model.model_validate(from_files(inputs))
     except ValidationError as error:
         raise invalid(error) from None
 
 
-def _inputs(body: bytes, headers: Mapping[str, str], max_inputs: int) -> list[dict[str, Any]]:
-    """Returns the inputs in a form: each image, with the text at the same place if there are texts."""
-    parts: dict[str, list[Any]] = {name: [] for name in FIELDS}
+def _read_form(body: bytes, headers: Mapping[str, str], max_inputs: int) -> list[dict[str, Any]]:
+    """Returns the inputs in a form. Each is an image; if there are texts, the first belongs to the first image, etc."""
+    values: dict[str, list[Any]] = {name: [] for name in FORM_FIELDS}
 
     def add(name: bytes | None, value: Any) -> None:
+        """Adds the value of a field; raises an error if the field is unknown or comes too often."""
         field = (name or b"").decode(errors="replace")
-        if field not in parts or len(parts[field]) == max_inputs:
-            raise FormParserError(f"expected up to {max_inputs} fields each of {' and '.join(FIELDS)}")
-        parts[field].append(value)
+        if field not in values or len(values[field]) == max_inputs:
+            raise FormParserError(f"expected up to {max_inputs} fields each of {' and '.join(FORM_FIELDS)}")
+        values[field].append(value)
 
     def add_file(part: File) -> None:
         part.file_object.seek(0)
@@ -70,16 +80,17 @@ def _inputs(body: bytes, headers: Mapping[str, str], max_inputs: int) -> list[di
         add(part.field_name, (part.value or b"").decode())
 
     _, options = parse_options_header(headers["content-type"])
-    unlimited = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # the body is bounded, and nothing is written to a disk
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # so that no file of the form is written to a disk
     try:
-        form = FormParser(FORM, add_text, add_file, boundary=options.get(b"boundary"), config=unlimited)
+        form = FormParser(FORM_TYPE, add_text, add_file, boundary=options.get(b"boundary"), config=in_memory)
         form.write(body)
         form.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
         raise Problem(400, "malformed", f"the form cannot be read: {error}") from None
-    images, texts = parts["image"], parts["text"]
+    images, texts = values["image"], values["text"]
     if texts and len(texts) != len(images):
         detail = f"the form has {len(images)} images and {len(texts)} texts, expected as many of each, or no text"
         raise Problem(422, "invalid", detail)
-    fields = [{"text": text} for text in texts] or [{} for _ in images]
-    return [{"image": image, **field} for image, field in zip(images, fields, strict=True)]
+    if not texts:
+        return [{"image": image} for image in images]
+    return [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]

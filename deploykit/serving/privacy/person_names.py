@@ -1,7 +1,7 @@
 """Finds names of people in texts with a spaCy model through Presidio, so that they can be masked.
 
-Patterns cannot find names, and a model misses some: leaks become rarer, not impossible. The model is any with named
-entities that is installed on the machine that serves, or a directory; nothing is downloaded.
+Patterns cannot find names, and a model misses some: leaks become rarer, not impossible. The model may be any that
+recognizes named entities, installed on the machine that serves or in a directory. Nothing is downloaded.
 """
 
 import threading
@@ -13,19 +13,19 @@ from typing import Any
 from deploykit.errors import InputError, extra_missing
 from deploykit.serving.settings import Settings
 
-ENTITY = "PERSON"
-COMPONENTS = ("tok2vec", "transformer", "ner")  # of a spaCy model, which recognition of names needs
-MAX_CHARACTERS = 50_000  # of one call of the model
+PERSON_ENTITY = "PERSON"  # as Presidio calls names of people
+COMPONENTS = ("tok2vec", "transformer", "ner")  # of a spaCy model: those that named entities need
+MAX_CALL_CHARACTERS = 50_000  # in one call of the model
 
 
-class Names:
+class PersonNameFinder:
     """Finds the names of people.
 
     Args:
         model: an installed spaCy model, for example `en_core_web_sm`, or its directory.
 
     Raises:
-        InputError: the model cannot be loaded, or knows no people.
+        InputError: the model cannot be loaded, or does not recognize people.
     """
 
     def __init__(self, model: str) -> None:
@@ -38,19 +38,19 @@ class Names:
         engine = SpacyNlpEngine(models=[{"lang_code": nlp.lang, "model_name": model}])
         engine.nlp = {nlp.lang: nlp}  # loaded already; its own `load` would download a missing model
         entities = engine.ner_model_configuration.model_to_presidio_entity_mapping
-        if ENTITY not in map(entities.get, nlp.get_pipe("ner").labels):
+        if PERSON_ENTITY not in map(entities.get, nlp.get_pipe("ner").labels):
             raise InputError(f"the spaCy model {model} knows no names of people. Name another one in redact_names.")
-        recognizer = SpacyRecognizer(supported_language=nlp.lang, supported_entities=[ENTITY])
+        recognizer = SpacyRecognizer(supported_language=nlp.lang, supported_entities=[PERSON_ENTITY])
         registry = RecognizerRegistry(recognizers=[recognizer], supported_languages=[nlp.lang])
         self._analyzer = AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[nlp.lang])
         self._lock = threading.Lock()  # spaCy does not promise to be thread-safe
 
     def __call__(self, text: str) -> list[tuple[int, int]]:
-        """Returns the spans of names: offsets of their first character and after their last."""
+        """Returns the spans of names, ascending: offsets of the first character, and after the last."""
         spans: list[tuple[int, int]] = []
-        for start, stop in _parts(text):
+        for start, stop in _split(text):
             with self._lock:
-                names = self._analyzer.analyze(text[start:stop], language=self._language, entities=[ENTITY])
+                names = self._analyzer.analyze(text[start:stop], language=self._language, entities=[PERSON_ENTITY])
             spans += [(start + name.start, start + name.end) for name in names]
         return sorted(spans)
 
@@ -75,6 +75,7 @@ def require_model(settings: Settings) -> None:
 
 
 def _load(model: str) -> Any:
+    """Loads a spaCy model, with the components that named entities need."""
     import spacy
 
     try:
@@ -87,12 +88,12 @@ def _load(model: str) -> Any:
     return nlp
 
 
-def _parts(text: str) -> Iterator[tuple[int, int]]:
-    """Yields the spans of parts of a long text, cut at spaces so that no name is cut."""
+def _split(text: str) -> Iterator[tuple[int, int]]:
+    """Yields the spans of pieces of a text that fit into one call; they end at spaces where possible."""
     start = 0
-    while len(text) - start > MAX_CHARACTERS:
-        space = text.rfind(" ", start + 1, start + MAX_CHARACTERS)
-        stop = space if space > 0 else start + MAX_CHARACTERS
+    while len(text) - start > MAX_CALL_CHARACTERS:
+        space = text.rfind(" ", start + 1, start + MAX_CALL_CHARACTERS)
+        stop = space if space > 0 else start + MAX_CALL_CHARACTERS
         yield start, stop
         start = stop
     yield start, len(text)

@@ -1,7 +1,7 @@
-"""A thread beside the event loop, for work on large bodies and answers that would hold everybody up.
+"""A thread beside the event loop, for work on large bodies and answers that would delay all other requests.
 
-One thread is enough, because Python runs one thread at a time. Small work is done at once, because passing it to the
-thread takes longer.
+One thread is enough, because only one thread at a time runs Python code. Small work is done on the event loop itself,
+because passing it to the thread would take longer.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 class Offload:
-    """The thread."""
+    """The thread, and the choice of what runs in it."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="offload")
 
     async def run(self, large: bool, work: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        """Calls `work` in the thread if it is `large` (may take more than about a millisecond), else at once."""
+        """Calls `work` in the thread if it is `large` (takes more than about a millisecond), else on the event loop."""
         if not large:
             return work(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -1,6 +1,6 @@
-"""The log of a service process: one JSON object per line, one line per request, and never a text.
+"""The log of a service process: one JSON object on each line, one line for each request, and never a text.
 
-Paths are logged as the label of their route, so that odd paths cannot write into the log.
+Of a path only the label of its route is logged, so that clients cannot write into the log.
 """
 
 import json
@@ -13,14 +13,14 @@ from deploykit.serving.call import Call
 
 NEVER_READY = "this service will not become ready"  # `launch` looks for this text in the log
 
-access = logging.getLogger("deploykit.access")
+request_logger = logging.getLogger("deploykit.access")
 
 
-class Lines(logging.Formatter):
-    """Renders a record as one line of JSON; a dictionary as message becomes its fields."""
+class JsonLineFormatter(logging.Formatter):
+    """Renders a log record as one line of JSON; if the message is a dictionary, its entries become fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
+        """Returns the line of a log record."""
         content: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -36,36 +36,36 @@ def configure() -> None:
     """Sends the log of deploykit to standard output, as lines of JSON."""
     logger = logging.getLogger("deploykit")
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonLineFormatter())
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def request_line(call: Call, route: str, status: int, sent: int, seconds: float) -> None:
+def log_request(call: Call, route: str, status: int, sent_bytes: int, seconds: float) -> None:
     """Logs one request.
 
     Args:
         call: the request.
         route: label of its route.
         status: of the response.
-        sent: bytes of the response's body.
-        seconds: from request to response.
+        sent_bytes: of the response's body.
+        seconds: from the request to the end of the response.
     """
-    access.info(
+    request_logger.info(
         {
             "request": call.id,
-            **({"trace": call.trace} if call.trace else {}),
+            **({"trace": call.trace_id} if call.trace_id else {}),
             "client": call.client.name,
-            "key": call.client.key,
+            "key": call.client.key_id,
             "route": route,
             "status": status,
             "ms": round(seconds * 1000, 2),
             "tokenize_ms": round(call.tokenize_s * 1000, 2),
             "queue_ms": round(call.queue_s * 1000, 2),
             "inference_ms": round(call.inference_s * 1000, 2),
-            "texts": call.items,
-            "tokens": call.tokens,
-            "bytes": sent,
+            "texts": call.input_count,
+            "tokens": call.token_count,
+            "bytes": sent_bytes,
         }
     )

@@ -1,7 +1,7 @@
 """Counts the texts and predictions of a service, and follows their drift from the rows of the evaluation.
 
-Texts are counted many at once, which takes a fraction of the time: numpy's calls for one short text take longer than
-its tokenization. So they wait until there are enough of them, or until the metrics are requested.
+Answered texts are collected, and counted together once there are enough of them or the metrics are requested. Counting
+them one by one would take much longer: numpy's calls for one short text take longer than its tokenization.
 """
 
 import threading
@@ -12,52 +12,55 @@ import numpy as np
 from deploykit import tasks
 from deploykit.artifact import Manifest
 from deploykit.inference.drift import Drift, Feature
-from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
+from deploykit.serving.telemetry.metrics import DRIFT_FEATURES, Metrics
 from deploykit.tasks import Prediction
 from deploykit.tokenizer import Encoding
 
-MAX_WAITING = 64  # parts of texts that are not counted yet
-TOKENS_PER_PART = 16
+# A text that waits to be counted weighs 1 for each 16 tokens, at least 1. The waiting ones are counted above 64.
+MAX_WAITING_WEIGHT = 64
+TOKENS_PER_WEIGHT = 16
 
 
 class PredictionStatistics:
     """Fills the metrics of predictions.
 
     Args:
-        metrics: that are filled.
-        manifest: has the labels, and the distributions in the evaluation; older packages have no distributions.
+        metrics: the metrics to fill.
+        manifest: of the package: the labels, and the distributions in the evaluation, which older packages lack.
     """
 
     def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
         self._metrics, self._task, self._spec = metrics, tasks.task_of(manifest), tasks.spec_of(manifest)
-        features = manifest.details.get("package", {}).get("reference", {})
-        self._drift = Drift({name: Feature.model_validate(features[name]) for name in DRIFTING if name in features})
+        reference = manifest.details.get("package", {}).get("reference", {})
+        features = {name: Feature.model_validate(reference[name]) for name in DRIFT_FEATURES if name in reference}
+        self._drift = Drift(features)
         self._predictions: list[Prediction] = []
         self._encodings: list[Encoding] = []
-        self._waiting = 0
+        self._waiting_weight = 0
         self._lock = threading.Lock()
 
     def add(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
-        """Adds the predictions of a request, and the encodings of its texts."""
+        """Adds the predictions of a request and the encodings of its texts, to be counted soon."""
         with self._lock:
             self._predictions += predictions
             self._encodings += encodings
-            self._waiting += sum(max(1, len(encoding) // TOKENS_PER_PART) for encoding in encodings)
-        if self._waiting > MAX_WAITING:
+            self._waiting_weight += sum(max(1, len(encoding) // TOKENS_PER_WEIGHT) for encoding in encodings)
+        if self._waiting_weight > MAX_WAITING_WEIGHT:
             self.count()
 
     def count(self) -> None:
-        """Counts the answers that were added, and updates the gauges of drift."""
+        """Counts all that was added, and updates the gauges of drift."""
         with self._lock:
             predictions, encodings = self._predictions, self._encodings
-            self._predictions, self._encodings, self._waiting = [], [], 0
+            self._predictions, self._encodings, self._waiting_weight = [], [], 0
         if encodings:
             self._count(predictions, encodings)
         for name, index in self._drift.psi().items():
             self._metrics.drift.labels(name).set(index)
 
     def _count(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
-        self._metrics.read(encodings)
+        """Counts predictions and texts in the metrics, and adds them to the distributions of drift."""
+        self._metrics.count_texts(encodings)
         self._drift.see("length", list(map(len, encodings)))
         observed = self._task.observe(predictions, self._spec)
         if not len(observed.labels):
@@ -66,4 +69,4 @@ class PredictionStatistics:
         weights = 1 / np.repeat(units, units)  # the units of a text count as one text
         self._drift.see("label", observed.labels, weights)
         self._drift.see("confidence", observed.confidences, weights)
-        self._metrics.predicted(tasks.observed_labels(self._task, self._spec), observed)
+        self._metrics.count_predictions(tasks.observed_labels(self._task, self._spec), observed)

@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry that show how long each phase of a request took, if a collector is configured.
 
-Spans are made after the response, from times that were measured anyway, and sent by a thread of their own: no request
-waits for a collector, and spans that it does not take are dropped. They contain routes, statuses and counts, never a
+Spans are made after the response, from times that were measured anyway, and a separate thread sends them. So no request
+waits for a collector, and spans that it does not accept are dropped. They contain routes, statuses and counts, never a
 text, a key or a client. BentoML's own tracing stays off, and the exporter is imported only if it is used.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 from deploykit.errors import extra_missing
 from deploykit.serving.call import Call
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-FLUSH_S = 3.0  # a service that ends waits so long for its last spans to be taken
+KNOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are recorded as `_OTHER`
+FLUSH_S = 3.0  # a service that ends waits at most so long until the collector has its last spans
 
 
-class Traces:
+class TraceSender:
     """Makes and sends spans; OpenTelemetry's standard variables configure the endpoint and the sampling.
 
     Args:
-        name: of the service, unless the environment names it.
+        name: of the service, unless the environment sets another one.
         version: of the model.
 
     Raises:
@@ -62,35 +62,35 @@ class Traces:
             The id of its trace.
         """
         trace, now = self._trace, time.time_ns()
-        epoch_ns = now - perf_counter_ns()  # zero of `perf_counter`, since 1970
-        method = method if method in METHODS else "_OTHER"
+        clock_zero_ns = now - perf_counter_ns()  # when `perf_counter` was 0, in nanoseconds since 1970
+        method = method if method in KNOWN_METHODS else "_OTHER"
         attributes: dict[str, str | int] = {
             "http.request.method": method,
             "http.route": route,
             "http.response.status_code": status,
             "deploykit.request_id": call.id,
-            "deploykit.texts": call.items,
-            "deploykit.tokens": call.tokens,
+            "deploykit.texts": call.input_count,
+            "deploykit.tokens": call.token_count,
         }
         span = self._tracer.start_span(
             f"{method} {route}",
             self._propagator.extract(headers),
             trace.SpanKind.SERVER,
             attributes,
-            start_time=epoch_ns + int(call.start * 1e9),
+            start_time=clock_zero_ns + int(call.start * 1e9),
         )
         if span.is_recording():
             context = trace.set_span_in_context(span)
             for name, (start, end) in call.phases.items():
-                child = self._tracer.start_span(name, context, start_time=epoch_ns + int(start * 1e9))
-                child.end(epoch_ns + int(end * 1e9))
+                child = self._tracer.start_span(name, context, start_time=clock_zero_ns + int(start * 1e9))
+                child.end(clock_zero_ns + int(end * 1e9))
             if status >= 500:
                 span.set_status(trace.StatusCode.ERROR)
         span.end(now)
         return str(trace.format_trace_id(span.get_span_context().trace_id))
 
     def close(self) -> None:
-        """Sends the remaining spans, for a few seconds at most."""
+        """Sends the remaining spans; gives up after `FLUSH_S`."""
         shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
         shutdown.start()
         shutdown.join(FLUSH_S)

@@ -1,7 +1,7 @@
-"""Ends a process that hangs, so that its supervisor, or the container's, starts another one.
+"""Ends a process that hangs, so that its supervisor, or that of the container, starts another one.
 
-A thread checks whether the event loop still runs callbacks and whether the engine still finishes its batches. It counts
-its checks and not the time between them: a machine that was suspended has not hung.
+A thread checks whether the event loop still runs callbacks, and whether the engine still finishes its batches. It does
+not read a clock but counts failed checks, because a machine that was suspended has not hung.
 """
 
 import asyncio
@@ -14,26 +14,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
-CHECKS_PER_LIMIT = 10
-LOG_S = 1.0  # at most, to log the reason: the log itself may hang
+EXIT_STATUS = 70  # of a process that was ended: EX_SOFTWARE of sysexits.h
+CHECKS_PER_LIMIT = 10  # in the time after which the event loop or the engine counts as hung
+LOG_TIMEOUT_S = 1.0  # to log the reason: the log itself may hang
 
 logger = logging.getLogger("deploykit.serving")
 
 
 class Watchdog:
-    """Checks until it is closed.
+    """The thread, which checks until it is closed.
 
     Args:
         loop: the event loop.
-        oldest_start: returns when the longest running batch started; None if the engine is idle.
-        limit_s: after which the loop or the engine counts as hung, in seconds.
+        oldest_batch_start: returns when the oldest running batch started; None if the engine is idle.
+        limit_s: seconds after which the loop or the engine counts as hung.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, oldest_start: Callable[[], float | None], limit_s: float
+        self, loop: asyncio.AbstractEventLoop, oldest_batch_start: Callable[[], float | None], limit_s: float
     ) -> None:
-        self._loop, self._oldest_start, self._limit_s = loop, oldest_start, limit_s
+        self._loop, self._oldest_batch_start, self._limit_s = loop, oldest_batch_start, limit_s
         self._loop_ran, self._closed = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -42,15 +42,17 @@ class Watchdog:
         self._closed.set()
 
     def _watch(self) -> None:
-        loop_misses, same_batch, previous = 0, 0, None
+        """Runs in the thread."""
+        loop_misses, same_batch_checks, previous_start = 0, 0, None  # checks in a row that found it hung
         while not self._closed.wait(self._limit_s / CHECKS_PER_LIMIT):
             loop_misses = 0 if self._loop_ran.is_set() else loop_misses + 1
             self._loop_ran.clear()
-            start = self._oldest_start()
-            same_batch, previous = (same_batch + 1 if start is not None and start == previous else 0), start
+            start = self._oldest_batch_start()
+            same_batch = start is not None and start == previous_start
+            same_batch_checks, previous_start = (same_batch_checks + 1 if same_batch else 0), start
             if loop_misses > CHECKS_PER_LIMIT:
                 self._end_process("the event loop")
-            if same_batch > CHECKS_PER_LIMIT:
+            if same_batch_checks > CHECKS_PER_LIMIT:
                 self._end_process("the engine")
             try:
                 self._loop.call_soon_threadsafe(self._loop_ran.set)
@@ -58,15 +60,17 @@ class Watchdog:
                 return
 
     def _end_process(self, part: str) -> NoReturn:
+        """Logs which part has hung, and ends the process at once."""
         log = threading.Thread(target=self._log, args=[part], daemon=True)
         with suppress(RuntimeError):  # no more threads can be started
             log.start()
-            log.join(LOG_S)
+            log.join(LOG_TIMEOUT_S)
         if os.environ.get("BENTOML_CONTAINERIZED"):  # BentoML's supervisor would not restart it; the container's does
             os.kill(os.getppid(), signal.SIGTERM)
         os._exit(EXIT_STATUS)
 
     def _log(self, part: str) -> None:
+        """Logs which part has hung; runs in a thread of its own, because the log may hang."""
         logger.critical("%s has hung for %g s: this process ends, to be started again", part, self._limit_s)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -39,7 +39,7 @@ BODIES = {
     "/v1/explain": {"texts": ["a film"]},
     "/v1/feedback": {"id": "1", "label": "positive"},
 }
-REASONS = {
+PROBLEM_REASONS = {
     "none": "auth_missing",
     "malformed": "auth_invalid",
     "unknown": "auth_invalid",
@@ -76,7 +76,7 @@ def texts(key_file):
             "one of two": keys.add(key_file, "two", [scope]),
             "rotated away, still valid": keys.add(key_file, "old", [scope], expires=now + day),
         }
-        keys.switch(key_file, "disabled", disabled=True)
+        keys.set_disabled(key_file, "disabled", disabled=True)
         keys.revoke(key_file, "revoked")
         found["rotated"] = keys.rotate(key_file, found["rotated away, still valid"][3:11])
         return found
@@ -92,7 +92,7 @@ def test_every_kind_of_key_at_every_route(
     given = texts(scope or "predict")
     monkeypatch.setenv("DEPLOYKIT_RECORDS", str(tmp_path / "records"))
     client, cells = serve(recording_package.path), 0
-    assert set(given) == {*REASONS, *RIGHT}
+    assert set(given) == {*PROBLEM_REASONS, *RIGHT}
     for kind, text in given.items():
         header = (
             {"authorization": f"Bearer {text}", "x-api-key": None} if kind == "right as bearer" else {"x-api-key": text}
@@ -107,7 +107,7 @@ def test_every_kind_of_key_at_every_route(
             assert answer.status == (403 if kind == "other scopes" else 401), (path, kind)
             assert answer.headers["content-type"] == "application/problem+json"
             assert ("www-authenticate" in answer.headers) == (answer.status == 401)
-            reason = f'deploykit_rejected_total{{reason="{REASONS[kind]}"}}'
+            reason = f'deploykit_rejected_total{{reason="{PROBLEM_REASONS[kind]}"}}'
             assert reason.encode() in client._app._runtime.page()
         assert text is None or text.encode() not in answer.content
         assert text is None or text not in str(line)

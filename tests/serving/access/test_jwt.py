@@ -17,8 +17,8 @@ from asgi import BODY, PREDICT, Client, assert_problem
 from deploykit.errors import InputError
 from deploykit.serving import settings
 from deploykit.serving.access import jwks
-from deploykit.serving.access.jwt import Tokens
-from deploykit.serving.call import LIMITS, ClientLimits
+from deploykit.serving.access.jwt import TokenChecker
+from deploykit.serving.call import LIMIT_NAMES, ClientLimits
 from deploykit.serving.problems import Problem
 from deploykit.serving.service import build
 
@@ -76,7 +76,7 @@ def encoded(data):
 
 def check(file, text, scope="predict"):
     async def body():
-        return Tokens(str(file), ISSUER, AUDIENCE).check(text, scope)
+        return TokenChecker(str(file), ISSUER, AUDIENCE).check(text, scope)
 
     return asyncio.run(body())
 
@@ -131,7 +131,7 @@ def test_signatures_that_anybody_could_make_are_refused(file, made, private):
 @pytest.mark.parametrize("scope", ["predict", ["predict"], "openid predict"])
 def test_tokens_that_are_taken(file, made, by, scope):
     found = check(file, made(by, scope=scope))
-    assert (found.name, found.key, found.requests_per_minute) == ("jwt:anna", "jwt:anna", None)
+    assert (found.name, found.key_id, found.requests_per_minute) == ("jwt:anna", "jwt:anna", None)
 
 
 def test_subjects_are_made_fit_for_logs_and_stay_apart(file, made):
@@ -148,9 +148,9 @@ def test_a_file_without_keys_is_refused_at_once(tmp_path, content):
     path = tmp_path / "jwks.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"jwks\.json (holds no set of keys|has no key with an id)"):
-        Tokens(str(path), ISSUER, AUDIENCE)
+        TokenChecker(str(path), ISSUER, AUDIENCE)
     with pytest.raises(InputError, match="cannot be read"):
-        Tokens(str(tmp_path / "nowhere"), ISSUER, AUDIENCE)
+        TokenChecker(str(tmp_path / "nowhere"), ISSUER, AUDIENCE)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def following(url, scenario):
     """Runs a scenario with the tokens of a provider, which is followed meanwhile; returns how many fetches failed."""
 
     async def body():
-        found = Tokens(url, ISSUER, AUDIENCE)
+        found = TokenChecker(url, ISSUER, AUDIENCE)
         found.start()
         try:
             await asyncio.wait_for(scenario(found), 30)
@@ -271,7 +271,7 @@ BAD_ANSWERS = {
     "error": {"content": ""},
     "page": {"content": "<html>"},
     "no keys": {"content": '{"keys": []}'},
-    "too long": {"content": " " * (jwks.MAX_BYTES + 1)},
+    "too long": {"content": " " * (jwks.MAX_KEY_SET_BYTES + 1)},
     "drops": {"drip": True},
     "moved": {"moved": "http://127.0.0.2:1/keys"},
 }
@@ -309,7 +309,7 @@ def test_new_keys_are_found_after_an_answer_that_came_by_drops(provider, private
 def test_a_service_is_ready_while_its_provider_sends_drops(package, key_file, alice, provider, made, monkeypatch):
     provider["drip"] = True
     monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
-    for name, value in zip(settings.JWT, (provider["url"], ISSUER, AUDIENCE), strict=True):
+    for name, value in zip(settings.JWT_VARIABLES, (provider["url"], ISSUER, AUDIENCE), strict=True):
         monkeypatch.setenv(name, value)
     begun = time.monotonic()
     with Client(build(package).to_asgi(), headers={"x-api-key": alice}) as client:
@@ -364,8 +364,8 @@ def test_a_provider_on_this_machine_is_asked_without_a_proxy(provider, made, mon
 
 
 def limits_of(file, made, limits, **claims):
-    found = Tokens(str(file), ISSUER, AUDIENCE, ClientLimits(**limits)).check(made(**claims), "predict")
-    return {name: getattr(found, name) for name in LIMITS if getattr(found, name) is not None}
+    found = TokenChecker(str(file), ISSUER, AUDIENCE, ClientLimits(**limits)).check(made(**claims), "predict")
+    return {name: getattr(found, name) for name in LIMIT_NAMES if getattr(found, name) is not None}
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_claim_that_makes_no_sense_is_refused_and_not_taken_for_no_limit(file,
 def test_holders_of_tokens_are_held_to_the_limits_of_the_settings(package, key_file, alice, file, made, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
     monkeypatch.setenv("DEPLOYKIT_JWT_LIMITS", "requests_per_minute=2, tokens_per_minute=1000")
-    for name, value in zip(settings.JWT, (str(file), ISSUER, AUDIENCE), strict=True):
+    for name, value in zip(settings.JWT_VARIABLES, (str(file), ISSUER, AUDIENCE), strict=True):
         monkeypatch.setenv(name, value)
 
     def statuses(client, **claims):
@@ -414,7 +414,7 @@ def test_holders_of_tokens_are_held_to_the_limits_of_the_settings(package, key_f
 
 def test_a_service_takes_keys_and_tokens(package, key_file, alice, file, made, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_KEYS", str(key_file))
-    for name, value in zip(settings.JWT, (str(file), ISSUER, AUDIENCE), strict=True):
+    for name, value in zip(settings.JWT_VARIABLES, (str(file), ISSUER, AUDIENCE), strict=True):
         monkeypatch.setenv(name, value)
     with Client(build(package).to_asgi()) as client:
         for text in (alice, made(), made("ec")):
@@ -438,7 +438,7 @@ def test_a_service_takes_keys_and_tokens(package, key_file, alice, file, made, m
 )
 def test_settings_that_make_no_sense(package, values, message):
     with pytest.raises(InputError, match=message):
-        settings.load(package, dict(zip(settings.JWT, values, strict=True)))
+        settings.load_settings(package, dict(zip(settings.JWT_VARIABLES, values, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -451,8 +451,8 @@ def test_settings_that_make_no_sense(package, values, message):
     ],
 )
 def test_limits_that_make_no_sense(package, file, value, message):
-    environ = dict(zip(settings.JWT, (str(file), "a", "b"), strict=True))
+    environ = dict(zip(settings.JWT_VARIABLES, (str(file), "a", "b"), strict=True))
     with pytest.raises(InputError, match=f"DEPLOYKIT_JWT_LIMITS.*{message}"):
-        settings.load(package, {**environ, "DEPLOYKIT_JWT_LIMITS": value})
+        settings.load_settings(package, {**environ, "DEPLOYKIT_JWT_LIMITS": value})
     with pytest.raises(InputError, match="DEPLOYKIT_JWT_LIMITS limits tokens, and none are accepted"):
-        settings.load(package, {"DEPLOYKIT_JWT_LIMITS": "concurrency=1"})
+        settings.load_settings(package, {"DEPLOYKIT_JWT_LIMITS": "concurrency=1"})

@@ -11,8 +11,8 @@ from test_launch import ask, environ, launched
 
 from deploykit.serving import launch
 from deploykit.serving.access import check, keys
-from deploykit.serving.access.check import Keys
-from deploykit.serving.access.jwt import Tokens
+from deploykit.serving.access.check import KeyChecker
+from deploykit.serving.access.jwt import TokenChecker
 from deploykit.serving.call import Client
 
 jwt = pytest.importorskip("jwt")
@@ -69,7 +69,7 @@ def test_a_worker_that_runs_elsewhere_gets_the_link_and_not_its_target(
 ):
     mount("named", "{}")
     monkeypatch.chdir(tmp_path / "volume")
-    monkeypatch.setattr(launch, "require", lambda _: None)
+    monkeypatch.setattr(launch, "require_startable", lambda _: None)
     monkeypatch.setattr(launch.signing, "check", lambda artifact, key: None)
     others = {"DEPLOYKIT_JWT_ISSUER": "i", "DEPLOYKIT_JWT_AUDIENCE": "a"} if name == "DEPLOYKIT_JWKS" else {}
     plan = launch.plan(package, port=launch.free_port(), environ=environ(tmp_path, **{name: "named"}, **others))
@@ -86,7 +86,7 @@ def test_a_drain_file_is_named_from_where_the_command_is_run(package, key_file, 
 def test_a_file_of_the_same_size_and_time_is_another_one(key_file, alice, monkeypatch):
     """As tools make them that copy times, on a file system that gives the number of a file again."""
     monkeypatch.setattr(check, "POLL_S", 0.0)
-    found, before = Keys(key_file), key_file.stat()
+    found, before = KeyChecker(key_file), key_file.stat()
     content = key_file.read_text().replace('"disabled": false', '"disabled": true ')
     key_file.write_text(content)
     assert key_file.stat().st_size == before.st_size
@@ -101,7 +101,7 @@ def test_the_keys_of_a_provider_follow_their_file(private, mount, monkeypatch): 
         return jwt.encode(claims, private[by], algorithm="RS256", headers={"kid": by})
 
     path = mount("jwks.json", public_set(private, "rsa"))
-    found = Tokens(str(path), ISSUER, AUDIENCE)
+    found = TokenChecker(str(path), ISSUER, AUDIENCE)
     assert isinstance(found.check(token("rsa"), "predict"), Client)
     mount("jwks.json", public_set(private, "stranger"))
     monkeypatch.setattr(check, "POLL_S", 0.0)
@@ -114,7 +114,7 @@ def test_the_keys_of_a_provider_follow_their_file(private, mount, monkeypatch): 
 
 def test_a_new_key_of_a_provider_in_a_file_is_known_at_once(private, mount):  # noqa: F811
     path = mount("jwks.json", public_set(private, "rsa"))
-    found = Tokens(str(path), ISSUER, AUDIENCE)
+    found = TokenChecker(str(path), ISSUER, AUDIENCE)
     mount("jwks.json", public_set(private, "stranger"))
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": time.time() + 60, "scope": "predict"}
     text = jwt.encode(claims, private["stranger"], algorithm="RS256", headers={"kid": "stranger"})

@@ -47,7 +47,7 @@ class Clients:
 
 
 def test_keys_are_rotated_under_load_without_a_refusal(package, key_file, alice, tmp_path):
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         with Clients(url, alice) as slow, Clients(url, alice) as quick:
             time.sleep(0.5)
             new = command("rotate", alice[3:11], "--keys", str(key_file), "--hours", "1")
@@ -68,9 +68,9 @@ def test_keys_are_rotated_under_load_without_a_refusal(package, key_file, alice,
 
 
 def test_a_new_key_is_known_at_once_and_wrong_ones_do_not_read_the_file_again(key_file, alice, monkeypatch):
-    found, reads = check.Keys(key_file), []
-    listing = keys.listing
-    monkeypatch.setattr(check, "listing", lambda path: reads.append(path) or listing(path))
+    found, reads = check.KeyChecker(key_file), []
+    listing = keys.read_keys
+    monkeypatch.setattr(check, "read_keys", lambda path: reads.append(path) or listing(path))
     bob = keys.add(key_file, "bob")
     reads.clear()
     assert found.check(bob, "predict").name == "bob"
@@ -86,7 +86,7 @@ def test_a_new_key_is_known_at_once_and_wrong_ones_do_not_read_the_file_again(ke
 
 def test_a_secret_belongs_to_its_id(key_file, alice):
     bob = keys.add(key_file, "bob")
-    assert check.Keys(key_file).check(f"dk_{bob[3:11]}_{alice[12:]}", "predict").reason == "auth_invalid"
+    assert check.KeyChecker(key_file).check(f"dk_{bob[3:11]}_{alice[12:]}", "predict").reason == "auth_invalid"
 
 
 def test_the_time_of_a_refusal_does_not_tell_which_ids_exist():

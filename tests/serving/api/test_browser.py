@@ -77,7 +77,7 @@ def started(browser, make_package, tmp_path_factory):
             made = make_package(folder / "package", **changes)
             file = folder / "keys.json"
             visitors = {client: keys.add(file, client, **options) for client, options in VISITORS.items()}
-            running.append(launch.running(made.path, file, environ=environ(folder)))
+            running.append(launch.running_service(made.path, file, environ=environ(folder)))
             services[name] = Service(running[-1].__enter__(), file, visitors)
         return services[name]
 

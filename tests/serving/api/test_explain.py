@@ -4,7 +4,7 @@ import pytest
 from asgi import PREDICT, assert_problem, metrics
 
 from deploykit.serving.access import keys
-from deploykit.serving.api.explain import parts
+from deploykit.serving.api.explain import split_parts
 
 EXPLAIN = "/v1/explain"
 TEXT = "a great film, but the plot is weak"
@@ -106,7 +106,7 @@ def test_other_tasks_have_no_such_route(serve, make_package, tmp_path):
 @pytest.mark.parametrize(("words", "most", "expected"), [(0, 5, 0), (1, 5, 1), (5, 5, 5), (6, 5, 5), (1000, 7, 7)])
 def test_parts_hold_every_word_once(words, most, expected):
     text = "  ".join(f"w{index}" for index in range(words))
-    found = parts(text, most)
+    found = split_parts(text, most)
     assert len(found) == expected
     assert " ".join(text[start:end] for start, end in found).split() == text.split()
     sizes = [len(text[start:end].split()) for start, end in found]

@@ -71,7 +71,7 @@ def test_schemathesis_finds_nothing(package, key_file, docs, tmp_path):
     """Requests made of the description, right ones and wrong ones, and answers held against it."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", "--checks", ",".join(CHECKS)]
     options = ["--max-examples", "15", "--seed", "1", "--phases", "examples,coverage,fuzzing", "--header"]
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         ended = subprocess.run(
             [*command, *options, f"X-API-Key: {docs}", f"{url}/docs.json"],
             cwd=tmp_path,

@@ -10,7 +10,7 @@ from deploykit.artifact import MODEL_CARD, ServeOptions
 from deploykit.serving.access import keys
 from deploykit.serving.api import page
 
-FILES = sorted(page.FOLDER.iterdir())
+FILES = sorted(page.UI_FOLDER.iterdir())
 TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
 
 
@@ -31,17 +31,17 @@ def tags():
 
 
 def test_every_file_has_a_route_and_every_route_a_file():
-    assert sorted(name for name, _ in page.FILES.values()) == sorted(TEXTS)
+    assert sorted(name for name, _ in page.PAGE_FILES.values()) == sorted(TEXTS)
 
 
-@pytest.mark.parametrize("path", page.FILES)
+@pytest.mark.parametrize("path", page.PAGE_FILES)
 def test_everybody_gets_the_files_and_the_browser_is_told_to_load_nothing_else(path, client):
-    name, media = page.FILES[path]
+    name, media = page.PAGE_FILES[path]
     for method in ("GET", "HEAD"):
         answer = client.request(method, path, headers={"x-api-key": None})
         assert answer.status == 200
         assert answer.headers["content-type"] == media
-        assert answer.headers["content-length"] == str((page.FOLDER / name).stat().st_size)
+        assert answer.headers["content-length"] == str((page.UI_FOLDER / name).stat().st_size)
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
         policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
@@ -49,7 +49,7 @@ def test_everybody_gets_the_files_and_the_browser_is_told_to_load_nothing_else(p
         assert {policy.pop(directive) for directive in none} == {"'none'"}
         assert {policy.pop(directive) for directive in ("script-src", "style-src", "connect-src")} == {"'self'"}
         assert policy == {"img-src": "'self' data:", "require-trusted-types-for": "'script'"}
-    assert client.get(path).content == (page.FOLDER / name).read_bytes()
+    assert client.get(path).content == (page.UI_FOLDER / name).read_bytes()
     assert_problem(client.post(path), 405, "GET, HEAD only")
 
 
@@ -65,7 +65,7 @@ def test_nothing_that_is_served_refers_to_another_origin(serve, package, key_fil
     served = {}
     for route in client._app._routes:
         if route.method == "GET":
-            for path in (route.path, *route.also):
+            for path in (route.path, *route.other_paths):
                 served[path] = client.get(path, headers=key)
     assert {"/", "/ui", "/ui/app.js", "/docs.json", "/schema.json"} <= served.keys()
     for path, answer in served.items():
@@ -86,7 +86,7 @@ def test_nothing_is_inline_and_all_that_is_loaded_is_a_file_of_the_page(tags):
     assert "style" not in {tag for tag, _ in tags}
     scripts = [attributes.get("src") for tag, attributes in tags if tag == "script"]
     sheets = [attributes["href"] for tag, attributes in tags if attributes.get("rel") == "stylesheet"]
-    assert {f"/{path}" for path in [*scripts, *sheets]} <= set(page.FILES)
+    assert {f"/{path}" for path in [*scripts, *sheets]} <= set(page.PAGE_FILES)
     assert scripts
     assert sheets
 
@@ -100,10 +100,10 @@ def test_scripts_make_no_markup_of_data_and_keep_nothing_beyond_the_tab():
 
 def test_the_recipe_switches_the_page_off_and_the_rest_stays(serve, make_package, tmp_path):
     client = serve(make_package(tmp_path / "p", serve=ServeOptions(ui=False)).path)
-    for path in page.FILES:
+    for path in page.PAGE_FILES:
         assert_problem(client.get(path), 404, "no such path")
     assert_problem(client.get("/"), 404, "no such path")
-    assert client.get(page.MODEL).status == 200
+    assert client.get(page.MODEL_PATH).status == 200
 
 
 @pytest.mark.parametrize("path", ["/ui/", "/ui/index.html", "/ui/../service.py", "/ui/%2e%2e/page.py", "/ui/none.js"])
@@ -119,7 +119,7 @@ def test_what_the_page_is_told_of_a_model(serve, make_package, tmp_path):
         **{"pair": True, "serve": options, "task_options": {"max_windows": 3, "abstain_below": 0.7}},
         then=lambda draft: (draft / MODEL_CARD).write_text(card, "utf-8"),
     )
-    found = serve(made.path).get(page.MODEL)
+    found = serve(made.path).get(page.MODEL_PATH)
     assert found.headers["content-type"] == "application/json"
     assert found.json() == {
         **{"name": "tiny", "version": made.manifest.key[:12], "task": "text-classification"},
@@ -136,5 +136,5 @@ def test_a_model_whose_answers_are_spans_is_not_explained_and_a_card_may_be_miss
         **{"task": "token-classification", "labels": labels},
         then=lambda draft: (draft / MODEL_CARD).unlink(),
     )
-    found = serve(made.path).get(page.MODEL).json()
+    found = serve(made.path).get(page.MODEL_PATH).json()
     assert (found["explains"], found["card"], found["labels"]) == (False, "", list(labels))

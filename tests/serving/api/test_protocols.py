@@ -288,7 +288,7 @@ except triton.InferenceServerException as error:
 
 def test_the_client_of_triton_works_as_it_is(package, key_file, alice, tmp_path):
     pytest.importorskip("tritonclient")
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         command = [sys.executable, "-c", TRITON, url.removeprefix("http://"), alice]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -353,7 +353,7 @@ def test_the_client_of_hugging_face_works_with_another_address(package, key_file
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would not speak to this machine either
     utilities = importlib.import_module("huggingface_hub.utils")  # the open session has the old setting
     (utilities.close_session if hasattr(utilities, "close_session") else utilities.reset_sessions)()
-    with launch.running(package, key_file, environ=environ(tmp_path)) as url:
+    with launch.running_service(package, key_file, environ=environ(tmp_path)) as url:
         found = hub.InferenceClient(model=f"{url}{PIPELINE}", token=alice).text_classification(TEXTS[0])
     assert {one.label for one in found} == {"negative", "positive"}
     assert found[0].score >= found[1].score

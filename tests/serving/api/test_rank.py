@@ -109,4 +109,4 @@ def test_it_is_described(ranking, key_file):
     assert set(schemas["RankRequest"]["properties"]) == {"query", "candidates", "top_k"}
     assert schemas["RankRequest"]["required"] == ["query", "candidates"]
     assert set(schemas["Ranked"]["properties"]) == {"index", "score"}
-    assert set(map(str, openapi.STATUSES_WITH_BODY)) <= set(operation["responses"])
+    assert set(map(str, openapi.BODY_ERROR_STATUSES)) <= set(operation["responses"])

@@ -17,7 +17,7 @@ VALUES = ["[]", "{}", "1", '""', "null", '"a"', '"\\ud800"', "[1]", '{"a":1}']
 def _count_always(monkeypatch, request):
     """Counts inside texts too, where the number of characters alone would say enough."""
     if "counted" in request.fixturenames:
-        monkeypatch.setattr(bodies, "MAX_VALUES", -1)
+        monkeypatch.setattr(bodies, "MIN_JSON_VALUE_LIMIT", -1)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def text(rng):
 
 
 def values_of(content):
-    """Counts values and names."""
+    """Counts values and keys."""
     if isinstance(content, dict):
         return 1 + len(content) + sum(map(values_of, content.values()))
     return 1 + sum(map(values_of, content)) if isinstance(content, list) else 1
@@ -58,7 +58,7 @@ def test_values_are_not_fewer_than_the_parser_makes(counted, seed):
 
 def test_characters_in_texts_are_not_counted(counted):
     assert counted({"texts": [":{[,\\" * 10000, '\\",' * 10000]}) == 4
-    assert counted({"inputs": [{"text": "a", "text_pair": "b"}] * 2000}) < bodies.VALUES_PER_TEXT * 2000
+    assert counted({"inputs": [{"text": "a", "text_pair": "b"}] * 2000}) < bodies.JSON_VALUES_PER_TEXT * 2000
 
 
 @pytest.mark.parametrize("piece", [b"[", b"[],", b'"', b'\\"', b'"[\\",', b"\\", b'"a",[', b"a", b'",",', b'"",'])
@@ -76,7 +76,9 @@ def test_a_body_of_many_values_holds_nobody_up(client, value):
     start = time.process_time()
     answer = client.post(PREDICT, content=body.encode(), headers={"content-type": "application/json"})
     assert time.process_time() - start < 0.2
-    assert_problem(answer, 400, f"values and names, at most {bodies.MAX_VALUES} are read; send fewer texts at once")
+    assert_problem(
+        answer, 400, f"values and keys, at most {bodies.MIN_JSON_VALUE_LIMIT} are read; send fewer texts at once"
+    )
     assert int(answer.json()["detail"].split()[3]) >= len(values)
 
 

@@ -63,12 +63,12 @@ def test_what_is_no_origin_is_refused_before_anything_starts(package, value):
     if value.endswith("\n"):  # blanks around one are let pass, those within are not
         value += "https://b.example.org"
     with pytest.raises(InputError, match=r"DEPLOYKIT_CORS_ORIGINS must be origins as browsers write them"):
-        settings.load(package, {"DEPLOYKIT_CORS_ORIGINS": value})
+        settings.load_settings(package, {"DEPLOYKIT_CORS_ORIGINS": value})
 
 
 def test_origins_are_read(package):
     def origins(value):
-        return settings.load(package, {"DEPLOYKIT_CORS_ORIGINS": value})[0].cors_origins
+        return settings.load_settings(package, {"DEPLOYKIT_CORS_ORIGINS": value})[0].cors_origins
 
     given = "https://a.example.org, http://localhost:3000 ,http://127.0.0.1:5173,https://[::1]:8443,https://a:4430"
     assert origins(given) == {one.strip() for one in given.split(",")}

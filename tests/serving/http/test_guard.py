@@ -14,8 +14,8 @@ from asgi import BODY, PREDICT, assert_problem, metrics
 from deploykit.artifact import ServeOptions
 from deploykit.serving.access import check, keys, rate_limits
 from deploykit.serving.http import bodies, guard, slots
-from deploykit.serving.http.routes import JSON
-from deploykit.serving.model import Model
+from deploykit.serving.http.routes import JSON_TYPE
+from deploykit.serving.model import ServedModel
 from deploykit.serving.problems import Problem
 from deploykit.serving.telemetry.predictions import PredictionStatistics
 
@@ -165,7 +165,7 @@ def test_a_full_queue_and_a_deadline(serve, make_package, tmp_path):
     go = threading.Event()
     client._app._runtime._model.batcher._compute = lambda features: go.wait(2)
     late = [client.start("POST", PREDICT, json_body={"texts": ["a great film"]})]
-    while not client._app._runtime._model.batcher.oldest_batch_s:
+    while not client._app._runtime._model.batcher.oldest_batch_age_s:
         pass
     late += [client.start("POST", PREDICT, json_body={"texts": ["a great film"]}) for _ in range(2)]
     refused = client.post(PREDICT, json_body=BODY)
@@ -213,7 +213,7 @@ def test_every_answer_says_where_its_time_went(client):
 
 
 def test_too_many_at_once(client, engine, monkeypatch):
-    monkeypatch.setattr(client._app, "_answered", slots.Slots(1, "in progress"))
+    monkeypatch.setattr(client._app, "_answer_slots", slots.RequestSlots(1, "in progress"))
     first = client.start("POST", PREDICT, json_body=BODY)
     assert engine.started.wait(5)
     refused = client.post(PREDICT, json_body=BODY)
@@ -234,8 +234,8 @@ def test_a_slow_body_is_not_waited_for(client, monkeypatch):
 def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, monkeypatch):
     monkeypatch.setattr(check, "POLL_S", 0.0)
     engine.go.set()
-    monkeypatch.setattr(client._app, "_arriving", slots.Slots(4, "waiting for their body"))
-    monkeypatch.setattr(client._app, "_answered", slots.Slots(2, "in progress"))
+    monkeypatch.setattr(client._app, "_body_slots", slots.RequestSlots(4, "waiting for their body"))
+    monkeypatch.setattr(client._app, "_answer_slots", slots.RequestSlots(2, "in progress"))
     mallory = {"x-api-key": keys.add(key_file, "mallory"), "content-type": "application/json"}
     slow = [
         client.start("POST", PREDICT, content=[b'{"texts"'], headers=mallory, whole=False, leave_after=3)
@@ -250,7 +250,7 @@ def test_bodies_that_do_not_come_take_nobodys_place(client, engine, key_file, mo
 
 
 def test_who_has_less_than_a_share_of_the_places_gets_one_when_all_are_taken():
-    shared = slots.Slots(4, "in progress")
+    shared = slots.RequestSlots(4, "in progress")
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(shared.use("a"))
@@ -284,9 +284,9 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
         working_threads(monkeypatch, module, name)
         for module, name in (
             (bodies, "count_values"),
-            (Model, "answers"),
+            (ServedModel, "decode_answers"),
             (PredictionStatistics, "add"),
-            (guard, "_serialized"),
+            (guard, "_serialize"),
         )
     ]
     assert client.post(PREDICT, json_body=BODY).status == 200
@@ -299,7 +299,7 @@ def test_large_bodies_are_parsed_and_their_answers_made_beside_the_event_loop(cl
 def test_one_long_text_is_decoded_beside_the_event_loop(serve, make_package, tmp_path, monkeypatch):
     options = {"task": "token-classification", "labels": ("O", "B-NAME", "I-NAME")}
     client = serve(make_package(tmp_path / "p", **options).path)
-    threads = working_threads(monkeypatch, Model, "answers")
+    threads = working_threads(monkeypatch, ServedModel, "decode_answers")
     before = metrics(client)
     assert client.post(PREDICT, json_body={"texts": ["a great film " * 400]}).status == 200
     assert "offload" in threads[-1]
@@ -309,12 +309,12 @@ def test_one_long_text_is_decoded_beside_the_event_loop(serve, make_package, tmp
     assert sum(counted) == units == after["deploykit_entropy_count"] - before["deploykit_entropy_count"] > 400
 
 
-@pytest.mark.parametrize("place", ["check", "request", "running"])
+@pytest.mark.parametrize("place", ["check", "count_request", "in_progress"])
 def test_the_guard_fails_closed_and_at_once(client, monkeypatch, place):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(check.Keys if place == "check" else rate_limits.Limits, place, broken)
+    monkeypatch.setattr(check.KeyChecker if place == "check" else rate_limits.RateLimiter, place, broken)
     assert_problem(client.post(PREDICT, json_body=BODY), 503, "could not check")
 
 
@@ -329,7 +329,7 @@ def test_a_failure_inside_is_a_problem_too(client, monkeypatch):
 
 
 def test_a_handler_that_never_answers_is_given_up(client, monkeypatch):
-    monkeypatch.setattr(guard, "BACKSTOP_S", 0.05 - client._app._runtime.settings.timeout_s)
+    monkeypatch.setattr(guard, "BACKSTOP_DELAY_S", 0.05 - client._app._runtime.settings.timeout_s)
     monkeypatch.setattr(client._app._runtime, "predict", lambda *_, **__: guard.asyncio.sleep(10))
     assert_problem(client.post(PREDICT, json_body=BODY), 504, "no answer before the deadline")
 
@@ -367,7 +367,7 @@ def test_nothing_of_a_request_that_is_refused_waits_for_the_garbage_collector(cl
     gc.disable()
     try:
         for _ in range(5):
-            assert client.post(PREDICT, content=refused, headers={"content-type": JSON}).status in (422, 503)
+            assert client.post(PREDICT, content=refused, headers={"content-type": JSON_TYPE}).status in (422, 503)
         assert [ref() for ref in kept[:-1]] == [None] * 4
     finally:
         gc.enable()
@@ -391,7 +391,7 @@ def test_a_request_that_a_server_gives_up_as_it_stops_is_told_so(client, alice, 
         await asyncio.sleep(20)
 
     monkeypatch.setattr(client._app._runtime, "predict", slow)
-    headers = [(b"content-type", JSON.encode()), (b"x-api-key", alice.encode())]
+    headers = [(b"content-type", JSON_TYPE.encode()), (b"x-api-key", alice.encode())]
     scope = {"type": "http", "method": "POST", "path": PREDICT, "headers": headers}
     running = asyncio.run_coroutine_threadsafe(client._app(scope, receive, send), client._loop)
     assert reached.wait(5)

@@ -50,7 +50,7 @@ def test_there_are_not_as_many_mistakes_as_bytes(client, name):
     assert_problem(answer, 422, "does not fit")
     assert "too" in answer.json()["errors"][-1]["message"] or "at most" in answer.json()["errors"][-1]["message"]
     answer = client.post(INFER, json_body={"inputs": [tensor()], name: [{}] * 250_000})
-    assert_problem(answer, 400, "values and names")
+    assert_problem(answer, 400, "values and keys")
     assert time.monotonic() - start < 2  # and not 6
 
 

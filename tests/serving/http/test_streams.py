@@ -103,10 +103,10 @@ def test_busy_is_the_batch_that_has_been_there_longest(monkeypatch, first_done, 
             await engine.entered(name)
         clock.now, seen = 7.0, []
         for name in first_done, {"a": "b", "b": "a"}[first_done]:
-            seen.append(batcher.oldest_batch_s)
+            seen.append(batcher.oldest_batch_age_s)
             engine.gates[name].set()
             await tasks[name]
-        return [*seen, batcher.oldest_batch_s]
+        return [*seen, batcher.oldest_batch_age_s]
 
     assert run(scenario, engine, streams=2)[0] == [7.0, after, 0.0]
 
@@ -142,7 +142,7 @@ def test_under_load_every_text_gets_its_own_answer_and_bad_ones_fail_alone(strea
             tasks.append(submit(name, name, tokens=tokens))
             await asyncio.sleep(0.002 * random.random())
         await asyncio.wait(tasks)
-        assert (batcher.oldest_batch_s, batcher._workers, batcher._waiting.tokens) == (0.0, set(), 0)
+        assert (batcher.oldest_batch_age_s, batcher._workers, batcher._waiting.total_tokens) == (0.0, set(), 0)
         return tasks
 
     tasks, metrics = run(scenario, engine, Bounds(4096, 8, 10**6), Cost(), streams)

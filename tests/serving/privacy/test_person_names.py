@@ -9,7 +9,7 @@ from deploykit.artifact import RecordOptions, ServeOptions
 from deploykit.errors import InputError, MissingExtraError
 from deploykit.serving import launch
 from deploykit.serving.privacy import person_names
-from deploykit.serving.privacy.person_names import MAX_CHARACTERS, Names
+from deploykit.serving.privacy.person_names import MAX_CALL_CHARACTERS, PersonNameFinder
 
 pytest.importorskip("presidio_analyzer")
 spacy = pytest.importorskip("spacy")
@@ -69,31 +69,31 @@ def test_no_service_starts_that_cannot_find_names(make_package, tmp_path, key_fi
 def test_models_that_find_no_people(tmp_path):
     spacy.blank("en").to_disk(tmp_path / "none")
     with pytest.raises(InputError, match="finds no names"):
-        Names(str(tmp_path / "none"))
+        PersonNameFinder(str(tmp_path / "none"))
     with pytest.raises(InputError, match="knows no names of people"):
-        Names(trained(tmp_path / "places", "LOC"))
+        PersonNameFinder(trained(tmp_path / "places", "LOC"))
     (tmp_path / "none" / "config.cfg").write_text("[")
     with pytest.raises(InputError, match="cannot be loaded"):
-        Names(str(tmp_path / "none"))
+        PersonNameFinder(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("text", [f"please ask {person} about it" for person in PEOPLE] + ["a great film", ""])
 def test_names_are_found_where_they_stand(model, text):
-    found = [text[start:stop] for start, stop in Names(model)(text)]
+    found = [text[start:stop] for start, stop in PersonNameFinder(model)(text)]
     assert found == [person for person in PEOPLE if person in text]
 
 
 def test_all_of_a_long_text_is_looked_at(model):
-    text = "it is late " * (MAX_CHARACTERS // 11) + " please ask Anna Lee about it " + "a film " * 9000
-    found = [text[start:stop] for start, stop in Names(model)(text)]
+    text = "it is late " * (MAX_CALL_CHARACTERS // 11) + " please ask Anna Lee about it " + "a film " * 9000
+    found = [text[start:stop] for start, stop in PersonNameFinder(model)(text)]
     assert "Anna Lee" in found
-    assert len(list(person_names._parts("x" * (3 * MAX_CHARACTERS)))) == 3
-    parts = list(person_names._parts(text))
+    assert len(list(person_names._split("x" * (3 * MAX_CALL_CHARACTERS)))) == 3
+    parts = list(person_names._split(text))
     assert "".join(text[start:stop] for start, stop in parts) == text
 
 
 def test_threads_do_not_disturb_each_other(model):
-    find, wrong = Names(model), []
+    find, wrong = PersonNameFinder(model), []
 
     def ask(person):
         for _ in range(20):

@@ -19,7 +19,7 @@ from deploykit.errors import InputError
 from deploykit.serving import launch, settings
 from deploykit.serving.access import keys
 from deploykit.serving.privacy import record_files, records
-from deploykit.serving.privacy.records import MAX_CHARACTERS, MAX_WAITING, Files
+from deploykit.serving.privacy.records import MAX_RECORD_CHARACTERS, MAX_WAITING_RECORDS, RecordFiles
 
 FEEDBACK = "/v1/feedback"
 PERSONAL = "write to anna@mail.example or +49 170 1234567"
@@ -66,7 +66,7 @@ def test_nothing_is_kept_unless_the_recipe_and_the_machine_say_so(serve, package
 
 @pytest.mark.parametrize("which", ["recipe", "machine"])
 def test_one_without_the_other_is_pointed_out(which, package, recording_package, tmp_path, caplog):
-    given = settings.load(
+    given = settings.load_settings(
         package if which == "machine" else recording_package.path,
         {"DEPLOYKIT_RECORDS": str(tmp_path)} if which == "machine" else {},
     )[0]
@@ -159,7 +159,6 @@ def test_what_the_model_reads_is_no_other(recording, serve, package):
 
 def test_explanations_are_not_recorded(recording, folder, key_file):
     key = keys.add(key_file, "why", ["explain"])
-    recording._app._runtime.keys._looked = 0
     assert recording.post("/v1/explain", json_body={"texts": ["a film"]}, headers={"x-api-key": key}).status == 200
     recording._app._runtime.records.close()
     assert kept(folder, 0) == []
@@ -246,17 +245,17 @@ def test_feedback_is_kept_on_recorded_answers_of_the_same_client_only(recording,
 
 
 def test_answers_are_forgotten_by_the_client_that_has_most(monkeypatch):
-    monkeypatch.setattr(records, "MAX_REMEMBERED", 1000)
+    monkeypatch.setattr(records, "MAX_REMEMBERED_ANSWERS", 1000)
     monkeypatch.setattr(records, "FORGOTTEN_AT_ONCE", 10)
     answers = records.RecordedAnswers()
     for number in range(50):
         answers.add("alice", f"a{number}", 0)
     for number in range(20_000):
         answers.add("mallory", f"m{number}", 0)
-    assert all(answers.holds("alice", f"a{number}", 0) for number in range(50))
-    assert answers.holds("mallory", "m19999", 0)
-    assert not answers.holds("mallory", "m0", 0)
-    assert 900 < sum(answers.holds("mallory", f"m{number}", 0) for number in range(20_000)) <= 950
+    assert all(answers.contains("alice", f"a{number}", 0) for number in range(50))
+    assert answers.contains("mallory", "m19999", 0)
+    assert not answers.contains("mallory", "m0", 0)
+    assert 900 < sum(answers.contains("mallory", f"m{number}", 0) for number in range(20_000)) <= 950
 
 
 def test_feedback_is_described(recording, key_file):
@@ -271,13 +270,13 @@ def test_feedback_is_described(recording, key_file):
 
 def test_a_disk_that_does_not_answer_holds_up_nobody(recording, folder, monkeypatch):
     released = threading.Event()
-    write = Files.write
+    write = RecordFiles.write
 
     def wait(self, line, client):
         assert released.wait(20)
         write(self, line, client)
 
-    monkeypatch.setattr(Files, "write", wait)
+    monkeypatch.setattr(RecordFiles, "write", wait)
     body = {"texts": TEXTS * 50}
     start = time.perf_counter()
     for _ in range(6):
@@ -286,7 +285,7 @@ def test_a_disk_that_does_not_answer_holds_up_nobody(recording, folder, monkeypa
     last = recording.post(FEEDBACK, json_body={"id": "1", "label": "positive"})
     assert_problem(last, 503, "faster than it can be written")
     released.set()
-    written = kept(folder, MAX_WAITING + 1)  # and the one that was being written
+    written = kept(folder, MAX_WAITING_RECORDS + 1)  # and the one that was being written
     found = metrics(recording)
     assert found["deploykit_records_written_total"] == len(written)
     assert found["deploykit_records_dropped_total"] == 600 + 1 - len(written)
@@ -318,7 +317,7 @@ def test_a_full_disk_loses_records_and_nothing_else(recording, folder, monkeypat
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")  # noqa: PTH110
 def test_a_device_without_room(tmp_path):
-    files = Files(tmp_path, 1000)
+    files = RecordFiles(tmp_path, 1000)
     files.write(b"x")
     (file,) = tmp_path.iterdir()
     file.unlink()
@@ -340,7 +339,7 @@ def test_a_folder_that_goes_away_is_survived(recording, folder):
 
 
 def test_a_record_that_is_too_long_is_dropped(recording, folder):
-    recording.post(PREDICT, json_body={"texts": ["a " * MAX_CHARACTERS, "a film"]})
+    recording.post(PREDICT, json_body={"texts": ["a " * MAX_RECORD_CHARACTERS, "a film"]})
     assert [record["index"] for record in kept(folder, 1)] == [1]
     assert metrics(recording)["deploykit_records_dropped_total"] == 1
 
@@ -353,7 +352,7 @@ def test_what_waits_is_written_when_the_service_stops(recording, folder):
 
 def test_no_client_pushes_out_the_records_of_others(tmp_path):
     most = 100_000
-    files = Files(tmp_path, most)
+    files = RecordFiles(tmp_path, most)
 
     def lines_of(client):
         return [line for file in tmp_path.iterdir() for line in file.read_bytes().splitlines() if client in line]
@@ -374,7 +373,7 @@ def test_no_client_pushes_out_the_records_of_others(tmp_path):
 
 def test_many_clients_leave_few_files_and_use_all_of_the_room(tmp_path):
     most, clients = 200_000, 300
-    files = Files(tmp_path, most)
+    files = RecordFiles(tmp_path, most)
     for number in range(3000):
         files.write(f"{number % clients:03} {number:05}".encode().ljust(99, b"x") + b"\n", f"client {number % clients}")
         assert number % 500 or sum(file.stat().st_size for file in tmp_path.iterdir()) <= most
@@ -385,7 +384,7 @@ def test_many_clients_leave_few_files_and_use_all_of_the_room(tmp_path):
 @pytest.mark.parametrize("writers", [1, 2])
 def test_files_never_hold_more_than_they_may_and_the_oldest_go(tmp_path, writers):
     most = 8000
-    several = [Files(tmp_path, most) for _ in range(writers)]
+    several = [RecordFiles(tmp_path, most) for _ in range(writers)]
     for number in range(500):
         line = f"{number:04}".encode().ljust(30 + number % 500, b"x") + b"\n"
         several[number % writers].write(line)
@@ -397,7 +396,7 @@ def test_files_never_hold_more_than_they_may_and_the_oldest_go(tmp_path, writers
 
 
 def test_a_line_that_has_no_room_costs_no_other(tmp_path):
-    files = Files(tmp_path, 1000)
+    files = RecordFiles(tmp_path, 1000)
     files.write(b"x" * 100)
     with pytest.raises(OSError, match="too large"):
         files.write(b"x" * 1001)
@@ -406,13 +405,13 @@ def test_a_line_that_has_no_room_costs_no_other(tmp_path):
 
 def test_many_starts_leave_few_files(tmp_path):
     for _ in range(record_files.MAX_FILES + 20):
-        Files(tmp_path, 1_000_000).write(b"{}\n")
+        RecordFiles(tmp_path, 1_000_000).write(b"{}\n")
     assert len(list(tmp_path.iterdir())) <= record_files.MAX_FILES
 
 
 def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "mine.jsonl").write_bytes(b"x" * 2000)
-    files = Files(tmp_path, 1000)
+    files = RecordFiles(tmp_path, 1000)
     for _ in range(100):
         files.write(b"x" * 50)
     assert (tmp_path / "mine.jsonl").stat().st_size == 2000
@@ -423,7 +422,7 @@ def test_the_manifest_carries_what_the_recipe_says(recording_package):
 
 
 def test_threads_may_add_answers_at_once(monkeypatch):
-    monkeypatch.setattr(records, "MAX_REMEMBERED", 200)
+    monkeypatch.setattr(records, "MAX_REMEMBERED_ANSWERS", 200)
     monkeypatch.setattr(records, "FORGOTTEN_AT_ONCE", 10)
     answers, interval = records.RecordedAnswers(), sys.getswitchinterval()
 
@@ -439,4 +438,4 @@ def test_threads_may_add_answers_at_once(monkeypatch):
     finally:
         sys.setswitchinterval(interval)
     added = [(f"{name}{number % 50}", f"r{number}") for name in "abcd" for number in range(3000)]
-    assert 200 - 10 <= sum(answers.holds(client, request, 0) for client, request in added) <= 200
+    assert 200 - 10 <= sum(answers.contains(client, request, 0) for client, request in added) <= 200

@@ -8,7 +8,7 @@ from stdnum import iban, luhn
 from stdnum.es import dni
 
 from deploykit.artifact import ServeOptions
-from deploykit.serving.privacy.redaction import NAMES, redact
+from deploykit.serving.privacy.redaction import KIND_NAMES, redact
 
 
 @pytest.mark.parametrize(
@@ -242,4 +242,4 @@ def test_the_model_reads_what_is_masked_where_that_is_asked_for(serve, make_pack
     masked, seen = answered(True, text)
     assert masked == answered(False, redact(text)[0])[0]
     assert masked != answered(False, text + " ")[0]
-    assert [seen[f'deploykit_redacted_total{{kind="{name}"}}'] for name in NAMES] == [1, 0, 0, 0, 0, 0, 0]
+    assert [seen[f'deploykit_redacted_total{{kind="{name}"}}'] for name in KIND_NAMES] == [1, 0, 0, 0, 0, 0, 0]

@@ -10,7 +10,7 @@ from queueing import BOUNDS, WIDE, refused, run
 
 from deploykit.artifact.cost import Cost
 from deploykit.serving.problems import Problem
-from deploykit.serving.queue.batch_rules import Bounds, by_cost
+from deploykit.serving.queue.batch_rules import Bounds, choose_by_cost
 from deploykit.serving.queue.batcher import Batcher
 
 TRUE = Cost(fixed=1e-3, per_token=2e-5)
@@ -83,7 +83,7 @@ def test_a_huge_request_is_accepted_into_an_empty_queue_and_causes_no_other_refu
         assert refused(refusal) == (503, "queue_full")
         engine.go.set()
         await asyncio.gather(first, huge, other)
-        assert not batcher._excess
+        assert not batcher._excess_tokens
 
     run(scenario, engine)
 
@@ -96,7 +96,7 @@ def test_a_request_after_its_deadline_is_dropped_before_it_is_computed():
         late = submit("late", timeout_s=0.05)
         await asyncio.wait([late])
         assert refused(late) == (504, "deadline")
-        waiting = batcher.waiting()
+        waiting = batcher.queue_state()
         engine.go.set()
         await first
         return waiting
@@ -192,7 +192,7 @@ def test_an_idle_engine_starts_at_once():
     async def scenario(submit, batcher):
         for _ in range(3):
             await submit("a")
-        return batcher.oldest_batch_s
+        return batcher.oldest_batch_age_s
 
     assert run(scenario, engine)[0] == 0.0
     assert engine.batches == [["a"]] * 3
@@ -226,7 +226,7 @@ def test_answers_come_in_the_order_asked_whatever_the_lengths():
     ],
 )
 def test_choosing(lengths, cost, bounds, expected):
-    assert sorted(by_cost(lengths, cost, bounds)[0]) == expected
+    assert sorted(choose_by_cost(lengths, cost, bounds)[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,13 +241,13 @@ def test_choosing(lengths, cost, bounds, expected):
     ],
 )
 def test_a_batch_knows_why_it_is_not_larger(lengths, cost, bounds, release):
-    assert by_cost(lengths, cost, bounds)[1] == release
+    assert choose_by_cost(lengths, cost, bounds)[1] == release
 
 
 @pytest.mark.parametrize(("waiting", "shared"), [(2, 1), (4, 2), (8, 4), (40, 20)])
 def test_a_batch_is_larger_if_more_texts_wait(waiting, shared):
     even = Cost(fixed=2e-3, per_token=1.05e-4)  # nearly half the time of a text of 20 tokens is the fixed cost
-    assert len(by_cost([20] * waiting, even, BOUNDS)[0]) == shared
+    assert len(choose_by_cost([20] * waiting, even, BOUNDS)[0]) == shared
 
 
 def test_a_batch_is_cut_to_a_size_without_padded_rows():
@@ -257,7 +257,7 @@ def test_a_batch_is_cut_to_a_size_without_padded_rows():
         return -(-rows // 4) * 4 if rows > 2 else rows, tokens
 
     def make(engine, bounds, metrics):
-        return Batcher(engine, bounds, metrics, WIDE, shape=shape)
+        return Batcher(engine, bounds, metrics, WIDE, padded_shape=shape)
 
     async def scenario(submit, batcher):
         tasks = [await busy(submit, engine), *(submit(text) for text in "bcdefghijkl")]
@@ -273,7 +273,7 @@ def test_texts_that_the_engine_pads_alike_share_a_batch():
     engine, cost = Engine(held=True), Cost(fixed=0.012, per_token=0.001)  # unpadded, 9 and 16 would not share a batch
 
     def make(engine, bounds, metrics):
-        return Batcher(engine, bounds, metrics, cost, shape=lambda rows, tokens: (rows, -(-tokens // 8) * 8))
+        return Batcher(engine, bounds, metrics, cost, padded_shape=lambda rows, tokens: (rows, -(-tokens // 8) * 8))
 
     async def scenario(submit, batcher):
         tasks = [await busy(submit, engine), submit("b", tokens=9), submit("c", tokens=16), submit("d", tokens=17)]
@@ -386,9 +386,9 @@ def test_a_request_that_would_wait_longer_than_the_limit_is_refused_whatever_its
         first = await busy(submit, engine)
         accepted = [submit("b", tokens=40), submit("c", tokens=40)]  # the second waits 40 ms
         await asyncio.sleep(0)
-        batcher.check("other")
+        batcher.admit("other")
         with pytest.raises(Problem) as early:
-            batcher.check("none")
+            batcher.admit("none")
         late, other = submit("d", tokens=1), submit("e", tokens=40, client="other")
         await asyncio.wait([late])
         engine.go.set()
@@ -407,12 +407,12 @@ def test_the_wait_is_estimated_from_the_predicted_times_of_the_waiting_texts():
         await asyncio.sleep(0.11)
         engine.go.set()
         await first
-        pace = batcher._waits.estimate_s(1)
+        pace = batcher._wait_estimator.estimate_s(1)
         engine.go.clear()
         engine.started.clear()
         tasks = [await busy(submit, engine), *(submit("b", tokens=2) for _ in range(10))]
         await asyncio.sleep(0)
-        ahead_s = batcher._waits.estimate_s(batcher._waiting.ahead_of("none", 0)) / pace
+        ahead_s = batcher._wait_estimator.estimate_s(batcher._waiting.work_ahead_s("none", 0)) / pace
         engine.go.set()
         await asyncio.gather(*tasks)
         return pace, ahead_s
@@ -434,9 +434,9 @@ def test_waits_longer_than_estimated_lead_to_earlier_refusals(timeout_s):
         await asyncio.sleep(0.1)
         engine.go.set()
         await asyncio.wait([first, ahead, near])
-        margin = batcher._waits.margin
+        margin = batcher._wait_estimator.margin
         for _ in range(300):
-            batcher._waits.learn_wait(2.0, 1.0)
+            batcher._wait_estimator.learn_wait(2.0, 1.0)
         engine.go.clear()
         engine.started.clear()
         tasks = [await busy(submit, engine), submit("e", tokens=40)]
@@ -472,7 +472,7 @@ def test_every_batch_holds_the_oldest_and_keeps_its_bounds():
     bounds = Bounds(256, 8, 0)
     for _ in range(200):
         lengths = random.integers(1, 200, size=random.integers(1, 40)).tolist()
-        chosen, _ = by_cost(lengths, Cost(), bounds)
+        chosen, _ = choose_by_cost(lengths, Cost(), bounds)
         assert chosen[0] == 0
         assert len(set(chosen)) == len(chosen) <= 8
         assert len(chosen) * max(lengths[index] for index in chosen) <= 256

@@ -61,14 +61,14 @@ def test_deadline_disconnect_and_failure_are_reported():
         disconnect = asyncio.get_running_loop().create_future()
         late, cancelled = submit("a", timeout_s=0.05), submit("b", gone=disconnect)
         await asyncio.to_thread(engine.started.wait, 10)
-        assert batcher.oldest_batch_s > 0
+        assert batcher.oldest_batch_age_s > 0
         disconnect.set_result(None)
         await asyncio.wait([late, cancelled])
         engine.go.set()
         bad = submit("bad")
         await asyncio.wait([bad])
         assert (await submit("well"))[1].inference_s > 0
-        return refused(late), refused(cancelled), refused(bad), batcher.oldest_batch_s
+        return refused(late), refused(cancelled), refused(bad), batcher.oldest_batch_age_s
 
     refusals, _ = run(scenario, engine, make=bentoml)
     assert refusals == ((504, "deadline"), (499, "client_gone"), (500, "failed"), 0)

@@ -41,7 +41,7 @@ def served(queue, count):
     """Serves one item at a time."""
     items = []
     for _ in range(count):
-        items.append(queue.first())
+        items.append(queue.next_item())
         queue.take(items[-1])
     return items
 
@@ -93,21 +93,21 @@ def test_everybody_is_served_however_many_come_later():
 def test_items_are_counted_and_can_be_taken_out():
     items = [Text("a", "1", 3), Text("a", "1", 4), Text("b", "2", 5)]
     queue = queue_of(*items)
-    assert (len(queue), queue.tokens, queue.clients_with("a"), queue.tokens_of("a")) == (3, 12, 2, 7)
+    assert (len(queue), queue.total_tokens, queue.client_count_with("a"), queue.client_tokens("a")) == (3, 12, 2, 7)
     queue.discard(items[1])
     queue.discard(items[1])
     assert items[1] not in queue
-    assert (len(queue), queue.tokens, queue.clients_with("a"), queue.tokens_of("a")) == (2, 8, 2, 3)
+    assert (len(queue), queue.total_tokens, queue.client_count_with("a"), queue.client_tokens("a")) == (2, 8, 2, 3)
     queue.take(items[0])
-    assert (len(queue), queue.tokens, queue.clients_with("a"), queue.tokens_of("a")) == (1, 5, 2, 0)
+    assert (len(queue), queue.total_tokens, queue.client_count_with("a"), queue.client_tokens("a")) == (1, 5, 2, 0)
     queue.discard(items[2])
-    assert (len(queue), queue.tokens, queue.clients_with("a")) == (0, 0, 1)
+    assert (len(queue), queue.total_tokens, queue.client_count_with("a")) == (0, 0, 1)
     assert not queue
 
 
 def test_fillers_are_of_all_clients():
     queue = queue_of(*[Text("a", str(index)) for index in range(1000)], Text("b", "b"), Text("c", "c"))
-    counts = Counter(item.client for item in queue.fillers(30))
+    counts = Counter(item.client for item in queue.batch_candidates(30))
     assert counts == {"a": 10, "b": 1, "c": 1}
     assert len(queue) == 1002
 
@@ -121,10 +121,10 @@ def test_at_random_nothing_is_lost_and_nothing_is_served_twice():
             queue.add(item)
             inside.append(item)
         else:
-            item = queue.first() if random.random() < 0.7 else inside[random.integers(len(inside))]
+            item = queue.next_item() if random.random() < 0.7 else inside[random.integers(len(inside))]
             (queue.take if random.random() < 0.8 else queue.discard)(item)
             inside.remove(item)
             removed.append(item)
         assert len(queue) == len(inside)
-        assert queue.tokens == sum(map(len, inside))
+        assert queue.total_tokens == sum(map(len, inside))
     assert len(set(map(id, removed))) == len(removed)

@@ -10,7 +10,7 @@ from rows import inputs_of, spec_of
 from deploykit import tasks
 from deploykit.serving.problems import Problem
 from deploykit.serving.queue.tokenizing import TokenizerQueue
-from deploykit.serving.settings import load
+from deploykit.serving.settings import load_settings
 from deploykit.serving.telemetry.metrics import Metrics
 from deploykit.tokenizer import MAX_CHARACTERS_PER_TOKEN, Tokenizer, join_windows
 
@@ -47,7 +47,7 @@ def run(package, tokenizer):
     """`run(scenario, **changes) -> Turns`: `scenario(read, turns)` with a queue of these settings."""
 
     def call(scenario, **changes):
-        settings = load(package, {"DEPLOYKIT_AUTH": "off"})[0].model_copy(update=changes)
+        settings = load_settings(package, {"DEPLOYKIT_AUTH": "off"})[0].model_copy(update=changes)
         turns = Turns(tokenizer)
 
         async def body():

@@ -79,10 +79,10 @@ from deploykit.tasks import Observations
 
 number = int(sys.argv[1])
 metrics = Metrics(["/v1/predict", "unknown"], ["a", "b"])
-metrics.status("/v1/predict", 200)
+metrics.count_response("/v1/predict", 200)
 metrics.tokens.inc(10 * number)
 metrics.queue_seconds.observe(number)
-metrics.predicted(["a", "b"], Observations(*map(np.array, ([1], [0], [0.9], [0.1]))))
+metrics.count_predictions(["a", "b"], Observations(*map(np.array, ([1], [0], [0.9], [0.1]))))
 metrics.queue_items.set(number)
 metrics.queue_oldest.set(number)
 metrics.drift.labels("length").set(number / 10)
@@ -93,8 +93,8 @@ metrics.ready.set(number == 1)
 metrics.draining.set(1)
 metrics.fallback.set(number == 2)
 metrics.model_info.labels("tiny", "v", "t", "e", "p", "g").set(1)
-metrics.features(["avx2"], ["avx2"])
-metrics.process()
+metrics.set_cpu_features(["avx2"], ["avx2"])
+metrics.update_process()
 print("done", flush=True)
 if sys.stdin.read() == "page":
     sys.stdout.buffer.write(metrics.page())
@@ -167,10 +167,10 @@ def resident(folder):
 def test_two_real_workers_are_one_page(package, key_file, tmp_path):
     key, home = keys.add(key_file, "alice"), tmp_path / "home"
     several = {"BENTOML_HOME": str(home), "BENTOML_CONFIG_OPTIONS": "services.tiny.workers=2"}
-    with launch.running(package, key_file, environ={**os.environ, **several}, log=tmp_path / "log") as url:
+    with launch.running_service(package, key_file, environ={**os.environ, **several}, log=tmp_path / "log") as url:
         for _ in range(20):
             assert ask(f"{url}/v1/predict", key, {"texts": ["a film"]})[0] == 200
-        time.sleep(runtime.GAUGES_S + 0.5)
+        time.sleep(runtime.GAUGE_UPDATE_PERIOD_S + 0.5)
         page = ask(f"{url}/metrics", key)[1]
         (counts,) = home.glob("serve-*/prometheus_multiproc_dir")
         memory = resident(counts)
@@ -202,9 +202,9 @@ def test_values_that_are_observed_at_once_are_those_observed_one_by_one():
 
 def test_texts_are_counted_many_at_once_and_before_a_page_shows_them(serve, make_package, tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr(runtime, "GAUGES_S", 60)
-    counted = Metrics.read
-    monkeypatch.setattr(Metrics, "read", lambda self, texts: (sizes.append(len(texts)), counted(self, texts))[1])
+    monkeypatch.setattr(runtime, "GAUGE_UPDATE_PERIOD_S", 60)
+    counted = Metrics.count_texts
+    monkeypatch.setattr(Metrics, "count_texts", lambda self, texts: (sizes.append(len(texts)), counted(self, texts))[1])
     client = serve(make_package(tmp_path / "p").path)
     for _ in range(3):
         assert client.post(PREDICT, json_body={"texts": ["a film"]}).status == 200

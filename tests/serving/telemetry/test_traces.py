@@ -174,7 +174,7 @@ def test_the_standard_variables_name_the_service(collector, serve, package, monk
 def test_a_missing_exporter_says_how_to_add_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(MissingExtraError, match=r"traces needs the package .* pip install '\.\[otel\]'"):
-        traces.Traces("tiny", "1")
+        traces.TraceSender("tiny", "1")
 
 
 @pytest.mark.parametrize("kind", ["nobody", "silent", "slow", "failing"])
@@ -248,7 +248,7 @@ def test_a_real_process_sends_its_last_spans_before_it_ends(package, key_file, c
     key = keys.add(key_file, "alice")
     env = {**os.environ, "BENTOML_HOME": str(tmp_path / "home"), "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     env["OTEL_BSP_SCHEDULE_DELAY"] = "60000"
-    with launch.running(package, key_file, environ=env, log=tmp_path / "log") as url:
+    with launch.running_service(package, key_file, environ=env, log=tmp_path / "log") as url:
         from deploykit.client import Client
 
         with Client(url, key) as client:

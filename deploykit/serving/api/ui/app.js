@@ -1,18 +1,18 @@
-// The page's own flow: who is asking, what the model is, what it answers. It speaks to the service that it came from
-// and to nobody else. A key is held in memory; in the tab's storage only where its visitor ticks the box.
+// The flow of the page: asks for the key, shows the model, sends texts and shows the answers. It sends requests to the
+// service that it came from, and nowhere else. A key is in memory; in the tab's storage only if its visitor ticks the box.
 
 import { explanation, milliseconds, prediction, reading, spoken, time } from "./answers.js";
 import { make, render } from "./card.js";
 
-const KEPT = "deploykit-key";
-const PATIENCE_MS = 20_000; // beyond the service's own deadline
-const NOT_READY_MS = 3_000;
-const at = (id) => document.getElementById(id);
+const KEY_STORAGE_NAME = "deploykit-key";
+const TIMEOUT_MARGIN_MS = 20_000; // after the service's own deadline, the page gives up
+const READINESS_POLL_MS = 3_000; // between two looks at a service that is not ready
+const byId = (id) => document.getElementById(id);
 
 let key = "";
 let model = null;
-let looking = 0; // for readiness, while there is none
-let answered = null; // the text, and the second one, that the answer on the page is to
+let readinessTimer = 0; // of the next look, while the service is not ready
+let answeredBody = null; // the body of the request whose answer the page shows
 
 class Failure extends Error {
   constructor(message, status = 0, errors = []) {
@@ -22,21 +22,21 @@ class Failure extends Error {
   }
 }
 
-/** Says in a sentence or two what a refusal means. */
-function describe(status, problem, wait) {
-  const told = String(problem.detail ?? "").replace(/\.$/, "");
-  const detail = told && `${told.charAt(0).toUpperCase()}${told.slice(1)}.`;
-  const later = wait ? ` Try again in ${wait} s.` : "";
+/** Returns a sentence or two about an error response; `retryAfter` is in seconds. */
+function describeProblem(status, problem, retryAfter) {
+  const text = String(problem.detail ?? "").replace(/\.$/, "");
+  const detail = text && `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+  const later = retryAfter ? ` Try again in ${retryAfter} s.` : "";
   if (status === 429) return `Too many requests. ${detail}${later}`;
   if (status === 503) return `The service cannot answer now. ${detail}${later || " Try again soon."}`;
   return detail ? `${detail}${later}` : `The service answered with the status ${status}.${later}`;
 }
 
-/** Asks the service; returns its JSON, the milliseconds that it took and where they went. */
-async function ask(path, body) {
+/** Sends a request to the service; returns its JSON, the milliseconds of the round trip, and `Server-Timing`. */
+async function callService(path, body) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body) headers["Content-Type"] = "application/json";
-  const signal = AbortSignal.timeout((model?.timeout_s ?? 10) * 1000 + PATIENCE_MS);
+  const signal = AbortSignal.timeout((model?.timeout_s ?? 10) * 1000 + TIMEOUT_MARGIN_MS);
   const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), cache: "no-store", signal };
   const start = performance.now();
   let reply, text;
@@ -53,20 +53,23 @@ async function ask(path, body) {
   try { content = JSON.parse(text); } catch { /* a proxy's page; its status says enough */ }
   if (!reply.ok || content === null) {
     const problem = content ?? {};
-    throw new Failure(describe(reply.status, problem, reply.headers.get("Retry-After")), reply.status, problem.errors);
+    throw new Failure(describeProblem(reply.status, problem, reply.headers.get("Retry-After")), reply.status, problem.errors);
   }
   return { content, elapsed, timing: reply.headers.get("Server-Timing") };
 }
 
-function show(id) {
-  for (const name of ["loading", "unreachable", "door", "room"]) at(name).hidden = name !== id;
+/** Shows one section of the page and hides the others. */
+function showSection(id) {
+  for (const name of ["loading", "unreachable", "door", "room"]) byId(name).hidden = name !== id;
 }
 
-function say(text) {
-  at("said").textContent = text;
+/** Announces a text to screen readers. */
+function announce(text) {
+  byId("said").textContent = text;
 }
 
-function complain(node, failure) {
+/** Shows a failure in an element; hides the element if there is none. */
+function showFailure(node, failure) {
   const errors = (failure?.errors ?? []).map(({ where, message }) => `${where}: ${message}`);
   node.textContent = failure ? [failure.message, ...errors].join("\n") : "";
   node.hidden = !failure;
@@ -74,185 +77,191 @@ function complain(node, failure) {
 
 // the key
 
-function keep(remember) {
+/** Stores the key in the tab's storage, or removes it from there. */
+function storeKey(remember) {
   try {
-    if (remember) sessionStorage.setItem(KEPT, key);
-    else sessionStorage.removeItem(KEPT);
+    if (remember) sessionStorage.setItem(KEY_STORAGE_NAME, key);
+    else sessionStorage.removeItem(KEY_STORAGE_NAME);
   } catch { /* storage is switched off: the key stays in memory */ }
 }
 
-function kept() {
-  try { return sessionStorage.getItem(KEPT) ?? ""; } catch { return ""; }
+function storedKey() {
+  try { return sessionStorage.getItem(KEY_STORAGE_NAME) ?? ""; } catch { return ""; }
 }
 
+/** Forgets the key and shows the form for one, with a message. */
 function askForKey(message) {
   key = "";
   model = null;
-  keep(false);
-  at("forget").hidden = true;
-  at("key").value = "";
-  at("key-fault").textContent = message;
-  at("key").setAttribute("aria-invalid", message !== "");
-  show("door");
-  at("key").focus();
+  storeKey(false);
+  byId("forget").hidden = true;
+  byId("key").value = "";
+  byId("key-fault").textContent = message;
+  byId("key").setAttribute("aria-invalid", message !== "");
+  showSection("door");
+  byId("key").focus();
 }
 
-at("key-form").addEventListener("submit", async (event) => {
+byId("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const given = at("key").value.trim();
+  const given = byId("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(given)) {
     askForKey(given ? "A key has letters, digits and signs only, and no spaces." : "Enter a key first.");
     return;
   }
   key = given;
-  await load(at("remember").checked);
+  await loadModel(byId("remember").checked);
 });
 
-at("forget").addEventListener("click", () => {
-  leave();
+byId("forget").addEventListener("click", () => {
+  clearPage();
   askForKey("");
 });
 
 // the model
 
-/** Asks what is served; with a key that is refused, or none where one is needed, the key is asked for. */
-async function load(remember) {
+/** Loads the description of the model and shows the form for texts; if that needs a key, shows the form for one. */
+async function loadModel(remember) {
   try {
-    model = (await ask("v1/model")).content;
+    model = (await callService("v1/model")).content;
   } catch (failure) {
     if (failure.status === 401 || failure.status === 403) {
       askForKey(key ? `This key was not accepted. ${failure.message}` : "");
     } else {
-      at("unreachable-why").textContent = failure.message;
-      show("unreachable");
+      byId("unreachable-why").textContent = failure.message;
+      showSection("unreachable");
     }
     return;
   }
-  if (key) keep(remember);
-  at("key").value = "";
-  introduce();
-  show("room");
-  at(needed()[0]).focus();
+  if (key) storeKey(remember);
+  byId("key").value = "";
+  showModel();
+  showSection("room");
+  byId(requiredIds()[0]).focus();
 }
 
-function introduce() {
+/** Fills the page with what the service says of the model. */
+function showModel() {
   document.title = `${model.name} · try the model`;
-  at("name").textContent = model.name;
-  at("about").textContent = `${model.task.replaceAll("-", " ")} · version ${model.version}`;
-  at("forget").hidden = !key;
-  const names = texts() ? ["First text", "Second text"] : words().map(title);
-  at("text-label").textContent = (texts() && !model.pair ? "Text" : names[0]) ?? "";
-  at("picture").hidden = !model.files.length;
-  at("first").hidden = !words().length;
-  at("second-label").textContent = names[1] ?? "";
-  at("pair").hidden = !two();
-  at("text").rows = texts() ? 5 : 2;
-  at("second").rows = texts() ? 3 : 8;
+  byId("name").textContent = model.name;
+  byId("about").textContent = `${model.task.replaceAll("-", " ")} · version ${model.version}`;
+  byId("forget").hidden = !key;
+  const names = takesPlainTexts() ? ["First text", "Second text"] : textFields().map(labelOf);
+  byId("text-label").textContent = (takesPlainTexts() && !model.pair ? "Text" : names[0]) ?? "";
+  byId("picture").hidden = !model.files.length;
+  byId("first").hidden = !textFields().length;
+  byId("second-label").textContent = names[1] ?? "";
+  byId("pair").hidden = !hasSecondText();
+  byId("text").rows = takesPlainTexts() ? 5 : 2;
+  byId("second").rows = takesPlainTexts() ? 3 : 8;
   const long = model.pair || model.max_windows === 1 ? "longer texts are cut" : "longer texts are read in parts";
   const masked = model.redact ? " E-mail addresses and numbers of persons are masked before it reads them." : "";
   const limits = `A PNG, JPEG or WebP file of at most ${model.max_file_bytes / 2 ** 20} MiB.`;
-  at("hint").textContent = `${model.files.length ? limits : `The model reads ${model.max_tokens} tokens at once; ${long}.`}${masked}`;
+  byId("hint").textContent = `${model.files.length ? limits : `The model reads ${model.max_tokens} tokens at once; ${long}.`}${masked}`;
   const card = render(model.card);
   if (card[0]?.textContent === model.name) card.shift(); // the page's own title says it
-  at("card-text").replaceChildren(...card);
-  at("card").hidden = !card.length;
+  byId("card-text").replaceChildren(...card);
+  byId("card").hidden = !card.length;
 }
 
-/** Whether an input is one text or two alike; other tasks name the fields of an input. */
-const texts = () => model.fields[0] === "text";
-const words = () => model.fields.filter((name) => !model.files.includes(name));
-const two = () => words().length > 1;
+/** Whether an input is a text or a pair of texts; other tasks have inputs with fields of other names. */
+const takesPlainTexts = () => model.fields[0] === "text";
+/** The fields of an input that hold a text. */
+const textFields = () => model.fields.filter((name) => !model.files.includes(name));
+const hasSecondText = () => textFields().length > 1;
 
-/** The elements that must be filled. */
-const needed = () => [...(model.files.length ? ["image"] : []), ...["text", "second"].slice(0, words().length)];
-const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+/** The ids of the elements that must be filled. */
+const requiredIds = () => [...(model.files.length ? ["image"] : []), ...["text", "second"].slice(0, textFields().length)];
+/** The name of a field as a label. */
+const labelOf = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /** Clears what a visitor has left on the page. */
-function leave() {
-  answered = null;
-  for (const id of ["image", "text", "second"]) at(id).value = "";
-  for (const id of ["preview", "prediction", "reading", "time", "explanation", "why-time", "card-text"]) at(id).replaceChildren();
-  for (const id of ["answer", "why", "fault"]) at(id).hidden = true;
-  document.title = at("name").textContent = "Try the model";
-  at("about").textContent = "A model served by deploykit";
-  say("");
+function clearPage() {
+  answeredBody = null;
+  for (const id of ["image", "text", "second"]) byId(id).value = "";
+  for (const id of ["preview", "prediction", "reading", "time", "explanation", "why-time", "card-text"]) byId(id).replaceChildren();
+  for (const id of ["answer", "why", "fault"]) byId(id).hidden = true;
+  document.title = byId("name").textContent = "Try the model";
+  byId("about").textContent = "A model served by deploykit";
+  announce("");
 }
 
-/** Shows whether the model is ready, and looks again while it is not. */
-async function watch() {
-  clearTimeout(looking);
+/** Shows whether the service is ready, and looks again while it is not. */
+async function watchReadiness() {
+  clearTimeout(readinessTimer);
   let text = "Not reachable";
   try { text = (await fetch("readyz", { cache: "no-store" })).ok ? "Ready" : "Not ready"; } catch { /* no network */ }
-  if (at("health").textContent !== text) at("health").textContent = text;
-  at("health").classList.toggle("good", text === "Ready");
-  clearTimeout(looking);
-  if (text !== "Ready") looking = setTimeout(watch, NOT_READY_MS);
+  if (byId("health").textContent !== text) byId("health").textContent = text;
+  byId("health").classList.toggle("good", text === "Ready");
+  clearTimeout(readinessTimer);
+  if (text !== "Ready") readinessTimer = setTimeout(watchReadiness, READINESS_POLL_MS);
 }
 
 // what is asked
 
-/** Runs one question at a time; the button says that it runs, and keeps the focus. */
-async function busily(button, work, fault) {
+/** Runs `work`, unless the button's work still runs; shows a failure in `faultNode`. The button keeps the focus. */
+async function runOnce(button, work, faultNode) {
   if (button.getAttribute("aria-disabled") === "true") return;
   const name = button.textContent;
   button.setAttribute("aria-disabled", "true");
   button.textContent = "Working…";
-  complain(fault, null);
-  say("Working…");
+  showFailure(faultNode, null);
+  announce("Working…");
   try {
     await work();
-    if (!at("health").classList.contains("good")) watch();
+    if (!byId("health").classList.contains("good")) watchReadiness();
   } catch (failure) {
-    say("");
+    announce("");
     if (!(failure instanceof Failure)) throw failure;
     if (failure.status === 401) askForKey(`This key is not accepted any more. ${failure.message}`);
-    else complain(fault, failure);
-    if (failure.status === 503 || failure.status === 0) watch();
+    else showFailure(faultNode, failure);
+    if (failure.status === 503 || failure.status === 0) watchReadiness();
   } finally {
     button.textContent = name;
     button.removeAttribute("aria-disabled");
   }
 }
 
-/** Says of each field that is empty that it is; returns whether all are filled. */
-function filled(ids) {
-  const empty = ids.filter((id) => !at(id).value.trim());
+/** Marks the fields that are empty; returns whether all are filled. */
+function requireFilled(ids) {
+  const empty = ids.filter((id) => !byId(id).value.trim());
   const missing = (id) => (id === "image" ? "Choose an image first." : "Enter a text first.");
   for (const id of ids) {
-    at(`${id}-fault`).textContent = empty.includes(id) ? missing(id) : "";
-    at(id).setAttribute("aria-invalid", empty.includes(id));
+    byId(`${id}-fault`).textContent = empty.includes(id) ? missing(id) : "";
+    byId(id).setAttribute("aria-invalid", empty.includes(id));
   }
   if (empty.length) {
-    at(empty[0]).focus();
-    say(missing(empty[0]));
+    byId(empty[0]).focus();
+    announce(missing(empty[0]));
   }
   return !empty.length;
 }
 
+/** Asks for a prediction and shows it. */
 async function predict() {
-  const [text, second] = [at("text").value, at("second").value];
-  const [first, other] = words();
-  const files = model.files.length && { [model.files[0]]: await dataUrl(at("image").files[0]) };
+  const [text, second] = [byId("text").value, byId("second").value];
+  const [first, other] = textFields();
+  const files = model.files.length && { [model.files[0]]: await dataUrl(byId("image").files[0]) };
   const body = model.body === "texts"
     ? { texts: [text], ...(model.pair && { text_pairs: [second] }) }
     : { inputs: [{ ...files, ...(first && { [first]: text }), ...(other && { [other]: second }) }] };
-  const { content, elapsed, timing } = await ask("v1/predict", body);
+  const { content, elapsed, timing } = await callService("v1/predict", body);
   const [answer] = content.predictions;
-  answered = body;
-  at("prediction").replaceChildren(...prediction(answer, texts() ? text : second, model));
-  at("reading").replaceChildren(...reading(answer));
-  at("time").replaceChildren(...time(elapsed, timing));
-  at("answer").hidden = false;
-  at("why").hidden = !model.explains;
-  at("explanation").replaceChildren();
-  at("why-time").replaceChildren();
-  complain(at("why-fault"), null);
+  answeredBody = body;
+  byId("prediction").replaceChildren(...prediction(answer, takesPlainTexts() ? text : second, model));
+  byId("reading").replaceChildren(...reading(answer));
+  byId("time").replaceChildren(...time(elapsed, timing));
+  byId("answer").hidden = false;
+  byId("why").hidden = !model.explains;
+  byId("explanation").replaceChildren();
+  byId("why-time").replaceChildren();
+  showFailure(byId("why-fault"), null);
   if (model.explains) {
     const best = answer.label ?? answer.labels[0];
-    at("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === best)));
+    byId("target").replaceChildren(...model.labels.map((label) => new Option(label, label, false, label === best)));
   }
-  reachable();
-  say(`${spoken(answer, model)} Round trip ${milliseconds(elapsed)}.`);
+  prepareScrolling();
+  announce(`${spoken(answer, model)} Round trip ${milliseconds(elapsed)}.`);
 }
 
 /** Reads a file as a data URL, which the service accepts, and which the page's policy lets an image show. */
@@ -265,17 +274,18 @@ function dataUrl(file) {
   });
 }
 
-async function tellWhy() {
-  const { content, elapsed, timing } = await ask("v1/explain", { ...answered, label: at("target").value });
-  at("explanation").replaceChildren(...explanation(content, answered.texts[0]));
-  at("why-time").replaceChildren(...time(elapsed, timing));
-  reachable();
+/** Asks for an explanation and shows it. */
+async function explain() {
+  const { content, elapsed, timing } = await callService("v1/explain", { ...answeredBody, label: byId("target").value });
+  byId("explanation").replaceChildren(...explanation(content, answeredBody.texts[0]));
+  byId("why-time").replaceChildren(...time(elapsed, timing));
+  prepareScrolling();
   const [first] = [...content.parts].sort((one, other) => Math.abs(other.weight) - Math.abs(one.weight));
-  say(first ? `Explanation ready. The strongest word is ${first.text}.` : "There are no words to explain.");
+  announce(first ? `Explanation ready. The strongest word is ${first.text}.` : "There are no words to explain.");
 }
 
-/** Lets the keyboard scroll what scrolls, and shows the first part that is marked in a text longer than its box. */
-function reachable() {
+/** Lets the keyboard scroll long texts, and scrolls each to its first marked part. */
+function prepareScrolling() {
   for (const node of document.querySelectorAll(".passage")) {
     if (node.scrollHeight > node.clientHeight) node.tabIndex = 0;
     const mark = node.querySelector("mark");
@@ -283,28 +293,28 @@ function reachable() {
   }
 }
 
-at("form").addEventListener("submit", (event) => {
+byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (filled(needed())) busily(at("predict"), predict, at("fault"));
+  if (requireFilled(requiredIds())) runOnce(byId("predict"), predict, byId("fault"));
 });
-at("image").addEventListener("change", async () => {
-  const [file] = at("image").files;
-  const shown = file && make("img", { class: "preview", alt: "The chosen image", src: await dataUrl(file) });
-  at("preview").replaceChildren(...(shown ? [shown] : []));
+byId("image").addEventListener("change", async () => {
+  const [file] = byId("image").files;
+  const preview = file && make("img", { class: "preview", alt: "The chosen image", src: await dataUrl(file) });
+  byId("preview").replaceChildren(...(preview ? [preview] : []));
 });
-at("form").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
+byId("form").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
 });
-at("why-form").addEventListener("submit", (event) => {
+byId("why-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  busily(at("explain"), tellWhy, at("why-fault"));
+  runOnce(byId("explain"), explain, byId("why-fault"));
 });
-at("again").addEventListener("click", () => {
-  show("loading");
-  load(Boolean(kept()));
+byId("again").addEventListener("click", () => {
+  showSection("loading");
+  loadModel(Boolean(storedKey()));
 });
 
-key = kept();
-at("remember").checked = Boolean(key);
-watch();
-load(Boolean(key));
+key = storedKey();
+byId("remember").checked = Boolean(key);
+watchReadiness();
+loadModel(Boolean(key));

@@ -11,56 +11,58 @@ export function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*/g;
+const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*/g; // code, or strong text
 
-function inline(text) {
-  const found = [];
+/** The nodes of a line: text, code and strong text. */
+function inlineNodes(text) {
+  const nodes = [];
   let last = 0;
   for (const match of text.matchAll(INLINE)) {
-    found.push(text.slice(last, match.index), match[1] ? make("code", {}, match[1]) : make("strong", {}, match[2]));
+    nodes.push(text.slice(last, match.index), match[1] ? make("code", {}, match[1]) : make("strong", {}, match[2]));
     last = match.index + match[0].length;
   }
-  return [...found, text.slice(last)].filter((part) => part !== "");
+  return [...nodes, text.slice(last)].filter((part) => part !== "");
 }
 
+/** The cells of a row of a table. */
 const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
 
-/** A table; one whose head is empty has its names in the first column. */
+/** A table; its head is left out if its cells are empty. */
 function table(lines) {
   const [head, , ...rows] = lines.map(cells);
-  const named = head.some((cell) => cell);
+  const hasTitles = head.some((cell) => cell);
   const body = rows.map((row) => make("tr", {}, ...row.map((cell, index) =>
-    index === 0 ? make("th", { scope: "row" }, ...inline(cell)) : make("td", {}, ...inline(cell)))));
-  const titles = make("tr", {}, ...head.map((cell) => make("th", { scope: "col" }, ...inline(cell))));
-  return make("table", {}, ...(named ? [make("thead", {}, titles)] : []), make("tbody", {}, ...body));
+    index === 0 ? make("th", { scope: "row" }, ...inlineNodes(cell)) : make("td", {}, ...inlineNodes(cell)))));
+  const titles = make("tr", {}, ...head.map((cell) => make("th", { scope: "col" }, ...inlineNodes(cell))));
+  return make("table", {}, ...(hasTitles ? [make("thead", {}, titles)] : []), make("tbody", {}, ...body));
 }
 
-const BLOCKS = [ // what a line begins, and which lines after it belong to it
+const BLOCKS = [ // a line belongs to the first kind that it matches; lines of one kind in a row are one block
   { kind: "table", starts: /^\s*\|.*\|\s*$/ },
   { kind: "list", starts: /^\s*[-*] / },
   { kind: "text", starts: /^(?!#)\S/ },
 ];
 
-/** Returns the elements of a text; its headings are of the third level, below those of the page, and leave none out. */
+/** Returns the elements of a text. Its headings are h3, below those of the page, and h4 below an h3. */
 export function render(markdown) {
-  const found = [];
+  const elements = [];
   const lines = markdown.split(/\r?\n/);
   while (lines.length) {
     const line = lines.shift();
     const heading = /^(#{1,6})\s+(.*)$/.exec(line);
     if (heading) {
-      const deep = heading[1].length > 2 && found.some((node) => node.tagName === "H3");
-      found.push(make(deep ? "h4" : "h3", {}, ...inline(heading[2])));
+      const deep = heading[1].length > 2 && elements.some((node) => node.tagName === "H3");
+      elements.push(make(deep ? "h4" : "h3", {}, ...inlineNodes(heading[2])));
       continue;
     }
     const block = BLOCKS.find(({ starts }) => starts.test(line));
     if (!block) continue;
-    const own = [line];
+    const blockLines = [line];
     const next = () => BLOCKS.find(({ starts }) => starts.test(lines[0]));
-    while (lines.length && next() === block) own.push(lines.shift());
-    if (block.kind === "table") found.push(table(own));
-    else if (block.kind === "text") found.push(make("p", {}, ...inline(own.join(" "))));
-    else found.push(make("ul", {}, ...own.map((item) => make("li", {}, ...inline(item.replace(block.starts, ""))))));
+    while (lines.length && next() === block) blockLines.push(lines.shift());
+    if (block.kind === "table") elements.push(table(blockLines));
+    else if (block.kind === "text") elements.push(make("p", {}, ...inlineNodes(blockLines.join(" "))));
+    else elements.push(make("ul", {}, ...blockLines.map((item) => make("li", {}, ...inlineNodes(item.replace(block.starts, ""))))));
   }
-  return found;
+  return elements;
 }
