@@ -60,22 +60,22 @@ def outside(model: Any) -> list[str]:
     return [node.name for node in nodes if not LAYER.search(node.name)]
 
 
-def choose(model: Any, keep: Collection[str], operators: Collection[str]) -> list[str]:
-    """Names the MatMuls to quantize: those from `quantizable` except the ones to keep.
+def choose(model: Any, float_nodes: Collection[str], operators: Collection[str]) -> list[str]:
+    """Returns the names of the MatMuls to quantize: those from `quantizable` except the ones that stay in float.
 
     Args:
         model: a graph from `load`.
-        keep: names of nodes that stay in float.
+        float_nodes: names of the nodes that stay in float.
         operators: see `quantizable`.
 
     Raises:
-        DeploykitError: no MatMul remains to quantize, or the graph has no node with a name in `keep`.
+        DeploykitError: no MatMul remains to quantize, or the graph lacks one of the `float_nodes`.
     """
-    unknown = sorted(set(keep) - {node.name for node in model.graph.node})
+    unknown = sorted(set(float_nodes) - {node.name for node in model.graph.node})
     if unknown:
         raise DeploykitError(f"the graph has no node {unknown[0]!r}, which should stay in float.")
     names = quantizable(model, operators)
-    chosen = [name for name in names if name not in keep]
+    chosen = [name for name in names if name not in float_nodes]
     if not chosen:
         raise DeploykitError(
             f"the graph has nothing to quantize: {len(names)} MatMuls of its layers have a constant matrix, and"

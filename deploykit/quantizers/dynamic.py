@@ -55,12 +55,12 @@ class Options(Base):
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Writes a dynamically quantized copy, and also returns the `weight_bits`; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
     add_pre_process_metadata(model)  # without it, the tools warn
-    names = matmuls.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, float_nodes, OPERATORS)
     tables = _largest_table(model) if options.embeddings else []
     reduced = hardware.saturates_int8()
     fused = any(node.domain == ORT_DOMAIN for node in model.graph.node)

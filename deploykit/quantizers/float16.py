@@ -27,13 +27,13 @@ OPERATORS = ("MatMul", "Attention")
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Writes a copy in float16; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, float_nodes, OPERATORS)
     converted = OnnxModel(model)
-    converted.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *keep])
+    converted.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *float_nodes])
     converted.topological_sort()  # the converter appends its casts
     onnx.save(converted.model, target)
     return matmuls.check(target, PRECISION, len(names))

@@ -20,7 +20,7 @@ OPERATORS: tuple[str, ...] = ()
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Copies the graph."""
     shutil.copy(graph, target)

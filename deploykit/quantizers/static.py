@@ -52,7 +52,7 @@ class Options(Base):
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Writes a statically quantized copy; see `Quantizer.quantize`.
 
@@ -61,7 +61,7 @@ def quantize(
     if not calibration:
         raise DeploykitError("static quantization needs calibration rows, got none.")
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, float_nodes, OPERATORS)
     sources = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in names))
     batches = _first_rows(calibration, options.rows)
     tensor_ranges = ranges(model, sources, batches, options.percentile if options.calibration == "percentile" else None)

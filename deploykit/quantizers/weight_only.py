@@ -42,11 +42,11 @@ class Options(Base):
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Writes a copy with weights in blocks of few bits, and also returns the `bits`; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, float_nodes, OPERATORS)
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
     quantizer = MatMulNBitsQuantizer(
         model,

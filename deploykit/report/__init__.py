@@ -161,7 +161,7 @@ def _ranked(candidates: Sequence[Mapping[str, Any]], limits: GateSection) -> lis
         precision = candidate.get("execution", {}).get("precision", "float32")  # of the operators left in float
         suffix = "" if precision == "float32" else f" {precision}"
         where = f"{candidate['precision']} on {candidate['engine']}{suffix}"
-        stops = gates.stopping(limits, verdicts)
+        stops = gates.stopping_verdicts(limits, verdicts)
         candidate |= {"number": number, "verdicts": verdicts, "stops": stops, "where": where}
     return ranked
 
@@ -177,8 +177,8 @@ def _verdicts(
     """Yields stage, verdict, and whether it stops the run; for rejected candidates only the verdicts that stop them."""
     for stage, detail in details.items():
         measured = candidates if stage == "quantize" else ()
-        for verdict in () if measured else gates.recorded(limits, detail):
-            yield stage, verdict, bool(gates.stopping(limits, [verdict]))
+        for verdict in () if measured else gates.stored_verdicts(limits, detail):
+            yield stage, verdict, bool(gates.stopping_verdicts(limits, [verdict]))
         for candidate in measured:
             for verdict in candidate["verdicts"] if candidate["kept"] else candidate["stops"]:
                 yield f"quantize: {candidate['name']}", verdict, verdict in candidate["stops"]

@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 @pytest.mark.parametrize("name", LABELS)
 def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
     rows = outcomes(*random_rows(0, name), LABELS[name])
-    loss, own = metrics.differences(name, rows, rows), metrics.load(name).statistic(rows)
+    loss, own = metrics.loss(name, rows, rows), metrics.load(name).statistic(rows)
     for weights in bootstrap.draw_weights(len(rows), 0):
         assert own(weights).std() > 0
         np.testing.assert_array_equal(loss(weights), np.zeros(len(weights)))
@@ -164,7 +164,7 @@ def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
 def test_entities_are_right_only_as_a_whole(gold, predicted, right, f1):
     rows = [[np.array([BIO.index(tag) for tag in tags.split()])] for tags in (gold, predicted)]
     outcome = outcomes(*rows, BIO)
-    assert items.count(outcome)[1].sum(axis=0)[:2].sum() == right
+    assert items.count_items(outcome)[1].sum(axis=0)[:2].sum() == right
     assert metrics.compute(("entity_f1",), outcome)["entity_f1"] == pytest.approx(f1)
 
 
@@ -187,7 +187,7 @@ def tables(gold, predicted, labels, slices=()):
     rows = outcomes(gold, predicted, labels)
     task = SimpleNamespace(**{**vars(rows.task), "METRICS": ("accuracy",), "gold": lambda example, _: example.target})
     examples = [Example(None, row, slices[index] if slices else "") for index, row in enumerate(gold)]
-    return scoring.tables(task, rows.spec, examples, predicted, 0)
+    return scoring.report_tables(task, rows.spec, examples, predicted, 0)
 
 
 def test_the_table_of_labels_is_that_of_scikit_learn():
@@ -210,7 +210,7 @@ def test_the_table_of_entities_names_them_without_their_prefix():
     assert sorted(table["labels"]) == ["NAME", "PLACE"]
     assert np.array(table["confusion"]).shape == (5, 5)
     right = sum(row["recall"] * row["support"] for row in table["labels"].values())
-    assert right == pytest.approx(items.count(outcomes(gold, predicted, BIO))[1].sum(axis=0)[:2].sum())
+    assert right == pytest.approx(items.count_items(outcomes(gold, predicted, BIO))[1].sum(axis=0)[:2].sum())
 
 
 def test_the_table_of_entities_is_that_of_seqeval():
@@ -281,8 +281,8 @@ def test_a_metric_of_which_less_is_better_counts_a_rise_as_a_loss():
     before = Outcomes(NUMBERS, spec_of(()), list(gold[:, None]), list(predicted[:, None]))
     after = Outcomes(NUMBERS, spec_of(()), list(gold[:, None]), list(gold[:, None] + 2 * (predicted - gold)[:, None]))
     every = np.ones((1, len(gold)))
-    assert metrics.differences("rmse", before, after)(every) == pytest.approx(metrics.load("rmse").value(before))
-    assert metrics.differences("pearson", before, after)(every) > 0
+    assert metrics.loss("rmse", before, after)(every) == pytest.approx(metrics.load("rmse").value(before))
+    assert metrics.loss("pearson", before, after)(every) > 0
 
 
 def test_average_precision_is_that_of_scikit_learn_for_every_draw():

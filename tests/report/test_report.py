@@ -84,7 +84,7 @@ def details(dataset_of, tokenizer):
     dataset = dataset_of("text-classification")
     rows = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
     logits = [np.eye(2, dtype=np.float32)[[(index + (index >= 50)) % 2]] for index in range(60)]  # the last ten: wrong
-    table = scoring.tables(tasks.load("text-classification"), spec_of(LABELS), rows, logits, 0)
+    table = scoring.report_tables(tasks.load("text-classification"), spec_of(LABELS), rows, logits, 0)
     judged = {"split": "validation", "loss": 0.4, "accuracy": 0.9, "macro_f1": 0.9}
     curve = [
         *({"split": "train", "step": step, "epoch": step / 4, "loss": 1 / step} for step in range(1, 5)),
@@ -286,7 +286,7 @@ def test_coverage_and_accuracy_at_the_threshold_are_those_of_both_models(below, 
     tables = {}
     for stage, rows in (("train", ([0.8, 0.2], [0.4, 0.6])), ("package", ([0.2, 0.8], [0.4, 0.6]))):
         logits = [np.log(np.array([rows[index % 2]], np.float32)) for index in range(60)]
-        table = scoring.tables(
+        table = scoring.report_tables(
             tasks.load("text-classification"), spec_of(LABELS, abstain_below=below), examples, logits, 0
         )
         tables[stage] = {**details[stage], "test": table}
