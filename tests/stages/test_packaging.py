@@ -218,7 +218,7 @@ def opened_by_optimum():
     """Returns the module with Optimum's classes, where the extra `optimum` is installed."""
     from deploykit.quantizers import dynamic
 
-    if not dynamic.OPTIMUM:
+    if not dynamic.HAS_OPTIMUM:
         pytest.skip("the extra `optimum` is not installed: it needs transformers 4.57")
     import optimum.onnxruntime
 
