@@ -35,10 +35,10 @@ def repeat(package: retuning.Package, options: auto.Options, folder: Path) -> di
     finalists = [entry for entry in entries if entry.latency]
     opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
     if options.objective == "throughput":
-        rates = timing.throughputs(opened, bench.work, search.BATCH_TOKENS, SECONDS)
+        rates = timing.throughputs(opened, bench.workload, search.BATCH_TOKENS, SECONDS)
         fresh = {name: 1 / max(rate.value for rate in found.values()) for name, found in rates.items()}
     else:
-        times = timing.latencies(opened, bench.work, SECONDS)
+        times = timing.latencies(opened, bench.workload, SECONDS)
         fresh = {
             name: float(np.exp(np.mean([np.log(one.p50) for one in found.values()]))) for name, found in times.items()
         }

@@ -45,7 +45,8 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
                     " again with a lower learning_rate, or choose another model."
                 )
             kind = f"{name}, {side} padding" if len(features) > 1 else name
-            largest = max(_largest(a[key] - b[key]) for a, b in zip(expected, outputs, strict=True) for key in a)
+            pairs = zip(expected, outputs, strict=True)
+            largest = max(_largest(wanted[key] - found[key]) for wanted, found in pairs for key in wanted)
             differences[kind] = max(differences.get(kind, 0.0), largest)
     return differences
 
@@ -63,8 +64,8 @@ def make_batches(examples: Sequence[Example], predictor: Predictor) -> Iterator[
     """
     windows = [window for windows in predictor.encode([example.input for example in examples]) for window in windows]
     by_length = sorted(windows, key=len)
-    eight = [by_length[round(share * (len(by_length) - 1))] for share in np.linspace(0, 1, 8)]  # of evenly spread ranks
-    yield from (("batch 1", [eight[index]]) for index in (0, 2, 4, 6, 7))
-    yield "batch 3", eight[:3]
-    yield "batch 8", eight
+    samples = [by_length[round(share * (len(by_length) - 1))] for share in np.linspace(0, 1, 8)]  # from short to long
+    yield from (("batch 1", [samples[index]]) for index in (0, 2, 4, 6, 7))
+    yield "batch 3", samples[:3]
+    yield "batch 8", samples
     yield f"{predictor.tokenizer.max_tokens} tokens", [lengthened(by_length[0], predictor.tokenizer.max_tokens)]

@@ -30,7 +30,7 @@ from deploykit.tasks import Example
 from deploykit.tokenizer import Batch
 
 BURST_CALLS = 3  # calls in one turn, of which the first is not counted
-MIN_ROUNDS = 7  # a median has a 95 % interval from 6 values on, and an odd number of values has a middle one
+MIN_ROUNDS = 7  # a 95 % interval of a median takes at least 6 values, and an odd number of them has a middle one
 MAX_ROUNDS = 40  # more rounds would narrow the intervals little
 ROUGH_MIN_ROUNDS = 3  # in place of `MIN_ROUNDS`, where a rough figure is enough
 PAUSE_S = 0.001  # before each turn; lets the threads of the previous engine go to sleep
@@ -70,6 +70,7 @@ def p95_latency(predictor: Predictor, examples: Sequence[Example], seed: int) ->
 
 
 def _predict_ms(predictor: Predictor, example: Example) -> float:
+    """Returns how many milliseconds one prediction takes, from the text on."""
     start = time.perf_counter()
     predictor.predict([example.input])
     return (time.perf_counter() - start) * 1000
@@ -84,17 +85,17 @@ def typical_latencies(
 
     Args:
         predictors: by name; the tokenizer of the first decides which input has median length.
-        examples: their inputs are the choice.
+        examples: the input is one of theirs.
 
     Returns:
         The median milliseconds by name, and the share of the measuring time in which other processes held the core.
     """
     first, inputs = next(iter(predictors.values())), [example.input for example in examples]
     lengths = [sum(map(len, windows)) for windows in first.encode(inputs)]
-    median = sorted(range(len(inputs)), key=lengths.__getitem__)[(len(inputs) - 1) // 2]
+    median_index = sorted(range(len(inputs)), key=lengths.__getitem__)[(len(inputs) - 1) // 2]
     calls = {}
     for name, predictor in predictors.items():
-        ((first_window, *_),) = predictor.encode([inputs[median]])
+        ((first_window, *_),) = predictor.encode([inputs[median_index]])
         calls[name] = partial(predictor.engine.run, padded([first_window], predictor.tokenizer, predictor.engine))
     waited, start = hardware.waited(), time.perf_counter()
     samples = time_in_turn(calls, TYPICAL_DURATION_S)
@@ -103,13 +104,13 @@ def typical_latencies(
 
 
 def latencies(
-    engines: Mapping[str, Engine], work: Workload, seconds: float, min_rounds: int = MIN_ROUNDS
+    engines: Mapping[str, Engine], workload: Workload, seconds: float, min_rounds: int = MIN_ROUNDS
 ) -> dict[str, dict[str, Latency]]:
     """Times every engine on one text at a time, for each of the workload's single texts.
 
     Args:
         engines: by name; all with the same number of cores.
-        work: its `singles` are timed.
+        workload: its `singles` are timed.
         seconds: about how long the measurement may take, all texts and engines together.
         min_rounds: rounds for each text, even if they take longer.
 
@@ -117,21 +118,27 @@ def latencies(
         Latencies by name of the engine and name of the text.
     """
     by_engine: dict[str, dict[str, Latency]] = {name: {} for name in engines}
-    for single, text in work.singles.items():
-        calls = {name: partial(engine.run, padded([text], work.tokenizer, engine)) for name, engine in engines.items()}
-        for name, samples in time_in_turn(calls, seconds / len(work.singles), min_rounds=min_rounds).items():
+    for single, text in workload.singles.items():
+        calls = {
+            name: partial(engine.run, padded([text], workload.tokenizer, engine)) for name, engine in engines.items()
+        }
+        for name, samples in time_in_turn(calls, seconds / len(workload.singles), min_rounds=min_rounds).items():
             by_engine[name][single] = _latency(samples)
     return by_engine
 
 
 def throughputs(
-    engines: Mapping[str, Engine], work: Workload, budgets: Sequence[int], seconds: float, min_rounds: int = MIN_ROUNDS
+    engines: Mapping[str, Engine],
+    workload: Workload,
+    budgets: Sequence[int],
+    seconds: float,
+    min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, dict[int, Metric]]:
     """Times every engine on all mixed texts of the workload, in batches of several sizes.
 
     Args:
         engines: by name; all with the same number of cores.
-        work: its `mixed` texts are timed.
+        workload: its `mixed` texts are timed.
         budgets: the sizes to try: padded tokens per batch.
         seconds: about how long the measurement may take, all engines and budgets together.
         min_rounds: rounds, even if they take longer.
@@ -145,25 +152,25 @@ def throughputs(
         for name, engine in engines.items():
             pool = stack.enter_context(ThreadPoolExecutor(engine.execution.streams))  # starting threads is not timed
             for budget in budgets:
-                calls[name, budget] = partial(_run_batches, engine, work.grouped(budget, engine), pool)
+                calls[name, budget] = partial(_run_batches, engine, workload.grouped(budget, engine), pool)
         times = time_in_turn(calls, seconds, burst_calls=1, min_rounds=min_rounds)
     for (name, budget), samples in times.items():
-        latency, texts = _latency(samples), len(work.mixed)
+        latency, texts = _latency(samples), len(workload.mixed)
         rate, low, high = (1000 * texts / ms for ms in (latency.p50, latency.high, latency.low))
         by_engine[name][budget] = Metric(value=rate, low=low, high=high)
     return by_engine
 
 
-def fit_cost(engine: Engine, work: Workload) -> Cost:
+def fit_cost(engine: Engine, workload: Workload) -> Cost:
     """Fits the service's model of latency to timed batches of up to the engine's `batch_tokens`.
 
     It is fitted by non-negative least squares on relative errors, so that short batches count as much as long ones.
     """
-    lengths = sorted({len(text) for text in work.mixed})
+    lengths = sorted({len(text) for text in workload.mixed})
     widths = [lengths[round(share * (len(lengths) - 1))] for share in (0, 0.33, 0.67, 1)]
     budget = engine.execution.batch_tokens
     sizes = [(rows, width) for width in widths for rows in (1, 2, 4, 16) if rows == 1 or rows * width <= budget]
-    batches = {engine.shape(*size): work.batch(*size, engine) for size in sizes}  # one for each padded shape
+    batches = {engine.shape(*size): workload.batch(*size, engine) for size in sizes}  # one for each padded shape
     calls = {shape: partial(engine.run, batch) for shape, batch in batches.items()}
     samples = time_in_turn(calls, FIT_DURATION_S)
     terms = np.array([[1, rows * width, rows * width**2] for rows, width in samples])
@@ -203,9 +210,9 @@ def time_in_turn(
 
 
 def _time_turn(call: Callable[[], Any], burst_calls: int) -> float:
-    """Makes a call several times, and returns the mean milliseconds of all but the first (of the only one, if one).
+    """Makes a call `burst_calls` times, and returns the mean milliseconds of all but the first.
 
-    The time that this thread waited for a core is subtracted.
+    A single call is counted. The time that this thread waited for a core is subtracted.
     """
     time.sleep(PAUSE_S)
     if burst_calls > 1:

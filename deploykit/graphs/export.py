@@ -75,11 +75,9 @@ def _write_encoder_and_decoder(model: Any, folder: Path, opset: int) -> None:
 
 
 def _sample_texts(model: Any) -> dict[str, torch.Tensor]:
-    """Returns a batch of texts with padding, with the inputs that the model reads."""
+    """Returns a batch of texts, with the inputs that the model reads."""
     vocabulary_size, end_id = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
-    ids = torch.arange(TRACED_ROWS * TRACED_TOKENS).reshape(TRACED_ROWS, TRACED_TOKENS) % vocabulary_size
-    mask = torch.ones_like(ids)
-    mask[-1, -TRACED_PADDING:] = 0
+    ids, mask = _sample_ids(vocabulary_size, TRACED_TOKENS)
     if isinstance(end_id, int) and 0 < end_id < vocabulary_size:  # BART and T5 classify at the only end token of a text
         ids = torch.where(ids == end_id, end_id - 1, ids)
         ids = ids.index_fill(1, torch.tensor(TRACED_TOKENS - TRACED_PADDING - 1), end_id)
@@ -96,13 +94,17 @@ def _sample_images(model: Any) -> dict[str, torch.Tensor]:
     }
     if "input_ids" in input_names(model):
         tokens = min(TRACED_TOKENS, model.config.text_config.max_position_embeddings)
-        ids = (
-            torch.arange(TRACED_ROWS * tokens).reshape(TRACED_ROWS, tokens)
-            % model.get_input_embeddings().num_embeddings
-        )
-        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        batch["attention_mask"][-1, -TRACED_PADDING:] = 0
+        ids, mask = _sample_ids(model.get_input_embeddings().num_embeddings, tokens)
+        batch |= {"input_ids": ids, "attention_mask": mask}
     return {name: batch[name] for name in batch if name in input_names(model)}
+
+
+def _sample_ids(vocabulary_size: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ids and attention mask of `TRACED_ROWS` texts, `(rows, tokens)` each; the last row ends with padding."""
+    ids = torch.arange(TRACED_ROWS * tokens).reshape(TRACED_ROWS, tokens) % vocabulary_size
+    mask = torch.ones_like(ids)
+    mask[-1, -TRACED_PADDING:] = 0
+    return ids, mask
 
 
 def _call_for_outputs(names: Sequence[str], forward: Callable[..., Any], batch: Tensors) -> Any:
@@ -199,12 +201,12 @@ def _additive_mask(
     queries = torch.arange(q_length) + q_offset if cache_position is None else cache_position
     keys = torch.arange(kv_length) + kv_offset
     lowest = torch.finfo(dtype).min
-    padding = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)
+    unpadded = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)  # 1 for real tokens
     if _is_bidirectional(mask_function):
-        return None if padding is None else (1.0 - padding) * lowest
+        return None if unpadded is None else (1.0 - unpadded) * lowest
     visible = mask_function(torch.arange(1)[:, None, None, None], 0, queries[:, None], keys[None, :])
     visible = visible.to(dtype).reshape(1, 1, queries.shape[0], keys.shape[0])  # the tracer makes `len` a constant
-    return (1.0 - (visible if padding is None else visible * padding)) * lowest
+    return (1.0 - (visible if unpadded is None else visible * unpadded)) * lowest
 
 
 def _is_bidirectional(mask_function: Callable[..., Any]) -> bool:

@@ -1,6 +1,6 @@
-"""Rewrites a graph that torch's exporter has traced, so that ONNX Runtime's fusions and OpenVINO read it rightly.
+"""Rewrites a graph that torch's exporter has traced, in place, without changing what it computes.
 
-`export` calls this. The graph computes the same afterwards.
+Afterwards ONNX Runtime's fusions recognize its attentions, and OpenVINO does not misread its masks.
 """
 
 from collections.abc import Iterator, Mapping

@@ -50,7 +50,7 @@ class Bench:
         graph: the exported float graph.
         base: its predictor on all cores.
         folder: for graphs that are written.
-        work: the texts to time.
+        workload: the texts to time.
         calibration: padded batches of training rows, for quantizers.
         evaluate: evaluates a candidate, given its predictor.
         gates: of the recipe.
@@ -60,7 +60,7 @@ class Bench:
     graph: Path
     base: Predictor
     folder: Path
-    work: Workload
+    workload: Workload
     calibration: Sequence[Batch]
     evaluate: Callable[[Spec, Predictor], Evaluation]
     gates: GateSection
@@ -72,15 +72,15 @@ class Bench:
         names = ("cpu", "cores", "cpu_features", "gpus")
         machine = {name: value for name, value in hardware.describe().items() if name in names}
         versions = [engines.load(name).versions() for name in installed_engines()]
-        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.work.key, machine, versions)
+        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.workload.key, machine, versions)
 
     @cached_property
-    def screening_work(self) -> Workload:
+    def screening_workload(self) -> Workload:
         """The workload with so few of its mixed texts that the float graph takes `SCREENING_SAMPLE_S` seconds."""
         start = time.perf_counter()
-        for batch in self.work.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
+        for batch in self.workload.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)
-        return self.work.subsample(min(1.0, SCREENING_SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
+        return self.workload.subsample(min(1.0, SCREENING_SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
 
     def file(self, spec: Spec) -> Path:
         """Returns the path of a candidate's graph, which is written on the first call.

@@ -119,11 +119,11 @@ def _screen_one(spec: Spec, bench: Bench, objective: Objective) -> dict[str, flo
     engines = {"base": bench.base.engine, "candidate": bench.open(spec).engine}
     if objective == "throughput":
         rates = timing.throughputs(
-            engines, bench.screening_work, SCREENING_BATCH_TOKENS, SCREENING_S, timing.ROUGH_MIN_ROUNDS
+            engines, bench.screening_workload, SCREENING_BATCH_TOKENS, SCREENING_S, timing.ROUGH_MIN_ROUNDS
         )
         ratio = _fastest(rates["base"])[1].value / _fastest(rates["candidate"])[1].value
     elif objective == "latency":
-        latencies = timing.latencies(engines, bench.work, SCREENING_S, timing.ROUGH_MIN_ROUNDS)
+        latencies = timing.latencies(engines, bench.workload, SCREENING_S, timing.ROUGH_MIN_ROUNDS)
         ratios = [latency.p50 / latencies["base"][text].p50 for text, latency in latencies["candidate"].items()]
         ratio = float(np.exp(np.mean(np.log(ratios))))
     else:
@@ -158,8 +158,8 @@ def time_together(entries: Sequence[Entry], bench: Bench, seconds: float, object
 
     def compute() -> dict[str, Any]:
         engines = {entry.spec.name: bench.open(entry.spec).engine for entry in running}
-        latencies = timing.latencies(engines, bench.work, seconds)
-        rates = timing.throughputs(engines, bench.work, BATCH_TOKENS, seconds, min_rounds)
+        latencies = timing.latencies(engines, bench.workload, seconds)
+        rates = timing.throughputs(engines, bench.workload, BATCH_TOKENS, seconds, min_rounds)
         fastest = {name: _fastest(by_budget) for name, by_budget in rates.items()}
         return {
             name: {
@@ -191,7 +191,7 @@ def _rule_out_failing(entries: Sequence[Entry], bench: Bench) -> None:
     for entry in entries:
         with rule_out_on_error(entry, "cannot be run: "):
             engine = bench.open(entry.spec).engine
-            for batch in (batch for tokens in BATCH_TOKENS for batch in bench.work.grouped(tokens, engine)):
+            for batch in (batch for tokens in BATCH_TOKENS for batch in bench.workload.grouped(tokens, engine)):
                 engine.run(batch)
 
 

@@ -78,9 +78,9 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
 def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
     """Measures the size, the prediction changes and the latency of each graph."""
     predictors = [bench.open(spec) for spec in specs]
-    name, text = next(iter(bench.work.singles.items()))
+    name, text = next(iter(bench.workload.singles.items()))
     engines = {str(index): predictor.engine for index, predictor in enumerate(predictors)}
-    latencies = timing.latencies(engines, replace(bench.work, singles={name: text}), TIMING_S)
+    latencies = timing.latencies(engines, replace(bench.workload, singles={name: text}), TIMING_S)
     return [
         Price(
             kept=len(spec.float_nodes),

@@ -60,7 +60,7 @@ def quantize(job: Job) -> Artifact:
             predictor=predictor,
             predictions=predictions,
             parameters=source.manifest.step.parameters,
-            cost=timing.fit_cost(predictor.engine, bench.work),
+            cost=timing.fit_cost(predictor.engine, bench.workload),
             facts={"weights_precision": kept.precision},
             details={
                 **bench.facts(spec),
@@ -100,7 +100,7 @@ def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
         graph=job.source.file(GRAPH),
         base=base,
         folder=job.work / "graphs",
-        work=workload.build(measured, base.tokenizer, _features(base, dataset.train[:CALIBRATION_ROWS]), seed),
+        workload=workload.build(measured, base.tokenizer, _features(base, dataset.train[:CALIBRATION_ROWS]), seed),
         calibration=calibration(dataset, base, seed),
         evaluate=evaluate,
         gates=job.recipe.gates,

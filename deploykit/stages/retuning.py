@@ -193,7 +193,7 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
         graph=package.graph,
         base=base,
         folder=folder,
-        work=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
+        workload=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
         calibration=collated(features, base.tokenizer, 8),
         evaluate=evaluate,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
@@ -241,7 +241,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
             "parent_digest": artifact.digest,
             "execution": predictor.engine.execution,
             "weights_precision": kept.precision,
-            "cost": timing.fit_cost(predictor.engine, bench.work),
+            "cost": timing.fit_cost(predictor.engine, bench.workload),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
             **stamp(),
         }

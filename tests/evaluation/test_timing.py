@@ -163,7 +163,7 @@ def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
     assert whole[int(0.35 * workload.MIXED_TEXTS)] <= middle <= whole[int(0.65 * workload.MIXED_TEXTS)]
 
 
-def test_a_first_look_at_rates_is_short(clock, work):
+def test_a_rough_measurement_of_throughput_is_short(clock, work):
     engine = Clocked(clock, fixed=1.0)
     part = work.subsample(0.1)
     timing.throughputs({"it": engine}, part, (2048,), seconds=0, min_rounds=timing.ROUGH_MIN_ROUNDS)

@@ -65,7 +65,7 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
         graph=file,
         base=predictor,
         folder=tmp_path / "graphs",
-        work=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
+        workload=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
         calibration=collated(features[:16], predictor.tokenizer, 8),
         evaluate=evaluate,
         gates=LIMITS,
@@ -457,19 +457,21 @@ def test_memory_forgets_what_was_not_asked_for_for_longest(tmp_path, monkeypatch
     assert measurements.get_or_compute(keys[1], lambda: 2) == 2
 
 
-def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):
-    assert len(bench.screening_work.mixed) == workload.MIXED_TEXTS  # a tiny model is done with all of them in no time
+def test_screening_takes_as_many_texts_as_take_little_time(bench, monkeypatch):
+    assert (
+        len(bench.screening_workload.mixed) == workload.MIXED_TEXTS
+    )  # a tiny model is done with all of them in no time
     slow = replace(bench)
     seconds = iter((0.0, 10 * module.SCREENING_SAMPLE_S))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
-    assert len(slow.screening_work.mixed) == round(workload.MIXED_TEXTS / 10)
+    assert len(slow.screening_workload.mixed) == round(workload.MIXED_TEXTS / 10)
 
 
-def test_arithmetic_of_the_cpu_is_looked_at_early_and_other_graphs_late(bench, monkeypatch):
+def test_arithmetic_of_the_cpu_is_screened_early_and_other_graphs_late(bench, monkeypatch):
     fused = Spec("fused", "dynamic", (), FLOAT.execution)
-    looked = []
-    monkeypatch.setattr(search, "_screen_one", lambda spec, *_: looked.append(spec) or {"ratio": 1.0, "bytes": 1})
+    screened = []
+    monkeypatch.setattr(search, "_screen_one", lambda spec, *_: screened.append(spec) or {"ratio": 1.0, "bytes": 1})
     entries = [Entry(spec) for spec in (FLOAT, fused, DYNAMIC, BFLOAT)]
     search.screen(entries, bench, "latency", deadline=float("inf"))
-    assert looked == [FLOAT, BFLOAT, DYNAMIC, fused]
+    assert screened == [FLOAT, BFLOAT, DYNAMIC, fused]
     assert [entry.spec for entry in entries] == [FLOAT, fused, DYNAMIC, BFLOAT]  # reports keep their order
