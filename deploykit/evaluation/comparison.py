@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
-from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, of_sums, units
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, statistic_of_sums, units
 from deploykit.methods import Frozen
 from deploykit.tasks import Example, Prediction, Spec, Task, are_same
 
@@ -83,7 +83,7 @@ def compare(
     if "changes" in task.FIGURES:
         decisions = zip(before.decisions, after.decisions, strict=True)
         changed = np.array([not are_same(old, new) for old, new in decisions], dtype=float)
-        figures.append(Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples))))
+        figures.append(Figure("flips", statistic_of_sums(changed[:, None], lambda sums: sums / len(examples))))
     if "calibration" in task.FIGURES:
         error_before, error_after = (units.calibration_error(outcomes) for outcomes in (before, after))
         figures.append(Figure("calibration", lambda weights: error_after(weights) - error_before(weights)))

@@ -24,7 +24,7 @@ EARLIER_OUTCOMES = {"holds": "passed", "cannot tell": "inconclusive", "broken": 
 EARLIER_KEYS = {"found": "measured", "member": "group"}  # of a verdict in older manifests
 ROUNDING_ERROR = 1e-6  # of probabilities in float32; a value this much above its limit is still within it
 TAIL_PROBABILITY = 0.025  # beyond each end of a 95 % interval
-VALUE_FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}  # of a gate's numbers; those of other gates have ".4f"
+VALUE_FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}  # by gate; values of other gates have 4 decimals
 
 
 class Verdict(Frozen):

@@ -51,7 +51,7 @@ def compute_metrics(
         examples = getattr(dataset, name)
         more = task.more_metrics(examples, spec) if hasattr(task, "more_metrics") else ()
         outcomes = Outcomes.of(task, spec, examples, rows)
-        by_split[name] = metrics.with_intervals((*task.METRICS, *more), outcomes, seed)
+        by_split[name] = metrics.compute_with_intervals((*task.METRICS, *more), outcomes, seed)
     return by_split
 
 
@@ -101,5 +101,5 @@ def _outcomes_of_slice(outcomes: Outcomes, name: str) -> Outcomes:
 
 def _slice_row(outcomes: Outcomes, seed: int) -> dict[str, Any]:
     """Returns a row of the table of slices: the number of rows, and the metrics with their intervals."""
-    measured = metrics.with_intervals(outcomes.task.METRICS, outcomes, seed)
+    measured = metrics.compute_with_intervals(outcomes.task.METRICS, outcomes, seed)
     return {"rows": len(outcomes), "metrics": {name: metric.model_dump() for name, metric in measured.items()}}

@@ -152,7 +152,7 @@ def throughputs(
         for name, engine in engines.items():
             pool = stack.enter_context(ThreadPoolExecutor(engine.execution.streams))  # starting threads is not timed
             for budget in budgets:
-                calls[name, budget] = partial(_run_batches, engine, workload.grouped(budget, engine), pool)
+                calls[name, budget] = partial(_run_batches, engine, workload.mixed_batches(budget, engine), pool)
         times = time_in_turn(calls, seconds, burst_calls=1, min_rounds=min_rounds)
     for (name, budget), samples in times.items():
         latency, texts = _latency(samples), len(workload.mixed)
@@ -225,12 +225,12 @@ def _time_turn(call: Callable[[], Any], burst_calls: int) -> float:
     return max(elapsed - (hardware.waited() - waited), 1e-9) * 1000 / counted
 
 
-def _run_batches(engine: Engine, grouped: Sequence[Batch], pool: ThreadPoolExecutor) -> None:
+def _run_batches(engine: Engine, batches: Sequence[Batch], pool: ThreadPoolExecutor) -> None:
     """Runs all batches, on as many threads of the pool at once as the engine has streams."""
     if engine.execution.streams > 1:
-        list(pool.map(engine.run, reversed(grouped)))  # the longest first, so that all streams end together
+        list(pool.map(engine.run, reversed(batches)))  # the longest first, so that all streams end together
         return
-    for batch in grouped:
+    for batch in batches:
         engine.run(batch)
 
 

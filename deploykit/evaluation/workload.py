@@ -89,7 +89,7 @@ class Lengths:
             raise InputError(f"{file} cannot be read ({type(error).__name__}). {ADVICE}") from error
         return cls.from_metrics(page)
 
-    def counts(self) -> dict[str, float]:
+    def shares_by_length(self) -> dict[str, float]:
         """Returns the shares by length, with the lengths as strings for JSON; `from_counts` reads them back."""
         return {str(tokens): share for tokens, share in zip(self.tokens, self.shares, strict=True)}
 
@@ -118,7 +118,7 @@ class Workload:
     """The texts to time.
 
     `singles` maps names such as `"batch 1, 27 tokens"` to one text each, the text of median length first. `mixed` are
-    `MIXED_TEXTS` texts in random order, to be batched. Batches are padded for each engine as in a service.
+    texts of all lengths, to be batched. Batches are padded for each engine as in a service.
     """
 
     tokenizer: AnyTokenizer
@@ -143,7 +143,7 @@ class Workload:
         ranked = sorted(self.mixed, key=len)
         return replace(self, mixed=tuple(ranked[index] for index in indices))
 
-    def grouped(self, batch_tokens: int, engine: Engine) -> list[Batch]:
+    def mixed_batches(self, batch_tokens: int, engine: Engine) -> list[Batch]:
         """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, the short texts first."""
         groups = batches([len(text) for text in self.mixed], batch_tokens, engine.shape)
         return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]

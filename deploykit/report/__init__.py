@@ -24,7 +24,7 @@ from deploykit.recipe import GateSection
 from deploykit.report.tables import header, rows
 
 FILES = ("report.html", "report.md")
-BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#5f6b7a"
+BLUE, ORANGE = "#2563a8", "#c2571a"  # colours of the figures
 STYLE = {  # matplotlib settings of all figures; the salt makes the ids in an SVG the same in every run
     "svg.fonttype": "none",
     "svg.hashsalt": "deploykit",
@@ -81,7 +81,7 @@ def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
         "tested_stage": tested_stage,
         "abstaining_models": list(_abstaining_models(details)),
         "candidates": candidates,
-        "timed_texts": list(dict.fromkeys(batch for candidate in candidates for batch in candidate["latency"])),
+        "timed_texts": list(dict.fromkeys(text for candidate in candidates for text in candidate["latency"])),
         "pruning_steps": [(step["method"], _pruning_result(step), step.get("layers", ())) for step in pruning],
         "parity": details.get("export", {}),
         "comparisons": comparisons,

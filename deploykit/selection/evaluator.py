@@ -78,7 +78,7 @@ class Bench:
     def screening_workload(self) -> Workload:
         """The workload with so few of its mixed texts that the float graph takes `SCREENING_SAMPLE_S` seconds."""
         start = time.perf_counter()
-        for batch in self.workload.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
+        for batch in self.workload.mixed_batches(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)
         return self.workload.subsample(min(1.0, SCREENING_SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
 

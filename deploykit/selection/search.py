@@ -30,14 +30,16 @@ from deploykit.selection.entries import Entry, choose, evaluate, log, passes, ru
 from deploykit.selection.evaluator import Bench
 
 MAX_FINALISTS = 6  # added at once; they share the time for timing, so more would leave too little for each
-FINALIST_MAX_RATIO = 1.3  # over the best candidate's time: screening is too short to tell closer ones apart
+# A finalist's time in the screening is at most this many times the best one's; the screening is too short to tell apart
+# candidates that are closer.
+FINALIST_MAX_RATIO = 1.3
 SCREENING_SHARE = 0.5  # of the minutes of the search, after which no more candidates are screened
 SCREENING_S = 1.0  # about how long the timing of one candidate takes in the screening
 # The finalists are timed twice: on single texts and on batches. These limit each of the two timings.
 MAX_TIMING_SHARE = 0.15  # of the minutes of the search
 MAX_TIMING_S = 20.0
 BATCH_TOKENS = (256, 512, 1024, 2048)  # padded tokens per batch that finalists are timed with
-SCREENING_BATCH_TOKENS = BATCH_TOKENS[1:3]
+SCREENING_BATCH_TOKENS = BATCH_TOKENS[1:3]  # the same in the screening
 COMPARED_QUANTITIES = {"latency": "latency", "throughput": "time per text", "size": "bytes"}  # as reasons name them
 
 
@@ -191,7 +193,7 @@ def _rule_out_failing(entries: Sequence[Entry], bench: Bench) -> None:
     for entry in entries:
         with rule_out_on_error(entry, "cannot be run: "):
             engine = bench.open(entry.spec).engine
-            for batch in (batch for tokens in BATCH_TOKENS for batch in bench.workload.grouped(tokens, engine)):
+            for batch in (batch for tokens in BATCH_TOKENS for batch in bench.workload.mixed_batches(tokens, engine)):
                 engine.run(batch)
 
 

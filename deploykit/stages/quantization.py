@@ -66,7 +66,7 @@ def quantize(job: Job) -> Artifact:
                 **bench.facts(spec),
                 "candidates": [candidate.model_dump(mode="json") for candidate in candidates],
                 "gates": job.recipe.gates.model_dump(mode="json"),
-                "lengths": measured.counts(),
+                "lengths": measured.shares_by_length(),
                 "verdicts": [verdict.model_dump(mode="json") for verdict in kept.verdicts],
                 "flips": changes,
             },
@@ -90,7 +90,7 @@ def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
     def evaluate(_: Spec, predictor: Predictor) -> Evaluation:
         after = scoring.predict(predictor, dataset.validation, "validation")
         outcomes = metrics.Outcomes.of(job.task, base.spec, dataset.validation, after)
-        first = metrics.with_intervals(job.task.METRICS[:1], outcomes, seed)
+        first = metrics.compute_with_intervals(job.task.METRICS[:1], outcomes, seed)
         comparison = compare(job.task, base.spec, dataset.validation, before, after, seed, tokens)
         gated = job.recipe.gates.max_p95_ms is not None
         p95_ms = timing.p95_latency(predictor, dataset.validation, seed) if gated else None

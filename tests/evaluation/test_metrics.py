@@ -117,7 +117,9 @@ def test_each_resample_has_the_value_that_the_library_gives_for_its_rows(name):
 def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
     gold, predicted = random_rows(seed, name)
     few, many = (
-        metrics.with_intervals((name,), outcomes(gold * times, predicted * times, LABELS[name]), seed=seed)[name]
+        metrics.compute_with_intervals((name,), outcomes(gold * times, predicted * times, LABELS[name]), seed=seed)[
+            name
+        ]
         for times in (1, 16)
     )
     assert few.low < few.value < few.high
@@ -128,7 +130,7 @@ def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation():
     gold = [np.array([0])] * 400
     predicted = [np.array([int(index < 100)]) for index in range(400)]
-    metric = metrics.with_intervals(("accuracy",), outcomes(gold, predicted), seed=0)["accuracy"]
+    metric = metrics.compute_with_intervals(("accuracy",), outcomes(gold, predicted), seed=0)["accuracy"]
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert metric.value == 0.75
     assert (metric.low, metric.high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
@@ -136,7 +138,7 @@ def test_the_interval_of_a_share_is_that_of_the_normal_approximation():
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     rows = outcomes(*random_rows(0, "macro_f1"))
-    first, same, other = [metrics.with_intervals(("macro_f1",), rows, seed)["macro_f1"] for seed in (1, 1, 2)]
+    first, same, other = [metrics.compute_with_intervals(("macro_f1",), rows, seed)["macro_f1"] for seed in (1, 1, 2)]
     assert first == same != other
 
 
@@ -179,7 +181,7 @@ def test_rows_without_units_count_nothing():
 
 def test_no_entity_anywhere_is_zero_and_no_error():
     gold = [np.array([0, 0])]
-    assert metrics.with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
+    assert metrics.compute_with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
 
 
 def tables(gold, predicted, labels, slices=()):
@@ -273,7 +275,7 @@ def test_metrics_of_numbers_are_those_of_scipy_for_every_draw(name):
 @pytest.mark.parametrize("name", BY_LIBRARY)
 def test_equal_numbers_have_no_correlation_and_no_error_is_raised(name):
     rows = Outcomes(NUMBERS, spec_of(()), [np.array([2.0])] * 9, [np.array([1.0])] * 9)
-    assert metrics.with_intervals((name,), rows, 0)[name].value == (1.0 if name == "rmse" else 0.0)
+    assert metrics.compute_with_intervals((name,), rows, 0)[name].value == (1.0 if name == "rmse" else 0.0)
 
 
 def test_a_metric_of_which_less_is_better_counts_a_rise_as_a_loss():
@@ -321,5 +323,5 @@ def test_answers_are_compared_as_in_squad(answer, gold, exact, f1):
 
 def test_the_area_under_the_curve_of_a_single_class_is_left_out():
     rows = outcomes([np.array([0])] * 5, [np.array([0])] * 5, FLAT)
-    assert "roc_auc" not in metrics.with_intervals(("roc_auc", "accuracy"), rows, 0)
-    assert metrics.with_intervals(("macro_f1",), rows, 0)["macro_f1"].low == 1
+    assert "roc_auc" not in metrics.compute_with_intervals(("roc_auc", "accuracy"), rows, 0)
+    assert metrics.compute_with_intervals(("macro_f1",), rows, 0)["macro_f1"].low == 1

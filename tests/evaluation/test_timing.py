@@ -62,10 +62,10 @@ def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the
 
 
 def test_mixed_texts_are_grouped_within_the_budget(work, clock):
-    grouped = work.grouped(100, Clocked(clock))
+    grouped = work.mixed_batches(100, Clocked(clock))
     assert sum(len(batch["input_ids"]) for batch in grouped) == workload.MIXED_TEXTS
     assert max(batch["input_ids"].size for batch in grouped) <= 100
-    assert len(work.grouped(1000, Clocked(clock))) < len(grouped)
+    assert len(work.mixed_batches(1000, Clocked(clock))) < len(grouped)
 
 
 def test_calls_are_timed_in_turn_after_a_call_that_is_not_counted(clock):
@@ -134,8 +134,8 @@ def test_a_rate_counts_every_text_and_larger_batches_show_what_they_cost(clock, 
     engine = Clocked(clock, fixed=1.0, per_token=0.01, cache_tokens=300)
     rates = timing.throughputs({"it": engine}, work, (64, 256, 2048), seconds=1)["it"]
     assert max(rates, key=lambda budget: rates[budget].value) == 256
-    tokens = sum(batch["input_ids"].size for batch in work.grouped(256, engine))
-    expected = 1000 * workload.MIXED_TEXTS / (len(work.grouped(256, engine)) + 0.01 * tokens)
+    tokens = sum(batch["input_ids"].size for batch in work.mixed_batches(256, engine))
+    expected = 1000 * workload.MIXED_TEXTS / (len(work.mixed_batches(256, engine)) + 0.01 * tokens)
     assert rates[256].value == pytest.approx(expected)
     assert rates[256].low <= rates[256].value <= rates[256].high
 
@@ -167,13 +167,13 @@ def test_a_rough_measurement_of_throughput_is_short(clock, work):
     engine = Clocked(clock, fixed=1.0)
     part = work.subsample(0.1)
     timing.throughputs({"it": engine}, part, (2048,), seconds=0, min_rounds=timing.ROUGH_MIN_ROUNDS)
-    assert len(engine.shapes) == len(part.grouped(2048, engine)) * (1 + timing.ROUGH_MIN_ROUNDS)
+    assert len(engine.shapes) == len(part.mixed_batches(2048, engine)) * (1 + timing.ROUGH_MIN_ROUNDS)
 
 
 def test_streams_get_the_batches_all_at_once(clock, work):
     engine = Clocked(clock, fixed=1.0, streams=2)
     timing.throughputs({"it": engine}, work, (256,), seconds=0)
-    assert Counter(engine.shapes)[work.grouped(256, engine)[0]["input_ids"].shape] % (1 + timing.MIN_ROUNDS) == 0
+    assert Counter(engine.shapes)[work.mixed_batches(256, engine)[0]["input_ids"].shape] % (1 + timing.MIN_ROUNDS) == 0
 
 
 def test_the_cost_of_batches_is_found_again(clock, work):

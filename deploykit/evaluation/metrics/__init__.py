@@ -87,7 +87,7 @@ def compute(names: Sequence[str], outcomes: Outcomes) -> dict[str, float]:
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def with_intervals(names: Sequence[str], outcomes: Outcomes, seed: int) -> dict[str, Metric]:
+def compute_with_intervals(names: Sequence[str], outcomes: Outcomes, seed: int) -> dict[str, Metric]:
     """Computes the named metrics, each with its 95 % bootstrap interval over rows."""
     intervals = {}
     for name, value in compute(names, outcomes).items():
@@ -98,7 +98,7 @@ def with_intervals(names: Sequence[str], outcomes: Outcomes, seed: int) -> dict[
     return intervals
 
 
-def of_sums(counts: Any, compute: Callable[[Values], Values]) -> Statistic:
+def statistic_of_sums(counts: Any, compute: Callable[[Values], Values]) -> Statistic:
     """Returns the statistic of a metric that follows from counts summed over rows.
 
     Args:
@@ -108,7 +108,7 @@ def of_sums(counts: Any, compute: Callable[[Values], Values]) -> Statistic:
     return lambda weights: compute(np.asarray(weights @ counts))
 
 
-def of_rows(compute: Callable[[npt.NDArray[np.intp]], float]) -> Statistic:
+def statistic_of_rows(compute: Callable[[npt.NDArray[np.intp]], float]) -> Statistic:
     """Returns the statistic of a metric that does not follow from sums, such as a rank correlation.
 
     Args:
@@ -137,9 +137,9 @@ __all__ = [
     "Values",
     "Weights",
     "compute",
+    "compute_with_intervals",
     "load",
     "loss",
-    "of_rows",
-    "of_sums",
-    "with_intervals",
+    "statistic_of_rows",
+    "statistic_of_sums",
 ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deploykit.evaluation.metrics import Outcomes, Statistic, of_sums
+from deploykit.evaluation.metrics import Outcomes, Statistic, statistic_of_sums
 from deploykit.tasks._answers import exact, f1
 
 
@@ -19,7 +19,7 @@ class ExactMatch:
     def statistic(self, outcomes: Outcomes) -> Statistic:
         """Averages the scores of drawn answers."""
         counts = np.stack([self._scores(outcomes), np.ones(len(outcomes))], axis=1)
-        return of_sums(counts, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+        return statistic_of_sums(counts, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
 
     def _scores(self, outcomes: Outcomes) -> list[float]:
         """Returns the score of each answer."""

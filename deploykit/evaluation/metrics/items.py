@@ -9,7 +9,7 @@ import numpy as np
 import seqeval.metrics
 from scipy.sparse import coo_array
 
-from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_sums
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, statistic_of_sums
 
 
 class MicroF1:
@@ -18,14 +18,14 @@ class MicroF1:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it from the counts of all rows."""
+        """Computes the metric from the counts of all rows."""
         return float(self.statistic(outcomes)(np.ones((1, len(outcomes))))[0])
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Returns 2 right / (true + predicted) of drawn rows."""
+        """Computes the metric from the right, true and predicted items of drawn rows."""
         labels, counts = count_items(outcomes)
         over_labels = counts @ np.repeat(np.eye(3), len(labels), axis=0)  # (rows, 3): right, true, predicted
-        return of_sums(over_labels, lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
+        return statistic_of_sums(over_labels, lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
 
 
 class MacroF1:
@@ -34,11 +34,11 @@ class MacroF1:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it from the counts of all rows."""
+        """Computes the metric from the counts of all rows."""
         return float(self.statistic(outcomes)(np.ones((1, len(outcomes))))[0])
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Returns the mean over labels of 2 right / (true + predicted) of drawn rows."""
+        """Computes the metric from the right, true and predicted items of each label in drawn rows."""
 
         def value(sums: Values) -> Values:
             right, true, predicted = np.split(sums, 3, axis=1)
@@ -46,7 +46,7 @@ class MacroF1:
             mean: Values = (2 * right / np.maximum(true + predicted, 1)).sum(axis=1) / np.maximum(occurring, 1)
             return mean
 
-        return of_sums(count_items(outcomes)[1], value)
+        return statistic_of_sums(count_items(outcomes)[1], value)
 
 
 class SpanF1:
@@ -55,11 +55,11 @@ class SpanF1:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it from the counts of all rows."""
+        """Computes the metric from the counts of all rows."""
         return float(self.statistic(outcomes)(np.ones((1, len(outcomes))))[0])
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Returns 2 right / (true + predicted) of drawn rows."""
+        """Computes the metric from the right, true and predicted items of drawn rows."""
         true, predicted = (
             [set(outcomes.task.spans(row, outcomes.spec)) for row in rows]
             for rows in (outcomes.gold, outcomes.decisions)
@@ -67,14 +67,14 @@ class SpanF1:
         counts = [
             (len(gold & decision), len(gold), len(decision)) for gold, decision in zip(true, predicted, strict=True)
         ]
-        return of_sums(np.array(counts), lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
+        return statistic_of_sums(np.array(counts), lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
 
 
 class EntityF1(MicroF1):
     """The micro-averaged F1 of entities, as in CoNLL: an entity is right if its start, end and label are."""
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with seqeval."""
+        """Computes the metric with seqeval."""
         labels = outcomes.spec.labels
         true, predicted = (
             [[labels[index] for index in row] for row in rows] for rows in (outcomes.gold, outcomes.decisions)
@@ -109,7 +109,9 @@ def recall_losses(before: Outcomes, after: Outcomes) -> tuple[tuple[str, ...], S
     true = np.asarray(counts_before.sum(axis=0))[len(labels) : 2 * len(labels)]
     occurring = np.flatnonzero(true)
     columns = np.concatenate([occurring, len(labels) + occurring])  # their right items, then their true items
-    recall_before, recall_after = (of_sums(counts[:, columns], _recall) for counts in (counts_before, counts_after))
+    recall_before, recall_after = (
+        statistic_of_sums(counts[:, columns], _recall) for counts in (counts_before, counts_after)
+    )
     return tuple(labels[index] for index in occurring), lambda weights: recall_before(weights) - recall_after(weights)
 
 

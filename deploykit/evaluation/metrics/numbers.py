@@ -5,7 +5,7 @@ import numpy.typing as npt
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import root_mean_squared_error
 
-from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_rows, of_sums
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, statistic_of_rows, statistic_of_sums
 
 MIN_SPREAD = 1e-12  # a product of squared deviations that is smaller counts as 0: all numbers are equal
 
@@ -16,12 +16,12 @@ class Pearson:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scipy; 0 if all predictions or all numbers are equal."""
+        """Computes the metric with scipy; 0 if all predictions or all numbers are equal."""
         gold, predicted = _flat(outcomes)
         return float(pearsonr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it from sums over drawn rows: of the numbers, their squares and their products."""
+        """Computes the metric from sums over drawn rows: of the numbers, their squares and their products."""
         gold, predicted = _flat(outcomes)
         x, y = gold - gold.mean(), predicted - predicted.mean()  # smaller numbers lose fewer digits
         counts = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
@@ -32,7 +32,7 @@ class Pearson:
             spread = (squares_x - sum_x**2 / count) * (squares_y - sum_y**2 / count)
             return np.where(spread > MIN_SPREAD, covariance / np.sqrt(np.maximum(spread, MIN_SPREAD)), 0.0)
 
-        return of_sums(counts, correlation)
+        return statistic_of_sums(counts, correlation)
 
 
 class Spearman:
@@ -41,19 +41,19 @@ class Spearman:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scipy; 0 if all predictions or all numbers are equal."""
+        """Computes the metric with scipy; 0 if all predictions or all numbers are equal."""
         gold, predicted = _flat(outcomes)
         return float(spearmanr(gold, predicted)[0]) if np.ptp(gold) and np.ptp(predicted) else 0.0
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it from the ranks of drawn rows."""
+        """Computes the metric from the ranks of drawn rows."""
         gold, predicted = _flat(outcomes)
 
         def correlation(rows: npt.NDArray[np.intp]) -> float:
             ranks = [rankdata(numbers[rows]) for numbers in (gold, predicted)]
             return float(np.corrcoef(ranks)[0, 1]) if min(one.std() for one in ranks) > 0 else 0.0
 
-        return of_rows(correlation)
+        return statistic_of_rows(correlation)
 
 
 class RootMeanSquaredError:
@@ -62,14 +62,14 @@ class RootMeanSquaredError:
     HIGHER_IS_BETTER = False
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scikit-learn."""
+        """Computes the metric with scikit-learn."""
         return float(root_mean_squared_error(*_flat(outcomes)))
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it from the squared errors of drawn rows."""
+        """Computes the metric from the squared errors of drawn rows."""
         gold, predicted = _flat(outcomes)
         counts = np.stack([np.ones(len(gold)), (gold - predicted) ** 2], axis=1)
-        return of_sums(counts, lambda sums: np.sqrt(sums[:, 1] / np.maximum(sums[:, 0], 1)))
+        return statistic_of_sums(counts, lambda sums: np.sqrt(sums[:, 1] / np.maximum(sums[:, 0], 1)))
 
 
 def _flat(outcomes: Outcomes) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -24,12 +24,12 @@ class MeanReciprocalRank:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Averages it over queries; NaN if no query counts."""
+        """Averages the metric over queries; NaN if no query counts."""
         values = self._query_values(outcomes)[1]
         return float(values.mean()) if len(values) else float("nan")
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Averages it over drawn queries; for a sample without any, over all queries."""
+        """Averages the metric over drawn queries; for a sample without any, over all queries."""
         first_rows, values = self._query_values(outcomes)
 
         def mean(weights: Weights) -> Values:
@@ -39,8 +39,8 @@ class MeanReciprocalRank:
 
         return mean
 
-    def of_query(self, true: Relevances, predicted: Relevances) -> float:
-        """Computes it for the candidates of one query."""
+    def query_value(self, true: Relevances, predicted: Relevances) -> float:
+        """Computes the metric for the candidates of one query."""
         relevant = true > 0
         ranked_before = (predicted[~relevant] >= predicted[relevant].max()).sum()
         return float(1 / (1 + ranked_before))
@@ -56,7 +56,7 @@ class MeanReciprocalRank:
         order = np.argsort(queries, kind="stable")
         rows_of_queries = np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
         counted = [rows for rows in rows_of_queries if len(rows) > 1 and true[rows].max() > 0]
-        values = [self.of_query(true[rows], predicted[rows]) for rows in counted]
+        values = [self.query_value(true[rows], predicted[rows]) for rows in counted]
         return np.array([rows[0] for rows in counted], dtype=np.intp), np.array(values, dtype=np.float64)
 
 
@@ -67,6 +67,6 @@ class DiscountedGain(MeanReciprocalRank):
     gains equally.
     """
 
-    def of_query(self, true: Relevances, predicted: Relevances) -> float:
-        """Computes it with scikit-learn."""
+    def query_value(self, true: Relevances, predicted: Relevances) -> float:
+        """Computes the metric with scikit-learn."""
         return float(ndcg_score([np.maximum(true, 0)], [predicted], k=TOP_CANDIDATES))

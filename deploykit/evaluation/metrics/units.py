@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, matthews_corrcoef, roc_auc_score
 
-from deploykit.evaluation.metrics import Outcomes, Statistic, Values, of_sums
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, statistic_of_sums
 from deploykit.tasks import Observations
 
 BINS = 15  # of equal width, for the calibration error; as many as in Guo et al. (2017)
@@ -23,14 +23,14 @@ class Accuracy:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scikit-learn."""
+        """Computes the metric with scikit-learn."""
         return float(accuracy_score(*_flat(outcomes)))
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Returns right units over all units of drawn rows."""
+        """Computes the metric from the right units and all units of drawn rows."""
         pairs = zip(outcomes.gold, outcomes.decisions, strict=True)
         counts = np.array([((gold == decision).sum(), len(gold)) for gold, decision in pairs], dtype=float)
-        return of_sums(counts, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+        return statistic_of_sums(counts, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
 
 
 class Matthews:
@@ -39,11 +39,11 @@ class Matthews:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scikit-learn."""
+        """Computes the metric with scikit-learn."""
         return float(matthews_corrcoef(*_flat(outcomes)))
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it from how many drawn units are right, and how many are true and predicted of each label."""
+        """Computes the metric from drawn units: how many are right, and how many true and predicted of each label."""
         label_count, counts = len(outcomes.spec.labels), _label_counts(outcomes)
 
         def coefficient(sums: Values) -> Values:
@@ -53,7 +53,7 @@ class Matthews:
             spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
             return np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
 
-        return of_sums(counts, coefficient)
+        return statistic_of_sums(counts, coefficient)
 
 
 def _label_counts(outcomes: Outcomes) -> Any:
@@ -81,12 +81,12 @@ class RocAuc:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scikit-learn."""
+        """Computes the metric with scikit-learn."""
         areas = [roc_auc_score(true, scores) for true, scores in _against_rest(outcomes) if 0 < true.mean() < 1]
         return float(np.mean(areas)) if areas else float("nan")
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it for drawn rows, from the order of the probabilities.
+        """Computes the metric for drawn rows, from the order of the probabilities.
 
         A sample in which the area is undefined for all labels gets the area of all rows.
         """
@@ -143,13 +143,13 @@ class AveragePrecision:
     HIGHER_IS_BETTER = True
 
     def value(self, outcomes: Outcomes) -> float:
-        """Computes it with scikit-learn."""
+        """Computes the metric with scikit-learn."""
         true, scores = _indicators(outcomes)
         values = [average_precision_score(*pair) for pair in zip(true.T, scores.T, strict=True) if pair[0].any()]
         return float(np.mean(values)) if values else 0.0
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes it for drawn rows, from the order of the probabilities."""
+        """Computes the metric for drawn rows, from the order of the probabilities."""
         true, scores = _indicators(outcomes)
 
         def mean_precision(weights: npt.NDArray[Any]) -> Values:
@@ -203,7 +203,7 @@ def calibration_error(outcomes: Outcomes) -> Statistic:
     The error is a mean over bins, weighted by their units, of the distance between accuracy and mean probability.
     """
     observed = outcomes.task.observe(outcomes.predictions, outcomes.spec)
-    return of_sums(count_calibration(outcomes, observed), _error_of_sums)
+    return statistic_of_sums(count_calibration(outcomes, observed), _error_of_sums)
 
 
 def count_calibration(outcomes: Outcomes, observed: Observations) -> Values:
