@@ -215,7 +215,7 @@ def test_verdicts_of_older_manifests_are_read():
     (verdict, *_) = gates.verdicts(GateSection(), made())
     for earlier, outcome in gates.EARLIER_OUTCOMES.items():
         content = verdict.model_dump()
-        content = {**content, "found": content.pop("measured"), "outcome": earlier}
+        content = {**content, "found": content.pop("measured"), "member": content.pop("group"), "outcome": earlier}
         assert gates.Verdict.model_validate(content) == verdict.model_copy(update={"outcome": outcome})
 
 

@@ -128,3 +128,11 @@ def test_the_given_candidates_are_not_changed():
     candidates = [FLOAT, candidate("int8", 1.0, 10.0)]
     choice.choose(candidates, "latency", {})
     assert [(entry.kept, entry.reason) for entry in candidates] == [(False, ""), (False, "")]
+
+
+def test_candidates_of_older_manifests_are_read():
+    content = candidate("int8", 1.0, 10.0).model_dump()
+    assert "float_nodes" in content
+    earlier = {**content, "keep": ["/layer.0/MatMul"]}
+    del earlier["float_nodes"]
+    assert Candidate.model_validate(earlier).float_nodes == ("/layer.0/MatMul",)
