@@ -61,10 +61,10 @@ def write(variant: Variant, graph: Path, target: Path) -> dict[str, Any]:
         shutil.copy(graph, target)
         return {"difference": 0.0}
     model = matmuls.load(graph)
-    attentions = sum(node.op_type == "Softmax" for node in model.graph.node)
+    attention_count = sum(node.op_type == "Softmax" for node in model.graph.node)  # each attention has one
     if variant == "merged":
         facts = {"merged": rewrites.merge_matmuls(model.graph)}
-        _require_all_attentions(variant, facts["merged"], attentions)
+        _require_all_attentions(variant, facts["merged"], attention_count)
     else:
         head_counts = _head_counts(model) if variant in ATTENTION_OPERATORS else []
         model = _fuse(model, variant)
@@ -73,7 +73,7 @@ def write(variant: Variant, graph: Path, target: Path) -> dict[str, Any]:
         if not facts:
             raise GraphError("the graph has nothing to fuse. Use the variant `exported`.")
         if variant in ATTENTION_OPERATORS:
-            _require_all_attentions(variant, counts[ATTENTION_OPERATORS[variant]], attentions)
+            _require_all_attentions(variant, counts[ATTENTION_OPERATORS[variant]], attention_count)
             _check_heads(model, head_counts)
     OnnxModel.save(model, str(target))  # unlike `onnx.save`, this adds the domain of the fused operators
     difference = largest_difference(graph, target)
@@ -131,15 +131,16 @@ def _fuse(model: Any, variant: str) -> Any:
     return fused.model
 
 
-def _require_all_attentions(variant: str, rewritten: int, attentions: int) -> None:
+def _require_all_attentions(variant: str, rewritten: int, attention_count: int) -> None:
     """Checks that every attention of a graph was rewritten, and that there is one.
 
     Raises:
         GraphError: the variant does not apply to the graph.
     """
-    if rewritten != attentions or not attentions:
+    if rewritten != attention_count or not attention_count:
         raise GraphError(
-            f"the variant {variant!r} does not apply to this graph: {rewritten} of {attentions} attentions matched."
+            f"the variant {variant!r} does not apply to this graph: {rewritten} of {attention_count} attentions"
+            " matched."
         )
 
 

@@ -36,6 +36,7 @@ DEVICES: tuple[Device, ...] = ("cpu",)
 SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {}}
 OPERATORS = ("MatMul",)
 BINS = 2048  # of the histograms of activations from which percentiles are read
+# Of `QDQQuantizer`: weights without a zero point, and outputs of MatMuls in float.
 EXTRA_OPTIONS = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
 
 
