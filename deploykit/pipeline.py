@@ -241,7 +241,7 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
     """Raises GateError if a gate stops the run after this artifact."""
-    failed = gates.failing(recipe.gates, gates.recorded(recipe.gates, artifact.manifest.own_details))
+    failed = gates.failing(recipe.gates, gates.stored_verdicts(recipe.gates, artifact.manifest.own_details))
     if failed:
         raise GateError(
             f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"

@@ -233,7 +233,7 @@ def test_a_task_can_be_opened_by_transformers_and_optimum_and_scaffolded(kind, n
 
     task = tasks.load(name)
     assert hasattr(transformers, task.AUTO_CLASS)
-    if dynamic.OPTIMUM:
+    if dynamic.HAS_OPTIMUM:
         import optimum.onnxruntime
 
         assert hasattr(optimum.onnxruntime, task.ORT_CLASS)

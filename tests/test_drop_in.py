@@ -140,7 +140,7 @@ OPERATORS = ("MatMul",)
 SEARCHED = {"latency": {}}
 
 
-def quantize(graph, options, target, calibration=(), keep=()):
+def quantize(graph, options, target, calibration=(), float_nodes=()):
     model, count = onnx.load(graph), 0
     for tensor in model.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)

@@ -129,7 +129,7 @@ def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, fi
         together.append([(name, predictor.engine.execution.engine) for name, predictor in predictors.items()])
         return {name: 10.0 * len(together) + place for place, name in enumerate(predictors)}, 0.25
 
-    monkeypatch.setattr(timing, "typical", typical)
+    monkeypatch.setattr(timing, "typical_latencies", typical)
     loaded = recipe.load(tiny_recipe(tmp_path))
     folder = pipeline.output(loaded)
     for outcome in finished[2][:3]:

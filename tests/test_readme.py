@@ -247,7 +247,7 @@ def test_shell_runs(block, folder, service, ran):
 def test_python_runs(block, folder, service, monkeypatch, capsys):
     from deploykit.quantizers import dynamic
 
-    if "optimum" in block.text and not dynamic.OPTIMUM:
+    if "optimum" in block.text and not dynamic.HAS_OPTIMUM:
         pytest.skip("the extra `optimum` is not installed")
     url, key = service
     monkeypatch.chdir(folder)
@@ -294,7 +294,7 @@ def test_optimum_gives_the_same_logits(folder):
     """What the service computes is what Optimum's own class computes from the same folder."""
     from deploykit.quantizers import dynamic
 
-    if not dynamic.OPTIMUM:
+    if not dynamic.HAS_OPTIMUM:
         pytest.skip("the extra `optimum` is not installed: it needs transformers 4.57")
     import torch
     from optimum.onnxruntime import ORTModelForSequenceClassification

@@ -63,7 +63,7 @@ def alone(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
         for name, predictor in found.items():
             batch = padded(predictor.encode([row.input])[0], predictor.tokenizer, predictor.engine)
             calls[name] = lambda run=predictor.engine.run, batch=batch: run(batch)
-        for name, samples in timing.in_turn(calls, SECONDS / len(rows)).items():
+        for name, samples in timing.time_in_turn(calls, SECONDS / len(rows)).items():
             times[name].append(float(np.median(samples)))
     return {name: np.array(samples) for name, samples in times.items()}
 
@@ -78,7 +78,9 @@ def together(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
                 padded([features[index] for index in group], predictor.tokenizer, predictor.engine) for group in groups
             ]
             calls[name, way] = lambda engine=predictor.engine, filled=filled: run_all(engine, filled)
-    rates = {key: 1000 * len(rows) / samples for key, samples in timing.in_turn(calls, SECONDS, burst=1).items()}
+    rates = {
+        key: 1000 * len(rows) / samples for key, samples in timing.time_in_turn(calls, SECONDS, burst_calls=1).items()
+    }
     best = {
         name: max((key for key in rates if key[0] == name), key=lambda key: np.median(rates[key])) for name in found
     }

@@ -27,7 +27,7 @@ SECONDS = 30.0  # for each fresh measurement
 
 def repeat(package: retuning.Package, options: auto.Options, folder: Path) -> dict[str, Any]:
     """Searches, measures again and returns how far the choice is from the best."""
-    os.environ[measurements.VARIABLE] = str(folder / "cache")
+    os.environ[measurements.FOLDER_VARIABLE] = str(folder / "cache")
     cores = hardware.cpu_limit()
     known = retuning.passed_before(package, options, cores)
     bench = retuning.bench_of(package, folder / "graphs", options, known)
@@ -35,17 +35,17 @@ def repeat(package: retuning.Package, options: auto.Options, folder: Path) -> di
     finalists = [entry for entry in entries if entry.latency]
     opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
     if options.objective == "throughput":
-        rates = timing.rates(opened, bench.work, search.BATCH_TOKENS, SECONDS)
+        rates = timing.throughputs(opened, bench.workload, search.BATCH_TOKENS, SECONDS)
         fresh = {name: 1 / max(rate.value for rate in found.values()) for name, found in rates.items()}
     else:
-        times = timing.latencies(opened, bench.work, SECONDS)
+        times = timing.latencies(opened, bench.workload, SECONDS)
         fresh = {
             name: float(np.exp(np.mean([np.log(one.p50) for one in found.values()]))) for name, found in times.items()
         }
     (chosen,) = (found.name for found in candidates if found.kept)
     best = min(fresh, key=lambda name: fresh[name])
     ranked = sorted(
-        (found for found in candidates if found.latency), key=lambda found: choice.score(found, options.objective)
+        (found for found in candidates if found.latency), key=lambda found: choice.cost(found, options.objective)
     )
     return {
         "chosen": chosen,

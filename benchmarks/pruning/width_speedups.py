@@ -55,7 +55,7 @@ def row(base: Recipe, speedup: float, epochs: int) -> dict[str, Any]:
     trained, pruned = (outcome.artifact for outcome in pipeline.run(variant(base, speedup, epochs), until="prune"))
     task, spec = tasks.load(base.task_name), tasks.spec_of(trained.manifest)
     dataset = data.load(base.data, task, base.seed)
-    before, after = (scoring.stored(artifact, task) for artifact in (trained, pruned))
+    before, after = (scoring.load_stored(artifact, task) for artifact in (trained, pruned))
     drops = {
         split: compare(task, spec, getattr(dataset, split), before[split], after[split], base.seed).drop.model_dump()
         for split in scoring.EVALUATED_SPLITS

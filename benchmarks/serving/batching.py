@@ -180,7 +180,7 @@ def in_process(package: Path, trace: load.Trace) -> Callable[[float], float]:
     def measure(seconds: float) -> float:
         with on_core(0):
             calls = {budget: (lambda found=found: run(found)) for budget, found in grouped.items()}
-            samples = timing.in_turn(calls, seconds, burst=1, least=timing.FIRST_LOOK_ROUNDS)
+            samples = timing.time_in_turn(calls, seconds, burst_calls=1, min_rounds=timing.ROUGH_MIN_ROUNDS)
         return max(1000 * len(texts) / float(np.median(found)) for found in samples.values())
 
     return measure

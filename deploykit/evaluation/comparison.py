@@ -1,7 +1,7 @@
 """Compares two models on the same rows: metric, prediction changes, calibration, and losses per label and per length.
 
 One paired bootstrap gives all intervals: rows are drawn with replacement, the same rows for both models. `gates`
-decides from these intervals.
+judges these intervals.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deploykit.artifact import Metric
 from deploykit.evaluation import bootstrap, metrics
-from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, of_sums, units
+from deploykit.evaluation.metrics import Outcomes, Statistic, Values, Weights, items, statistic_of_sums, units
 from deploykit.methods import Frozen
 from deploykit.tasks import Example, Prediction, Spec, Task, are_same
 
@@ -22,20 +22,28 @@ MAX_FLIPPED_ROWS = 50  # rows with a prediction change that a manifest lists, to
 
 
 class Figure(NamedTuple):
-    """A figure of some rows; `statistic` returns a value for each of `members`, `(samples, members)`."""
+    """A figure of a comparison, computed by `statistic`; it has one value for each of the `groups` of rows.
+
+    The group "" is all rows together. The statistic returns `(samples, groups)`, or `(samples,)` for a single group.
+    """
 
     name: str
     statistic: Statistic
-    members: tuple[str, ...] = ("",)
+    groups: tuple[str, ...] = ("",)
 
 
 class Comparison(Frozen):
-    """A model compared with a reference on one split; positive values are worse.
+    """A model compared with a reference on one split; positive values mean that the model is worse.
 
-    `drop` is the loss of the task's first metric, `flips` the share of rows with a prediction change, `calibration` the
-    increase of the expected calibration error, which is negative if the probabilities became more accurate. `by_label`
-    is the loss of recall per label (per kind of entity). `by_length` is the loss of the first metric in quarters of the
-    rows by number of tokens. `flipped` are the indices of the first rows with a prediction change.
+    Attributes:
+        metric: name of the task's first metric.
+        drop: loss of that metric.
+        flips: share of the rows with a prediction change; None if the task does not count them.
+        calibration: increase of the expected calibration error; None if the task has no such error.
+        by_label: loss of recall, by label (or by kind of entity).
+        by_length: loss of the first metric, by range of lengths in tokens; each range has about a quarter of the rows.
+        rows: number of compared rows.
+        flipped: indices of rows with a prediction change, at most the first `MAX_FLIPPED_ROWS`.
     """
 
     metric: str
@@ -69,21 +77,21 @@ def compare(
         lengths: tokens of each row; without them, `by_length` is empty.
     """
     before, after = (Outcomes.of(task, spec, examples, rows) for rows in (reference, predictions))
-    name, changed = task.METRICS[0], np.zeros(len(examples))
-    loss = metrics.differences(name, before, after)
+    name, changed = task.METRICS[0], np.zeros(len(examples))  # 1 for each row with a prediction change
+    loss = metrics.loss(name, before, after)
     figures = [Figure("drop", loss)]
     if "changes" in task.FIGURES:
         decisions = zip(before.decisions, after.decisions, strict=True)
-        changed = np.array([not are_same(first, second) for first, second in decisions], dtype=float)
-        figures.append(Figure("flips", of_sums(changed[:, None], lambda sums: sums / len(examples))))
+        changed = np.array([not are_same(old, new) for old, new in decisions], dtype=float)
+        figures.append(Figure("flips", statistic_of_sums(changed[:, None], lambda sums: sums / len(examples))))
     if "calibration" in task.FIGURES:
-        error = [units.calibration_error(rows) for rows in (before, after)]
-        figures.append(Figure("calibration", lambda weights: error[1](weights) - error[0](weights)))
+        error_before, error_after = (units.calibration_error(outcomes) for outcomes in (before, after))
+        figures.append(Figure("calibration", lambda weights: error_after(weights) - error_before(weights)))
     if "labels" in task.FIGURES:
-        members, recall = items.recalls(before, after)
-        figures.append(Figure("by_label", recall, members))
-    for group, inside in group_by_length(lengths or ()).items():
-        figures.append(Figure("by_length", partial(_within, loss, inside), (group,)))
+        labels, recall_loss = items.recall_losses(before, after)
+        figures.append(Figure("by_label", recall_loss, labels))
+    for group, is_in_group in group_by_length(lengths or ()).items():
+        figures.append(Figure("by_length", partial(_loss_in_group, loss, is_in_group), (group,)))
     values = _bootstrap(figures, len(examples), seed)
     return Comparison(
         metric=name,
@@ -97,7 +105,7 @@ def compare(
     )
 
 
-def flips(
+def describe_changes(
     task: Task,
     spec: Spec,
     examples: Sequence[Example],
@@ -105,9 +113,18 @@ def flips(
     predictions: Sequence[Prediction],
     rows: Sequence[int],
 ) -> list[dict[str, str]]:
-    """Lists what changed in some rows: the text, what is true, and the predictions before and after.
+    """Describes the prediction changes in some rows, for the report.
 
-    The arguments are those of `compare`, and the indices of the rows, see `Comparison.flipped`.
+    Args:
+        task: see `compare`.
+        spec: see `compare`.
+        examples: see `compare`.
+        reference: see `compare`.
+        predictions: see `compare`.
+        rows: indices of the rows; see `Comparison.flipped`.
+
+    Returns:
+        For each change, `text`, `true`, and the predictions `before` and `after`.
     """
     return [
         change
@@ -122,33 +139,37 @@ def group_by_length(lengths: Sequence[int]) -> dict[str, npt.NDArray[np.bool_]]:
     """Groups rows by the quartiles of their lengths in tokens.
 
     Returns:
-        For each group, named like `"up to 19 tokens"` or `"20 to 27 tokens"`, whether each row is in it, `(rows,)`.
-        Equal quartiles give fewer than four groups.
+        By the name of each group, such as `"up to 19 tokens"` or `"20 to 27 tokens"`: whether each row is in the group,
+        `(rows,)`. There are fewer than four groups if quartiles are equal.
     """
     if not lengths:
         return {}
-    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="lower"))
-    groups = np.searchsorted(edges, lengths)
-    starts = ["up to", *(f"{edge + 1} to" for edge in edges[:-1])]
-    return {f"{starts[group]} {edge} tokens": groups == group for group, edge in enumerate(edges)}
+    longest = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="lower"))  # of each group
+    groups = np.searchsorted(longest, lengths)
+    starts = ["up to", *(f"{end + 1} to" for end in longest[:-1])]
+    return {f"{starts[group]} {end} tokens": groups == group for group, end in enumerate(longest)}
 
 
-def _within(statistic: Statistic, inside: npt.NDArray[np.bool_], weights: Weights) -> Values:
-    """Returns the statistic of those of the drawn rows that are inside a group."""
-    return statistic(weights * inside)
+def _loss_in_group(loss: Statistic, is_in_group: npt.NDArray[np.bool_], weights: Weights) -> Values:
+    """Computes a loss on the drawn rows that belong to a group."""
+    return loss(weights * is_in_group)
 
 
 def _bootstrap(figures: Sequence[Figure], rows: int, seed: int) -> dict[str, dict[str, Metric]]:
-    """Returns every figure with its interval, by name and member; all figures use the same draws of rows.
+    """Computes every figure with its interval, all on the same draws of rows.
 
     Intervals are widened to include their value: the calibration error of a draw tends to be larger than that of the
     rows it is drawn from, so the quantiles of its change may both lie on one side of the value.
+
+    Returns:
+        Values by name of the figure and group.
     """
-    draws = [np.ones((1, rows), dtype=np.int64), *bootstrap.draw_weights(rows, seed)]  # the rows as they are come first
+    all_rows_once = np.ones((1, rows), dtype=np.int64)
+    draws = [all_rows_once, *bootstrap.draw_weights(rows, seed)]
     values: dict[str, dict[str, Metric]] = defaultdict(dict)
     for figure in figures:
         samples = [figure.statistic(weights).reshape(len(weights), -1) + 0.0 for weights in draws]  # no -0.0
-        for member, (value, *resampled) in zip(figure.members, np.concatenate(samples).T.tolist(), strict=True):
+        for group, (value, *resampled) in zip(figure.groups, np.concatenate(samples).T.tolist(), strict=True):
             low, high = bootstrap.interval(np.array(resampled))
-            values[figure.name][member] = Metric(value=value, low=min(low, value), high=max(high, value))
+            values[figure.name][group] = Metric(value=value, low=min(low, value), high=max(high, value))
     return values

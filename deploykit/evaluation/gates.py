@@ -1,8 +1,9 @@
-"""The gates of a recipe, compared with what was measured: passed, failed or inconclusive.
+"""Compares the gates of a recipe with what was measured.
 
-A gate has passed when the whole 95 % interval lies within the limit, has failed when the whole interval lies beyond,
-and is inconclusive otherwise. Each side errs in 2.5 % of cases, the usual level for tests of non-inferiority (ICH E9,
-1998, 5.5). `gates.inconclusive` in the recipe decides whether an inconclusive gate stops the run.
+A gate has passed when the whole 95 % interval lies within the limit, has failed when the whole interval lies beyond the
+limit, and is inconclusive otherwise. So `passed` is wrong in at most 2.5 % of cases, and so is `failed`. This is the
+usual level for tests of non-inferiority (ICH E9, 1998, 5.5). The recipe's `gates.inconclusive` decides whether an
+inconclusive gate stops the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,48 +21,56 @@ from deploykit.recipe import GateSection
 Outcome = Literal["passed", "inconclusive", "failed"]
 OUTCOMES = get_args(Outcome)  # from the best to the worst
 EARLIER_OUTCOMES = {"holds": "passed", "cannot tell": "inconclusive", "broken": "failed"}  # in older manifests
-ROUNDING_ERROR = 1e-6  # of probabilities computed in float32
+EARLIER_KEYS = {"found": "measured", "member": "group"}  # of a verdict in older manifests
+ROUNDING_ERROR = 1e-6  # of probabilities in float32; a value this much above its limit is still within it
 TAIL_PROBABILITY = 0.025  # beyond each end of a 95 % interval
-FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}
+VALUE_FORMATS = {"max_p95_ms": ".2f", "max_bytes": ",.0f"}  # by gate; values of other gates have 4 decimals
 
 
 class Verdict(Frozen):
     """One gate: its limit, the measured value, and the outcome.
 
-    `member` names the worst label or bucket of lengths, and `rows` counts the compared rows. `rows_needed` estimates
-    how many would be conclusive if the value stayed the same; None if the outcome is conclusive or no number is enough.
+    Attributes:
+        gate: the gate's key in the recipe, for example `max_drop`.
+        limit: the largest value allowed.
+        measured: the value with its interval.
+        outcome: of the comparison of both.
+        group: the label, or the range of lengths, with the worst outcome; empty for gates on all rows together.
+        rows: number of compared rows; None if the value was not measured on rows.
+        rows_needed: estimated number of rows that would decide an inconclusive gate if the value stayed the same; None
+            if the gate is decided or no number is enough.
     """
 
     gate: str
     limit: float
     measured: Metric
     outcome: Outcome
-    member: str = ""
+    group: str = ""
     rows: int | None = None
     rows_needed: int | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _reads_older_manifests(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "found" in content:
-            outcome = EARLIER_OUTCOMES.get(content["outcome"], content["outcome"])
-            content = {**content, "measured": content["found"], "outcome": outcome}
-            del content["found"]
-        return content
+    def _read_older_manifests(cls, content: Any) -> Any:
+        """Replaces the keys and outcomes of older manifests by today's."""
+        if not isinstance(content, dict):
+            return content
+        renamed = {EARLIER_KEYS.get(key, key): value for key, value in content.items()}
+        outcome = renamed.get("outcome")
+        return {**renamed, "outcome": EARLIER_OUTCOMES.get(str(outcome), outcome)}
 
     def __str__(self) -> str:
-        member = f" for {self.member}" if self.member else ""
-        return (
-            f"{self.gate} is {self.shown(self.measured)}{member}, allowed {self.shown(self.limit)}: {self.conclusion}"
-        )
+        measured, limit = self.format_value(self.measured), self.format_value(self.limit)
+        group = f" for {self.group}" if self.group else ""
+        return f"{self.gate} is {measured}{group}, allowed {limit}: {self.conclusion}"
 
-    def shown(self, number: float | Metric) -> str:
-        """Writes a number of this gate in its unit."""
-        return format(number, FORMATS.get(self.gate, ".4f"))
+    def format_value(self, value: float | Metric) -> str:
+        """Formats a value of this gate, such as its limit, with as many decimals as suit its unit."""
+        return format(value, VALUE_FORMATS.get(self.gate, ".4f"))
 
     @property
     def conclusion(self) -> str:
-        """The outcome in words, with the number of rows that would be conclusive."""
+        """The outcome in words; for an inconclusive gate, also how many rows would decide it."""
         if self.outcome != "inconclusive":
             return self.outcome
         if self.rows is None:
@@ -79,12 +88,12 @@ def verdicts(
 ) -> tuple[Verdict, ...]:
     """Returns one verdict for each gate that has a limit and a measurement.
 
-    Of a gate on labels or lengths, the verdict is that of the worst label or group of lengths.
+    For a gate on labels or lengths, it is the verdict on the worst label or the worst range of lengths.
 
     Args:
         gates: of the recipe.
-        comparison: of the model with its reference: the trained model in packaging, the float graph in quantization,
-            the model before it in another stage.
+        comparison: of the model with its reference. The reference is the trained model in packaging, the float graph in
+            quantization, and the model of the stage before in other stages.
         p95_ms: 95th percentile of the latency of single texts, tokenization included, in milliseconds.
         size_bytes: size of the graph's file.
     """
@@ -111,11 +120,11 @@ def verdicts(
     return tuple(verdict for verdict in judged if verdict is not None)
 
 
-def recorded(gates: GateSection, details: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Returns the verdicts that a stage recorded, or judges the comparison that it recorded.
+def stored_verdicts(gates: GateSection, details: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """Returns the verdicts in a stage's manifest; if it holds only a comparison, judges that by the gates.
 
     Args:
-        gates: of the recipe as it is now, for stages that gates do not make run again.
+        gates: of the recipe as it is now. A stage that stored no verdicts does not run again when gates change.
         details: of the stage, from its manifest.
     """
     if "verdicts" in details:
@@ -124,21 +133,22 @@ def recorded(gates: GateSection, details: Mapping[str, Any]) -> tuple[Verdict, .
     return verdicts(gates, Comparison.model_validate(comparison)) if comparison else ()
 
 
-def stopping(gates: GateSection, judged: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Returns the verdicts that stop the run."""
+def stopping_verdicts(gates: GateSection, judged: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Returns those of the verdicts that stop the run."""
     return tuple(verdict for verdict in judged if not _passes(gates, verdict))
 
 
 def failing(gates: GateSection, judged: Sequence[Verdict]) -> str:
     """Lists the gates that stop the run, one per line, and what can be done about them; empty if none does."""
-    stops = stopping(gates, judged)
+    stops = stopping_verdicts(gates, judged)
     lines = [f"  {verdict}" for verdict in stops]
-    unsure = [verdict for verdict in stops if verdict.outcome == "inconclusive" and gates.inconclusive == "stop"]
-    if len(unsure) < len(stops):
+    undecided = gates.inconclusive == "stop"  # with `accept`, the measured value has decided
+    inconclusive = [verdict for verdict in stops if verdict.outcome == "inconclusive" and undecided]
+    if len(inconclusive) < len(stops):
         lines.append("Failed gates: make the stage gentler, or raise the limit.")
-    if unsure:
-        ways = {True: "add validation rows", False: "measure on a quieter machine"}
-        advice = ", ".join(dict.fromkeys(ways[verdict.rows is not None] for verdict in unsure))
+    if inconclusive:
+        remedies = {True: "add validation rows", False: "measure on a quieter machine"}
+        advice = ", ".join(dict.fromkeys(remedies[verdict.rows is not None] for verdict in inconclusive))
         lines.append(
             f"Inconclusive gates: {advice}, raise the limit, or set gates.inconclusive: accept to let the measured"
             " value decide."
@@ -152,40 +162,48 @@ def _passes(gates: GateSection, verdict: Verdict) -> bool:
     return verdict.outcome == "passed"
 
 
-def _verdict(gate: str, limit: float | None, members: Mapping[str, Metric], rows: int | None = None) -> Verdict | None:
-    """Judges every member and returns the worst verdict; None if the recipe sets no limit.
+def _verdict(gate: str, limit: float | None, groups: Mapping[str, Metric], rows: int | None = None) -> Verdict | None:
+    """Judges every group of rows and returns the worst verdict; None if the recipe sets no limit.
 
-    The gate passes if every member passes, which needs no correction (Berger, 1982). It fails if one of many fails, and
-    the worst of many may look bad by chance, so Bonferroni's correction widens the lower ends.
+    The gate passes if every group passes, which needs no correction (Berger, 1982). It fails if one of many fails, and
+    the worst of many may look bad by chance, so Bonferroni's correction widens the lower ends of the intervals.
+
+    Args:
+        gate: its key in the recipe.
+        limit: from the recipe.
+        groups: what was measured, by label or range of lengths; by "" for all rows together.
+        rows: number of compared rows; None if the values were not measured on rows.
     """
-    if limit is None or not members:
+    if limit is None or not groups:
         return None
     normal = NormalDist()
-    reach = normal.inv_cdf(TAIL_PROBABILITY / len(members)) / normal.inv_cdf(TAIL_PROBABILITY)
+    widening = normal.inv_cdf(TAIL_PROBABILITY / len(groups)) / normal.inv_cdf(TAIL_PROBABILITY)
     judged = []
-    for member, metric in members.items():
-        measured = metric.model_copy(update={"low": metric.value - reach * (metric.value - metric.low)})
+    for group, metric in groups.items():
+        measured = metric.model_copy(update={"low": metric.value - widening * (metric.value - metric.low)})
         outcome = _outcome(measured, limit)
         needed = _rows_needed(measured, limit, rows) if rows and outcome == "inconclusive" else None
-        facts = {"measured": measured, "outcome": outcome, "member": member, "rows": rows, "rows_needed": needed}
+        facts = {"measured": measured, "outcome": outcome, "group": group, "rows": rows, "rows_needed": needed}
         judged.append(Verdict(gate=gate, limit=limit, **facts))
     return max(judged, key=lambda verdict: (OUTCOMES.index(verdict.outcome), verdict.measured.value))
 
 
 def _outcome(measured: Metric, limit: float) -> Outcome:
+    """Compares an interval with a limit; values that are NaN fail."""
     if measured.high <= limit + ROUNDING_ERROR:
         return "passed"
-    return "inconclusive" if measured.low <= limit + ROUNDING_ERROR else "failed"  # NaN fails, too
+    return "inconclusive" if measured.low <= limit + ROUNDING_ERROR else "failed"
 
 
 def _rows_needed(measured: Metric, limit: float, rows: int) -> int | None:
-    """Estimates the rows with which the interval would end at the limit, rounded up to two digits.
+    """Estimates the rows with which the interval would just reach the limit, rounded up to two digits.
 
-    The width of the interval shrinks with the square root of the rows.
+    Half the width of the interval shrinks with the square root of the rows. None if the value lies at the limit.
     """
     gap = limit - measured.value
     if abs(gap) <= ROUNDING_ERROR:
         return None
-    needed = rows * ((measured.high - measured.value if gap > 0 else measured.value - measured.low) / gap) ** 2
+    half_width = measured.high - measured.value if gap > 0 else measured.value - measured.low
+    needed = rows * (half_width / gap) ** 2
     unit: int = 10 ** max(0, floor(log10(needed)) - 1)
     return ceil(needed / unit) * unit

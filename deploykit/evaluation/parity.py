@@ -15,7 +15,7 @@ PADDING_SIDES: tuple[Side, ...] = ("right", "left")
 
 
 def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]) -> dict[str, float]:
-    """Runs the same batches on a model and its graph, and returns the largest logit difference per kind of batch.
+    """Runs the same batches on a model and its graph, and returns the largest logit difference for each kind of batch.
 
     Args:
         reference: the model in torch.
@@ -23,7 +23,8 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
         examples: real texts; see `make_batches`.
 
     Returns:
-        For example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`; infinite if a logit is NaN.
+        The differences, for example `{"batch 1": 2e-6, "batch 8, left padding": 3e-6, ...}`. One is infinite if a logit
+        of the graph is NaN.
 
     Raises:
         GateError: the graph fails on a batch.
@@ -44,26 +45,27 @@ def difference(reference: Predictor, engine: Engine, examples: Sequence[Example]
                     " again with a lower learning_rate, or choose another model."
                 )
             kind = f"{name}, {side} padding" if len(features) > 1 else name
-            largest = max(_largest(a[key] - b[key]) for a, b in zip(expected, outputs, strict=True) for key in a)
+            pairs = zip(expected, outputs, strict=True)
+            largest = max(_largest(wanted[key] - found[key]) for wanted, found in pairs for key in wanted)
             differences[kind] = max(differences.get(kind, 0.0), largest)
     return differences
 
 
 def _largest(differences: Float32) -> float:
-    """Returns the largest absolute difference; NaN counts as infinite, because `max` would ignore it."""
+    """Returns the largest absolute difference of an array; NaN counts as infinite, because `max` would ignore it."""
     return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def make_batches(examples: Sequence[Example], predictor: Predictor) -> Iterator[tuple[str, Sequence[Features]]]:
     """Yields named batches: five single texts from the shortest to the longest, then 3 and 8 texts of mixed lengths.
 
-    The last batch has the longest input that the model allows: it fails if the exporter stored the length of its sample
+    The last batch has the longest input that the model allows. It fails if the exporter stored the length of its sample
     input as a constant.
     """
-    every = predictor.encode([example.input for example in examples])
-    ordered = sorted((part for parts in every for part in parts), key=len)
-    spread = [ordered[round(share * (len(ordered) - 1))] for share in np.linspace(0, 1, 8)]
-    yield from (("batch 1", [spread[index]]) for index in (0, 2, 4, 6, 7))
-    yield "batch 3", spread[:3]
-    yield "batch 8", spread
-    yield f"{predictor.tokenizer.max_tokens} tokens", [lengthen(ordered[0], predictor.tokenizer.max_tokens)]
+    windows = [window for windows in predictor.encode([example.input for example in examples]) for window in windows]
+    by_length = sorted(windows, key=len)
+    samples = [by_length[round(share * (len(by_length) - 1))] for share in np.linspace(0, 1, 8)]  # from short to long
+    yield from (("batch 1", [samples[index]]) for index in (0, 2, 4, 6, 7))
+    yield "batch 3", samples[:3]
+    yield "batch 8", samples
+    yield f"{predictor.tokenizer.max_tokens} tokens", [lengthen(by_length[0], predictor.tokenizer.max_tokens)]

@@ -1,8 +1,8 @@
-"""Exports a torch module to ONNX, with torch's tracing exporter.
+"""Exports a transformers model to ONNX, with torch's tracing exporter.
 
-Attention is eager and its masks are made here, in the form that ONNX Runtime's fusions recognize: transformers would
-build them with operations that cannot be traced, or in a form that is not fused. The newer exporter (`dynamo=True`)
-takes about ten times as long and gives nodes and axes no names, and pruners export a graph for each candidate.
+Attention is eager, and its masks are made here, in the form that ONNX Runtime's fusions recognize. The masks of
+transformers use operations that cannot be traced, or have a form that is not fused. The newer exporter (`dynamo=True`)
+is not used: it gives nodes and axes no names, and takes about ten times as long, and pruners export many graphs.
 """
 
 import types
@@ -13,93 +13,113 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
 from transformers import masking_utils
 
 from deploykit.artifact import GRAPH
 from deploykit.engines import input_names
+from deploykit.graphs import traced_graph
 
-ROWS, TOKENS, PADDING_TOKENS = 2, 16, 3  # of the traced batch; the second row ends with padding
-AXES = {0: "batch_size", 1: "sequence_length"}
-SHAPE_OPERATORS = ("Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-ENCODER_DECODER, TOKEN_CLASSIFICATION = "text2text-generation", "token-classification"
-# Model types whose graphs the tests compare with torch; of others a trial export is made before training.
-EXPORTED = {
+TRACED_ROWS, TRACED_TOKENS = 2, 16  # of the batch that the model is traced with
+TRACED_PADDING = 3  # tokens of padding at the end of its second row
+DYNAMIC_AXES = {0: "batch_size", 1: "sequence_length"}  # names of the axes of any size, by index
+ENCODER_AXES = {**DYNAMIC_AXES, 1: "encoder_sequence_length"}  # for inputs of a decoder that come from its encoder
+ENCODER_DECODER, TOKEN_CLASSIFICATION = "text2text-generation", "token-classification"  # as Optimum names tasks
+# Model types whose graphs the tests compare with torch. For a model of another type, a trial export precedes training.
+TESTED_MODEL_TYPES = {
     *("albert", "bart", "bert", "camembert", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "llama", "marian"),
     *("modernbert", "mpnet", "qwen2", "qwen3", "roberta", "t5", "xlm-roberta"),
 }
-ENCODER_AXES = {**AXES, 1: "encoder_sequence_length"}
-Array = npt.NDArray[Any]
 Tensors = Mapping[str, torch.Tensor]
-Call = Callable[[Callable[..., Any], Tensors], Any]  # (forward, batch) -> the output tensor, or several
-Outputs = Mapping[str, tuple[str, ...]]
+TracedCall = Callable[[Callable[..., Any], Tensors], Any]  # (a model's forward, batch) -> one or several tensors
+Outputs = Mapping[str, tuple[str, ...]]  # names of the axes after the batch, such as ("tokens", "labels"), by output
 
 
 def write_graph(model: Any, folder: Path, task: str, opset: int, outputs: Outputs | None = None) -> None:
-    """Writes `model.onnx` with dynamic batch and sequence axes.
+    """Writes `model.onnx`, whose inputs may have any batch size and sequence length.
 
-    An encoder-decoder becomes two graphs without a cache, `encoder_model.onnx` and `decoder_model.onnx`.
+    An encoder-decoder becomes two graphs, `encoder_model.onnx` and `decoder_model.onnx`, without a cache of keys and
+    values.
 
     Args:
         model: with eager attention; it is not changed.
         folder: where to write.
         task: name of the task, as Optimum spells it.
         opset: ONNX opset version.
-        outputs: of the model, each with its axes after the batch, as the task names them; default: its logits.
+        outputs: the model's outputs to export; default: its logits.
     """
+    if task == ENCODER_DECODER:
+        _write_encoder_and_decoder(model, folder, opset)
+        return
     outputs = outputs or {"logits": ("tokens", "labels") if task == TOKEN_CLASSIFICATION else ("labels",)}
-    if "pixel_values" in input_names(model):
-        _write(model, partial(_named_outputs, list(outputs)), _sample_images(model), outputs, folder / GRAPH, opset)
-        return
-    vocabulary_size, end_id = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
-    ids = torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS) % vocabulary_size
-    mask = torch.ones_like(ids)
-    mask[-1, -PADDING_TOKENS:] = 0
-    if isinstance(end_id, int) and 0 < end_id < vocabulary_size:  # BART and T5 classify at the only end token of a text
-        ids = torch.where(ids == end_id, end_id - 1, ids)
-        ids = ids.index_fill(1, torch.tensor(TOKENS - PADDING_TOKENS - 1), end_id)
-    if task != ENCODER_DECODER:
-        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        names = [name for name in batch if name in input_names(model)]
-        read = partial(_named_outputs, list(outputs))
-        _write(model, read, {name: batch[name] for name in names}, outputs, folder / GRAPH, opset)
-        return
-    encoder, batch = model.get_encoder(), {"input_ids": ids, "attention_mask": mask}
-    states_output = {"last_hidden_state": ("tokens", "hidden")}
-    _write(encoder, _states, batch, states_output, folder / "encoder_model.onnx", opset)
+    batch = _sample_images(model) if "pixel_values" in input_names(model) else _sample_texts(model)
+    _trace(model, partial(_call_for_outputs, list(outputs)), batch, outputs, folder / GRAPH, opset)
+
+
+def _write_encoder_and_decoder(model: Any, folder: Path, opset: int) -> None:
+    """Writes the two graphs of an encoder-decoder; the decoder reads the encoder's states as an input."""
+    encoder, texts = model.get_encoder(), _sample_texts(model)
+    batch = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    outputs = {"last_hidden_state": ("tokens", "hidden")}
+    _trace(encoder, _call_encoder, batch, outputs, folder / "encoder_model.onnx", opset)
     with torch.inference_mode():
         states = encoder(**batch)[0].clone()
-    batch = {"encoder_attention_mask": mask, "input_ids": ids[:, 1:], "encoder_hidden_states": states}
-    _write(model, _decoded, batch, {"logits": ("tokens", "labels")}, folder / "decoder_model.onnx", opset)
+    decoder_batch = {
+        "encoder_attention_mask": batch["attention_mask"],
+        "input_ids": batch["input_ids"][:, 1:],  # another length than the encoder's
+        "encoder_hidden_states": states,
+    }
+    outputs = {"logits": ("tokens", "labels")}
+    _trace(model, _call_decoder, decoder_batch, outputs, folder / "decoder_model.onnx", opset)
 
 
-def _sample_images(model: Any) -> dict[str, torch.Tensor]:
-    """Returns a batch of images, with texts if the model reads any; the size of the images is fixed."""
-    size = getattr(model.config, "vision_config", model.config).image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    batch = {"pixel_values": torch.linspace(-1, 1, ROWS * 3 * height * width).reshape(ROWS, 3, height, width)}
-    if "input_ids" in input_names(model):
-        tokens = min(TOKENS, model.config.text_config.max_position_embeddings)
-        ids = torch.arange(ROWS * tokens).reshape(ROWS, tokens) % model.get_input_embeddings().num_embeddings
-        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        batch["attention_mask"][-1, -PADDING_TOKENS:] = 0
+def _sample_texts(model: Any) -> dict[str, torch.Tensor]:
+    """Returns a batch of texts, with the inputs that the model reads."""
+    vocabulary_size, end_id = model.get_input_embeddings().num_embeddings, getattr(model.config, "eos_token_id", None)
+    ids, mask = _sample_ids(vocabulary_size, TRACED_TOKENS)
+    if isinstance(end_id, int) and 0 < end_id < vocabulary_size:  # BART and T5 classify at the only end token of a text
+        ids = torch.where(ids == end_id, end_id - 1, ids)
+        ids = ids.index_fill(1, torch.tensor(TRACED_TOKENS - TRACED_PADDING - 1), end_id)
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     return {name: batch[name] for name in batch if name in input_names(model)}
 
 
-def _named_outputs(names: Sequence[str], forward: Callable[..., Any], batch: Tensors) -> Any:
+def _sample_images(model: Any) -> dict[str, torch.Tensor]:
+    """Returns a batch of images of the only size that the model reads, and texts if it reads any."""
+    size = getattr(model.config, "vision_config", model.config).image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    batch = {
+        "pixel_values": torch.linspace(-1, 1, TRACED_ROWS * 3 * height * width).reshape(TRACED_ROWS, 3, height, width)
+    }
+    if "input_ids" in input_names(model):
+        tokens = min(TRACED_TOKENS, model.config.text_config.max_position_embeddings)
+        ids, mask = _sample_ids(model.get_input_embeddings().num_embeddings, tokens)
+        batch |= {"input_ids": ids, "attention_mask": mask}
+    return {name: batch[name] for name in batch if name in input_names(model)}
+
+
+def _sample_ids(vocabulary_size: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ids and attention mask of `TRACED_ROWS` texts, `(rows, tokens)` each; the last row ends with padding."""
+    ids = torch.arange(TRACED_ROWS * tokens).reshape(TRACED_ROWS, tokens) % vocabulary_size
+    mask = torch.ones_like(ids)
+    mask[-1, -TRACED_PADDING:] = 0
+    return ids, mask
+
+
+def _call_for_outputs(names: Sequence[str], forward: Callable[..., Any], batch: Tensors) -> Any:
+    """Returns the named outputs of a model; with the names bound, a `TracedCall`."""
     outputs = forward(**batch, return_dict=True)
     return tuple(outputs[name] for name in names)
 
 
-def _states(forward: Callable[..., Any], batch: Tensors) -> Any:
+def _call_encoder(forward: Callable[..., Any], batch: Tensors) -> Any:
+    """Returns the last states of an encoder; a `TracedCall`."""
     return forward(**batch, return_dict=True).last_hidden_state
 
 
-def _decoded(forward: Callable[..., Any], batch: Tensors) -> Any:
+def _call_decoder(forward: Callable[..., Any], batch: Tensors) -> Any:
+    """Returns the logits of an encoder-decoder from the states of its encoder; a `TracedCall`."""
     return forward(
         encoder_outputs=(batch["encoder_hidden_states"],),
         attention_mask=batch["encoder_attention_mask"],
@@ -109,17 +129,16 @@ def _decoded(forward: Callable[..., Any], batch: Tensors) -> Any:
     ).logits
 
 
-def _write(model: Any, call: Call, batch: Tensors, outputs: Outputs, file: Path, opset: int) -> None:
-    """Traces `call(forward, batch)` and writes the graph."""
-    axes = {name: ENCODER_AXES if name.startswith("encoder") else AXES for name in batch}
-    axes |= {name: {0: AXES[0]} for name in batch if name == "pixel_values"}
-    for name, of_row in outputs.items():
-        tokens = {index: AXES[1] for index, axis in enumerate(of_row, 1) if axis == "tokens"}
-        axes[name] = {0: AXES[0], **tokens}
+def _trace(model: Any, call: TracedCall, batch: Tensors, outputs: Outputs, file: Path, opset: int) -> None:
+    """Traces `call(model.forward, batch)`, and writes the graph to a file."""
+    axes = {name: ENCODER_AXES if name.startswith("encoder") else DYNAMIC_AXES for name in batch}
+    axes |= {name: {0: DYNAMIC_AXES[0]} for name in batch if name == "pixel_values"}
+    for name, row_axes in outputs.items():
+        token_axes = {index: DYNAMIC_AXES[1] for index, axis in enumerate(row_axes, 1) if axis == "tokens"}
+        axes[name] = {0: DYNAMIC_AXES[0], **token_axes}
     with _traceable(model, call, list(batch)), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # about Python values that become constants; parity with torch is measured instead
+        # The tracer warns about Python values that become constants; parity with torch is measured instead.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             tuple(batch.values()),
@@ -130,37 +149,38 @@ def _write(model: Any, call: Call, batch: Tensors, outputs: Outputs, file: Path,
             opset_version=opset,
             dynamo=False,
         )
-    model_file = onnx.load(file)
-    _skip_boolean_masks(model_file.graph)
-    constants = _constants(model_file.graph)
-    _write_heads(model_file.graph, constants)
-    _divide_scores(model_file.graph, constants)
-    _drop_unread(model_file.graph)
-    onnx.save(model_file, file)
+    written = onnx.load(file)
+    traced_graph.rewrite(written.graph)
+    onnx.save(written, file)
 
 
 @contextmanager
-def _traceable(model: Any, call: Call, names: Sequence[str]) -> Iterator[None]:
-    """Replaces a model's forward pass by one from positional tensors to tensors, and its masks by traceable ones.
+def _traceable(model: Any, call: TracedCall, names: Sequence[str]) -> Iterator[None]:
+    """Replaces a model's `forward` by `call` with positional tensors, and its attention masks by traceable ones.
 
-    The model itself is traced instead of a wrapper, so that names of nodes begin with its submodules.
+    The model itself is traced instead of a wrapper, so that the names of nodes begin with those of its submodules.
+
+    Args:
+        model: is put back into its former state in the end.
+        call: computes the outputs; it gets the original `forward`.
+        names: of the tensors, in the order of the positions.
     """
-    original, training, table = model.forward, model.training, masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    original, training, mask_functions = model.forward, model.training, masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
 
     def forward(_: Any, *tensors: torch.Tensor) -> Any:
         return call(original, dict(zip(names, tensors, strict=True)))
 
     model.forward = types.MethodType(forward, model)
-    table["eager"] = _mask
+    mask_functions["eager"] = _additive_mask
     model.eval()
     try:
         yield
     finally:
-        del table["eager"], model.forward
+        del mask_functions["eager"], model.forward
         model.train(training)
 
 
-def _mask(
+def _additive_mask(
     *,
     kv_length: int,
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
@@ -172,122 +192,23 @@ def _mask(
     kv_offset: int = 0,
     **_: Any,
 ) -> Any:
-    """Returns a mask to add to the scores, `(batch or 1, 1, queries or 1, keys)`: 0 where a query may attend.
+    """Returns a mask to add to the attention scores, `(batch or 1, 1, queries or 1, keys)`.
 
-    Replaces `masking_utils.eager_mask` and takes the arguments of both versions: transformers 4.57 passes the positions
-    of the queries as `cache_position`, 5 their number.
+    It is 0 where a query may attend to a key, and the lowest number elsewhere; None if every query may attend to every
+    key. It replaces `masking_utils.eager_mask`, and takes the arguments of two versions of transformers: 4.57 passes
+    the positions of the queries as `cache_position`, 5 their number as `q_length`.
     """
     queries = torch.arange(q_length) + q_offset if cache_position is None else cache_position
     keys = torch.arange(kv_length) + kv_offset
     lowest = torch.finfo(dtype).min
-    padding = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)
+    unpadded = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)  # 1 for real tokens
     if _is_bidirectional(mask_function):
-        return None if padding is None else (1.0 - padding) * lowest
+        return None if unpadded is None else (1.0 - unpadded) * lowest
     visible = mask_function(torch.arange(1)[:, None, None, None], 0, queries[:, None], keys[None, :])
-    visible = visible.to(dtype).reshape(1, 1, queries.shape[0], keys.shape[0])  # `len` would become a constant
-    return (1.0 - (visible if padding is None else visible * padding)) * lowest
+    visible = visible.to(dtype).reshape(1, 1, queries.shape[0], keys.shape[0])  # the tracer makes `len` a constant
+    return (1.0 - (visible if unpadded is None else visible * unpadded)) * lowest
 
 
 def _is_bidirectional(mask_function: Callable[..., Any]) -> bool:
-    """Says whether every token attends to every other."""
+    """Says whether every token may attend to every other."""
     return mask_function is getattr(masking_utils, "bidirectional_mask_function", None)
-
-
-def _skip_boolean_masks(graph: Any) -> None:
-    """Converts attention masks, which hold only 0 and 1, to float directly and not by way of a boolean.
-
-    OpenVINO stores a boolean as a byte. In a graph with int8 weights it takes the `(1 - mask) * lowest` that follows
-    for a dequantization, and divides the scores by `lowest` to bring both to one scale: all scores become 0.
-    """
-    inputs = {value.name for value in graph.input}
-    for cast in [node for node in graph.node if _casts_to(node, TensorProto.BOOL) and node.input[0] in inputs]:
-        readers, names = [], [cast.output[0]]
-        while names:
-            name = names.pop()
-            readers += (consumers := [node for node in graph.node if name in node.input])
-            names += [node.output[0] for node in consumers if node.op_type in SHAPE_OPERATORS]
-        if all(node.op_type in (*SHAPE_OPERATORS, "Shape") or _casts_to(node, TensorProto.FLOAT) for node in readers):
-            for node in readers:
-                node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
-            graph.node.remove(cast)
-
-
-def _casts_to(node: Any, kind: int) -> bool:
-    return node.op_type == "Cast" and any(entry.name == "to" and entry.i == kind for entry in node.attribute)
-
-
-def _constants(graph: Any) -> dict[str, Array]:
-    """Returns the constants of a graph by name; the tracer stores equal ones once, and copies them by Identity."""
-    values = {constant.name: numpy_helper.to_array(constant) for constant in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        elif node.op_type == "Identity" and node.input[0] in values:
-            values[node.output[0]] = values[node.input[0]]
-    return values
-
-
-def _write_heads(graph: Any, constants: Mapping[str, Array]) -> None:
-    """Writes the number of heads into the shape of each layer's queries, keys and values.
-
-    `(batch, tokens, -1, size)` becomes `(batch, tokens, heads, size)`: fusions read the number there, and would
-    otherwise take that of the configuration, which is wrong for a pruned layer.
-    """
-    producers = {name: node for node in graph.node for name in node.output}
-    for node in [node for node in graph.node if node.op_type == "Reshape"]:
-        shape = producers.get(node.input[1])
-        if shape is None or shape.op_type != "Concat" or len(shape.input) != 4:
-            continue
-        heads, size = (int(constants.get(name, np.zeros(1)).reshape(-1)[0]) for name in shape.input[2:])
-        width = _width(node.input[0], producers, constants)
-        if width and heads == -1 and size > 0:
-            shape.input[2] = _constant(graph, f"heads_{width // size}", np.array([width // size]))
-
-
-def _divide_scores(graph: Any, constants: Mapping[str, Array]) -> None:
-    """Divides attention scores by the root of the head size, where transformers 5 multiplies by its inverse.
-
-    ONNX Runtime's fusions find the mask, a product, beside the scores, and would take scaled scores for it.
-    """
-    producers = {name: node for node in graph.node for name in node.output}
-    for softmax in [node for node in graph.node if node.op_type == "Softmax"]:
-        total = producers.get(softmax.input[0])
-        for scores in [producers.get(name) for name in (total.input if total and total.op_type == "Add" else [])]:
-            if scores is None or scores.op_type != "Mul" or producers[scores.input[0]].op_type != "MatMul":
-                continue
-            factor = constants.get(scores.input[1])
-            if factor is not None and factor.size == 1:
-                scores.op_type = "Div"
-                scores.input[1] = _constant(graph, f"{scores.input[1]}_divisor", (1 / factor).astype(factor.dtype))
-
-
-def _drop_unread(graph: Any) -> None:
-    read = set(_read(graph))
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
-        graph.node.remove(node)
-
-
-def _read(graph: Any) -> Iterator[str]:
-    """Yields the names of tensors that are read, also inside branches."""
-    yield from (output.name for output in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _read(attribute.g)
-
-
-def _width(name: str, producers: Mapping[str, Any], constants: Mapping[str, Array]) -> int:
-    """Returns the columns of the constant weight whose product a tensor is; 0 for other tensors."""
-    node = producers.get(name)
-    if node is not None and node.op_type == "Add":  # with a bias, on either side
-        node = next((producers[part] for part in node.input if part in producers and part not in constants), None)
-    if node is None or node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
-        return 0
-    return int(constants[node.input[1]].shape[-1])
-
-
-def _constant(graph: Any, name: str, value: Array) -> str:
-    if all(existing.name != name for existing in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(value, name))
-    return name

@@ -1,8 +1,8 @@
-"""The MatMuls of an ONNX graph: which ones there are, how each is quantized, and the tensors around them.
+"""Finds the MatMuls of an ONNX graph, says how each is quantized, and reads the tensors around them.
 
-Quantizers, graph variants and the sensitivity ranking all need these questions answered, so the answers are kept here.
-Names from the exporter show where a MatMul is: layers are numbered (`/bert/encoder/layer.3/output/dense/MatMul`).
-MatMuls outside the layers (pooler, task head, embedding projection) take little time and stay in float.
+Quantizers, graph variants and the sensitivity ranking share these functions. The name that the exporter gives a MatMul
+shows where it is, because layers are numbered: `/bert/encoder/layer.3/output/dense/MatMul`. MatMuls outside the layers
+(pooler, task head, embedding projection) take little time and stay in float.
 """
 
 import re
@@ -21,25 +21,26 @@ from deploykit import hardware
 from deploykit.errors import DeploykitError
 
 Array = npt.NDArray[Any]
-LAYER = re.compile(r"\.\d+/")
-WEIGHTED = ("MatMul", "Gemm", "Attention", "MatMulInteger", "QAttention", "MatMulNBits")  # input 1: weight
-PRECISIONS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT8: "int8"}
+LAYER_NUMBER = re.compile(r"\.\d+/")  # in the name of a node
+WEIGHTED_OPERATORS = ("MatMul", "Gemm", "Attention", "MatMulInteger", "QAttention", "MatMulNBits")  # input[1]: weight
+PRECISION_NAMES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT8: "int8"}
 
 
 def load(graph: Path) -> Any:
     """Loads a graph and normalizes it, so that every quantization tool recognizes its MatMuls.
 
-    The exporter stores equal constants once and copies them with `Identity`; here each reader gets the source instead.
-    The linear layers of GPT-2 are exported as `Gemm`; here each becomes a `MatMul` of the same name and an `Add`.
+    The exporter stores equal constants once and copies them with `Identity`; here, nodes read the constant instead of
+    the copy. The linear layers of GPT-2 are exported as `Gemm`; here, each becomes a `MatMul` of the same name and an
+    `Add`.
     """
     model = onnx.load(graph)
-    _read_copies_from_their_source(model.graph)
+    _bypass_identities(model.graph)
     _split_gemms(model.graph)
     return model
 
 
 def quantizable(model: Any, operators: Collection[str]) -> list[str]:
-    """Names the MatMuls of a graph's layers whose weight is a constant matrix.
+    """Returns the names of the MatMuls inside a graph's layers whose weight is a constant matrix.
 
     In a graph without numbered layers, the last MatMul is assumed to be the task head and is left out.
 
@@ -49,33 +50,33 @@ def quantizable(model: Any, operators: Collection[str]) -> list[str]:
     """
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     nodes = [node for node in model.graph.node if node.op_type in operators and set(node.input[1:2]) & matrices]
-    inside = [node for node in nodes if node.op_type == "Attention" or LAYER.search(node.name)]
-    return [node.name for node in inside or nodes[:-1]]
+    inside_layers = [node for node in nodes if node.op_type == "Attention" or LAYER_NUMBER.search(node.name)]
+    return [node.name for node in inside_layers or nodes[:-1]]
 
 
-def outside(model: Any) -> list[str]:
-    """Names the MatMuls outside the layers, including heads that share the embedding's matrix."""
-    inside = quantizable(model, ("MatMul",))
-    nodes = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.name not in inside]
-    return [node.name for node in nodes if not LAYER.search(node.name)]
+def outside_layers(model: Any) -> list[str]:
+    """Returns the names of the MatMuls outside the layers, including heads that share the embedding's matrix."""
+    quantized = quantizable(model, ("MatMul",))
+    nodes = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.name not in quantized]
+    return [node.name for node in nodes if not LAYER_NUMBER.search(node.name)]
 
 
-def choose(model: Any, keep: Collection[str], operators: Collection[str]) -> list[str]:
-    """Names the MatMuls to quantize: those from `quantizable` except the ones to keep.
+def choose(model: Any, float_nodes: Collection[str], operators: Collection[str]) -> list[str]:
+    """Returns the names of the MatMuls to quantize: those from `quantizable` except the ones that stay in float.
 
     Args:
         model: a graph from `load`.
-        keep: names of nodes that stay in float.
+        float_nodes: names of the nodes that stay in float.
         operators: see `quantizable`.
 
     Raises:
-        DeploykitError: no MatMul remains to quantize, or the graph has no node with a name in `keep`.
+        DeploykitError: no MatMul remains to quantize, or the graph lacks one of the `float_nodes`.
     """
-    unknown = sorted(set(keep) - {node.name for node in model.graph.node})
+    unknown = sorted(set(float_nodes) - {node.name for node in model.graph.node})
     if unknown:
         raise DeploykitError(f"the graph has no node {unknown[0]!r}, which should stay in float.")
     names = quantizable(model, operators)
-    chosen = [name for name in names if name not in keep]
+    chosen = [name for name in names if name not in float_nodes]
     if not chosen:
         raise DeploykitError(
             f"the graph has nothing to quantize: {len(names)} MatMuls of its layers have a constant matrix, and"
@@ -85,21 +86,24 @@ def choose(model: Any, keep: Collection[str], operators: Collection[str]) -> lis
 
 
 def precisions(model: Any) -> dict[str, str]:
-    """Maps each MatMul with a constant weight to the weight's type: `float32`, `float16`, `int8`, `int4` or `uint8`.
+    """Maps the name of each MatMul with a constant weight to the weight's type.
 
-    The type is `unpacked` if the weight is stored in bytes but the activations are float: such a MatMul runs in float.
+    The type is `float32`, `float16`, `int8`, `int4` or `uint8`. It is `unpacked` if the weight is stored in bytes but
+    the activations are float: such a MatMul runs in float.
     """
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    bytes_of = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     weight_types = {}
-    for node in model.graph.node:
-        weight = stored.get(node.input[1], node.input[1]) if node.op_type in WEIGHTED else ""
+    for node in (node for node in model.graph.node if node.op_type in WEIGHTED_OPERATORS):
+        activations, weight = node.input[:2]
+        weight_type = types.get(bytes_of.get(weight, weight))  # None: the weight is no constant
         if node.op_type == "MatMulNBits":
-            weight_types[node.name] = f"int{_attribute(node, 'bits')}"
-        elif node.op_type in WEIGHTED and node.input[1] in stored and node.input[0] not in stored:
+            weight_types[node.name] = f"int{_attribute_value(node, 'bits')}"
+        elif weight in bytes_of and activations not in bytes_of:
             weight_types[node.name] = "unpacked"
-        elif weight in types:
-            weight_types[node.name] = PRECISIONS.get(types[weight], TensorProto.DataType.Name(types[weight]).lower())
+        elif weight_type is not None:
+            onnx_name = TensorProto.DataType.Name(weight_type).lower()
+            weight_types[node.name] = PRECISION_NAMES.get(weight_type, onnx_name)
     return weight_types
 
 
@@ -108,15 +112,15 @@ def check(graph: Path, precision: str, expected: int) -> dict[str, Any]:
 
     Args:
         graph: the file that the quantizer wrote.
-        precision: of the quantized weights.
+        precision: expected type of the quantized weights; see `precisions`.
         expected: number of MatMuls that should be quantized.
 
     Returns:
         The number of MatMuls with quantized weights (`quantized`) and with float weights (`float`).
 
     Raises:
-        DeploykitError: another number was quantized, or weights are unsigned: ONNX Runtime has no VNNI and AMX kernels
-            for those, and is many times slower.
+        DeploykitError: another number was quantized, or weights are unsigned. For unsigned weights, ONNX Runtime has no
+            VNNI and AMX kernels and is many times slower.
     """
     weight_types = precisions(onnx.load(graph))
     unsigned = [name for name, weight_type in weight_types.items() if weight_type == "uint8"]
@@ -145,18 +149,18 @@ def session(model: Any, threads: int | None = None) -> Any:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def inputs_of(opened: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns the arrays of a batch that a session reads."""
-    return {tensor.name: batch[tensor.name] for tensor in opened.get_inputs()}
+def inputs_of(session: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns those arrays of a batch that a session reads."""
+    return {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
 
 
-def values(model: Any, names: Sequence[str], batches: Sequence[Mapping[str, Array]]) -> Iterator[list[Array]]:
-    """Runs a graph and yields the values of some of its tensors, batch by batch.
+def tensor_values(model: Any, names: Sequence[str], batches: Sequence[Mapping[str, Array]]) -> Iterator[list[Array]]:
+    """Runs a graph and yields, for each batch, the values of some tensors, in the order of their names.
 
     Args:
         model: a graph from `load`; it is not changed.
         names: of the tensors.
-        batches: arrays by the names of the graph's inputs.
+        batches: an array for each input of the graph, by its name.
     """
     opened = session(with_outputs(model, names))
     for batch in batches:
@@ -164,7 +168,7 @@ def values(model: Any, names: Sequence[str], batches: Sequence[Mapping[str, Arra
 
 
 def with_outputs(model: Any, names: Sequence[str]) -> Any:
-    """Returns a copy of a graph with some of its inner tensors as additional outputs."""
+    """Returns a copy of a graph that also outputs the named tensors."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     outputs = {tensor.name for tensor in model.graph.output}
@@ -186,7 +190,8 @@ def replace_nodes(graph: Any, nodes: Sequence[Any]) -> None:
     graph.node.extend(nodes)
 
 
-def _read_copies_from_their_source(graph: Any) -> None:
+def _bypass_identities(graph: Any) -> None:
+    """Lets nodes read constants directly instead of their copies, in place, and removes the `Identity` nodes."""
     constants = {tensor.name for tensor in graph.initializer}
     outputs = {tensor.name for tensor in graph.output}
     copies = {
@@ -201,15 +206,15 @@ def _read_copies_from_their_source(graph: Any) -> None:
 
 
 def _split_gemms(graph: Any) -> None:
+    """Replaces each `Gemm` of a layer by a `MatMul` and, if it has a bias, an `Add`, in place."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = []
     for node in graph.node:
-        plain = node.op_type == "Gemm" and all(_attribute(node, name, 1) == 1 for name in ("alpha", "beta"))
-        if not (plain and LAYER.search(node.name) and node.input[1] in constants and not _attribute(node, "transA", 0)):
+        if not _is_linear_layer(node, constants):
             nodes.append(node)
             continue
         source, weight, *bias = node.input
-        if _attribute(node, "transB", 0):
+        if _attribute_value(node, "transB", 0):
             array = numpy_helper.to_array(constants[weight]).T
             weight = f"{weight}_transposed"
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), weight))
@@ -221,5 +226,14 @@ def _split_gemms(graph: Any) -> None:
     drop_unused(graph)
 
 
-def _attribute(node: Any, name: str, default: Any = None) -> Any:
+def _is_linear_layer(node: Any, constants: Collection[str]) -> bool:
+    """Says whether a node is a `Gemm` inside a layer that multiplies by a constant weight and scales nothing."""
+    if node.op_type != "Gemm" or not LAYER_NUMBER.search(node.name) or node.input[1] not in constants:
+        return False
+    scales = [_attribute_value(node, name, 1) for name in ("alpha", "beta")]
+    return scales == [1, 1] and not _attribute_value(node, "transA", 0)
+
+
+def _attribute_value(node: Any, name: str, default: Any = None) -> Any:
+    """Returns the value of a node's attribute, or the default if the node lacks it."""
     return helper.get_node_attr_value(node, name) if any(entry.name == name for entry in node.attribute) else default

@@ -1,4 +1,4 @@
-"""Quantizers: methods to store a graph's weights in fewer bits. One file each: `Options`, a few constants, `quantize`.
+"""Quantizers: methods to store a graph's weights in fewer bits, one file each; see the protocol `Quantizer`.
 
 The task's head always stays in float.
 """
@@ -13,16 +13,19 @@ from pydantic import BaseModel
 from deploykit import methods
 from deploykit.artifact.execution import Device
 
-Batch = Mapping[str, npt.NDArray[Any]]  # one padded batch: arrays by the names of the graph's inputs
+Batch = Mapping[str, npt.NDArray[Any]]  # a padded batch: an array for each input of the graph, by its name
 
 
 class Quantizer(Protocol):
     """What a file of this folder provides.
 
-    `PRECISION` is the type of the quantized weights by default: `float32`, `float16`, `int8` or `int4`. `ENGINES` are
-    the engines that run the result well, and `OPERATORS` the operators whose constant weights are quantized. `DEVICES`
-    are those that have kernels for it. `SEARCHED` says for which objectives a search tries the method unless a recipe
-    names others, and with which options.
+    Attributes:
+        Options: the options of the method in a recipe.
+        PRECISION: type of the quantized weights with default options: `float32`, `float16`, `int8` or `int4`.
+        ENGINES: engines that run the quantized graph well.
+        OPERATORS: operators whose constant weights are quantized.
+        DEVICES: devices that have kernels for the quantized graph.
+        SEARCHED: objectives for which `auto` tries the method by default, each with the options for it.
     """
 
     Options: type[BaseModel]
@@ -33,7 +36,12 @@ class Quantizer(Protocol):
     SEARCHED: Mapping[str, Mapping[str, Any]]
 
     def quantize(
-        self, graph: Path, options: Any, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+        self,
+        graph: Path,
+        options: Any,
+        target: Path,
+        calibration: Sequence[Batch] = (),
+        float_nodes: Collection[str] = (),
     ) -> dict[str, Any]:
         """Writes a quantized copy of a graph.
 
@@ -42,10 +50,10 @@ class Quantizer(Protocol):
             options: the method's own.
             target: the file to write.
             calibration: padded batches of training rows, for methods that measure activations beforehand.
-            keep: names of nodes that stay in float, besides those outside the layers.
+            float_nodes: names of MatMuls that stay in float, besides those outside the layers.
 
         Returns:
-            At least the number of quantized MatMuls (`quantized`) and of weights that stayed in float (`float`).
+            Facts for the manifest: at least the number of MatMuls that were `quantized`, and that stayed in `float`.
 
         Raises:
             DeploykitError: there is nothing to quantize, or the number of quantized MatMuls is not the expected one.

@@ -1,6 +1,6 @@
-"""Measures combinations of graph, quantizer, engine and threads, and keeps the best.
+"""The method `auto`, which measures combinations of graph, quantizer, engine and threads, and keeps the best.
 
-It is no quantizer itself: these are the options of the search in `selection`.
+This file has only its options. `selection` does the search.
 """
 
 from pathlib import Path
@@ -36,7 +36,8 @@ class Options(Base):
 
     @field_validator("engines", "quantizers")
     @classmethod
-    def _are_there(cls, names: tuple[str, ...] | None, field: ValidationInfo) -> tuple[str, ...] | None:
+    def _exist(cls, names: tuple[str, ...] | None, field: ValidationInfo) -> tuple[str, ...] | None:
+        """Refuses names of engines and quantizers that do not exist."""
         kind = str(field.field_name).removesuffix("s")
         known = [name for name in methods.available(kind) if name not in ("auto", "torch")]
         for name in names or ():

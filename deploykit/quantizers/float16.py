@@ -2,7 +2,8 @@
 
 Optimum offers float16 only together with its fusions, so ONNX Runtime's converter is used. The graph is also correct on
 a CPU: ONNX Runtime inserts casts where it has no float16 kernel, and OpenVINO computes in bfloat16. Constants beyond
-the range, such as the -3.4e38 of masks, become -1e4. If activations overflow, as in T5, the gates stop the graph.
+the range of float16, such as the -3.4e38 of masks, become -1e4. If activations overflow, as in T5, the gates stop the
+graph.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,13 +28,14 @@ OPERATORS = ("MatMul", "Attention")
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Writes a copy in float16; see `Quantizer.quantize`."""
+    """Writes a copy with weights and arithmetic in float16; see `Quantizer.quantize`."""
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
+    names = matmuls.choose(model, float_nodes, OPERATORS)
     converted = OnnxModel(model)
-    converted.convert_float_to_float16(keep_io_types=True, node_block_list=[*matmuls.outside(model), *keep])
+    in_float = [*matmuls.outside_layers(model), *float_nodes]
+    converted.convert_float_to_float16(keep_io_types=True, node_block_list=in_float)
     converted.topological_sort()  # the converter appends its casts
     onnx.save(converted.model, target)
     return matmuls.check(target, PRECISION, len(names))

@@ -20,8 +20,8 @@ OPERATORS: tuple[str, ...] = ()
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Copies the graph."""
+    """Copies the graph; see `Quantizer.quantize`."""
     shutil.copy(graph, target)
     return {"quantized": 0, "float": len(matmuls.precisions(matmuls.load(graph)))}

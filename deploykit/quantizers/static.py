@@ -1,12 +1,13 @@
 """Int8 weights, and int8 activations with ranges measured beforehand on calibration rows.
 
 Weights are signed and activations unsigned, as pairs of `QuantizeLinear` and `DequantizeLinear` that both ONNX Runtime
-and OpenVINO turn into int8 kernels. Only MatMuls with a constant are quantized; sums, normalizations and masks have
-outliers that would make the scale too coarse (arXiv 2603.04308). ONNX Runtime's `QDQQuantizer` is used directly,
-because Optimum's `ORTQuantizer` cannot leave the outputs of MatMuls in float (on movie reviews the logits had a signal-
-to-noise ratio of 24.6 dB with them in float, and 13.7 dB without, at the same speed), cannot quantize fused graphs, and
-cannot combine the ranges of several calls (`partial_fit` starts anew each time). Ranges are updated batch by batch, so
-that memory does not grow with the number of rows.
+and OpenVINO turn into int8 kernels. Only MatMuls with a constant weight are quantized. Sums, normalizations and masks
+have outliers that would make the scale too coarse (arXiv 2603.04308).
+
+ONNX Runtime's `QDQQuantizer` is used directly, for three reasons. Optimum's `ORTQuantizer` cannot leave the outputs of
+MatMuls in float: on movie reviews, the logits had a signal-to-noise ratio of 24.6 dB with them in float, and 13.7 dB
+without, at the same speed. It cannot quantize fused graphs. And it cannot combine the ranges of several calls, because
+`partial_fit` starts anew each time; here ranges are updated batch by batch, so that memory does not grow with the rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +35,8 @@ ENGINES = ("onnxruntime", "openvino")
 DEVICES: tuple[Device, ...] = ("cpu",)
 SEARCHED: Mapping[str, Mapping[str, Any]] = {"latency": {}, "throughput": {}, "size": {}}
 OPERATORS = ("MatMul",)
-BINS = 2048  # of the histograms
+BINS = 2048  # of the histograms of activations from which percentiles are read
+# Of `QDQQuantizer`: weights without a zero point, and outputs of MatMuls in float.
 EXTRA_OPTIONS = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
 
 
@@ -52,29 +54,33 @@ class Options(Base):
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
     """Writes a statically quantized copy; see `Quantizer.quantize`.
 
-    Also returns the `weight_bits` and the number of calibration `rows`, and raises a DeploykitError if there are none.
+    The facts also have the `weight_bits` and the number of calibration `rows`.
+
+    Raises:
+        DeploykitError: there are no calibration rows, or for the reasons of `Quantizer.quantize`.
     """
     if not calibration:
         raise DeploykitError("static quantization needs calibration rows, got none.")
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
-    sources = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in names))
-    batches = _first_rows(calibration, options.rows)
-    tensor_ranges = ranges(model, sources, batches, options.percentile if options.calibration == "percentile" else None)
-    # the quantizer skips tensors without a type, and infers none for the outputs of fused operators
-    model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sources)
-    reduced = hardware.saturates_int8()  # 7-bit weights, see `dynamic`
+    names = matmuls.choose(model, float_nodes, OPERATORS)
+    activations = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in names))
+    batches = _first_batches(calibration, options.rows)
+    percentile = options.percentile if options.calibration == "percentile" else None
+    ranges = measure_ranges(model, activations, batches, percentile)
+    # The quantizer skips tensors without a type, and infers no type for the outputs of fused operators.
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in activations)
+    seven_bits = hardware.saturates_int8()  # see `dynamic`
     quantizer = QDQQuantizer(
         model,
         per_channel=options.per_channel,
-        reduce_range=reduced,
+        reduce_range=seven_bits,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, tensor_ranges),
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
         nodes_to_quantize=names,
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul"],
@@ -86,67 +92,75 @@ def quantize(
     onnx.save(quantizer.model.model, target)
     return {
         **matmuls.check(target, PRECISION, len(names)),
-        "weight_bits": 7 if reduced else 8,
-        "rows": sum(map(_rows, batches)),
+        "weight_bits": 7 if seven_bits else 8,
+        "rows": sum(map(_count_rows, batches)),
     }
 
 
 def _restore_float_inputs(graph: Any, names: Collection[str]) -> None:
-    """Lets only the named MatMuls read quantized tensors; the quantizer lets residual sums read them, too."""
-    bytes_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    """Lets only the named MatMuls read quantized tensors, in place; the quantizer also lets residual sums read them.
+
+    Every other node reads the float tensor from before the `QuantizeLinear` and `DequantizeLinear` again.
+    """
+    source_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     float_of = {
-        node.output[0]: bytes_of[node.input[0]]
+        node.output[0]: source_of[node.input[0]]
         for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in bytes_of
+        if node.op_type == "DequantizeLinear" and node.input[0] in source_of
     }
     for node in graph.node:
         if node.name not in names:
             node.input[:] = [float_of.get(name, name) for name in node.input]
 
 
-def ranges(
+def measure_ranges(
     model: Any, names: Sequence[str], batches: Sequence[Batch], percentile: float | None = None
 ) -> dict[str, tuple[Array, Array]]:
-    """Returns the minimum and maximum of tensors on the batches.
+    """Returns the minimum and the maximum of each tensor on the batches, by name.
 
     Args:
         model: a graph from `matmuls.load`.
         names: of the tensors.
         batches: of calibration rows.
-        percentile: percent of the values inside the range, which takes a second run; None: all of them.
+        percentile: percent of the values inside the range, which takes a second run of the model; None: all of them.
     """
     extremes: dict[str, tuple[Array, Array]] = {}
-    for arrays in matmuls.values(model, names, tqdm(batches, desc="ranges", unit="batch", disable=None)):
+    for arrays in matmuls.tensor_values(model, names, tqdm(batches, desc="ranges", unit="batch", disable=None)):
         for name, array in zip(names, arrays, strict=True):
             low, high = extremes.get(name, (array.min(), array.max()))
             extremes[name] = (np.minimum(low, array.min()), np.maximum(high, array.max()))
     if percentile is None:
         return extremes
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in names}
-    for arrays in matmuls.values(model, names, tqdm(batches, desc="histograms", unit="batch", disable=None)):
+    for arrays in matmuls.tensor_values(model, names, tqdm(batches, desc="histograms", unit="batch", disable=None)):
         for name, array in zip(names, arrays, strict=True):
             low, high = map(float, extremes[name])
             counts[name] += np.histogram(array, BINS, (low, high))[0]
-    return {name: middle(counts[name], *extremes[name], percentile) for name in names}
+    return {name: middle_range(counts[name], *extremes[name], percentile) for name in names}
 
 
-def middle(counts: Array, low: Array, high: Array, percentile: float) -> tuple[Array, Array]:
-    """Returns the range with the middle `percentile` percent of the values, above 50.
+def middle_range(counts: Array, low: Array, high: Array, percentile: float) -> tuple[Array, Array]:
+    """Returns the range that holds the middle values of a histogram, without as many at both ends.
 
-    `counts` are the numbers of values in bins of equal width from `low` to `high`, `(bins,)`.
+    Args:
+        counts: values in each bin, `(bins,)`; the bins have equal width.
+        low: where the first bin begins.
+        high: where the last bin ends.
+        percentile: percent of the values inside the range, more than 50.
     """
     edges = np.linspace(low, high, len(counts) + 1, dtype=np.float32)
-    cut = (1 - percentile / 100) / 2 * counts.sum()
-    first = np.searchsorted(counts.cumsum(), cut, side="right")
-    last = len(counts) - np.searchsorted(counts[::-1].cumsum(), cut, side="right")
+    outside_per_end = (1 - percentile / 100) / 2 * counts.sum()
+    first = np.searchsorted(counts.cumsum(), outside_per_end, side="right")
+    last = len(counts) - np.searchsorted(counts[::-1].cumsum(), outside_per_end, side="right")
     return edges[first], edges[last]
 
 
-def _first_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
-    """Returns the first batches that together have at least so many rows, or all."""
-    sizes = np.cumsum([_rows(batch) for batch in batches])
-    return list(batches[: int(np.searchsorted(sizes, rows)) + 1])
+def _first_batches(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """Returns as many of the first batches as have at least `rows` rows together, or all batches."""
+    cumulative_rows = np.cumsum([_count_rows(batch) for batch in batches])
+    return list(batches[: int(np.searchsorted(cumulative_rows, rows)) + 1])
 
 
-def _rows(batch: Batch) -> int:
+def _count_rows(batch: Batch) -> int:
+    """Returns the number of rows of a padded batch."""
     return len(next(iter(batch.values())))

@@ -1,8 +1,8 @@
 """Weights in blocks of 4 or 8 bits, activations in float: for decoders that generate token by token.
 
-They spend most of their time reading weights, so fewer bytes help more than faster arithmetic; prompts and batches get
-slower (onnxruntime#23004). `ORTQuantizer` does not support 4 bits, so ONNX Runtime's `MatMulNBitsQuantizer` is used,
-which writes the operator `MatMulNBits`. Embeddings and the head stay in float.
+Such decoders spend most of their time reading weights, so fewer bytes help more than faster arithmetic. But prompts and
+batches get slower (onnxruntime#23004). Optimum's `ORTQuantizer` does not support 4 bits, so ONNX Runtime's
+`MatMulNBitsQuantizer` is used, which writes the operator `MatMulNBits`. Embeddings and the head stay in float.
 """
 
 import logging
@@ -17,13 +17,14 @@ from deploykit.graphs import matmuls
 from deploykit.methods import Options as Base
 from deploykit.quantizers import Batch
 
-_handler = logging.NullHandler()  # without a handler, the next import would configure logging for the whole process
+# The next import configures logging for the whole process, unless there is a handler.
+_handler = logging.NullHandler()
 logging.getLogger().addHandler(_handler)
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: E402
 
 logging.getLogger().removeHandler(_handler)
 
-PRECISION = "int4"
+PRECISION = "int4"  # with the default `bits`
 ENGINES = ("onnxruntime", "openvino")
 DEVICES: tuple[Device, ...] = ("cpu",)
 SEARCHED: Mapping[str, Mapping[str, Any]] = {"size": {}}
@@ -42,18 +43,18 @@ class Options(Base):
 
 
 def quantize(
-    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), keep: Collection[str] = ()
+    graph: Path, options: Options, target: Path, calibration: Sequence[Batch] = (), float_nodes: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Writes a copy with weights in blocks of few bits, and also returns the `bits`; see `Quantizer.quantize`."""
+    """Writes a copy with weights in blocks of few bits; see `Quantizer.quantize`. The facts also have the `bits`."""
     model = matmuls.load(graph)
-    names = matmuls.choose(model, keep, OPERATORS)
-    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
+    names = matmuls.choose(model, float_nodes, OPERATORS)
+    float_matmuls = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
     quantizer = MatMulNBitsQuantizer(
         model,
         bits=options.bits,
         block_size=options.block_size,
         accuracy_level=options.accuracy_level,
-        nodes_to_exclude=others,
+        nodes_to_exclude=float_matmuls,
     )
     quantizer.process()
     onnx.save(quantizer.model.model, target)

@@ -24,8 +24,8 @@ from deploykit.recipe import GateSection
 from deploykit.report.tables import header, rows
 
 FILES = ("report.html", "report.md")
-BLUE, ORANGE, GREY = "#2563a8", "#c2571a", "#5f6b7a"
-STYLE = {
+BLUE, ORANGE = "#2563a8", "#c2571a"  # colours of the figures
+STYLE = {  # matplotlib settings of all figures; the salt makes the ids in an SVG the same in every run
     "svg.fonttype": "none",
     "svg.hashsalt": "deploykit",
     "font.size": 9,
@@ -57,19 +57,19 @@ def write(folder: Path, artifacts: Sequence[Artifact], limits: GateSection) -> P
 
 
 def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
-    """Collects the values that the templates show."""
+    """Collects the values that the templates show, by the names that the templates use."""
     run = artifacts[-1].manifest
     details, metric = run.details, next(iter(run.step.metrics["test"]))
-    judged = "package" if "package" in details else "train"
-    candidates = _ranked(details.get("quantize", {}).get("candidates", []), limits)
-    compared = list(_comparisons(details, candidates))
+    tested_stage = "package" if "package" in details else "train"
+    candidates = _rank_candidates(details.get("quantize", {}).get("candidates", []), limits)
+    comparisons = list(_comparisons(details, candidates))
     pruning = details.get("prune", {}).get("steps", ())
     return {
         "run": run,
         "paths": {artifact.manifest.stage: artifact.path for artifact in artifacts},
         "metric": metric,
         "steps": run.history,
-        "timed": _timed(run.step),
+        "timing_note": _timing_note(run.step),
         "data": details["train"]["data"],
         "lengths": details["train"]["lengths"],
         "curves": {
@@ -77,32 +77,32 @@ def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
             for stage, detail in details.items()
             if detail.get("curve")
         },
-        "table": details[judged]["test"],
-        "judged": judged,
-        "answering": list(_answering(details)),
+        "test_tables": details[tested_stage]["test"],
+        "tested_stage": tested_stage,
+        "abstaining_models": list(_abstaining_models(details)),
         "candidates": candidates,
-        "batches": list(dict.fromkeys(batch for candidate in candidates for batch in candidate["latency"])),
-        "pruned": [(step["method"], _pruning_result(step), step.get("layers", ())) for step in pruning],
+        "timed_texts": list(dict.fromkeys(text for candidate in candidates for text in candidate["latency"])),
+        "pruning_steps": [(step["method"], _pruning_result(step), step.get("layers", ())) for step in pruning],
         "parity": details.get("export", {}),
-        "compared": compared,
-        "drops": list(_drops(compared, metric)),
+        "comparisons": comparisons,
+        "losses": list(_losses(comparisons, metric)),
         "verdicts": list(_verdicts(details, candidates, limits)),
         "flips": next((detail["flips"] for detail in reversed(details.values()) if "flips" in detail), []),
         "figures": _figures(details["train"], candidates, metric),
     }
 
 
-def _timed(step: Step) -> str:
-    """Describes how the times of the stages were measured, and whether they can be trusted."""
-    busy = (
+def _timing_note(step: Step) -> str:
+    """Says how the times of the stages were measured, with a warning if other processes disturbed that."""
+    warning = (
         f", while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
         " machine before you rely on them"
     )
-    return f"The times of one text were measured in turn, at the stage {step.stage}{busy if step.is_busy else ''}."
+    return f"The times of one text were measured in turn, at the stage {step.stage}{warning if step.is_busy else ''}."
 
 
-def _answering(details: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the models that abstain, each with its coverage and accuracy on the test split."""
+def _abstaining_models(details: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the models that abstain: what to call each, and its point of `abstention.measure` on the test split."""
     for stage, model in (("train", "as trained"), ("package", "as packaged")):
         chosen = details.get(stage, {}).get("test", {}).get("abstention", {}).get("chosen")
         if chosen:
@@ -110,7 +110,7 @@ def _answering(details: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 
 def _pruning_result(step: Mapping[str, Any]) -> str:
-    """Describes in words the result of a pruning step."""
+    """Describes the result of a pruning step, from its facts in the manifest."""
     if speedup := step.get("speedup"):
         measured = speedup["measured"]
         return (
@@ -130,7 +130,7 @@ def _pruning_result(step: Mapping[str, Any]) -> str:
 def _comparisons(
     details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yields the names of the changed model and of the reference, and their comparison, in the order of the stages."""
+    """Yields stage, name of the reference, and comparison, in the order of the stages."""
     for stage, detail in details.items():
         if "comparison" in detail:
             yield stage, "the trained model", detail["comparison"]
@@ -139,52 +139,65 @@ def _comparisons(
                 yield f"quantize: {candidate['name']}", "the float graph", candidate["comparison"]
 
 
-def _drops(
-    compared: Sequence[tuple[str, str, Mapping[str, Any]]], metric: str
+def _losses(
+    comparisons: Sequence[tuple[str, str, Mapping[str, Any]]], metric: str
 ) -> Iterator[tuple[str, str, str, list[tuple[str, Any]]]]:
-    """Yields stage, grouping, metric and losses of the last comparison, by label (worst first) and by length."""
-    for stage, _, comparison in compared[-1:]:
-        labels = sorted(comparison["by_label"].items(), key=lambda member: -member[1]["value"])
+    """Yields tables of the losses in the last comparison, by label (worst first) and by length.
+
+    Each has the stage, what the rows are grouped by, the metric, and the loss of each group.
+    """
+    for stage, _, comparison in comparisons[-1:]:
+        labels = sorted(comparison["by_label"].items(), key=lambda loss: -loss[1]["value"])
         if labels:
             yield stage, "label", "recall", labels
         if comparison["by_length"]:
             yield stage, "length", metric, list(comparison["by_length"].items())
 
 
-def _ranked(candidates: Sequence[Mapping[str, Any]], limits: GateSection) -> list[dict[str, Any]]:
-    """Sorts the candidates from the fastest to the slowest, and adds their numbers and the gates that stop them."""
+def _rank_candidates(candidates: Sequence[Mapping[str, Any]], limits: GateSection) -> list[dict[str, Any]]:
+    """Sorts the candidates from the fastest to the slowest, and adds what the templates show besides.
+
+    Added are `number`, `runs_on` in words, the `verdicts` as objects, and the `stopping_verdicts`.
+    """
     optional = {"throughput": None, "comparison": None, "metric": None, "verdicts": ()}
     ranked = [{**optional, **candidate.get("execution", {}), **candidate} for candidate in candidates]
-    ranked.sort(key=_p50)
+    ranked.sort(key=_median_ms)
     for number, candidate in enumerate(ranked, start=1):
         verdicts = [Verdict.model_validate(verdict) for verdict in candidate["verdicts"]]
-        precision = candidate.get("execution", {}).get("precision", "float32")  # of the operators left in float
+        precision = candidate.get("execution", {}).get("precision", "float32")  # of operators that are not quantized
         suffix = "" if precision == "float32" else f" {precision}"
-        where = f"{candidate['precision']} on {candidate['engine']}{suffix}"
-        stops = gates.stopping(limits, verdicts)
-        candidate |= {"number": number, "verdicts": verdicts, "stops": stops, "where": where}
+        runs_on = f"{candidate['precision']} on {candidate['engine']}{suffix}"
+        stopping = gates.stopping_verdicts(limits, verdicts)
+        candidate |= {"number": number, "verdicts": verdicts, "stopping_verdicts": stopping, "runs_on": runs_on}
     return ranked
 
 
-def _p50(candidate: Mapping[str, Any]) -> float:
-    """Returns the median milliseconds for one text of median length, which is the first in `latency`."""
+def _median_ms(candidate: Mapping[str, Any]) -> float:
+    """Returns the median milliseconds for one text of median length, or infinity if the candidate was not timed.
+
+    The text of median length is the first in `latency`.
+    """
     return float(next((latency["p50"] for latency in candidate["latency"].values()), np.inf))
 
 
 def _verdicts(
     details: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], limits: GateSection
 ) -> Iterator[tuple[str, Verdict, bool]]:
-    """Yields stage, verdict, and whether it stops the run; for rejected candidates only the verdicts that stop them."""
+    """Yields stage, verdict, and whether the verdict stops the run.
+
+    For the kept candidate these are all its verdicts, for other candidates those that stop them.
+    """
     for stage, detail in details.items():
-        measured = candidates if stage == "quantize" else ()
-        for verdict in () if measured else gates.recorded(limits, detail):
-            yield stage, verdict, bool(gates.stopping(limits, [verdict]))
-        for candidate in measured:
-            for verdict in candidate["verdicts"] if candidate["kept"] else candidate["stops"]:
-                yield f"quantize: {candidate['name']}", verdict, verdict in candidate["stops"]
+        stage_candidates = candidates if stage == "quantize" else ()
+        for verdict in () if stage_candidates else gates.stored_verdicts(limits, detail):
+            yield stage, verdict, bool(gates.stopping_verdicts(limits, [verdict]))
+        for candidate in stage_candidates:
+            for verdict in candidate["verdicts"] if candidate["kept"] else candidate["stopping_verdicts"]:
+                yield f"quantize: {candidate['name']}", verdict, verdict in candidate["stopping_verdicts"]
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
+    """Returns the Jinja environment for the HTML file or the Markdown file, with the filters and functions they use."""
     loader = jinja2.FunctionLoader(
         lambda name: (resources.files("deploykit.report") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     )
@@ -202,16 +215,23 @@ def _environment(*, html: bool) -> jinja2.Environment:
 
 
 def _figures(trained: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Markup]:
-    figures = {"lengths": _draw(_lengths, trained["lengths"])}
+    """Draws the figures of the report, by the names that the templates use; `trained` are the details of `train`."""
+    figures = {"lengths": _svg(_draw_lengths, trained["lengths"])}
     if trained["curve"]:
-        figures["curve"] = _draw(_curve, trained["curve"], metric)
+        figures["curve"] = _svg(_draw_curve, trained["curve"], metric)
     if candidates:
-        figures["candidates"] = _draw(_candidates, candidates, metric, size=(10.0, 4.2))
+        figures["candidates"] = _svg(_draw_candidates, candidates, metric, size=(10.0, 4.2))
     return figures
 
 
-def _draw(draw: Any, *content: Any, size: tuple[float, float] = (6.4, 3.0)) -> Markup:
-    """Returns a figure as an SVG element for a page; `size` is in inches."""
+def _svg(draw: Any, *content: Any, size: tuple[float, float] = (6.4, 3.0)) -> Markup:
+    """Draws a figure, and returns it as an SVG element.
+
+    Args:
+        draw: draws on axes, which it gets first.
+        content: further arguments of `draw`.
+        size: width and height in inches.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots(), *content)
@@ -220,7 +240,8 @@ def _draw(draw: Any, *content: Any, size: tuple[float, float] = (6.4, 3.0)) -> M
     return Markup(stream.getvalue()[stream.getvalue().index("<svg") :])  # noqa: S704  matplotlib escapes all text
 
 
-def _lengths(axes: Axes, lengths: Mapping[str, Any]) -> None:
+def _draw_lengths(axes: Axes, lengths: Mapping[str, Any]) -> None:
+    """Draws a histogram of the lengths of the training texts, with a line at the 95 % quantile."""
     histogram = lengths["train"]["histogram"]
     axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=BLUE, alpha=0.85)
     axes.axvline(lengths["train"]["p95"], color=ORANGE, linewidth=1)
@@ -228,7 +249,8 @@ def _lengths(axes: Axes, lengths: Mapping[str, Any]) -> None:
     axes.set(xlabel="tokens", ylabel="training texts")
 
 
-def _curve(axes: Axes, curve: Sequence[Mapping[str, Any]], metric: str) -> None:
+def _draw_curve(axes: Axes, curve: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Draws the training loss (left axis) and a validation metric (right axis) over the epochs."""
     training = [(point["epoch"], point["loss"]) for point in curve if point["split"] == "train"]
     validation = [(point["epoch"], point[metric]) for point in curve if point["split"] == "validation"]
     axes.plot(*zip(*training, strict=True), color=BLUE)
@@ -240,20 +262,24 @@ def _curve(axes: Axes, curve: Sequence[Mapping[str, Any]], metric: str) -> None:
     right.grid(visible=False)
 
 
-def _candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Draws the evaluated candidates, hollow if a gate stops them, and the Pareto front of those that pass."""
-    evaluated = [candidate for candidate in candidates if candidate["metric"] and candidate["latency"]]
+def _draw_candidates(axes: Axes, candidates: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Draws the metric of the evaluated candidates over their latency, and the Pareto front of those that pass.
+
+    Candidates that a gate stops are hollow, and the kept one is orange.
+    """
+    evaluated = [candidate for candidate in candidates if candidate["metric"] and candidate["latency"]]  # fastest first
     front: list[tuple[float, float]] = []
-    for candidate in evaluated:  # from the fastest to the slowest
-        point = _p50(candidate), candidate["metric"]["value"]
-        if not candidate["stops"] and (not front or point[1] > front[-1][1]):
+    for candidate in evaluated:
+        point = _median_ms(candidate), candidate["metric"]["value"]
+        if not candidate["stopping_verdicts"] and (not front or point[1] > front[-1][1]):
             front.append(point)
     axes.step([x for x, _ in front], [y for _, y in front], where="post", color=BLUE, linewidth=1, alpha=0.6)
     for candidate in evaluated:
-        p50, value, color = _p50(candidate), candidate["metric"], ORANGE if candidate["kept"] else BLUE
-        error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
-        face = "none" if candidate["stops"] else color
-        axes.errorbar(p50, value["value"], yerr=error, fmt="o", color=color, mfc=face, elinewidth=0.5)
-        axes.annotate(str(candidate["number"]), (p50, value["value"]), (4, 3), textcoords="offset points")
+        median_ms, measured = _median_ms(candidate), candidate["metric"]
+        value, color = measured["value"], ORANGE if candidate["kept"] else BLUE
+        error = [[value - measured["low"]], [measured["high"] - value]]
+        face = "none" if candidate["stopping_verdicts"] else color
+        axes.errorbar(median_ms, value, yerr=error, fmt="o", color=color, mfc=face, elinewidth=0.5)
+        axes.annotate(str(candidate["number"]), (median_ms, value), (4, 3), textcoords="offset points")
     axes.set(xlabel="p50 in ms, batch 1, median length", ylabel=f"validation {metric.replace('_', ' ')}")
-    axes.set_xlim(0, 1.08 * max(map(_p50, evaluated), default=1))
+    axes.set_xlim(0, 1.08 * max(map(_median_ms, evaluated), default=1))

@@ -1,13 +1,13 @@
 """Chooses the candidate that is kept: the best at the objective among those that pass every gate.
 
-Pure functions on measurements; `search` measures. The float graph is always one of the candidates.
+These are pure functions on measurements; `search` measures. The float graph is always one of the candidates.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from deploykit.artifact import Metric
 from deploykit.artifact.execution import Execution
@@ -17,17 +17,29 @@ from deploykit.evaluation.timing import Latency
 from deploykit.methods import Frozen
 from deploykit.quantizers.auto import Graph, Objective
 
-NOISE_RATIO = 1.02  # medians whose ratio is smaller count as equal: repeated measurements differ by as much
+NOISE_RATIO = 1.02  # times whose ratio is smaller count as equal: repeated measurements differ by as much
 
 
 class Candidate(Frozen):
-    """One way to run the model, its measurements, and the reason why it was kept or not.
+    """One way to run the model, with its measurements.
 
-    `graph` is a variant of the exported graph, `quantizer` and its `options` quantized that variant, `precision` is
-    the type of the weights, and `keep` names the MatMuls left in float. `latency` maps each kind of batch to
-    milliseconds, and `throughput` is in texts/s at mixed lengths; a candidate ruled out by a short first measurement
-    lacks some of these. `metric` is the task's first metric on the validation split, and `comparison` is against the
-    float graph; both are None if the candidate was not evaluated.
+    Attributes:
+        name: as in reports.
+        graph: the variant of the exported graph.
+        quantizer: the method that quantized that variant.
+        precision: the type of the weights.
+        options: of the quantizer.
+        float_nodes: names of the MatMuls that were left in float; `keep` in older manifests.
+        execution: engine, precision of the arithmetic, device and threads.
+        bytes: the size of the graph's file.
+        latency: of single texts, by their names in the workload, such as "batch 1, 27 tokens"; empty unless the
+            candidate was a finalist.
+        throughput: texts/s at mixed lengths; None unless the candidate was a finalist.
+        metric: the task's first metric on the validation split; None if the candidate was not evaluated.
+        comparison: with the float graph; None if the candidate was not evaluated.
+        verdicts: of the gates.
+        kept: whether this is the candidate that was chosen.
+        reason: why it was chosen, or why not.
     """
 
     name: str
@@ -35,7 +47,7 @@ class Candidate(Frozen):
     quantizer: str
     precision: str
     options: dict[str, Any] = Field(default_factory=dict)
-    keep: tuple[str, ...] = ()
+    float_nodes: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("float_nodes", "keep"))
     execution: Execution
     bytes: int = 0
     latency: dict[str, Latency] = Field(default_factory=dict)
@@ -47,8 +59,8 @@ class Candidate(Frozen):
     reason: str = ""
 
 
-def score(candidate: Candidate, objective: Objective) -> float:
-    """Returns the value that the objective minimizes: milliseconds per text, or bytes.
+def cost(candidate: Candidate, objective: Objective) -> float:
+    """Returns what the objective minimizes: milliseconds per text, or bytes for the objective `size`.
 
     For latency, it is the geometric mean of the median times of short, medium and long texts, so that each length has
     the same weight.
@@ -60,12 +72,12 @@ def score(candidate: Candidate, objective: Objective) -> float:
     return float(np.exp(np.mean([np.log(latency.p50) for latency in candidate.latency.values()])))
 
 
-def slower(candidate: Candidate, base: Candidate, objective: Objective) -> str:
-    """Lists where a candidate is slower than the float graph by more than noise; empty if nowhere.
+def slowdowns(candidate: Candidate, base: Candidate, objective: Objective) -> str:
+    """Lists in words where a candidate is slower than the float graph by more than noise; empty if nowhere.
 
     The objective `size` checks both latency and throughput: a smaller graph need not be faster, but must not be slower.
     """
-    losses = [
+    slower = [
         f"{text}: {latency.p50:.2f} ms against {base.latency[text].p50:.2f} ms"
         for text, latency in candidate.latency.items()
         if objective != "throughput" and latency.p50 > base.latency[text].p50 * NOISE_RATIO
@@ -73,23 +85,23 @@ def slower(candidate: Candidate, base: Candidate, objective: Objective) -> str:
     if objective != "latency" and candidate.throughput and base.throughput:
         rate, base_rate = candidate.throughput.value, base.throughput.value
         if rate * NOISE_RATIO < base_rate:
-            losses.append(f"mixed lengths: {rate:.0f} texts/s against {base_rate:.0f}")
-    return "; ".join(losses)
+            slower.append(f"mixed lengths: {rate:.0f} texts/s against {base_rate:.0f}")
+    return "; ".join(slower)
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective, failing: Mapping[str, str]) -> list[Candidate]:
     """Marks the best candidate that passes as kept; if none passes, none is marked.
 
-    A candidate slower than the float graph is ruled out, unless the float graph is ruled out itself: then the slower
-    candidate may be the only way to run the model at all.
+    A candidate slower than the float graph is ruled out. But if the float graph is ruled out itself, a slower candidate
+    may be the only way to run the model at all, so it is not ruled out.
 
     Args:
         candidates: the float graph first. A candidate that already has a reason is ruled out.
         objective: decides which candidate is best.
-        failing: maps the name of a candidate to the gates that stop it; empty or absent if no gate does.
+        failing: maps the name of a candidate to a text on the gates that stop it; empty or absent if no gate does.
 
     Returns:
-        The same candidates, each with a reason.
+        Copies of the candidates in the same order, each with a reason.
     """
     base, reasons = candidates[0], {entry.name: entry.reason for entry in candidates if entry.reason}
     for candidate in candidates:
@@ -98,13 +110,13 @@ def choose(candidates: Sequence[Candidate], objective: Objective, failing: Mappi
             continue
         if failing.get(name):
             reasons[name] = f"stopped by a gate: {failing[name]}"
-        elif base.name not in reasons and (losses := slower(candidate, base, objective)):
-            reasons[name] = f"slower than the float graph: {losses}"
+        elif base.name not in reasons and (slower := slowdowns(candidate, base, objective)):
+            reasons[name] = f"slower than the float graph: {slower}"
     passing = [entry for entry in candidates if entry.name not in reasons]
-    winner = min(passing, key=lambda entry: score(entry, objective), default=None)
+    winner = min(passing, key=lambda entry: cost(entry, objective), default=None)
     for loser in passing:
         if winner and loser is not winner:
-            ratio = score(loser, objective) / score(winner, objective)
+            ratio = cost(loser, objective) / cost(winner, objective)
             word = "larger" if objective == "size" else "slower"
             reasons[loser.name] = f"{ratio:.2f} times {word} than {winner.name}"
     if winner:

@@ -1,4 +1,4 @@
-"""The candidates of a search while it runs: each with its measurements, verdicts, and why it was ruled out."""
+"""The candidates while a search runs: what was measured of each so far, and why it was ruled out."""
 
 import logging
 import time
@@ -20,16 +20,24 @@ from deploykit.recipe import GateSection
 from deploykit.selection import choice, measurements
 from deploykit.selection.candidates import Spec
 from deploykit.selection.choice import Candidate
-from deploykit.selection.evaluator import Bench, Judged
+from deploykit.selection.evaluator import Bench, Evaluation
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Entry:
-    """A candidate and its measurements so far; a `reason` says why it was ruled out.
+    """A candidate, and what was measured of it so far.
 
-    `ratio` is its time, or size, in the first measurement over the float graph's.
+    Attributes:
+        spec: the candidate.
+        reason: why it was ruled out; empty if it was not.
+        ratio: its time, or size, over the float graph's in the screening; infinite before that.
+        bytes: the size of its graph; 0 before the screening.
+        latency: of single texts, by name, if it is a finalist.
+        batch_tokens: padded tokens per batch at which its throughput is highest, if it is a finalist.
+        throughput: texts/s with batches of that size, if it is a finalist.
+        evaluation: None if it was not evaluated.
     """
 
     spec: Spec
@@ -39,40 +47,42 @@ class Entry:
     latency: dict[str, Latency] = field(default_factory=dict)
     batch_tokens: int | None = None
     throughput: Metric | None = None
-    judged: Judged | None = None
+    evaluation: Evaluation | None = None
 
     def candidate(self, gates: GateSection) -> Candidate:
         """Returns the entry as it is reported."""
-        spec, judged = self.spec, self.judged
+        spec, evaluation = self.spec, self.evaluation
         batch = {"batch_tokens": self.batch_tokens} if self.batch_tokens else {}
         return Candidate(
             name=spec.name,
             graph=spec.graph,
             quantizer=spec.quantizer,
             options=dict(spec.options),
-            keep=spec.keep,
+            float_nodes=spec.float_nodes,
             precision=spec.precision,
             execution=spec.execution.model_copy(update=batch),
             bytes=self.bytes,
             latency=self.latency,
             throughput=self.throughput,
-            metric=judged.metric if judged else None,
-            comparison=judged.comparison if judged else None,
-            verdicts=judged.verdicts(gates, self.bytes) if judged else (),
+            metric=evaluation.metric if evaluation else None,
+            comparison=evaluation.comparison if evaluation else None,
+            verdicts=evaluation.verdicts(gates, self.bytes) if evaluation else (),
             reason=self.reason,
         )
 
 
 def passes(entry: Entry, bench: Bench) -> bool:
-    """Says whether a candidate was judged and passed every gate."""
-    return entry.judged is not None and not failing(bench.gates, entry.judged.verdicts(bench.gates, entry.bytes))
+    """Says whether a candidate was evaluated and passed every gate."""
+    if entry.evaluation is None:
+        return False
+    return not failing(bench.gates, entry.evaluation.verdicts(bench.gates, entry.bytes))
 
 
 def choose(entries: Sequence[Entry], gates: GateSection, objective: Objective) -> list[Candidate]:
-    """Returns the entries as candidates, with the best one marked; see `choice.choose`."""
+    """Returns the entries as candidates, with the best one marked as kept; see `choice.choose`."""
     candidates = [entry.candidate(gates) for entry in entries]
-    stopped = {candidate.name: failing(gates, candidate.verdicts) for candidate in candidates}
-    return choice.choose(candidates, objective, stopped)
+    failing_gates = {candidate.name: failing(gates, candidate.verdicts) for candidate in candidates}
+    return choice.choose(candidates, objective, failing_gates)
 
 
 @contextmanager
@@ -80,6 +90,10 @@ def rule_out_on_error(entry: Entry, failure: str) -> Iterator[None]:
     """Rules a candidate out if the block raises an error, so that the search goes on with the others.
 
     Libraries raise errors of any type. A full disk is not the candidate's fault, and ends the search.
+
+    Args:
+        entry: the candidate; its `reason` is set.
+        failure: the beginning of the reason, which the message of the error follows.
     """
     try:
         yield
@@ -90,23 +104,30 @@ def rule_out_on_error(entry: Entry, failure: str) -> Iterator[None]:
         entry.reason = failure + (" ".join(str(error).split()) or type(error).__name__)
 
 
-def judge(entries: Sequence[Entry], bench: Bench, until: float = np.inf) -> None:
-    """Evaluates candidates until a time on the monotonic clock is over, and stores the results in the entries.
+def evaluate(entries: Sequence[Entry], bench: Bench, deadline: float = np.inf) -> None:
+    """Evaluates candidates, and stores the results in their entries.
 
-    Candidates that differ in threads only share an evaluation, unless a gate limits latency.
+    Candidates that differ only in threads share an evaluation, unless a gate limits latency.
+
+    Args:
+        entries: those that were evaluated before are skipped.
+        bench: opens and evaluates candidates.
+        deadline: on the monotonic clock, in seconds; no evaluation begins after it.
     """
     timed = bench.gates.max_p95_ms is not None
     for entry in tqdm(entries, desc="evaluation", disable=None):
-        if entry.judged is None and time.monotonic() < until:
-            key = measurements.key_of(bench.key, "judge", entry.spec.kind, timed and str(entry.spec.execution))
+        if entry.evaluation is None and time.monotonic() < deadline:
+            spec = entry.spec
+            key = measurements.key_of(bench.key, "evaluation", spec.prediction_key, timed and str(spec.execution))
             with rule_out_on_error(entry, "cannot be run: "):
                 try:
-                    content = measurements.remember(key, partial(_evaluate, entry.spec, bench))
-                except DeploykitError as error:  # its answers are wrong
+                    content = measurements.get_or_compute(key, partial(_evaluate_one, spec, bench))
+                except DeploykitError as error:  # an engine that gives wrong answers, for example
                     entry.reason = str(error)
                 else:
-                    entry.judged = Judged.model_validate(content)
+                    entry.evaluation = Evaluation.model_validate(content)
 
 
-def _evaluate(spec: Spec, bench: Bench) -> dict[str, Any]:
-    return bench.judge(spec, bench.open(spec)).model_dump(mode="json")
+def _evaluate_one(spec: Spec, bench: Bench) -> dict[str, Any]:
+    """Opens a candidate and evaluates it; returns the fields of an `Evaluation` as JSON values."""
+    return bench.evaluate(spec, bench.open(spec)).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The bench on which candidates are made and evaluated: the float graph, timed texts, rows to calibrate and judge."""
+"""The bench of a search: it writes, opens and evaluates candidates, and holds what all of them need for that."""
 
 import json
 import shutil
@@ -22,15 +22,16 @@ from deploykit.quantizers import Batch
 from deploykit.quantizers.auto import Graph
 from deploykit.recipe import GateSection
 from deploykit.selection import measurements
-from deploykit.selection.candidates import Spec, installed
+from deploykit.selection.candidates import Spec, installed_engines
 from deploykit.selection.choice import Candidate
 
-SAMPLE_S = 0.2  # running time of the float graph in a first measurement
-PROTOCOL = "padded as in use, weights of 7 bits without VNNI"  # if it changes, older measurements are not used
+SCREENING_SAMPLE_S = 0.2  # about how long the float graph takes for the mixed texts of the screening
+# How candidates are made and timed; part of the keys of measurements, so a change makes older ones unused.
+PROTOCOL = "padded as in use, weights of 7 bits without VNNI"
 
 
-class Judged(Frozen):
-    """A candidate's metric and its comparison with the float graph; `p95_ms` if a gate limits it."""
+class Evaluation(Frozen):
+    """A candidate's metric and its comparison with the float graph; `p95_ms` is None unless a gate limits it."""
 
     metric: Metric
     comparison: Comparison
@@ -45,60 +46,71 @@ class Judged(Frozen):
 class Bench:
     """Writes, opens and evaluates candidates.
 
-    `graph` is the exported float graph, and `base` its predictor on all cores. `folder` is for graphs that are written,
-    `work` are the texts to time, and `calibration` padded batches of training rows. `judge` evaluates a predictor, and
-    `data` is a hash of the rows that it evaluates.
+    Attributes:
+        graph: the exported float graph.
+        base: its predictor on all cores.
+        folder: for graphs that are written.
+        workload: the texts to time.
+        calibration: padded batches of training rows, for quantizers.
+        evaluate: evaluates a candidate, given its predictor.
+        gates: of the recipe.
+        data: a hash of the rows that `evaluate` uses.
     """
 
     graph: Path
     base: Predictor
     folder: Path
-    work: Workload
+    workload: Workload
     calibration: Sequence[Batch]
-    judge: Callable[[Spec, Predictor], Judged]
+    evaluate: Callable[[Spec, Predictor], Evaluation]
     gates: GateSection
     data: str
 
     @cached_property
     def key(self) -> str:
-        """The common part of the keys of measurements: the graph, the data and the machine."""
+        """A hash of what all measurements of this bench depend on: the graph, the data, the machine and the engines."""
         names = ("cpu", "cores", "cpu_features", "gpus")
         machine = {name: value for name, value in hardware.describe().items() if name in names}
-        versions = [engines.load(name).versions() for name in installed()]
-        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.work.key, machine, versions)
+        versions = [engines.load(name).versions() for name in installed_engines()]
+        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.workload.key, machine, versions)
 
     @cached_property
-    def sample(self) -> Workload:
-        """The part of the mixed texts that the float graph runs in `SAMPLE_S` seconds, for first measurements."""
+    def screening_workload(self) -> Workload:
+        """The workload with so few of its mixed texts that the float graph takes `SCREENING_SAMPLE_S` seconds."""
         start = time.perf_counter()
-        for batch in self.work.grouped(self.base.engine.execution.batch_tokens, self.base.engine):
+        for batch in self.workload.mixed_batches(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)
-        return self.work.part(min(1.0, SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
+        return self.workload.subsample(min(1.0, SCREENING_SAMPLE_S / max(time.perf_counter() - start, 1e-9)))
 
     def file(self, spec: Spec) -> Path:
-        """Returns a candidate's graph, written on the first call; raises a DeploykitError if it cannot be made."""
+        """Returns the path of a candidate's graph, which is written on the first call.
+
+        Raises:
+            DeploykitError: the graph cannot be made.
+        """
         source = self.variant(spec.graph)
         if spec.quantizer == "none":
             return source
         method = quantizers.load(spec.quantizer)
         options = method.Options.model_validate(dict(spec.options))
-        return self._written(
-            f"{spec.graph}-{spec.quantizer}-{measurements.key_of(*spec.file)[:12]}",
-            lambda target: method.quantize(source, options, target, self.calibration, spec.keep),
+        return self._write_once(
+            f"{spec.graph}-{spec.quantizer}-{measurements.key_of(*spec.graph_key)[:12]}",
+            lambda target: method.quantize(source, options, target, self.calibration, spec.float_nodes),
         )
 
     def variant(self, name: Graph) -> Path:
-        """Returns a variant of the graph, which is written on the first call."""
+        """Returns the path of a variant of the graph, which is written on the first call."""
         if name == "exported":
             return self.graph
-        return self._written(name, lambda target: variants.write(name, self.graph, target))
+        return self._write_once(name, lambda target: variants.write(name, self.graph, target))
 
     def facts(self, spec: Spec) -> dict[str, Any]:
-        """Returns the facts that were stored when a candidate's graph was written."""
-        notes = self.file(spec).with_suffix(".json")
-        return json.loads(notes.read_text(encoding="utf-8")) if self.file(spec) != self.graph else {}
+        """Returns the facts that the quantizer, or the variant, reported about a candidate's graph."""
+        graph = self.file(spec)
+        return {} if graph == self.graph else json.loads(graph.with_suffix(".json").read_text(encoding="utf-8"))
 
-    def _written(self, name: str, write: Callable[[Path], Any]) -> Path:
+    def _write_once(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """Returns the path of a graph; unless it exists, writes it and, beside it, the facts that `write` returns."""
         target = self.folder / f"{name}.onnx"
         if not target.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,22 +120,31 @@ class Bench:
         return target
 
     def open(self, spec: Spec) -> Predictor:
-        """Opens a candidate."""
+        """Returns a predictor that runs a candidate."""
         if self.file(spec) == self.graph and spec.execution == self.base.engine.execution:
             return self.base
-        return opened(self.base, self.file(spec), spec.execution)
+        return with_engine(self.base, self.file(spec), spec.execution)
 
     def write(self, folder: Path, spec: Spec, kept: Candidate) -> Predictor:
-        """Writes the chosen graph into a draft, and the float graph if it differs; returns a predictor of the first."""
+        """Writes the graph of the kept candidate into a folder, and beside it the float graph if it is another.
+
+        Args:
+            folder: of the artifact that is being written.
+            spec: of the kept candidate.
+            kept: the same candidate with its measured `execution`.
+
+        Returns:
+            A predictor that runs the written graph.
+        """
         chosen = self.file(spec)
         shutil.copy(chosen, folder / GRAPH)
         if chosen != self.graph:
             shutil.copy(self.graph, folder / FLOAT_GRAPH)
         relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
         execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
-        return opened(self.base, folder / GRAPH, execution)
+        return with_engine(self.base, folder / GRAPH, execution)
 
 
-def opened(base: Predictor, graph: Path, execution: Execution) -> Predictor:
-    """Returns a predictor on another graph or engine."""
+def with_engine(base: Predictor, graph: Path, execution: Execution) -> Predictor:
+    """Returns a copy of a predictor that runs another graph, or the same in another way."""
     return replace(base, engine=engines.load(execution.engine).load(graph, execution))

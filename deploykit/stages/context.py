@@ -95,7 +95,7 @@ class Job:
 
     def predictions(self) -> dict[str, list[tasks.Prediction]]:
         """Reads the parent's predictions, by split."""
-        return scoring.stored(self.source, self.task)
+        return scoring.load_stored(self.source, self.task)
 
     def copy(self, folder: Path, *names: str) -> None:
         """Copies the parent's configuration, its tokenizer and the named files into a draft, if it has them."""
@@ -163,10 +163,10 @@ class Job:
         )
 
     def _history(self, predictor: Predictor, **measured: Any) -> list[Step]:
-        """Returns the steps so far and this stage's, with times that were measured together; see `timing.typical`."""
+        """Returns the steps so far and this stage's, with times from one measurement by `timing.typical_latencies`."""
         cores, rows = hardware.cpu_limit(), self.dataset().validation
         predictors = {artifact.manifest.stage: Predictor.load(artifact, cores) for artifact in self.earlier}
-        times, waited = timing.typical({**predictors, self.stage: predictor}, rows)
+        times, waited = timing.typical_latencies({**predictors, self.stage: predictor}, rows)
         if waited > BUSY_SHARE:
             log.warning(BUSY, 100 * waited)
         earlier = [

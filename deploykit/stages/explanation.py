@@ -62,7 +62,7 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
     package = retuning.open_package(path)
     spec = candidates.spec_of(package.kept, package.base.engine.execution)
     if quantizer or spec.quantizer == "none":
-        spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), keep=())
+        spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), float_nodes=())
     if spec.quantizer in ("none", "auto"):
         raise InputError(f"the quantizer `{spec.quantizer}` quantizes no MatMul itself. Name another one.")
     with tempfile.TemporaryDirectory() as folder:
@@ -70,20 +70,20 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         method = quantizers.load(spec.quantizer)
         options = method.Options.model_validate(dict(spec.options))
         damages = sensitivity.rank(bench.variant(spec.graph), method, options, bench.calibration, Path(folder))
-        keeps = [(), *(tuple(sorted(keep)) for keep in sensitivity.groups(damages))]
-        prices = _prices([replace(spec, keep=keep) for keep in keeps], bench, package)
-        return Explanation(replace(spec, keep=()).name, len(package.golden.inputs), damages, prices)
+        float_nodes = [(), *(tuple(sorted(nodes)) for nodes in sensitivity.groups(damages))]
+        prices = _prices([replace(spec, float_nodes=nodes) for nodes in float_nodes], bench, package)
+        return Explanation(replace(spec, float_nodes=()).name, len(package.golden.inputs), damages, prices)
 
 
 def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
     """Measures the size, the prediction changes and the latency of each graph."""
     predictors = [bench.open(spec) for spec in specs]
-    name, text = next(iter(bench.work.singles.items()))
+    name, text = next(iter(bench.workload.singles.items()))
     engines = {str(index): predictor.engine for index, predictor in enumerate(predictors)}
-    latencies = timing.latencies(engines, replace(bench.work, singles={name: text}), TIMING_S)
+    latencies = timing.latencies(engines, replace(bench.workload, singles={name: text}), TIMING_S)
     return [
         Price(
-            kept=len(spec.keep),
+            kept=len(spec.float_nodes),
             bytes=bench.file(spec).stat().st_size,
             changed=golden.changed(predictor, package.golden.predict(predictor), package.float_predictions),
             latency=latencies[str(index)][name],

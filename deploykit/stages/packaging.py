@@ -12,7 +12,7 @@ from deploykit.artifact import FLOAT_GRAPH, GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.errors import GateError
 from deploykit.evaluation import gates, scoring, timing
-from deploykit.evaluation.comparison import Comparison, compare, flips
+from deploykit.evaluation.comparison import Comparison, compare, describe_changes
 from deploykit.inference import drift, golden
 from deploykit.inference.predictor import Predictor
 from deploykit.recipe import PackageSection
@@ -36,7 +36,7 @@ def package(job: Job) -> Artifact:
     lengths = scoring.count_tokens(predictor, rows)
     comparison = compare(task, spec, rows, before, after, job.recipe.seed, lengths)
     verdicts = _verdicts(job, predictor, comparison)
-    table = scoring.describe_test(predictor, dataset, predictions, job.recipe.seed)
+    table = scoring.tables_of_test(predictor, dataset, predictions, job.recipe.seed)
     observed, labels = task.observe(after, spec), observed_labels(task, spec)
     usual = drift.reference(lengths, observed, len(labels))
     with draft(job.target) as folder:
@@ -53,7 +53,7 @@ def package(job: Job) -> Artifact:
             details={
                 "comparison": comparison.model_dump(),
                 "verdicts": [verdict.model_dump() for verdict in verdicts],
-                "flips": flips(task, spec, rows, before, after, comparison.flipped),
+                "flips": describe_changes(task, spec, rows, before, after, comparison.flipped),
                 "test": table,
                 "reference": {name: histogram.model_dump(mode="json") for name, histogram in usual.items()},
             },
@@ -63,7 +63,7 @@ def package(job: Job) -> Artifact:
 def _verdicts(job: Job, predictor: Predictor, comparison: Comparison) -> tuple[gates.Verdict, ...]:
     """Returns the verdict of every gate; raises a GateError if one of them stops the graph."""
     section = job.recipe.gates
-    p95_ms = timing.p95(predictor, job.dataset().validation, job.recipe.seed) if section.max_p95_ms else None
+    p95_ms = timing.p95_latency(predictor, job.dataset().validation, job.recipe.seed) if section.max_p95_ms else None
     verdicts = gates.verdicts(section, comparison, p95_ms=p95_ms, size_bytes=job.source.manifest.step.bytes)
     failing = gates.failing(section, verdicts)
     if failing:

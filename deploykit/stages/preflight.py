@@ -162,7 +162,7 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
         ModelError: it cannot be exported, or the graph computes something else.
     """
     model_type = model.config.model_type
-    if model_type in exporter.EXPORTED:
+    if model_type in exporter.TESTED_MODEL_TYPES:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

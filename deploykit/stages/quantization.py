@@ -17,14 +17,14 @@ from deploykit.artifact import GRAPH, Artifact, draft
 from deploykit.artifact.execution import Execution
 from deploykit.data import Dataset
 from deploykit.evaluation import metrics, scoring, timing, workload
-from deploykit.evaluation.comparison import compare, flips
+from deploykit.evaluation.comparison import compare, describe_changes
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor, collated
 from deploykit.quantizers import auto
 from deploykit.selection import candidates as candidate_grid
 from deploykit.selection import search
 from deploykit.selection.candidates import Spec
-from deploykit.selection.evaluator import Bench, Judged
+from deploykit.selection.evaluator import Bench, Evaluation
 from deploykit.stages.context import Job
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch, Features
@@ -53,20 +53,20 @@ def quantize(job: Job) -> Artifact:
         predictor = bench.write(folder, spec, kept)
         before, predictions = job.predictions()["validation"], scoring.predict_all(predictor, dataset)
         flipped = kept.comparison.flipped if kept.comparison else ()
-        changes = flips(job.task, base.spec, dataset.validation, before, predictions["validation"], flipped)
+        changes = describe_changes(job.task, base.spec, dataset.validation, before, predictions["validation"], flipped)
         return job.finish(
             folder,
             kind="onnx",
             predictor=predictor,
             predictions=predictions,
             parameters=source.manifest.step.parameters,
-            cost=timing.cost(predictor.engine, bench.work),
+            cost=timing.fit_cost(predictor.engine, bench.workload),
             facts={"weights_precision": kept.precision},
             details={
                 **bench.facts(spec),
                 "candidates": [candidate.model_dump(mode="json") for candidate in candidates],
                 "gates": job.recipe.gates.model_dump(mode="json"),
-                "lengths": measured.counts(),
+                "lengths": measured.shares_by_length(),
                 "verdicts": [verdict.model_dump(mode="json") for verdict in kept.verdicts],
                 "flips": changes,
             },
@@ -87,22 +87,22 @@ def _bench(job: Job, base: Predictor, measured: Lengths) -> Bench:
     dataset, seed = job.dataset(), job.recipe.seed
     before, tokens = job.predictions()["validation"], scoring.count_tokens(base, dataset.validation)
 
-    def judge(_: Spec, predictor: Predictor) -> Judged:
+    def evaluate(_: Spec, predictor: Predictor) -> Evaluation:
         after = scoring.predict(predictor, dataset.validation, "validation")
         outcomes = metrics.Outcomes.of(job.task, base.spec, dataset.validation, after)
-        first = metrics.with_intervals(job.task.METRICS[:1], outcomes, seed)
+        first = metrics.compute_with_intervals(job.task.METRICS[:1], outcomes, seed)
         comparison = compare(job.task, base.spec, dataset.validation, before, after, seed, tokens)
         gated = job.recipe.gates.max_p95_ms is not None
-        p95_ms = timing.p95(predictor, dataset.validation, seed) if gated else None
-        return Judged(metric=first[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
+        p95_ms = timing.p95_latency(predictor, dataset.validation, seed) if gated else None
+        return Evaluation(metric=first[job.task.METRICS[0]], comparison=comparison, p95_ms=p95_ms)
 
     return Bench(
         graph=job.source.file(GRAPH),
         base=base,
         folder=job.work / "graphs",
-        work=workload.build(measured, base.tokenizer, _features(base, dataset.train[:CALIBRATION_ROWS]), seed),
+        workload=workload.build(measured, base.tokenizer, _features(base, dataset.train[:CALIBRATION_ROWS]), seed),
         calibration=calibration(dataset, base, seed),
-        judge=judge,
+        evaluate=evaluate,
         gates=job.recipe.gates,
         data=job.parent_key,
     )

@@ -43,7 +43,7 @@ from deploykit.selection import candidates as candidate_grid
 from deploykit.selection import search
 from deploykit.selection.candidates import Spec
 from deploykit.selection.choice import Candidate
-from deploykit.selection.evaluator import Bench, Judged
+from deploykit.selection.evaluator import Bench, Evaluation
 from deploykit.stages import bundle
 from deploykit.stages.context import stamp
 from deploykit.tasks import Prediction
@@ -193,20 +193,20 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
     counts = package.quantization["lengths"]
     lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(counts)
 
-    def judge(spec: Spec, predictor: Predictor) -> Judged:
+    def evaluate(spec: Spec, predictor: Predictor) -> Evaluation:
         before = passed[spec]
         if before.metric is None or before.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
         _require_alike(predictor, package, before.comparison)
-        return Judged(metric=before.metric, comparison=before.comparison)
+        return Evaluation(metric=before.metric, comparison=before.comparison)
 
     return Bench(
         graph=package.graph,
         base=base,
         folder=folder,
-        work=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
+        workload=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
         calibration=collated(features, base.tokenizer, 8),
-        judge=judge,
+        evaluate=evaluate,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
         data=package.artifact.digest,
     )
@@ -252,7 +252,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
             "parent_digest": artifact.digest,
             "execution": predictor.engine.execution,
             "weights_precision": kept.precision,
-            "cost": timing.cost(predictor.engine, bench.work),
+            "cost": timing.fit_cost(predictor.engine, bench.workload),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
             **stamp(),
         }

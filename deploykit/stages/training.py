@@ -59,7 +59,7 @@ def train(job: Job) -> Artifact:
         _check_predictions(job, predictions, base)
         spec = tune_spec(task, spec, dataset.validation, predictions["validation"])
         predictor = replace(predictor, spec=spec)
-        table = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
+        table = scoring.tables_of_test(predictor, dataset, predictions, recipe.seed)
 
         checkpoint.save(model, folder)
         return job.finish(

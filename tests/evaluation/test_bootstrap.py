@@ -21,7 +21,7 @@ def test_rows_are_drawn_with_replacement_as_often_as_there_are_rows():
     assert weights.shape == (bootstrap.RESAMPLES, 130)
     assert set(weights.sum(axis=1)) == {130}
     assert weights.var() == pytest.approx(1 - 1 / 130, rel=0.02)  # of a binomial distribution
-    np.testing.assert_array_equal(weights[: bootstrap.CHUNK], next(bootstrap.draw_weights(130, seed=3)))
+    np.testing.assert_array_equal(weights[: bootstrap.DRAWS_AT_ONCE], next(bootstrap.draw_weights(130, seed=3)))
 
 
 def test_a_median_lies_within_its_interval_and_equal_values_have_none():

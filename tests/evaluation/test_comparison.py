@@ -90,7 +90,7 @@ def test_prediction_changes_are_listed_as_units_with_the_label_before_and_after(
     before, after = (np.eye(3, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 1], [1, 0, 1, 0]))
     result = comparison.compare(task, spec_of(labels), rows, [before], [after], 0)
     assert (result.metric, result.flips.value, result.flipped) == ("entity_f1", 1.0, (0,))
-    assert comparison.flips(task, spec_of(labels), rows, [before], [after], result.flipped) == [
+    assert comparison.describe_changes(task, spec_of(labels), rows, [before], [after], result.flipped) == [
         {"text": "in", "true": "O", "before": "O", "after": "B-NAME"},
         {"text": "Lisbon", "true": "B-NAME", "before": "B-NAME", "after": "O"},
     ]
@@ -98,9 +98,9 @@ def test_prediction_changes_are_listed_as_units_with_the_label_before_and_after(
 
 def test_prediction_changes_of_texts_list_the_whole_text():
     rows = examples(2)
-    changes = comparison.flips(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
+    changes = comparison.describe_changes(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 0]), (1,))
     assert changes == [{"text": "text 1", "true": "positive", "before": "positive", "after": "negative"}]
-    assert comparison.flips(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 1]), (0, 1)) == []
+    assert comparison.describe_changes(TASK, SPEC, rows, scores(rows, [1, 1]), scores(rows, [1, 1]), (0, 1)) == []
 
 
 # losses by label and by length
@@ -131,7 +131,7 @@ def test_labels_of_entities_are_those_of_whole_entities():
     before, after = (np.eye(5, dtype=np.float32)[list(tags)] for tags in ([1, 0, 0, 3, 4], [1, 0, 0, 3, 0]))
     found = comparison.compare(task, spec_of(labels), rows, [before] * 30, [after] * 30, 0)
     assert {name: metric.value for name, metric in found.by_label.items()} == {"NAME": 0, "PLACE": 1}
-    names, counts = items.count(Outcomes.of(task, spec_of(labels), rows, [after] * 30))
+    names, counts = items.count_items(Outcomes.of(task, spec_of(labels), rows, [after] * 30))
     assert names == ("NAME", "PLACE")
     assert counts.sum(axis=0)[:4].tolist() == [30, 0, 30, 30]  # right, and true
 
@@ -156,7 +156,7 @@ def test_many_labels_take_little_memory():
     try:
         found = comparison.compare(task, spec, list(gold), list(before), list(after), 0, lengths)
         outcomes = Outcomes.of(task, spec, list(gold), list(after))
-        metrics.with_intervals(("macro_f1", "matthews"), outcomes, 0)
+        metrics.compute_with_intervals(("macro_f1", "matthews"), outcomes, 0)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

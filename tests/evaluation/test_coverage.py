@@ -60,7 +60,7 @@ def test_equal_probabilities_are_answered_together():
 
 def test_tables_have_it_for_text_classification_only():
     examples, predictions, spec = rows(abstain_below=0.7)
-    table = scoring.tables(TASK, spec, examples, predictions, 0)
+    table = scoring.report_tables(TASK, spec, examples, predictions, 0)
     assert table["abstention"] == measured(abstain_below=0.7)
     assert "coverage" not in tasks.load("token-classification").FIGURES
 

@@ -125,7 +125,7 @@ def test_more_rows_do_not_help_a_clock():
 def test_of_many_members_the_worst_is_judged_and_named(gate):
     members = {"first": metric(0.02, 0.01, 0.03), "second": metric(0.3, 0.29, 0.31), "third": metric(0.04, 0, 0.2)}
     found = gates.verdicts(GateSection(**OFF, **{f"max_{gate}_drop": 0.1}), made(**{f"by_{gate}": members}))[1]
-    assert (found.member, found.outcome) == ("second", "failed")
+    assert (found.group, found.outcome) == ("second", "failed")
     assert str(found).startswith(f"max_{gate}_drop is 0.3000 (95 % interval 0.28")
     assert "for second, allowed 0.1000: failed" in str(found)
 
@@ -133,14 +133,14 @@ def test_of_many_members_the_worst_is_judged_and_named(gate):
 def test_a_member_that_nobody_can_tell_comes_before_one_that_holds_though_it_is_better():
     members = {"rare": metric(0.02, -0.2, 0.2), "common": metric(0.04, 0.03, 0.05)}
     found = gates.verdicts(GateSection(**OFF, max_label_drop=0.1), made(by_label=members))[1]
-    assert (found.member, found.outcome) == ("rare", "inconclusive")
+    assert (found.group, found.outcome) == ("rare", "inconclusive")
 
 
 @pytest.mark.parametrize(("others", "outcome"), [(0, "failed"), (22, "inconclusive")])
 def test_the_worst_of_many_labels_must_be_further_beyond(others, outcome):
     members = {"worst": metric(0.2, 0.11, 0.3), **{str(index): NOTHING for index in range(others)}}
     found = gates.verdicts(GateSection(**OFF, max_label_drop=0.1), made(by_label=members))[1]
-    assert (found.member, found.outcome) == ("worst", outcome)
+    assert (found.group, found.outcome) == ("worst", outcome)
 
 
 def test_the_worst_of_many_labels_that_are_all_at_the_limit_is_rarely_called_failed():
@@ -181,7 +181,7 @@ def test_where_it_is_accepted_the_measured_value_decides(value, passes):
     section = GateSection(inconclusive="accept")
     found = gates.verdicts(section, made(drop=metric(value, -0.02, 0.03)))
     assert (gates.failing(section, found) == "") is passes
-    assert bool(gates.stopping(section, found)) is not passes
+    assert bool(gates.stopping_verdicts(section, found)) is not passes
     if value == 0.0101:
         assert gates.failing(section, found).endswith(
             " would be enough\nFailed gates: make the stage gentler, or raise the limit."
@@ -195,7 +195,7 @@ def test_a_failed_gate_is_never_accepted():
 
 def test_no_message_where_every_gate_passed():
     found = gates.verdicts(GateSection(), made())
-    assert (gates.failing(GateSection(), found), gates.stopping(GateSection(), found)) == ("", ())
+    assert (gates.failing(GateSection(), found), gates.stopping_verdicts(GateSection(), found)) == ("", ())
 
 
 # what a manifest keeps
@@ -203,19 +203,19 @@ def test_no_message_where_every_gate_passed():
 
 def test_a_comparison_is_judged_by_the_gates_of_now_and_a_verdict_is_kept():
     details = {"comparison": made(drop=metric(0.05, 0.04, 0.06)).model_dump()}
-    assert [found.outcome for found in gates.recorded(GateSection(), details)] == ["failed"]
-    assert [found.outcome for found in gates.recorded(GateSection(max_drop=0.1), details)] == ["passed"]
+    assert [found.outcome for found in gates.stored_verdicts(GateSection(), details)] == ["failed"]
+    assert [found.outcome for found in gates.stored_verdicts(GateSection(max_drop=0.1), details)] == ["passed"]
     found = gates.verdicts(GateSection(), made())
     details["verdicts"] = [verdict.model_dump() for verdict in found]
-    assert gates.recorded(GateSection(), details) == found
-    assert gates.recorded(GateSection(), {}) == ()
+    assert gates.stored_verdicts(GateSection(), details) == found
+    assert gates.stored_verdicts(GateSection(), {}) == ()
 
 
 def test_verdicts_of_older_manifests_are_read():
     (verdict, *_) = gates.verdicts(GateSection(), made())
     for earlier, outcome in gates.EARLIER_OUTCOMES.items():
         content = verdict.model_dump()
-        content = {**content, "found": content.pop("measured"), "outcome": earlier}
+        content = {**content, "found": content.pop("measured"), "member": content.pop("group"), "outcome": earlier}
         assert gates.Verdict.model_validate(content) == verdict.model_copy(update={"outcome": outcome})
 
 

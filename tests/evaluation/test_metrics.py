@@ -117,7 +117,9 @@ def test_each_resample_has_the_value_that_the_library_gives_for_its_rows(name):
 def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
     gold, predicted = random_rows(seed, name)
     few, many = (
-        metrics.with_intervals((name,), outcomes(gold * times, predicted * times, LABELS[name]), seed=seed)[name]
+        metrics.compute_with_intervals((name,), outcomes(gold * times, predicted * times, LABELS[name]), seed=seed)[
+            name
+        ]
         for times in (1, 16)
     )
     assert few.low < few.value < few.high
@@ -128,7 +130,7 @@ def test_the_interval_contains_the_value_and_more_rows_narrow_it(name, seed):
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation():
     gold = [np.array([0])] * 400
     predicted = [np.array([int(index < 100)]) for index in range(400)]
-    metric = metrics.with_intervals(("accuracy",), outcomes(gold, predicted), seed=0)["accuracy"]
+    metric = metrics.compute_with_intervals(("accuracy",), outcomes(gold, predicted), seed=0)["accuracy"]
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert metric.value == 0.75
     assert (metric.low, metric.high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
@@ -136,14 +138,14 @@ def test_the_interval_of_a_share_is_that_of_the_normal_approximation():
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     rows = outcomes(*random_rows(0, "macro_f1"))
-    first, same, other = [metrics.with_intervals(("macro_f1",), rows, seed)["macro_f1"] for seed in (1, 1, 2)]
+    first, same, other = [metrics.compute_with_intervals(("macro_f1",), rows, seed)["macro_f1"] for seed in (1, 1, 2)]
     assert first == same != other
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
     rows = outcomes(*random_rows(0, name), LABELS[name])
-    loss, own = metrics.differences(name, rows, rows), metrics.load(name).statistic(rows)
+    loss, own = metrics.loss(name, rows, rows), metrics.load(name).statistic(rows)
     for weights in bootstrap.draw_weights(len(rows), 0):
         assert own(weights).std() > 0
         np.testing.assert_array_equal(loss(weights), np.zeros(len(weights)))
@@ -164,7 +166,7 @@ def test_two_equal_models_differ_by_nothing_in_every_paired_sample(name):
 def test_entities_are_right_only_as_a_whole(gold, predicted, right, f1):
     rows = [[np.array([BIO.index(tag) for tag in tags.split()])] for tags in (gold, predicted)]
     outcome = outcomes(*rows, BIO)
-    assert items.count(outcome)[1].sum(axis=0)[:2].sum() == right
+    assert items.count_items(outcome)[1].sum(axis=0)[:2].sum() == right
     assert metrics.compute(("entity_f1",), outcome)["entity_f1"] == pytest.approx(f1)
 
 
@@ -179,7 +181,7 @@ def test_rows_without_units_count_nothing():
 
 def test_no_entity_anywhere_is_zero_and_no_error():
     gold = [np.array([0, 0])]
-    assert metrics.with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
+    assert metrics.compute_with_intervals(("entity_f1",), outcomes(gold, gold, BIO), 0)["entity_f1"].value == 0.0
 
 
 def tables(gold, predicted, labels, slices=()):
@@ -187,7 +189,7 @@ def tables(gold, predicted, labels, slices=()):
     rows = outcomes(gold, predicted, labels)
     task = SimpleNamespace(**{**vars(rows.task), "METRICS": ("accuracy",), "gold": lambda example, _: example.target})
     examples = [Example(None, row, slices[index] if slices else "") for index, row in enumerate(gold)]
-    return scoring.tables(task, rows.spec, examples, predicted, 0)
+    return scoring.report_tables(task, rows.spec, examples, predicted, 0)
 
 
 def test_the_table_of_labels_is_that_of_scikit_learn():
@@ -210,7 +212,7 @@ def test_the_table_of_entities_names_them_without_their_prefix():
     assert sorted(table["labels"]) == ["NAME", "PLACE"]
     assert np.array(table["confusion"]).shape == (5, 5)
     right = sum(row["recall"] * row["support"] for row in table["labels"].values())
-    assert right == pytest.approx(items.count(outcomes(gold, predicted, BIO))[1].sum(axis=0)[:2].sum())
+    assert right == pytest.approx(items.count_items(outcomes(gold, predicted, BIO))[1].sum(axis=0)[:2].sum())
 
 
 def test_the_table_of_entities_is_that_of_seqeval():
@@ -273,7 +275,7 @@ def test_metrics_of_numbers_are_those_of_scipy_for_every_draw(name):
 @pytest.mark.parametrize("name", BY_LIBRARY)
 def test_equal_numbers_have_no_correlation_and_no_error_is_raised(name):
     rows = Outcomes(NUMBERS, spec_of(()), [np.array([2.0])] * 9, [np.array([1.0])] * 9)
-    assert metrics.with_intervals((name,), rows, 0)[name].value == (1.0 if name == "rmse" else 0.0)
+    assert metrics.compute_with_intervals((name,), rows, 0)[name].value == (1.0 if name == "rmse" else 0.0)
 
 
 def test_a_metric_of_which_less_is_better_counts_a_rise_as_a_loss():
@@ -281,8 +283,8 @@ def test_a_metric_of_which_less_is_better_counts_a_rise_as_a_loss():
     before = Outcomes(NUMBERS, spec_of(()), list(gold[:, None]), list(predicted[:, None]))
     after = Outcomes(NUMBERS, spec_of(()), list(gold[:, None]), list(gold[:, None] + 2 * (predicted - gold)[:, None]))
     every = np.ones((1, len(gold)))
-    assert metrics.differences("rmse", before, after)(every) == pytest.approx(metrics.load("rmse").value(before))
-    assert metrics.differences("pearson", before, after)(every) > 0
+    assert metrics.loss("rmse", before, after)(every) == pytest.approx(metrics.load("rmse").value(before))
+    assert metrics.loss("pearson", before, after)(every) > 0
 
 
 def test_average_precision_is_that_of_scikit_learn_for_every_draw():
@@ -321,5 +323,5 @@ def test_answers_are_compared_as_in_squad(answer, gold, exact, f1):
 
 def test_the_area_under_the_curve_of_a_single_class_is_left_out():
     rows = outcomes([np.array([0])] * 5, [np.array([0])] * 5, FLAT)
-    assert "roc_auc" not in metrics.with_intervals(("roc_auc", "accuracy"), rows, 0)
-    assert metrics.with_intervals(("macro_f1",), rows, 0)["macro_f1"].low == 1
+    assert "roc_auc" not in metrics.compute_with_intervals(("roc_auc", "accuracy"), rows, 0)
+    assert metrics.compute_with_intervals(("macro_f1",), rows, 0)["macro_f1"].low == 1

@@ -102,7 +102,7 @@ def test_intervals_are_over_queries(name):
     queries = random_queries(3, 60)
     rows, own = graded(queries), [metrics.compute((name,), graded({key: value})) for key, value in queries.items()]
     values = np.array([value[name] for value in own if value])
-    measured = metrics.with_intervals((name,), rows, 0)[name]
+    measured = metrics.compute_with_intervals((name,), rows, 0)[name]
     assert measured.value == pytest.approx(values.mean())
     error = values.std() / np.sqrt(len(values))
     assert (measured.high - measured.low) == pytest.approx(2 * 1.96 * error, rel=0.15)

@@ -62,10 +62,10 @@ def test_texts_are_of_the_lengths_in_use_the_median_first_and_no_longer_than_the
 
 
 def test_mixed_texts_are_grouped_within_the_budget(work, clock):
-    grouped = work.grouped(100, Clocked(clock))
+    grouped = work.mixed_batches(100, Clocked(clock))
     assert sum(len(batch["input_ids"]) for batch in grouped) == workload.MIXED_TEXTS
     assert max(batch["input_ids"].size for batch in grouped) <= 100
-    assert len(work.grouped(1000, Clocked(clock))) < len(grouped)
+    assert len(work.mixed_batches(1000, Clocked(clock))) < len(grouped)
 
 
 def test_calls_are_timed_in_turn_after_a_call_that_is_not_counted(clock):
@@ -78,44 +78,44 @@ def test_calls_are_timed_in_turn_after_a_call_that_is_not_counted(clock):
 
         return run
 
-    found = timing.in_turn({"a": call("a", 1), "b": call("b", 2), "c": call("c", 3)}, seconds=0)
+    found = timing.time_in_turn({"a": call("a", 1), "b": call("b", 2), "c": call("c", 3)}, seconds=0)
     assert {name: set(np.round(samples, 6)) for name, samples in found.items()} == {"a": {1}, "b": {2}, "c": {3}}
-    assert {len(samples) for samples in found.values()} == {timing.LEAST_ROUNDS}
+    assert {len(samples) for samples in found.values()} == {timing.MIN_ROUNDS}
     turns = seen[3:]
-    assert len(turns) == 3 * timing.BURST * timing.LEAST_ROUNDS
-    rounds = [turns[start : start + 3 * timing.BURST] for start in range(0, len(turns), 3 * timing.BURST)]
-    assert all(Counter(one) == dict.fromkeys("abc", timing.BURST) for one in rounds)
-    assert all(len(set(one[start : start + timing.BURST])) == 1 for one in rounds for start in range(0, 9, 3))
+    assert len(turns) == 3 * timing.BURST_CALLS * timing.MIN_ROUNDS
+    rounds = [turns[start : start + 3 * timing.BURST_CALLS] for start in range(0, len(turns), 3 * timing.BURST_CALLS)]
+    assert all(Counter(one) == dict.fromkeys("abc", timing.BURST_CALLS) for one in rounds)
+    assert all(len(set(one[start : start + timing.BURST_CALLS])) == 1 for one in rounds for start in range(0, 9, 3))
 
 
 def test_no_call_has_always_the_same_neighbour(clock):
     seen = []
     calls = {name: lambda name=name: (seen.append(name), clock(1)) for name in "abcd"}
-    timing.in_turn(calls, seconds=100)  # as many rounds as there may be
-    turns = seen[len(calls) :: timing.BURST]
+    timing.time_in_turn(calls, seconds=100)  # as many rounds as there may be
+    turns = seen[len(calls) :: timing.BURST_CALLS]
     before = Counter(pairwise(turns))
-    shares = [before[one, other] / timing.MOST_ROUNDS for one in calls for other in calls if one != other]
+    shares = [before[one, other] / timing.MAX_ROUNDS for one in calls for other in calls if one != other]
     assert min(shares) > 0.1  # a third each, less where a round ends and the next begins with the same
-    itself = [before[name, name] / timing.MOST_ROUNDS for name in calls]
+    itself = [before[name, name] / timing.MAX_ROUNDS for name in calls]
     assert max(itself) < 0.25  # half of the first and the last where orders alternate
 
 
 def test_what_is_waited_for_a_core_is_not_counted(clock):
     calls = {"short": lambda: clock(1), "long": lambda: clock(4, waited=30)}  # long calls are interrupted
-    found = timing.in_turn(calls, seconds=0)
+    found = timing.time_in_turn(calls, seconds=0)
     assert {name: set(np.round(samples, 6)) for name, samples in found.items()} == {"short": {1}, "long": {4}}
 
 
 def test_more_seconds_bring_more_rounds_up_to_a_limit(clock):
     def rounds(seconds):
-        return len(timing.in_turn({"it": lambda: clock(10)}, seconds)["it"])
+        return len(timing.time_in_turn({"it": lambda: clock(10)}, seconds)["it"])
 
-    assert rounds(0) == timing.LEAST_ROUNDS
+    assert rounds(0) == timing.MIN_ROUNDS
     assert rounds(0.6) == 20  # a burst takes 30 ms
-    assert rounds(100) == timing.MOST_ROUNDS
+    assert rounds(100) == timing.MAX_ROUNDS
     assert (
-        len(timing.in_turn({"it": lambda: clock(10)}, 0, least=timing.FIRST_LOOK_ROUNDS)["it"])
-        == timing.FIRST_LOOK_ROUNDS
+        len(timing.time_in_turn({"it": lambda: clock(10)}, 0, min_rounds=timing.ROUGH_MIN_ROUNDS)["it"])
+        == timing.ROUGH_MIN_ROUNDS
     )
 
 
@@ -132,10 +132,10 @@ def test_latency_is_the_median_with_an_interval_that_holds_it(clock, work):
 
 def test_a_rate_counts_every_text_and_larger_batches_show_what_they_cost(clock, work):
     engine = Clocked(clock, fixed=1.0, per_token=0.01, cache_tokens=300)
-    rates = timing.rates({"it": engine}, work, (64, 256, 2048), seconds=1)["it"]
+    rates = timing.throughputs({"it": engine}, work, (64, 256, 2048), seconds=1)["it"]
     assert max(rates, key=lambda budget: rates[budget].value) == 256
-    tokens = sum(batch["input_ids"].size for batch in work.grouped(256, engine))
-    expected = 1000 * workload.MIXED_TEXTS / (len(work.grouped(256, engine)) + 0.01 * tokens)
+    tokens = sum(batch["input_ids"].size for batch in work.mixed_batches(256, engine))
+    expected = 1000 * workload.MIXED_TEXTS / (len(work.mixed_batches(256, engine)) + 0.01 * tokens)
     assert rates[256].value == pytest.approx(expected)
     assert rates[256].low <= rates[256].value <= rates[256].high
 
@@ -146,15 +146,15 @@ def test_engines_are_timed_on_batches_padded_as_in_use(clock, work, monkeypatch)
     timing.latencies({"it": engine}, work, seconds=0)
     assert set(engine.shapes) == {(4, 16), (4, 48)}
     engine.shapes.clear()
-    timing.rates({"it": engine}, work, (256,), seconds=0)
+    timing.throughputs({"it": engine}, work, (256,), seconds=0)
     assert {rows % 4 for rows, _ in engine.shapes} == {0}
-    cost = timing.cost(engine, work)
+    cost = timing.fit_cost(engine, work)
     assert (cost.fixed, cost.per_token) == pytest.approx((1e-3, 1e-4), rel=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
 def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
-    part = work.part(share)
+    part = work.subsample(share)
     assert len(part.mixed) == max(1, round(share * workload.MIXED_TEXTS))
     assert part.singles == work.singles
     whole = sorted(map(len, work.mixed))
@@ -163,29 +163,29 @@ def test_a_part_of_the_texts_has_lengths_like_all_of_them(work, share):
     assert whole[int(0.35 * workload.MIXED_TEXTS)] <= middle <= whole[int(0.65 * workload.MIXED_TEXTS)]
 
 
-def test_a_first_look_at_rates_is_short(clock, work):
+def test_a_rough_measurement_of_throughput_is_short(clock, work):
     engine = Clocked(clock, fixed=1.0)
-    part = work.part(0.1)
-    timing.rates({"it": engine}, part, (2048,), seconds=0, least=timing.FIRST_LOOK_ROUNDS)
-    assert len(engine.shapes) == len(part.grouped(2048, engine)) * (1 + timing.FIRST_LOOK_ROUNDS)
+    part = work.subsample(0.1)
+    timing.throughputs({"it": engine}, part, (2048,), seconds=0, min_rounds=timing.ROUGH_MIN_ROUNDS)
+    assert len(engine.shapes) == len(part.mixed_batches(2048, engine)) * (1 + timing.ROUGH_MIN_ROUNDS)
 
 
 def test_streams_get_the_batches_all_at_once(clock, work):
     engine = Clocked(clock, fixed=1.0, streams=2)
-    timing.rates({"it": engine}, work, (256,), seconds=0)
-    assert Counter(engine.shapes)[work.grouped(256, engine)[0]["input_ids"].shape] % (1 + timing.LEAST_ROUNDS) == 0
+    timing.throughputs({"it": engine}, work, (256,), seconds=0)
+    assert Counter(engine.shapes)[work.mixed_batches(256, engine)[0]["input_ids"].shape] % (1 + timing.MIN_ROUNDS) == 0
 
 
 def test_the_cost_of_batches_is_found_again(clock, work):
     engine = Clocked(clock, fixed=2.0, per_token=0.1, per_square=0.002, batch_tokens=256)
-    found = timing.cost(engine, work)
+    found = timing.fit_cost(engine, work)
     assert (found.fixed, found.per_token, found.per_square) == pytest.approx((2e-3, 1e-4, 2e-6), rel=1e-3)
     assert max(rows * width for rows, width in engine.shapes if rows > 1) <= 256
     assert found.seconds(4, 40) == pytest.approx((2.0 + 0.1 * 160 + 0.002 * 4 * 1600) / 1000, rel=1e-3)
 
 
 def test_no_part_of_a_cost_is_negative(clock, work):
-    found = timing.cost(Clocked(clock, fixed=1.0), work)
+    found = timing.fit_cost(Clocked(clock, fixed=1.0), work)
     assert found.fixed == pytest.approx(1e-3, rel=1e-3)
     assert min(found.per_token, found.per_square) >= 0
 
@@ -197,7 +197,7 @@ def test_the_typical_time_is_that_of_one_input_of_median_length(words, clock, tm
     predictor = Predictor(loaded.task, loaded.spec, loaded.tokenizer, engine)
     median = sorted(words)[(len(words) - 1) // 2] + 2
     rows = [example_of(" ".join(["film"] * count)) for count in words]
-    assert timing.typical({"it": predictor}, rows) == ({"it": pytest.approx(0.5 * median)}, 0.0)
+    assert timing.typical_latencies({"it": predictor}, rows) == ({"it": pytest.approx(0.5 * median)}, 0.0)
     assert set(engine.shapes) == {(1, median)}
 
 
@@ -215,11 +215,13 @@ def test_typical_times_are_measured_in_turn_and_say_how_busy_the_machine_was(clo
     predictors = {
         name: replace(loaded, engine=Drifting(clock, fixed=ms)) for name, ms in (("torch", 4.0), ("int8", 1.0))
     }
-    times, waited = timing.typical(predictors, [example_of("a film")])
+    times, waited = timing.typical_latencies(predictors, [example_of("a film")])
     assert times["torch"] / times["int8"] == pytest.approx(4.0)
     assert waited == pytest.approx(0.25)
-    rounds = [sorted(seen[start : start + 2 * timing.BURST]) for start in range(2, len(seen), 2 * timing.BURST)]
-    assert all(one == [1.0] * timing.BURST + [4.0] * timing.BURST for one in rounds)
+    rounds = [
+        sorted(seen[start : start + 2 * timing.BURST_CALLS]) for start in range(2, len(seen), 2 * timing.BURST_CALLS)
+    ]
+    assert all(one == [1.0] * timing.BURST_CALLS + [4.0] * timing.BURST_CALLS for one in rounds)
 
 
 class ClockedPredictor:
@@ -238,7 +240,7 @@ class ClockedPredictor:
 def test_texts_are_timed_one_by_one_and_the_tail_is_reported(count, timed, monkeypatch):
     predictor = ClockedPredictor(monkeypatch)
     rows = [example_of(str(index % 100), "pair") for index in range(count)]
-    found = timing.p95(predictor, rows, seed=0)
+    found = timing.p95_latency(predictor, rows, seed=0)
     times = [float(text) for text, _ in predictor.asked[-timed:]]
     assert len(predictor.asked) == timed + min(timed, timing.P95_WARMUP_TEXTS)
     assert {pair for _, pair in predictor.asked} == {"pair"}

@@ -48,13 +48,13 @@ def test_matmuls_of_layers_with_a_constant_matrix_are_quantizable():
     model = graph_of(nodes, {"w": SQUARE, "v": [1, 2]})
     assert matmuls.quantizable(model, ("MatMul",)) == names[:2]
     assert matmuls.quantizable(model, ("MatMul", "Attention")) == [*names[:2], "Attention_0"]
-    assert matmuls.outside(model) == names[2:]
+    assert matmuls.outside_layers(model) == names[2:]
 
 
 def test_of_a_graph_without_layers_the_last_matmul_is_the_head():
     model = graph_of([matmul("first"), matmul("second"), matmul("head")], {"w": SQUARE})
     assert matmuls.quantizable(model, ("MatMul",)) == ["first", "second"]
-    assert matmuls.outside(model) == ["head"]
+    assert matmuls.outside_layers(model) == ["head"]
     assert matmuls.quantizable(graph_of([]), ("MatMul",)) == []
 
 
@@ -163,7 +163,7 @@ def test_another_number_is_refused(float_graph):
 def test_inner_tensors_can_be_read(float_graph):
     model = matmuls.load(float_graph)
     batches = [{"x": ROWS, "other": ROWS}, {"x": ROWS[:1]}]
-    tensors = list(matmuls.values(model, ["h", "y"], batches))
+    tensors = list(matmuls.tensor_values(model, ["h", "y"], batches))
     for batch, (inside, output) in zip(batches, tensors, strict=True):
         np.testing.assert_allclose(inside, batch["x"] @ SQUARE)
         np.testing.assert_allclose(output, batch["x"] @ SQUARE @ SQUARE)

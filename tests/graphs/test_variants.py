@@ -70,7 +70,7 @@ def test_masks_that_became_lengths_show_where_padding_is_on_the_left(variant, un
     monkeypatch.setattr(variants.FusionOptions, "use_raw_attention_mask", lambda self: None)  # the tool's default
     with pytest.raises(GraphError, match="does not compute the same"):
         variants.write(variant, uneven_graph(), tmp_path / "model.onnx")
-    monkeypatch.setattr(variants, "PROBE_SHAPES", [shape for shape in variants.PROBE_SHAPES if shape[-1] == "right"])
+    monkeypatch.setattr(variants, "PROBE_BATCHES", [shape for shape in variants.PROBE_BATCHES if shape[-1] == "right"])
     variants.write(variant, uneven_graph(), tmp_path / "model.onnx")  # with padding on the right, both are the same
 
 

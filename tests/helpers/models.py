@@ -142,14 +142,14 @@ def set_times(patch, of):
     from deploykit.artifact.cost import Cost
     from deploykit.evaluation import timing
 
-    def latencies(engines, work, seconds, least=0):
+    def latencies(engines, work, seconds, min_rounds=0):
         times = {name: of(name, engine) for name, engine in engines.items()}
         return {
             name: dict.fromkeys(work.singles, timing.Latency(p50=ms, low=ms, high=ms, p95=ms))
             for name, ms in times.items()
         }
 
-    def rates(engines, work, budgets, seconds, least=0):  # a little lower for each larger batch
+    def rates(engines, work, budgets, seconds, min_rounds=0):  # a little lower for each larger batch
         times = {name: of(name, engine) for name, engine in engines.items()}
         return {
             name: {budget: Metric(value=1000 / ms - budget / 1e6, low=1, high=9999) for budget in budgets}
@@ -157,9 +157,9 @@ def set_times(patch, of):
         }
 
     patch.setattr(timing, "latencies", latencies)
-    patch.setattr(timing, "rates", rates)
-    patch.setattr(timing, "typical", lambda predictors, *_: (dict.fromkeys(predictors, 1.0), 0.0))
-    patch.setattr(timing, "cost", lambda *_: Cost(fixed=0.25))
+    patch.setattr(timing, "throughputs", rates)
+    patch.setattr(timing, "typical_latencies", lambda predictors, *_: (dict.fromkeys(predictors, 1.0), 0.0))
+    patch.setattr(timing, "fit_cost", lambda *_: Cost(fixed=0.25))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def few_rounds():
     from deploykit.evaluation import timing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MOST_ROUNDS", timing.LEAST_ROUNDS)
+        patch.setattr(timing, "MAX_ROUNDS", timing.MIN_ROUNDS)
         yield
 
 

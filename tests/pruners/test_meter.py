@@ -33,14 +33,14 @@ def timed(monkeypatch):
     def set_times(*samples):
         remaining = iter(samples)
 
-        def in_turn(calls, seconds, burst):
+        def time_in_turn(calls, seconds, burst_calls):
             assert seconds == meter.TIMING_S
-            bursts.append(burst)
+            bursts.append(burst_calls)
             for call in calls.values():
                 call()
             return dict(zip(calls, map(np.array, next(remaining)), strict=True))
 
-        monkeypatch.setattr(meter.timing, "in_turn", in_turn)
+        monkeypatch.setattr(meter.timing, "time_in_turn", time_in_turn)
         return bursts
 
     return set_times
@@ -57,7 +57,7 @@ def test_a_share_is_the_median_of_the_ratios_averaged_over_the_workloads(timed):
     pruned, whole = Engine(), Engine()
     assert meter.relative_time(pruned, whole, [["long"], ["short", "middle"]]).value == (0.5 + 0.25) / 2
     assert pruned.seen == whole.seen == ["long", "short", "middle"]
-    assert bursts == [meter.timing.BURST, 1]  # several batches warm each other's caches
+    assert bursts == [meter.timing.BURST_CALLS, 1]  # several batches warm each other's caches
 
 
 def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
@@ -83,7 +83,7 @@ def test_mixed_rows_are_batched_as_the_whole_model_runs_fastest(problem_of, monk
     monkeypatch.setattr(meter, "BATCH_TOKENS", (8, 32, 64))
     seconds = dict(zip(meter.BATCH_TOKENS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
     monkeypatch.setattr(
-        meter.timing, "in_turn", lambda calls, *_, burst: {name: np.array(seconds[name]) for name in calls}
+        meter.timing, "time_in_turn", lambda calls, *_, burst_calls: {name: np.array(seconds[name]) for name in calls}
     )
     problem = problem_of(count=300)
     workload = meter.mixed_rows(problem, Engine())

@@ -32,7 +32,7 @@ def test_options_that_it_does_not_have_are_refused():
 
 @pytest.mark.parametrize("variant", ["exported", "fused"])  # Optimum's way, and ONNX Runtime's
 def test_a_result_that_misses_a_product_is_refused(variant, variant_graph, tmp_path, monkeypatch):
-    way = "_by_optimum" if variant == "exported" and dynamic.OPTIMUM else "_by_onnxruntime"
+    way = "_quantize_by_optimum" if variant == "exported" and dynamic.HAS_OPTIMUM else "_quantize_by_onnxruntime"
     quantize = getattr(dynamic, way)
     monkeypatch.setattr(dynamic, way, lambda source, names, *how: quantize(source, names[:-1], *how))
     with pytest.raises(DeploykitError, match="11 MatMuls were quantized, expected 12 of 14"):

@@ -12,19 +12,21 @@ from deploykit.quantizers import dynamic, static
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not dynamic.OPTIMUM, reason="the extra `optimum` is not installed: it needs transformers 4.57"),
+    pytest.mark.skipif(
+        not dynamic.HAS_OPTIMUM, reason="the extra `optimum` is not installed: it needs transformers 4.57"
+    ),
 ]
 KINDS = ("bert", "distilbert", "electra", "gpt2")
 
 
 def test_optimum_is_taken_where_it_is_installed(variant_graph, tmp_path, monkeypatch):
     calls = []
-    for way in ("_by_optimum", "_by_onnxruntime"):
+    for way in ("_quantize_by_optimum", "_quantize_by_onnxruntime"):
         write = getattr(dynamic, way)
         monkeypatch.setattr(dynamic, way, lambda *args, way=way, write=write: (calls.append(way), write(*args))[1])
     for variant in ("exported", "fused"):
         dynamic.quantize(variant_graph(variant), dynamic.Options(), tmp_path / f"{variant}.onnx")
-    assert calls == ["_by_optimum", "_by_onnxruntime"]
+    assert calls == ["_quantize_by_optimum", "_quantize_by_onnxruntime"]
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
@@ -33,7 +35,7 @@ def test_optimum_is_taken_where_it_is_installed(variant_graph, tmp_path, monkeyp
 def test_dynamic_graphs_are_the_same_bytes(kind, per_channel, embeddings, exported_of, tmp_path, monkeypatch):
     options = dynamic.Options(per_channel=per_channel, embeddings=embeddings)
     for optimum in (True, False):
-        monkeypatch.setattr(dynamic, "OPTIMUM", optimum)
+        monkeypatch.setattr(dynamic, "HAS_OPTIMUM", optimum)
         dynamic.quantize(exported_of(kind) / "model.onnx", options, tmp_path / f"{optimum}.onnx")
     assert (tmp_path / "True.onnx").read_bytes() == (tmp_path / "False.onnx").read_bytes()
 
@@ -61,8 +63,8 @@ def test_static_graphs_have_the_same_nodes_and_constants(kind, per_channel, expo
     names = matmuls.choose(model, (), static.OPERATORS)
     nodes = [node for node in model.graph.node if node.name in names]
     wanted = list(dict.fromkeys(name for node in nodes for name in (node.input[0], node.output[0])))
-    ranges = static.ranges
-    monkeypatch.setattr(static, "ranges", lambda model, _, *rest: ranges(model, wanted, *rest))
+    ranges = static.measure_ranges
+    monkeypatch.setattr(static, "measure_ranges", lambda model, _, *rest: ranges(model, wanted, *rest))
     static.quantize(graph, static.Options(per_channel=per_channel), tmp_path / "ours.onnx", batches)
 
     onnx.save(model, tmp_path / "source.onnx")

@@ -103,8 +103,8 @@ def test_ranges_hold_every_batch_whatever_their_sizes(uneven_graph, padded):
     model = matmuls.load(uneven_graph())
     names = [node.input[0] for node in model.graph.node if node.name.endswith("dense/MatMul")]
     batches = [*padded(0, 12), *padded(12, 14, rows=1)]
-    found = static.ranges(model, names, batches)
-    alone = [static.ranges(model, names, [batch]) for batch in batches]
+    found = static.measure_ranges(model, names, batches)
+    alone = [static.measure_ranges(model, names, [batch]) for batch in batches]
     for name in names:
         low, high = zip(*(ranges[name] for ranges in alone), strict=True)
         assert found[name] == (min(low), max(high))
@@ -113,23 +113,23 @@ def test_ranges_hold_every_batch_whatever_their_sizes(uneven_graph, padded):
 
 def test_the_middle_of_a_histogram_leaves_out_both_ends():
     counts = np.array([1, 0, 48, 50, 0, 1])
-    np.testing.assert_allclose(static.middle(counts, -3.0, 3.0, 100), (-3, 3))
-    np.testing.assert_allclose(static.middle(counts, -3.0, 3.0, 98.5), (-3, 3))
-    np.testing.assert_allclose(static.middle(counts, -3.0, 3.0, 98), (-1, 1))
-    np.testing.assert_allclose(static.middle(counts, -3.0, 3.0, 51), (-1, 1))
+    np.testing.assert_allclose(static.middle_range(counts, -3.0, 3.0, 100), (-3, 3))
+    np.testing.assert_allclose(static.middle_range(counts, -3.0, 3.0, 98.5), (-3, 3))
+    np.testing.assert_allclose(static.middle_range(counts, -3.0, 3.0, 98), (-1, 1))
+    np.testing.assert_allclose(static.middle_range(counts, -3.0, 3.0, 51), (-1, 1))
 
 
 def test_percentiles_of_a_normal_distribution(tmp_path):
     values = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
     counts, edges = np.histogram(values, 2048)
-    low, high = static.middle(counts, edges[0], edges[-1], 95.0)
+    low, high = static.middle_range(counts, edges[0], edges[-1], 95.0)
     np.testing.assert_allclose((low, high), (-1.96, 1.96), atol=0.02)
 
 
 def test_percentiles_cut_the_ranges(uneven_graph, padded):
     model = matmuls.load(uneven_graph())
     names = [node.input[0] for node in model.graph.node if node.name.endswith("layer.1/output/dense/MatMul")]
-    whole, most = (static.ranges(model, names, padded(0, 32), percentile) for percentile in (None, 99.0))
+    whole, most = (static.measure_ranges(model, names, padded(0, 32), percentile) for percentile in (None, 99.0))
     (low, high), (least, greatest) = whole[names[0]], most[names[0]]
     assert low <= least < 0 < greatest < 0.8 * high
 

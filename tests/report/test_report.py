@@ -84,7 +84,7 @@ def details(dataset_of, tokenizer):
     dataset = dataset_of("text-classification")
     rows = [example_of("a film", label=LABELS[index % 2]) for index in range(60)]
     logits = [np.eye(2, dtype=np.float32)[[(index + (index >= 50)) % 2]] for index in range(60)]  # the last ten: wrong
-    table = scoring.tables(tasks.load("text-classification"), spec_of(LABELS), rows, logits, 0)
+    table = scoring.report_tables(tasks.load("text-classification"), spec_of(LABELS), rows, logits, 0)
     judged = {"split": "validation", "loss": 0.4, "accuracy": 0.9, "macro_f1": 0.9}
     curve = [
         *({"split": "train", "step": step, "epoch": step / 4, "loss": 1 / step} for step in range(1, 5)),
@@ -286,7 +286,7 @@ def test_coverage_and_accuracy_at_the_threshold_are_those_of_both_models(below, 
     tables = {}
     for stage, rows in (("train", ([0.8, 0.2], [0.4, 0.6])), ("package", ([0.2, 0.8], [0.4, 0.6]))):
         logits = [np.log(np.array([rows[index % 2]], np.float32)) for index in range(60)]
-        table = scoring.tables(
+        table = scoring.report_tables(
             tasks.load("text-classification"), spec_of(LABELS, abstain_below=below), examples, logits, 0
         )
         tables[stage] = {**details[stage], "test": table}
@@ -389,22 +389,22 @@ def test_twenty_candidates_are_listed_from_the_fastest_and_drawn_if_they_were_ev
 def test_the_line_is_the_pareto_front_and_candidates_stopped_by_a_gate_are_hollow(searched, chain):
     candidates = report.facts(chain("package"), GATES)["candidates"]
     axes = report.Figure().subplots()
-    report._candidates(axes, candidates, "accuracy")
+    report._draw_candidates(axes, candidates, "accuracy")
     (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    points = {(report._p50(entry), entry["metric"]["value"]): entry for entry in candidates if entry["metric"]}
+    points = {(report._median_ms(entry), entry["metric"]["value"]): entry for entry in candidates if entry["metric"]}
     assert set(zip(*front.get_data(), strict=True)) == {
         (fast, good)
         for (fast, good), entry in points.items()
-        if not entry["stops"]
-        and not any(x < fast and y >= good for (x, y), other in points.items() if not other["stops"])
+        if not entry["stopping_verdicts"]
+        and not any(x < fast and y >= good for (x, y), other in points.items() if not other["stopping_verdicts"])
     }
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert len(dots) == len(points)
     for dot in dots:
         entry = points[dot.get_xdata()[0], dot.get_ydata()[0]]
-        assert (dot.get_markerfacecolor() == "none") is bool(entry["stops"])
+        assert (dot.get_markerfacecolor() == "none") is bool(entry["stopping_verdicts"])
         assert (dot.get_color() == report.ORANGE) is entry["kept"]
-    assert {bool(entry["stops"]) for entry in points.values()} == {True, False}
+    assert {bool(entry["stopping_verdicts"]) for entry in points.values()} == {True, False}
 
 
 def test_every_gate_of_every_stage_is_listed_with_its_outcome(searched, chain, tmp_path):
@@ -423,6 +423,6 @@ def test_every_gate_of_every_stage_is_listed_with_its_outcome(searched, chain, t
 def test_where_every_candidate_is_stopped_there_is_no_front(searched, chain, tmp_path):
     candidates = report.facts(chain("quantize"), GATES)["candidates"]
     axes = report.Figure().subplots()
-    report._candidates(axes, [{**entry, "stops": ("all",)} for entry in candidates], "accuracy")
+    report._draw_candidates(axes, [{**entry, "stopping_verdicts": ("all",)} for entry in candidates], "accuracy")
     (front,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert len(front.get_xdata()) == 0

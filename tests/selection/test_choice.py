@@ -116,15 +116,23 @@ def test_the_smallest_is_kept_if_it_is_nowhere_slower():
     ("objective", "expected"), [("latency", (2.0 * 20.0) ** 0.5), ("throughput", 10.0), ("size", 100.0)]
 )
 def test_each_objective_minimizes_its_own_value(objective, expected):
-    assert choice.score(FLOAT, objective) == pytest.approx(expected)
+    assert choice.cost(FLOAT, objective) == pytest.approx(expected)
 
 
 def test_every_length_has_the_same_weight_in_latency():
     uneven, even = (candidate("x", *times) for times in ((1, 40), (2, 20)))
-    assert choice.score(uneven, "latency") == pytest.approx(choice.score(even, "latency"))
+    assert choice.cost(uneven, "latency") == pytest.approx(choice.cost(even, "latency"))
 
 
 def test_the_given_candidates_are_not_changed():
     candidates = [FLOAT, candidate("int8", 1.0, 10.0)]
     choice.choose(candidates, "latency", {})
     assert [(entry.kept, entry.reason) for entry in candidates] == [(False, ""), (False, "")]
+
+
+def test_candidates_of_older_manifests_are_read():
+    content = candidate("int8", 1.0, 10.0).model_dump()
+    assert "float_nodes" in content
+    earlier = {**content, "keep": ["/layer.0/MatMul"]}
+    del earlier["float_nodes"]
+    assert Candidate.model_validate(earlier).float_nodes == ("/layer.0/MatMul",)

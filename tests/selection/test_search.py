@@ -25,7 +25,7 @@ from deploykit.selection import candidates as candidate_grid
 from deploykit.selection import evaluator as module
 from deploykit.selection import measurements, search, sensitivity
 from deploykit.selection.candidates import Spec
-from deploykit.selection.evaluator import Bench, Judged
+from deploykit.selection.evaluator import Bench, Evaluation
 from deploykit.selection.search import Entry
 
 FLOAT, DYNAMIC, STATIC = Spec(), Spec(quantizer="dynamic"), Spec(quantizer="static")
@@ -51,12 +51,12 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
     none = compare(predictor.task, predictor.spec, rows, predictions, predictions, 0)
     bench_drops, judged = {}, Counter()
 
-    def judge(spec, opened):
+    def evaluate(spec, opened):
         judged[spec.name] += 1
         assert len(opened.predict(["a film"])) == 1
-        drop = bench_drops.get((spec.quantizer, len(spec.keep)), 0.0)
+        drop = bench_drops.get((spec.quantizer, len(spec.float_nodes)), 0.0)
         metric = Metric(value=0.9 - drop, low=0.0, high=1.0)
-        return Judged(
+        return Evaluation(
             metric=metric, comparison=none.model_copy(update={"drop": Metric(value=drop, low=drop, high=drop)})
         )
 
@@ -65,9 +65,9 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
         graph=file,
         base=predictor,
         folder=tmp_path / "graphs",
-        work=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
+        workload=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
         calibration=collated(features[:16], predictor.tokenizer, 8),
-        judge=judge,
+        evaluate=evaluate,
         gates=LIMITS,
         data="d",
     )
@@ -83,7 +83,7 @@ def clock(monkeypatch):
 
     def fixed(bench, times):
         opened = Bench.open
-        known = {(key.quantizer, key.execution, len(key.keep)): value for key, value in times.items()}
+        known = {(key.quantizer, key.execution, len(key.float_nodes)): value for key, value in times.items()}
 
         def spy(self, spec):
             predictor = opened(self, spec)
@@ -92,7 +92,7 @@ def clock(monkeypatch):
         def milliseconds(_, engine):
             spec = getattr(engine, "spec", FLOAT)
             seen[spec.name] += 1
-            return known[spec.quantizer, spec.execution, len(spec.keep)]
+            return known[spec.quantizer, spec.execution, len(spec.float_nodes)]
 
         monkeypatch.setattr(Bench, "open", spy)
         set_times(monkeypatch, milliseconds)
@@ -154,7 +154,7 @@ def test_what_was_found_before_is_not_measured_again(bench, clock):
 def test_what_is_timed_is_judged_again_where_it_runs_otherwise(bench, gate, times):
     found = dataclasses.replace(bench, gates=LIMITS.model_copy(update=gate))
     two = [Entry(Spec(execution=Execution(threads=1, streams=streams))) for streams in (1, 2)]
-    search.judge(two, found)
+    search.evaluate(two, found)
     assert sum(bench.judged.values()) == times
 
 
@@ -170,7 +170,7 @@ def test_another_machine_measures_anew(bench, monkeypatch):
 
 
 def test_a_gate_stops_the_fastest_and_the_fallback_returns_the_worst_products_to_float(bench, clock):
-    two = [replace(DYNAMIC, keep=("x",) * count) for count in (1, 2)]
+    two = [replace(DYNAMIC, float_nodes=("x",) * count) for count in (1, 2)]
     clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0, two[0]: 2.5, two[1]: 3.0})
     bench.drops.update({("dynamic", 0): 0.03, ("dynamic", 1): 0.02, ("dynamic", 2): 0.005})
     _, candidates = search.search([FLOAT, DYNAMIC], bench, auto.Options())
@@ -178,7 +178,7 @@ def test_a_gate_stops_the_fastest_and_the_fallback_returns_the_worst_products_to
     assert kept(candidates) == "dynamic int8, 2 MatMuls in float, onnxruntime"
     assert candidates[1].reason.startswith("stopped by a gate:   max_drop is 0.0300")
     ranking = sensitivity.rank(bench.graph, dynamic, dynamic.Options(), bench.calibration, bench.folder)
-    assert set(candidates[2].keep) == {damage.node for damage in ranking[:2]}
+    assert set(candidates[2].float_nodes) == {damage.node for damage in ranking[:2]}
     graph = onnx.load(bench.file(candidate_grid.spec_of(candidates[2], Execution()))).graph
     assert sum(node.op_type == "MatMulInteger" for node in graph.node) == len(ranking) - 2
 
@@ -251,20 +251,20 @@ def test_a_library_that_fails_at_one_candidate_stops_nothing(kind, bench, monkey
     assert any("NativeError" in str(record.exc_info) for record in caplog.records)
 
 
-@pytest.mark.parametrize("when", ["judge", "measure", "repair"])
+@pytest.mark.parametrize("when", ["evaluate", "time", "repair"])
 def test_a_library_that_fails_later_stops_nothing_either(when, bench, clock, monkeypatch):
-    clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0, replace(DYNAMIC, keep=("x",)): 2.0})
-    if when == "judge":
-        judge = bench.judge
-        bench = replace(bench, judge=lambda spec, opened: fail() if spec == DYNAMIC else judge(spec, opened))
-    if when == "measure":
-        rates = timing.rates
+    clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0, replace(DYNAMIC, float_nodes=("x",)): 2.0})
+    if when == "evaluate":
+        evaluate = bench.evaluate
+        bench = replace(bench, evaluate=lambda spec, opened: fail() if spec == DYNAMIC else evaluate(spec, opened))
+    if when == "time":
+        rates = timing.throughputs
 
         def all_fail(engines, *how):
             broken = any(getattr(engine, "spec", FLOAT) == DYNAMIC for engine in engines.values())
             return fail() if broken and len(how[1]) == len(search.BATCH_TOKENS) else rates(engines, *how)
 
-        monkeypatch.setattr(timing, "rates", all_fail)
+        monkeypatch.setattr(timing, "throughputs", all_fail)
         run = Named.__init__
 
         def init(self, engine, spec):
@@ -304,8 +304,8 @@ def test_an_engine_that_is_installed_and_broken_is_not_tried(error, monkeypatch,
 
     monkeypatch.delitem(sys.modules, "openvino", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    candidate_grid._warn.cache_clear()
-    assert candidate_grid.installed() == ["onnxruntime"]
+    candidate_grid._warn_once.cache_clear()
+    assert candidate_grid.installed_engines() == ["onnxruntime"]
     assert "the engine openvino cannot be imported here" in caplog.text
     assert "libtbb" in caplog.text
 
@@ -313,12 +313,12 @@ def test_an_engine_that_is_installed_and_broken_is_not_tried(error, monkeypatch,
 def test_one_whose_answers_are_wrong_is_out(bench, clock):
     clock(bench, {FLOAT: 4.0, DYNAMIC: 2.0})
 
-    def judge(spec, opened):
+    def evaluate(spec, opened):
         if spec.quantizer == "dynamic":
             raise GateError("9 of 10 golden answers change")
-        return bench.judge(spec, opened)
+        return bench.evaluate(spec, opened)
 
-    _, candidates = search.search([FLOAT, DYNAMIC], replace(bench, judge=judge), auto.Options())
+    _, candidates = search.search([FLOAT, DYNAMIC], replace(bench, evaluate=evaluate), auto.Options())
     assert (kept(candidates), candidates[1].reason) == ("float32, onnxruntime", "9 of 10 golden answers change")
 
 
@@ -407,18 +407,18 @@ def test_memory_survives_what_is_half_written(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path))
     calls = iter(range(9))
     key = measurements.key_of("a", 1)
-    assert [measurements.remember(key, lambda: next(calls)) for _ in range(3)] == [0, 0, 0]
+    assert [measurements.get_or_compute(key, lambda: next(calls)) for _ in range(3)] == [0, 0, 0]
     (file,) = tmp_path.rglob("*.json")
     file.write_text("{")
-    assert measurements.remember(key, lambda: next(calls)) == 1
-    assert measurements.remember(measurements.key_of("a", 2), lambda: next(calls)) == 2
-    assert measurements.remember(key, lambda: next(calls)) == 1
+    assert measurements.get_or_compute(key, lambda: next(calls)) == 1
+    assert measurements.get_or_compute(measurements.key_of("a", 2), lambda: next(calls)) == 2
+    assert measurements.get_or_compute(key, lambda: next(calls)) == 1
 
 
 def test_memory_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("a file, and no directory")
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "file" / "cache"))
-    assert [measurements.remember(measurements.key_of("a", 1), lambda: 7) for _ in range(2)] == [7, 7]
+    assert [measurements.get_or_compute(measurements.key_of("a", 1), lambda: 7) for _ in range(2)] == [7, 7]
     (line,) = {record.getMessage() for record in caplog.records}
     assert line.startswith(
         f"the measurements cannot be stored ([Errno 20] Not a directory: '{tmp_path / 'file' / 'cache'}"
@@ -430,7 +430,7 @@ def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
     for name in ("DEPLOYKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: {}["unknown"])  # as in a container with a user of its own
-    assert measurements.remember(measurements.key_of("a", 1), lambda: 7) == 7
+    assert measurements.get_or_compute(measurements.key_of("a", 1), lambda: 7) == 7
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("the measurements cannot be stored (Could not determine home directory.)")
 
@@ -438,7 +438,7 @@ def test_a_user_without_a_home_measures_all_the_same(monkeypatch, caplog):
 def test_an_error_of_a_measurement_speaks_of_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path))
     with pytest.raises(NativeError) as caught:
-        measurements.remember(measurements.key_of("a", 1), fail)
+        measurements.get_or_compute(measurements.key_of("a", 1), fail)
     assert caught.value.__context__ is None
 
 
@@ -447,29 +447,31 @@ def test_memory_forgets_what_was_not_asked_for_for_longest(tmp_path, monkeypatch
     monkeypatch.setattr(measurements, "MAX_FILES", 4)
     keys = [measurements.key_of("a", number) for number in range(6)]
     for age, key in enumerate(keys[:4]):
-        measurements.remember(key, lambda: 1)
+        measurements.get_or_compute(key, lambda: 1)
         os.utime(measurements.file_of(key), (1e9 + age, 1e9 + age))
-    measurements.remember(keys[0], lambda: 2)  # asked for again
-    measurements.remember(keys[4], lambda: 1)
-    measurements.remember(keys[5], lambda: 1)
+    measurements.get_or_compute(keys[0], lambda: 2)  # asked for again
+    measurements.get_or_compute(keys[4], lambda: 1)
+    measurements.get_or_compute(keys[5], lambda: 1)
     assert len(list(tmp_path.rglob("*.json"))) <= 4
-    assert measurements.remember(keys[0], lambda: 2) == 1
-    assert measurements.remember(keys[1], lambda: 2) == 2
+    assert measurements.get_or_compute(keys[0], lambda: 2) == 1
+    assert measurements.get_or_compute(keys[1], lambda: 2) == 2
 
 
-def test_first_looks_are_at_as_many_texts_as_take_little_time(bench, monkeypatch):
-    assert len(bench.sample.mixed) == workload.MIXED_TEXTS  # a tiny model is done with all of them in no time
+def test_screening_takes_as_many_texts_as_take_little_time(bench, monkeypatch):
+    assert (
+        len(bench.screening_workload.mixed) == workload.MIXED_TEXTS
+    )  # a tiny model is done with all of them in no time
     slow = replace(bench)
-    seconds = iter((0.0, 10 * module.SAMPLE_S))
+    seconds = iter((0.0, 10 * module.SCREENING_SAMPLE_S))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(seconds))
-    assert len(slow.sample.mixed) == round(workload.MIXED_TEXTS / 10)
+    assert len(slow.screening_workload.mixed) == round(workload.MIXED_TEXTS / 10)
 
 
-def test_arithmetic_of_the_cpu_is_looked_at_early_and_other_graphs_late(bench, monkeypatch):
+def test_arithmetic_of_the_cpu_is_screened_early_and_other_graphs_late(bench, monkeypatch):
     fused = Spec("fused", "dynamic", (), FLOAT.execution)
-    looked = []
-    monkeypatch.setattr(search, "_glance", lambda spec, *_: looked.append(spec) or {"ratio": 1.0, "bytes": 1})
+    screened = []
+    monkeypatch.setattr(search, "_screen_one", lambda spec, *_: screened.append(spec) or {"ratio": 1.0, "bytes": 1})
     entries = [Entry(spec) for spec in (FLOAT, fused, DYNAMIC, BFLOAT)]
-    search.look(entries, bench, "latency", until=float("inf"))
-    assert looked == [FLOAT, BFLOAT, DYNAMIC, fused]
+    search.screen(entries, bench, "latency", deadline=float("inf"))
+    assert screened == [FLOAT, BFLOAT, DYNAMIC, fused]
     assert [entry.spec for entry in entries] == [FLOAT, fused, DYNAMIC, BFLOAT]  # reports keep their order

@@ -188,7 +188,7 @@ def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
 )
 def test_a_graph_that_is_larger_or_slower_than_promised_is_not_packaged(gates, message, packaged, job_of, monkeypatch):
     graph, _ = packaged()
-    monkeypatch.setattr(packaging.timing, "p95", lambda *_: Metric(value=50, low=45, high=55))
+    monkeypatch.setattr(packaging.timing, "p95_latency", lambda *_: Metric(value=50, low=45, high=55))
     job = job_of("package", graph, gates=gates, package={"store": False})
     with pytest.raises(
         GateError, match=rf"a gate stops the package, .*:\n{message}(Failed gates: make|Inconclusive gates: measure)"
@@ -218,7 +218,7 @@ def opened_by_optimum():
     """Returns the module with Optimum's classes, where the extra `optimum` is installed."""
     from deploykit.quantizers import dynamic
 
-    if not dynamic.OPTIMUM:
+    if not dynamic.HAS_OPTIMUM:
         pytest.skip("the extra `optimum` is not installed: it needs transformers 4.57")
     import optimum.onnxruntime
 

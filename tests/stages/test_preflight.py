@@ -137,7 +137,7 @@ def test_a_pruned_model_is_counted_by_its_files(base_of):
 @pytest.mark.parametrize("train", [None, {"method": "full", "epochs": 1}])
 def test_a_type_that_cannot_be_exported_is_refused_before_the_first_step(train, tiny_recipe, tmp_path, monkeypatch):
     """No type is known that the exporter fails on: it is made to."""
-    monkeypatch.setattr(export, "EXPORTED", set())
+    monkeypatch.setattr(export, "TESTED_MODEL_TYPES", set())
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("it was trained"))
 
     def fail(*_):
@@ -151,7 +151,7 @@ def test_a_type_that_cannot_be_exported_is_refused_before_the_first_step(train, 
 
 
 def test_a_graph_of_an_unknown_type_that_computes_something_else_is_refused(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "EXPORTED", set())
+    monkeypatch.setattr(export, "TESTED_MODEL_TYPES", set())
     options = {"prune": None, "export": {"tolerance": 1e-12}, "output": str(tmp_path / "runs")}
     found = recipe.load(tiny_recipe(tmp_path, **options))
     with pytest.raises(ModelError, match=r"the graph of this 'bert' model differs from torch by \S+, allowed 1e-12"):

@@ -75,8 +75,8 @@ def spoilt(monkeypatch):
         method = quantizers.load(name)
         quantize = method.quantize
 
-        def spoils(source, options, target, calibration=(), keep=()):
-            facts, model = quantize(source, options, target, calibration, keep), onnx.load(target)
+        def spoils(source, options, target, calibration=(), float_nodes=()):
+            facts, model = quantize(source, options, target, calibration, float_nodes), onnx.load(target)
             change(model)
             onnx.save(model, target)
             return facts

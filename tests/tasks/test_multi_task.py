@@ -199,7 +199,7 @@ def test_the_first_metric_is_the_mean_of_the_heads_and_each_counts_its_own_rows(
         value = metrics.load(name).statistic(outcomes)(weights)
         assert value[0] == pytest.approx(figures[name], abs=1e-9)
     without = Outcomes.of(task, spec, examples[:2], predictions[:2])
-    assert "names/entity_f1" not in metrics.with_intervals(task.METRICS, without, 0)  # no row has its labels
+    assert "names/entity_f1" not in metrics.compute_with_intervals(task.METRICS, without, 0)  # no row has its labels
 
 
 def test_nan_in_any_head_is_no_small_difference():

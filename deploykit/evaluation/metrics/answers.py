@@ -1,31 +1,32 @@
-"""Metrics of answers to questions: decisions are texts, and the gold is the texts of all right answers."""
+"""Metrics for answers to questions: a decision is a text, and the gold are the texts of all right answers."""
 
 import numpy as np
 
-from deploykit.evaluation.metrics import Outcomes, Statistic, of_sums
+from deploykit.evaluation.metrics import Outcomes, Statistic, statistic_of_sums
 from deploykit.tasks._answers import exact_match, word_f1
 
 
 class ExactMatch:
-    """The share of answers that are one of the right ones; no answer is right if there is none."""
+    """The share of answers that equal a right one; where a question has none, an empty answer is right."""
 
-    HIGHER = True
-    score = staticmethod(exact_match)
+    HIGHER_IS_BETTER = True
+    score = staticmethod(exact_match)  # of one answer, from 0 to 1
 
     def value(self, outcomes: Outcomes) -> float:
-        """Averages it over rows."""
+        """Averages the scores of all answers."""
         return float(np.mean(self._scores(outcomes)))
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Averages it over drawn rows."""
-        table = np.stack([self._scores(outcomes), np.ones(len(outcomes))], axis=1)
-        return of_sums(table, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+        """Averages the scores of drawn answers."""
+        counts = np.stack([self._scores(outcomes), np.ones(len(outcomes))], axis=1)
+        return statistic_of_sums(counts, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
 
     def _scores(self, outcomes: Outcomes) -> list[float]:
+        """Returns the score of each answer."""
         return [self.score(decision, gold) for decision, gold in zip(outcomes.decisions, outcomes.gold, strict=True)]
 
 
 class AnswerF1(ExactMatch):
-    """The F1 of the words of an answer against the nearest right one, averaged over rows."""
+    """The F1 of an answer's words against those of the right answer that is most like it, averaged over answers."""
 
     score = staticmethod(word_f1)

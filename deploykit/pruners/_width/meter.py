@@ -83,7 +83,7 @@ def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
     rows = [problem.train[index].features for index in order]
     workloads = {tokens: _batched(problem, rows, tokens, whole) for tokens in BATCH_TOKENS}
     calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
-    times = timing.in_turn(calls, TIMING_S, burst=1)
+    times = timing.time_in_turn(calls, TIMING_S, burst_calls=1)
     return workloads[min(times, key=lambda tokens: float(np.median(times[tokens])))]
 
 
@@ -117,7 +117,7 @@ def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Ba
     ratios = []
     for workload in workloads:
         calls = {"pruned": partial(_run, pruned, workload), "whole": partial(_run, whole, workload)}
-        times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
+        times = timing.time_in_turn(calls, TIMING_S, burst_calls=timing.BURST_CALLS if len(workload) == 1 else 1)
         ratios.append(times["pruned"] / times["whole"])
     random = np.random.default_rng(0)
     medians = [bootstrap.resample(ratio, bootstrap.median, random) for ratio in ratios]
