@@ -108,12 +108,12 @@ def _base_fingerprint(recipe: Recipe) -> str:
     base = base_model.resolve(recipe.model, recipe.revision)
     if recipe.prune is not None:
         base_model.require_prunable(base)
-    whole = recipe.export is not None and recipe.prune is None
+    is_exported_whole = recipe.export is not None and recipe.prune is None
     task = tasks.load(recipe.task_name, recipe.task_options())
     reads = tasks.reads(task, recipe.data.columns)
     if recipe.serve.redact and "text" not in reads:
         raise InputError("serve.redact masks personal data in texts, and this model reads images alone. Remove it.")
-    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, whole=whole, reads=reads)
+    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, is_exported_whole=is_exported_whole, reads=reads)
     return base.fingerprint
 
 

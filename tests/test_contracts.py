@@ -23,7 +23,7 @@ from deploykit.images.preprocessing import Preprocessing
 from deploykit.modeling import checkpoint
 from deploykit.modeling.losses import LOSSES
 from deploykit.modeling.options import FitOptions
-from deploykit.modeling.problem import Row, collate, inputs
+from deploykit.modeling.problem import Row, collate, model_inputs
 from deploykit.stages import exporting
 from deploykit.tasks import IGNORED, Spec, Target
 from deploykit.tokenizer import Features
@@ -273,7 +273,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     assert made.facts
     assert json.loads(json.dumps(made.facts)) == made.facts
     repeats = name == "layers" and architecture == "albert"  # its one layer stays, and runs less often
-    assert repeats or checkpoint.parameters(made.model) < checkpoint.parameters(whole)
+    assert repeats or checkpoint.count_parameters(made.model) < checkpoint.count_parameters(whole)
     assert all(torch.equal(before[name], tensor) for name, tensor in whole.state_dict().items())
 
     tokenizer = made.tokenizer or problem.tokenizer
@@ -286,7 +286,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     checkpoint.save(made.model, tmp_path / "saved")
     loaded = checkpoint.load(tmp_path / "saved")
     with torch.inference_mode():
-        one, other = (model.eval()(**inputs(model, batch)).logits for model in (made.model, loaded))
+        one, other = (model.eval()(**model_inputs(model, batch)).logits for model in (made.model, loaded))
     np.testing.assert_allclose(one, other, atol=1e-5)  # attention is computed eagerly in one, and fused in the other
     if task in TASKS and architecture != "t5":
         exporting.write_graph(loaded, tmp_path, tasks.load(task).OPTIMUM_TASK, 18)

@@ -24,7 +24,7 @@ from deploykit.artifact.cost import Cost
 from deploykit.engines import Engine
 from deploykit.evaluation import bootstrap
 from deploykit.evaluation.workload import Workload
-from deploykit.inference.predictor import Predictor, padded
+from deploykit.inference.predictor import Predictor, pad_for_engine
 from deploykit.methods import Frozen
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch
@@ -89,7 +89,7 @@ def typical(predictors: Mapping[str, Predictor], examples: Sequence[Example]) ->
     calls = {}
     for name, predictor in predictors.items():
         ((features, *_),) = predictor.encode([inputs[median]])
-        calls[name] = partial(predictor.engine.run, padded([features], predictor.tokenizer, predictor.engine))
+        calls[name] = partial(predictor.engine.run, pad_for_engine([features], predictor.tokenizer, predictor.engine))
     waited, start = hardware.waited(), time.perf_counter()
     samples = in_turn(calls, TYPICAL_S)
     share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)
@@ -112,7 +112,10 @@ def latencies(
     """
     by_engine: dict[str, dict[str, Latency]] = {name: {} for name in engines}
     for single, text in work.singles.items():
-        calls = {name: partial(engine.run, padded([text], work.tokenizer, engine)) for name, engine in engines.items()}
+        calls = {
+            name: partial(engine.run, pad_for_engine([text], work.tokenizer, engine))
+            for name, engine in engines.items()
+        }
         for name, samples in in_turn(calls, seconds / len(work.singles), least=least).items():
             by_engine[name][single] = _latency(samples)
     return by_engine

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploykit.engines import Engine
 from deploykit.errors import InputError
 from deploykit.images import AnyTokenizer
-from deploykit.inference.predictor import batches, padded
+from deploykit.inference.predictor import group_by_length, pad_for_engine
 from deploykit.tasks import Arrays
 from deploykit.tokenizer import Batch, Encoding, Features
 
@@ -134,7 +134,7 @@ class Workload:
         """Returns a batch of `items` texts of `width` tokens each."""
         pool = np.concatenate([text.encoding.ids for text in self.mixed])
         arrays = self.mixed[0].arrays
-        return padded([_text(pool, width, start, arrays) for start in range(items)], self.tokenizer, engine)
+        return pad_for_engine([_text(pool, width, start, arrays) for start in range(items)], self.tokenizer, engine)
 
     def part(self, share: float) -> "Workload":
         """Keeps a share of the mixed texts, at least one, spread evenly over their lengths."""
@@ -145,8 +145,8 @@ class Workload:
 
     def grouped(self, batch_tokens: int, engine: Engine) -> list[Batch]:
         """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, the short ones first."""
-        groups = batches([len(text) for text in self.mixed], batch_tokens, engine.shape)
-        return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
+        groups = group_by_length([len(text) for text in self.mixed], batch_tokens, engine.shape)
+        return [pad_for_engine([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
 
 
 def build(lengths: Lengths, tokenizer: AnyTokenizer, features: Sequence[Features], seed: int) -> Workload:

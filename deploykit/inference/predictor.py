@@ -83,7 +83,7 @@ class Predictor:
         Returns:
             For each of the features the outputs that the task reads, without padding.
         """
-        batch = padded(features, self.tokenizer, self.engine, padding_side)
+        batch = pad_for_engine(features, self.tokenizer, self.engine, padding_side)
         outputs = self.engine.run(batch)
         token_axes = {name: axes.count("tokens") for name, axes in self.task.OUTPUTS.items()}
         width = batch["input_ids"].shape[1] if any(token_axes.values()) else 0
@@ -141,7 +141,7 @@ class Predictor:
         encoded = self.encode(items)
         features = [part for parts in encoded for part in parts]
         budget = batch_tokens or self.engine.execution.batch_tokens
-        work = batches([len(part) for part in features], budget, self.engine.shape)
+        work = group_by_length([len(part) for part in features], budget, self.engine.shape)
 
         def run(rows: list[int]) -> list[Arrays]:
             return self.run([features[index] for index in rows])
@@ -192,7 +192,7 @@ def _check_labels(artifact: Artifact) -> None:
         )
 
 
-def padded(
+def pad_for_engine(
     features: Sequence[Features], tokenizer: AnyTokenizer, engine: engines.Engine, padding_side: Side | None = None
 ) -> Batch:
     """Pads features to a shape that the engine runs well; added rows repeat the first features."""
@@ -201,7 +201,7 @@ def padded(
     return _stacked(items, tokenizer.collate([item.encoding for item in items], padding_side, tokens))
 
 
-def collated(features: Sequence[Features], tokenizer: AnyTokenizer, rows: int) -> list[Batch]:
+def pad_in_batches(features: Sequence[Features], tokenizer: AnyTokenizer, rows: int) -> list[Batch]:
     """Pads features in batches of `rows`, in their order."""
     parts = (features[start : start + rows] for start in range(0, len(features), rows))
     return [_stacked(part, tokenizer.collate([item.encoding for item in part])) for part in parts]
@@ -212,7 +212,7 @@ def _stacked(features: Sequence[Features], batch: Batch) -> Batch:
     return batch | {name: np.stack([item.arrays[name] for item in features]) for name in features[0].arrays}
 
 
-def batches(
+def group_by_length(
     lengths: Sequence[int], batch_tokens: int, shape: Callable[[int, int], tuple[int, int]] | None = None
 ) -> list[list[int]]:
     """Splits inputs into batches of similar lengths, short ones first.

@@ -14,9 +14,9 @@ from deploykit.errors import ModelError
 from deploykit.modeling import surgery
 from deploykit.modeling.architectures import architecture_of
 from deploykit.modeling.distillation import distill
-from deploykit.modeling.losses import ADVICE, by_name, divergence, is_learned
-from deploykit.modeling.problem import Problem, Teacher, first_metric, inputs, padded, sample
-from deploykit.modeling.surgery import depths, without
+from deploykit.modeling.losses import DIVERGENCE_ADVICE, divergence, has_target, targets_by_name
+from deploykit.modeling.problem import Problem, Teacher, first_metric, model_inputs, padded_batches, sample
+from deploykit.modeling.surgery import depths, without_layers
 from deploykit.pruners import Pruned
 from deploykit.pruners.layers import Options
 from deploykit.tasks import Task
@@ -31,14 +31,16 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     if options.keep is not None and options.keep not in range(stacks, depth + 1):
         raise ModelError(f"keep must be from {stacks} to {depth}, the number of layers, got {options.keep}.")
     rows = sample(problem.train, options.calibration_rows, problem.seed)
-    steps = _ablation(model.eval(), problem.task, list(padded(problem, rows)))
+    steps = _ablation(model.eval(), problem.task, list(padded_batches(problem, rows)))
     if options.keep is not None:
         ablation = list(islice(steps, depth - options.keep))
     else:
         lowest = first_metric(model, problem) - (MAX_DROP if options.max_drop is None else options.max_drop)
-        ablation = list(takewhile(lambda step: first_metric(without(model, step["gone"]), problem) >= lowest, steps))
+        ablation = list(
+            takewhile(lambda step: first_metric(without_layers(model, step["gone"]), problem) >= lowest, steps)
+        )
     removed = ablation[-1]["gone"] if ablation else []
-    pruned, kept = without(model, removed), tuple(layer for layer in range(depth) if layer not in removed)
+    pruned, kept = without_layers(model, removed), tuple(layer for layer in range(depth) if layer not in removed)
     curve = []
     if options.distill:
         teacher = problem.teacher or Teacher(model, tuple(range(depth)))
@@ -54,7 +56,7 @@ def _ablation(model: torch.nn.Module, task: Task, data: Sequence[Any]) -> Iterat
     while candidates := list(_candidates(model, removed)):
         damage = {}
         for layer in tqdm(candidates, desc=f"ablation {len(removed) + 1}", unit="layer", disable=None):
-            changed = logits(without(model, [*removed, layer]), task, data)
+            changed = logits(without_layers(model, [*removed, layer]), task, data)
             losses = (divergence(task.TARGETS[name].loss, changed[name], rows) for name, rows in whole.items())
             damage[layer] = float(sum(losses))
         least = min(damage, key=lambda layer: damage[layer])
@@ -69,7 +71,7 @@ def _candidates(model: torch.nn.Module, removed: Sequence[int]) -> Iterator[int]
     for depth in depths(model):
         remaining = [layer for layer in range(start, start + depth) if layer not in removed]
         if len(remaining) > 1:
-            yield from remaining[-1:] if architecture_of(model.config).repeated else remaining
+            yield from remaining[-1:] if architecture_of(model.config).shares_layer else remaining
         start += depth
 
 
@@ -82,13 +84,15 @@ def logits(model: torch.nn.Module, task: Task, data: Sequence[Any]) -> dict[str,
     """
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in task.TARGETS}
     for batch in data:
-        outputs, named = model(**inputs(model, batch)), by_name(task, batch["labels"])
+        outputs, named = model(**model_inputs(model, batch)), targets_by_name(task, batch["labels"])
         for name, target in task.TARGETS.items():
             rows = outputs[target.output]
-            parts[name].append(rows[is_learned(target, named[name], rows)].float())
+            parts[name].append(rows[has_target(target, named[name], rows)].float())
     joined = {name: torch.cat(_same_width(rows)) for name, rows in parts.items()}
     if not all(rows.isfinite().all() for rows in joined.values()):
-        raise ModelError(f"the model during pruning: logits of the training rows are NaN or infinite. {ADVICE}")
+        raise ModelError(
+            f"the model during pruning: logits of the training rows are NaN or infinite. {DIVERGENCE_ADVICE}"
+        )
     return joined
 
 

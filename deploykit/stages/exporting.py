@@ -13,7 +13,7 @@ from deploykit.errors import GateError, ModelError
 from deploykit.evaluation import parity, scoring
 from deploykit.graphs.export import write_graph
 from deploykit.modeling import checkpoint
-from deploykit.modeling.losses import MAX_LOGIT, largest
+from deploykit.modeling.losses import MAX_LOGIT, max_magnitude
 from deploykit.stages import preflight
 from deploykit.stages.context import Job
 
@@ -31,7 +31,7 @@ def export(job: Job) -> Artifact:
     if options is None:
         raise RuntimeError("the recipe skips the export")
     model = checkpoint.load(job.source.path)
-    preflight.require_one_file(checkpoint.parameters(model), job.recipe.model)
+    preflight.require_one_file(checkpoint.count_parameters(model), job.recipe.model)
     with draft(job.target) as folder:
         write_graph(model, folder, job.task.OPTIMUM_TASK, options.opset, job.task.OUTPUTS)
         job.copy(folder)
@@ -46,7 +46,7 @@ def export(job: Job) -> Artifact:
             kind="onnx",
             predictor=predictor,
             predictions=scoring.predict_all(predictor, dataset),
-            parameters=checkpoint.parameters(model),
+            parameters=checkpoint.count_parameters(model),
             details={"parity": differences, "tolerance": options.tolerance},
         )
 
@@ -56,7 +56,7 @@ def _check(job: Job, differences: dict[str, float], tolerance: float) -> None:
     worst = max(differences, key=lambda name: differences[name])
     if differences[worst] <= tolerance:
         return
-    logit = largest(load_predictions(job.source)["validation"])
+    logit = max_magnitude(load_predictions(job.source)["validation"])
     if logit > MAX_LOGIT:
         raise ModelError(
             f"the logits of the model reach {logit:.0e}, where float32 is too coarse for a graph to reproduce them"

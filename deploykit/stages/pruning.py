@@ -14,7 +14,7 @@ from deploykit.evaluation import scoring
 from deploykit.evaluation.comparison import compare
 from deploykit.images import AnyTokenizer
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.losses import require_finite, require_weights
+from deploykit.modeling.losses import require_finite_predictions, require_finite_weights
 from deploykit.modeling.problem import Problem, Teacher
 from deploykit.pruners import Pruned
 from deploykit.stages.context import Job
@@ -32,7 +32,7 @@ def prune(job: Job) -> Artifact:
 
     predictor = job.torch_predictor(pruned.model, tokenizer, spec)
     predictions = scoring.predict_all(predictor, dataset)
-    require_finite(task, predictions, "the pruned model")
+    require_finite_predictions(task, predictions, "the pruned model")
     before, after, rows = job.predictions()["validation"], predictions["validation"], dataset.validation
     comparison = compare(task, spec, rows, before, after, seed, scoring.count_tokens(predictor, rows))
 
@@ -46,7 +46,7 @@ def prune(job: Job) -> Artifact:
             kind="checkpoint",
             predictor=predictor,
             predictions=predictions,
-            parameters=checkpoint.parameters(pruned.model),
+            parameters=checkpoint.count_parameters(pruned.model),
             details={
                 "steps": [{name: fact for name, fact in step.items() if name != "curve"} for step in steps],
                 "curve": [point for step in steps for point in step.get("curve", ())],
@@ -58,7 +58,7 @@ def prune(job: Job) -> Artifact:
 def _run_steps(job: Job) -> tuple[Pruned, list[dict[str, Any]]]:
     """Returns the model after all steps, with the tokenizer if it changed, and the facts of each step."""
     model = checkpoint.load(job.source.path, attention=None)
-    require_weights(model, str(job.source.path))
+    require_finite_weights(model, str(job.source.path))
     teacher = Teacher(model, tuple(range(sum(surgery.depths(model)))))
     problem, pruned, steps = _problem(job, job.tokenizer(), teacher), Pruned(model, {}), []
     for number, (name, options) in enumerate(job.recipe.steps("prune")):

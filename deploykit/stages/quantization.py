@@ -19,7 +19,7 @@ from deploykit.data import Dataset
 from deploykit.evaluation import metrics, scoring, timing, workload
 from deploykit.evaluation.comparison import compare, flips
 from deploykit.evaluation.workload import Lengths
-from deploykit.inference.predictor import Predictor, collated
+from deploykit.inference.predictor import Predictor, pad_in_batches
 from deploykit.quantizers import auto
 from deploykit.selection import candidates as candidate_grid
 from deploykit.selection import search
@@ -123,4 +123,4 @@ def calibration(dataset: Dataset, base: Predictor, seed: int) -> list[Batch]:
     """Draws training rows and pads them in batches of similar lengths."""
     drawn = np.random.default_rng(seed).permutation(len(dataset.train))[:CALIBRATION_ROWS]
     features = sorted(_features(base, [dataset.train[index] for index in drawn]), key=len)
-    return collated(features, base.tokenizer, BATCH_ROWS)
+    return pad_in_batches(features, base.tokenizer, BATCH_ROWS)

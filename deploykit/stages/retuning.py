@@ -25,7 +25,7 @@ from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference import golden
 from deploykit.inference.golden import Golden
-from deploykit.inference.predictor import Predictor, collated
+from deploykit.inference.predictor import Predictor, pad_in_batches
 from deploykit.quantizers import auto
 from deploykit.recipe import GateSection
 from deploykit.selection import candidates as candidate_grid
@@ -194,7 +194,7 @@ def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapp
         base=base,
         folder=folder,
         work=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
-        calibration=collated(features, base.tokenizer, 8),
+        calibration=pad_in_batches(features, base.tokenizer, 8),
         judge=judge,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
         data=package.artifact.digest,

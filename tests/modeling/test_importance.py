@@ -12,7 +12,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def brute_force(model, row):
     """The squared gradient of one row's loss by a mask on each head and neuron: sum of input times its gradient."""
-    found, parts = {}, [part for layer in surgery.layers(model) for part in (layer.projection, layer.down)]
+    found, parts = (
+        {},
+        [part for layer in surgery.layers(model) for part in (layer.output_projection, layer.down_projection)],
+    )
     hooks = []
     for part in parts:
 

@@ -6,7 +6,7 @@ from clocks import additive
 
 from deploykit.artifact.execution import Execution
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept, Shape
+from deploykit.modeling.surgery import KeptUnits, Shape
 from deploykit.pruners._width import latency_table, meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,8 +54,8 @@ def test_on_a_machine_with_additive_times_the_table_predicts_every_model(kind, t
     assert table.fixed == pytest.approx(0.36 + 2 * (0.03 + 0.1))
     assert latency_table.predicted_time(table, surgery.shapes(whole)) == pytest.approx(1)
     for kept in (
-        [Kept((0,), tuple(range(64)))] * 2,
-        [Kept((0, 1, 3), tuple(range(128))), Kept((2,), tuple(range(70)))],
+        [KeptUnits((0,), tuple(range(64)))] * 2,
+        [KeptUnits((0, 1, 3), tuple(range(128))), KeptUnits((2,), tuple(range(70)))],
     ):
         small = surgery.shrunk(whole, kept)
         assert latency_table.predicted_time(table, surgery.shapes(small)) == pytest.approx(measure(small).value)

@@ -6,7 +6,7 @@ import pytest
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.pruners._width import meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,7 +108,7 @@ def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encode
     monkeypatch.setattr(meter, "relative_time", relative_time)
     monkeypatch.setattr(meter, "TIMING_S", 0.0)
     whole, problem = tiny_encoder(), problem_of()
-    small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
+    small = surgery.shrunk(whole, [KeptUnits((0,), tuple(range(64)))] * 2)
     measure = meter.relative_timer(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
     share = measure(small)
     assert 0 < share.low <= share.value <= share.high

@@ -20,7 +20,7 @@ from deploykit.evaluation.comparison import Comparison
 from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.quantizers import dynamic
 from deploykit.stages import bundle, exporting, packaging
 
@@ -38,7 +38,7 @@ def packaged(tmp_path_factory, tiny_encoder, sealed_checkpoint, job_of):
 
     def build(task="text-classification"):
         if task not in made:
-            kept = [Kept((0, 2), tuple(range(64))), Kept((1,), tuple(range(128)))]
+            kept = [KeptUnits((0, 2), tuple(range(64))), KeptUnits((1,), tuple(range(128)))]
             small = surgery.shrunk(tiny_encoder(task=task), kept)
             parent = sealed_checkpoint(tmp_path_factory.mktemp("train") / "train", small, task)
             graph = exporting.export(job_of("export", parent, task))

@@ -10,7 +10,7 @@ from deploykit.artifact.cost import Cost
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.stages import exporting, quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ def cache(monkeypatch, tmp_path):
 @pytest.fixture(scope="module", params=TASKS)
 def graph(request, tmp_path_factory, fitted, sealed_checkpoint, job_of):
     """An exported artifact of a model that has learned its task."""
-    small = surgery.shrunk(fitted(request.param)[0], [Kept((0, 1, 2), tuple(range(128)))] * 2)
+    small = surgery.shrunk(fitted(request.param)[0], [KeptUnits((0, 1, 2), tuple(range(128)))] * 2)
     parent = sealed_checkpoint(tmp_path_factory.mktemp("train") / "train", small, request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting.hardware, "cpu_limit", lambda: 1)

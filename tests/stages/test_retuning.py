@@ -16,7 +16,7 @@ from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.quantizers import auto
 from deploykit.selection import evaluator
 from deploykit.stages import bundle, explanation, exporting, packaging, quantization, retuning
@@ -57,7 +57,7 @@ def made(tmp_path_factory, fitted, sealed_checkpoint, job_of):
         patch.setenv("DEPLOYKIT_CACHE", str(folder / "cache"))
         patch.setattr(exporting.hardware, "cpu_limit", lambda: 1)
         set_clock(patch, float32=4.0, dynamic=1.0, static=2.0)
-        small = surgery.shrunk(fitted("text-classification")[0], [Kept((0, 1, 2), tuple(range(128)))] * 2)
+        small = surgery.shrunk(fitted("text-classification")[0], [KeptUnits((0, 1, 2), tuple(range(128)))] * 2)
         parent = sealed_checkpoint(folder / "train", small)
         gates = {"max_drop": 0.2, "inconclusive": "accept"}
         graph = quantization.quantize(

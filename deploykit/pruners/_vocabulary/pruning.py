@@ -41,7 +41,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
         pad_id=new_ids[problem.tokenizer.pad_id],
         unknown_id=None if unknown is None else new_ids[unknown],
     )
-    saved = FLOAT_BYTES * (checkpoint.parameters(model) - checkpoint.parameters(pruned))
+    saved = FLOAT_BYTES * (checkpoint.count_parameters(model) - checkpoint.count_parameters(pruned))
     encoded = problem.task.encode([row.input for row in problem.validation], problem.tokenizer, problem.spec)
     unchanged = np.mean([all(np.isin(part.encoding.ids, ids).all() for part in parts) for parts in encoded])
     counts = {"tokens": len(ids), "tokens_before": whole.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
@@ -80,7 +80,7 @@ def _fixed(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
     size, rows = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
     if size > rows:
         raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
-    fixed = {token for token in surgery.token_ids(model) if whole.id_to_token(token) is not None}
+    fixed = {token for token in surgery.configured_token_ids(model) if whole.id_to_token(token) is not None}
     if loaded.config.model_type in POSITIONS_AFTER_PADDING:
         fixed |= set(range(loaded.config.pad_token_id + 1))
     return fixed

@@ -22,7 +22,7 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import bootstrap, timing
 from deploykit.evaluation.workload import LENGTH_QUANTILES, MIXED_TEXTS
 from deploykit.graphs import export
-from deploykit.inference.predictor import batches, padded
+from deploykit.inference.predictor import group_by_length, pad_for_engine
 from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.problem import Problem
 from deploykit.recipe import ExportSection
@@ -74,7 +74,7 @@ def relative_timer(
 def single_rows(problem: Problem, whole: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at typical lengths."""
     rows = sorted((row.features for row in problem.train), key=len)
-    return [[padded([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in LENGTH_QUANTILES]
+    return [[pad_for_engine([rows[int(at * (len(rows) - 1))]], problem.tokenizer, whole)] for at in LENGTH_QUANTILES]
 
 
 def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
@@ -88,8 +88,8 @@ def mixed_rows(problem: Problem, whole: Engine) -> list[Batch]:
 
 
 def _batched(problem: Problem, rows: Sequence[Features], tokens: int, engine: Engine) -> list[Batch]:
-    groups = batches([len(row) for row in rows], tokens, engine.shape)
-    return [padded([rows[index] for index in group], problem.tokenizer, engine) for group in groups]
+    groups = group_by_length([len(row) for row in rows], tokens, engine.shape)
+    return [pad_for_engine([rows[index] for index in group], problem.tokenizer, engine) for group in groups]
 
 
 def _opened(model: torch.nn.Module, problem: Problem, execution: Execution, quantizer: str) -> Engine:

@@ -16,9 +16,9 @@ from deploykit.errors import ModelError
 from deploykit.modeling import surgery
 from deploykit.modeling.distillation import distill
 from deploykit.modeling.importance import importance
-from deploykit.modeling.problem import Problem, first_metric, sample, within
+from deploykit.modeling.problem import Problem, first_metric, first_rows_within, sample
 from deploykit.modeling.refit import refit
-from deploykit.modeling.surgery import Kept, Shape
+from deploykit.modeling.surgery import KeptUnits, Shape
 from deploykit.pruners import Pruned
 from deploykit.pruners._width.latency_table import tabulate
 from deploykit.pruners._width.meter import relative_timer
@@ -29,7 +29,7 @@ from deploykit.pruners.width import Options
 SPEEDUP_PER_STEP = 1.2  # of a search
 log = logging.getLogger(__name__)
 # (model, target) to what to keep and the facts; the target is a share of the model, or a speedup over the unpruned one
-Choose = Callable[[torch.nn.Module, float], tuple[list[Kept], dict[str, Any]]]
+Choose = Callable[[torch.nn.Module, float], tuple[list[KeptUnits], dict[str, Any]]]
 
 
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
@@ -99,7 +99,7 @@ def _importance(model: torch.nn.Module, problem: Problem, options: Options) -> t
     return importance(model, problem, sample(problem.train, options.calibration_rows, problem.seed))
 
 
-def _require_speedup(kept: Sequence[Kept], speedup: dict[str, Any]) -> None:
+def _require_speedup(kept: Sequence[KeptUnits], speedup: dict[str, Any]) -> None:
     """Refuses a speedup that even the narrowest model does not reach; other misses are noise of the measurement."""
     narrowest = all(len(keep.heads) <= 1 and len(keep.neurons) <= BLOCK_NEURONS for keep in kept)
     if narrowest and speedup["measured"]["value"] < speedup["wanted"]:
@@ -112,7 +112,7 @@ def _require_speedup(kept: Sequence[Kept], speedup: dict[str, Any]) -> None:
 
 def _shrink(
     model: torch.nn.Module,
-    kept: Sequence[Kept],
+    kept: Sequence[KeptUnits],
     whole: torch.nn.Module,
     problem: Problem,
     options: Options,
@@ -122,7 +122,7 @@ def _shrink(
     small = surgery.shrunk(model, kept)
     if options.refit_tokens:
         rows = sample(problem.train, options.calibration_rows, problem.seed)
-        refit(small, whole, problem, within(rows, options.refit_tokens))
+        refit(small, whole, problem, first_rows_within(rows, options.refit_tokens))
     if not options.distill:
         return small, []
     steps, minutes = options.steps, options.distill.minutes

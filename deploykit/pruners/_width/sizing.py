@@ -9,7 +9,7 @@ import torch
 
 from deploykit.artifact import Metric
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.pruners._width.latency_table import LatencyTable, predicted_time
 from deploykit.pruners._width.meter import Measure
 from deploykit.pruners._width.ranking import BLOCK_NEURONS, Float64, best, by_share, by_time, in_blocks
@@ -22,7 +22,7 @@ MAX_INTERVAL_SHARE = 0.2  # of the speedup; a wider interval means that other pr
 log = logging.getLogger(__name__)
 
 
-def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[Kept]:
+def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[KeptUnits]:
     """Keeps the best share of the heads of all layers together, and of the blocks of neurons; see `keep_for_speedup`.
 
     At least one head and one block stay in each layer.
@@ -30,17 +30,19 @@ def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float
     return _kept(heads, neurons, [*by_share(heads, keep), *by_share([in_blocks(row) for row in neurons], keep)])
 
 
-def keep_within(heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float) -> list[Kept]:
+def keep_within(
+    heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float
+) -> list[KeptUnits]:
     """Keeps the heads and neurons with the highest total importance within a budget, as share of the full time."""
     importance = [*heads, *(in_blocks(row) for row in neurons)]
     costs = [table.attention] * len(heads) + [table.feed_forward] * len(neurons)
     return _kept(heads, neurons, by_time(importance, costs, budget - table.fixed))
 
 
-def _kept(heads: Sequence[Float64], neurons: Sequence[Float64], counts: Sequence[int]) -> list[Kept]:
+def _kept(heads: Sequence[Float64], neurons: Sequence[Float64], counts: Sequence[int]) -> list[KeptUnits]:
     """Turns counts (heads of each layer, then blocks of each layer) into the indices that each layer keeps."""
     layers = zip(heads, neurons, counts[: len(heads)], counts[len(heads) :], strict=True)
-    return [Kept(best(h, count), best(n, blocks * BLOCK_NEURONS)) for h, n, count, blocks in layers]
+    return [KeptUnits(best(h, count), best(n, blocks * BLOCK_NEURONS)) for h, n, count, blocks in layers]
 
 
 def keep_for_speedup(
@@ -50,7 +52,7 @@ def keep_for_speedup(
     table: LatencyTable,
     measure: Measure,
     speedup: float,
-) -> tuple[list[Kept], dict[str, Any]]:
+) -> tuple[list[KeptUnits], dict[str, Any]]:
     """Keeps the most important heads and neurons of a model that must be this many times as fast as the whole model.
 
     The table predicts the time of a choice, and a measurement checks it. If the measured time is not within the range,
@@ -68,7 +70,7 @@ def keep_for_speedup(
         The units to keep, and the facts: the speedup wanted, predicted and measured. If all tries are too slow, the
         fastest is returned; otherwise the slowest of those that are fast enough, because it keeps the most.
     """
-    tries = list[tuple[list[Kept], Metric]]()
+    tries = list[tuple[list[KeptUnits], Metric]]()
     wanted = 1 / speedup
     budget = TARGET_BUDGET_USE * wanted
     while len(tries) < MAX_MEASUREMENTS and not (tries and MIN_BUDGET_USE * wanted <= tries[-1][1].value <= wanted):
