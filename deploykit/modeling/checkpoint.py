@@ -77,7 +77,7 @@ def load(folder: Path, attention: str | None = "eager") -> transformers.PreTrain
         model = model_class.from_pretrained(
             folder, config=config, attn_implementation=attention, dtype=torch.float32, **SAFE_LOADING
         )
-        return _out_of_mapped_memory(model)
+        return copy_out_of_mapped_file(model)
     model = model_class._from_config(config, attn_implementation=attention, dtype=torch.float32)
     if sizes_file.is_file():
         content = json.loads(sizes_file.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def fastest_attention(model_class: Any) -> str:
     return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
-def _out_of_mapped_memory(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+def copy_out_of_mapped_file(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Copies the weights of a model out of the memory-mapped file, in place, and returns the model.
 
     In the file they are not aligned. For such weights some CPUs use other kernels, which changes the last bit of the

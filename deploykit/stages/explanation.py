@@ -85,7 +85,7 @@ def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
         Price(
             kept=len(spec.keep),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(predictor, package.golden.predict(predictor), package.float_predictions),
+            changed=golden.count_changed(predictor, package.golden.predict(predictor), package.float_predictions),
             latency=latencies[str(index)][name],
         )
         for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))

@@ -94,9 +94,9 @@ def _golden(job: Job, options: PackageSection, predictor: Predictor) -> golden.G
     predictions, exact = predictor.predict(inputs), float_predictor.predict(inputs)
     return golden.Golden(
         inputs=[item.model_dump(mode="json") for item in inputs],
-        predictions=golden.stored(job.task.dump(predictions)),
-        reference=golden.stored(job.task.dump([reference[index] for index in chosen])),
-        float_predictions=golden.stored(job.task.dump(exact)),
+        predictions=golden.to_stored(job.task.dump(predictions)),
+        reference=golden.to_stored(job.task.dump([reference[index] for index in chosen])),
+        float_predictions=golden.to_stored(job.task.dump(exact)),
         tolerance=golden.tolerance_of(job.task, exact, predictions),
     )
 

@@ -59,7 +59,7 @@ class Package:
     @property
     def float_predictions(self) -> list[Prediction]:
         """The float graph's predictions for them."""
-        return golden.loaded(self.golden.float_predictions or {}, self.base.task)
+        return golden.from_stored(self.golden.float_predictions or {}, self.base.task)
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _require_alike(predictor: Predictor, package: Package, before: Comparison) -
         ArtifactError: so many changes are improbable, so this machine computes something else.
     """
     exact = package.float_predictions
-    changed = golden.changed(predictor, package.golden.predict(predictor), exact)
+    changed = golden.count_changed(predictor, package.golden.predict(predictor), exact)
     flips = before.flips or Metric(value=0, low=0, high=0)
     expected = min(1.0, max(flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
     if binomtest(changed, len(exact), expected, alternative="greater").pvalue < MIN_PROBABILITY:
@@ -226,7 +226,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
         predictor = bench.write(folder, spec, kept)
         task, predictions = predictor.task, questions.predict(predictor)
         tolerance = golden.tolerance_of(task, package.float_predictions, predictions)
-        answers = {"predictions": golden.stored(task.dump(predictions)), "tolerance": tolerance}
+        answers = {"predictions": golden.to_stored(task.dump(predictions)), "tolerance": tolerance}
         golden.save(folder, questions.model_copy(update=answers))
         changes: dict[str, Any] = {
             "key": key_of(

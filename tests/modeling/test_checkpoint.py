@@ -324,7 +324,7 @@ def test_a_model_that_writes_text_writes_the_same_after_it_was_loaded(kind, task
 def plainly(folder, task):
     """Opens a model with transformers alone."""
     found = getattr(transformers, AUTO[task]).from_pretrained(folder, attn_implementation="eager").eval()
-    return checkpoint.copied(found)
+    return checkpoint.copy_out_of_mapped_file(found)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

@@ -124,7 +124,7 @@ def test_idle_layers_are_removed_by_default(tiny_encoder, problem_of, tmp_path):
     whole, problem = silenced(tiny_encoder("gpt2", layers=4), [0, 2]), problem_of(count=40)
     pruned = layers.prune(whole, problem, layers.Options(), tmp_path)
     assert set(pruned.facts["gone"][:2]) == {0, 2}
-    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - _layers.MAX_DROP
+    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - _layers.DEFAULT_MAX_DROP
 
 
 # recovery
@@ -147,7 +147,7 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
     for index, distill in enumerate((None, RECOVERY)):
         pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
         data = list(padded_batches(problem, problem.rows(problem.validation)))
-        models = [_layers.logits(model, problem.task, data)["labels"] for model in (pruned.model, whole)]
+        models = [_layers.target_logits(model, problem.task, data)["labels"] for model in (pruned.model, whole)]
         loss.append(float(divergence("cross_entropy", *models)))
     assert loss[1] < 0.7 * loss[0]
     assert [point["epoch"] for point in pruned.facts["curve"] if point["split"] == "validation"] == [1, 2]

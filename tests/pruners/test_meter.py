@@ -75,18 +75,18 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
 def test_single_rows_have_typical_lengths(problem_of):
     problem = problem_of()
     lengths = sorted(len(row.features.encoding) for row in problem.train)
-    shapes = [batch["input_ids"].shape for (batch,) in meter.single_rows(problem, Engine())]
+    shapes = [batch["input_ids"].shape for (batch,) in meter.single_row_workloads(problem, Engine())]
     assert shapes == [(1, lengths[int(at * (len(lengths) - 1))]) for at in (0.5, 0.1, 0.95)]
 
 
 def test_mixed_rows_are_batched_as_the_whole_model_runs_fastest(problem_of, monkeypatch):
-    monkeypatch.setattr(meter, "BATCH_TOKENS", (8, 32, 64))
-    seconds = dict(zip(meter.BATCH_TOKENS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
+    monkeypatch.setattr(meter, "BATCH_TOKENS_TO_TRY", (8, 32, 64))
+    seconds = dict(zip(meter.BATCH_TOKENS_TO_TRY, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
     monkeypatch.setattr(
         meter.timing, "in_turn", lambda calls, *_, burst: {name: np.array(seconds[name]) for name in calls}
     )
     problem = problem_of(count=300)
-    workload = meter.mixed_rows(problem, Engine())
+    workload = meter.mixed_workload(problem, Engine())
     rows = [batch["attention_mask"].sum(axis=1) for batch in workload]
     assert sum(map(len, rows)) == meter.MIXED_TEXTS
     assert len(workload) > 1

@@ -12,7 +12,7 @@ from deploykit.modeling import checkpoint, surgery
 from deploykit.modeling.problem import model_inputs
 from deploykit.pruners import vocabulary
 from deploykit.pruners._vocabulary import pruning
-from deploykit.pruners._vocabulary.tokens import necessary, reduced
+from deploykit.pruners._vocabulary.tokens import reduced_tokenizer, required_token_ids
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,15 +64,15 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_encoder, problem_of, tmp_p
 
 def test_a_text_that_would_be_tokenized_differently_is_refused_and_named(problem_of):
     whole = problem_of().tokenizer.backend
-    used = pruning.used(whole, ["the film"])
-    small = reduced(whole, necessary(whole, used))
-    pruning.verify(whole, small, ["the film"])
+    used = pruning.used_token_ids(whole, ["the film"])
+    small = reduced_tokenizer(whole, required_token_ids(whole, used))
+    pruning.require_same_tokens(whole, small, ["the film"])
     message = (
         r"^with the reduced vocabulary 'the story' is tokenized as \['\[CLS\]', 'the', 's', .*,"
         r" not as \['\[CLS\]', 'the', 'story'"
     )
     with pytest.raises(ModelError, match=message):
-        pruning.verify(whole, small, ["the film", "the story"])
+        pruning.require_same_tokens(whole, small, ["the film", "the story"])
 
 
 # results

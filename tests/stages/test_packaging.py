@@ -270,7 +270,7 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     assert found.tolerance == golden.MIN_TOLERANCE
     module = tasks.load(task)
     reference = module.load(load_predictions(graph)["reference.validation"])
-    for text, prediction in zip(texts, golden.loaded(found.reference, module), strict=True):
+    for text, prediction in zip(texts, golden.from_stored(found.reference, module), strict=True):
         np.testing.assert_allclose(prediction, reference[of_rows.index(text)], rtol=1e-6)
 
 
@@ -291,7 +291,7 @@ def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packa
     task, inputs = served.task, found.items(served.task)
     answers = [floating.predict(inputs), served.predict(inputs)]
     assert found.tolerance == golden.tolerance_of(task, *answers)
-    assert max(golden.moved(task, *answers)) > 0
+    assert max(golden.distances(task, *answers)) > 0
 
     options["package"]["float_graph"] = False
     package = packaging.package(job_of("package", Artifact(both, manifest), **options))

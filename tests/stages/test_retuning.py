@@ -120,7 +120,7 @@ def test_on_another_machine_another_candidate_is_kept_and_the_package_is_whole(p
     asked = golden.load(again)
     predictor = Predictor.load(again, 1)
     served = predictor.predict(asked.items(predictor.task))
-    np.testing.assert_allclose(served, golden.loaded(asked.predictions, predictor.task), atol=1e-4)
+    np.testing.assert_allclose(served, golden.from_stored(asked.predictions, predictor.task), atol=1e-4)
     assert asked.float_predictions == golden.load(package).float_predictions
     assert set(bundle.requirements(bundle.SERVING_PACKAGES)) == set(again.file("requirements.txt").read_text().split())
 
@@ -252,7 +252,7 @@ def test_an_explanation_ranks_every_matmul_and_prices_growing_groups(package, cl
     predictor = Predictor.load(package, 1)
     inputs = golden.load(package).items(predictor.task)
     exact = Predictor.load(package, 1, Execution(), FLOAT_GRAPH).predict(inputs)
-    assert result.prices[0].changed == golden.changed(predictor, predictor.predict(inputs), exact)
+    assert result.prices[0].changed == golden.count_changed(predictor, predictor.predict(inputs), exact)
     assert len(explanation.damage_rows(result)) == 12
     assert explanation.price_rows(result)[1][0] == "the worst 1"
 

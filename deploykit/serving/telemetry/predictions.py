@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit import tasks
 from deploykit.artifact import Manifest
-from deploykit.inference.drift import Drift, Feature
+from deploykit.inference.drift import Distribution, Drift
 from deploykit.serving.telemetry.metrics import DRIFTING, Metrics
 from deploykit.tasks import Prediction
 from deploykit.tokenizer import Encoding
@@ -31,7 +31,9 @@ class PredictionStatistics:
     def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
         self._metrics, self._task, self._spec = metrics, tasks.of_manifest(manifest), tasks.spec_of(manifest)
         features = manifest.details.get("package", {}).get("reference", {})
-        self._drift = Drift({name: Feature.model_validate(features[name]) for name in DRIFTING if name in features})
+        self._drift = Drift(
+            {name: Distribution.model_validate(features[name]) for name in DRIFTING if name in features}
+        )
         self._predictions: list[Prediction] = []
         self._encodings: list[Encoding] = []
         self._waiting = 0
@@ -58,12 +60,12 @@ class PredictionStatistics:
 
     def _count(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
         self._metrics.read(encodings)
-        self._drift.see("length", list(map(len, encodings)))
+        self._drift.count("length", list(map(len, encodings)))
         observed = self._task.observe(predictions, self._spec)
         if not len(observed.labels):
             return
         units = observed.units[observed.units > 0]
         weights = 1 / np.repeat(units, units)  # the units of a text count as one text
-        self._drift.see("label", observed.labels, weights)
-        self._drift.see("confidence", observed.confidences, weights)
+        self._drift.count("label", observed.labels, weights)
+        self._drift.count("confidence", observed.confidences, weights)
         self._metrics.predicted(tasks.observed_labels(self._task, self._spec), observed)
