@@ -38,7 +38,7 @@ PROTOCOLS = {
     "engine": engines.EngineModule,
 }
 WITH_OPTIONS = ("task", "trainer", "pruner", "quantizer")
-METHODS = [(kind, name) for kind in methods.FOLDERS for name in methods.available(kind)]
+METHODS = [(kind, name) for kind in methods.METHOD_FOLDERS for name in methods.available(kind)]
 SMALL = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "bf16": "off"}
 PRUNED = [
     *(found for found in VARIANTS if found[1] == "text-classification"),
@@ -68,7 +68,7 @@ def collate_validation(problem, side=None):
 
 
 def test_every_kind_has_a_protocol_and_at_least_one_method():
-    assert set(PROTOCOLS) == set(methods.FOLDERS) == {kind for kind, _ in METHODS}
+    assert set(PROTOCOLS) == set(methods.METHOD_FOLDERS) == {kind for kind, _ in METHODS}
 
 
 # names, options, documentation
@@ -91,7 +91,7 @@ def test_options_have_defaults_are_frozen_and_come_back_from_json(kind, name):
             setattr(found, field, getattr(found, field))
 
 
-@per_method(*methods.FOLDERS)
+@per_method(*methods.METHOD_FOLDERS)
 def test_a_method_provides_every_name_of_its_protocol(kind, name):
     module, protocol = methods.load(kind, name), PROTOCOLS[kind]
     names = {*get_type_hints(protocol), *(found for found in vars(protocol) if not found.startswith("_"))}
@@ -110,7 +110,7 @@ def test_a_method_provides_every_name_of_its_protocol(kind, name):
             assert list(inspect.signature(getattr(module, found)).parameters) == expected
 
 
-@per_method(*methods.FOLDERS)
+@per_method(*methods.METHOD_FOLDERS)
 def test_a_method_is_documented(kind, name):
     module = methods.load(kind, name)
     assert module.__doc__

@@ -11,7 +11,7 @@ from deploykit import hardware, methods
 from deploykit.cli.output import err, out, print_table, short
 
 if TYPE_CHECKING:
-    from deploykit.pipeline import Outcome, Planned
+    from deploykit.pipeline import PlannedStage, StageOutcome
     from deploykit.recipe import Recipe
 
 app = typer.Typer()
@@ -80,7 +80,9 @@ def init(
 @app.command(name="methods")
 def list_methods() -> None:
     """List the methods that a recipe can name."""
-    rows = [(kind, name, methods.summary(kind, name)) for kind in methods.FOLDERS for name in methods.available(kind)]
+    rows = [
+        (kind, name, methods.summary(kind, name)) for kind in methods.METHOD_FOLDERS for name in methods.available(kind)
+    ]
     print_table(("kind", "method", "what it does"), rows)
 
 
@@ -119,10 +121,10 @@ def _run(recipe: "Recipe", **stages: Any) -> None:
     _summarize(_stages(recipe, **stages))
 
 
-def _stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+def _stages(recipe: "Recipe", **stages: Any) -> "list[StageOutcome]":
     from deploykit import pipeline
 
-    def notify(planned: "Planned", outcome: "Outcome | None") -> None:
+    def notify(planned: "PlannedStage", outcome: "StageOutcome | None") -> None:
         if outcome is not None:
             err.print(f"{planned.stage}: {outcome.status}, {outcome.seconds:.0f} s", markup=False)
         elif not planned.finished:
@@ -131,7 +133,7 @@ def _stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
     return pipeline.run(recipe, notify=notify, **stages)
 
 
-def _summarize(outcomes: "list[Outcome]") -> None:
+def _summarize(outcomes: "list[StageOutcome]") -> None:
     from deploykit.report.tables import header, rows
 
     last = outcomes[-1].artifact

@@ -90,9 +90,9 @@ def typical(predictors: Mapping[str, Predictor], examples: Sequence[Example]) ->
     for name, predictor in predictors.items():
         ((features, *_),) = predictor.encode([inputs[median]])
         calls[name] = partial(predictor.engine.run, pad_for_engine([features], predictor.tokenizer, predictor.engine))
-    waited, start = hardware.waited(), time.perf_counter()
+    waited, start = hardware.thread_wait_s(), time.perf_counter()
     samples = in_turn(calls, TYPICAL_S)
-    share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)
+    share = (hardware.thread_wait_s() - waited) / max(time.perf_counter() - start, 1e-9)
     return {name: float(np.median(times)) for name, times in samples.items()}, share
 
 
@@ -201,12 +201,12 @@ def _turn(call: Callable[[], Any], burst: int) -> float:
     time.sleep(PAUSE_S)
     if burst > 1:
         call()
-    waited, start = hardware.waited(), time.perf_counter()
+    waited, start = hardware.thread_wait_s(), time.perf_counter()
     counted = max(1, burst - 1)
     for _ in range(counted):
         call()
     elapsed = time.perf_counter() - start
-    return max(elapsed - (hardware.waited() - waited), 1e-9) * 1000 / counted
+    return max(elapsed - (hardware.thread_wait_s() - waited), 1e-9) * 1000 / counted
 
 
 def _run_all(engine: Engine, grouped: Sequence[Batch], pool: ThreadPoolExecutor) -> None:

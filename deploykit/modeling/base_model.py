@@ -159,7 +159,7 @@ def open_base(
         config.pad_token_id = pad_id
     try:
         model_class = encoder_class(config) if heads else model_class_of(config, auto_class)
-        with process_state.quiet("transformers"):  # which warns that the head is new
+        with process_state.quiet_loggers("transformers"):  # which warns that the head is new
             model, info = model_class.from_pretrained(
                 base.folder,
                 config=config,

@@ -25,7 +25,7 @@ from deploykit.modeling.optimizer import adamw
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, Row, collate, model_inputs, validation_metrics
 from deploykit.modeling.surgery import TRANSFORMERS_4
-from deploykit.process_state import draws, environment, quiet, threads
+from deploykit.process_state import quiet_loggers, restored_environment, restored_random_state, torch_threads
 
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is complete
 # The Trainer's argument that puts rows of similar length into a batch; transformers 5 renamed it.
@@ -65,7 +65,12 @@ def fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Los
     Raises:
         ModelError: the loss or logits are NaN or infinite.
     """
-    with draws(), environment(), quiet("transformers"), threads(hardware.cpu_limit()):
+    with (
+        restored_random_state(),
+        restored_environment(),
+        quiet_loggers("transformers"),
+        torch_threads(hardware.cpu_limit()),
+    ):
         return _fit(model, problem, options, loss, work)
 
 

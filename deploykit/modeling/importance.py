@@ -38,9 +38,10 @@ def importance(
         ModelError: a gradient is NaN or infinite.
     """
     layers = surgery.layers(model)
-    with_heads = [layer for layer in layers if layer.output_projection is not None]
-    modules = [*(layer.output_projection for layer in with_heads), *(layer.down_projection for layer in layers)]
-    unit_counts = [*(layer.shape.heads for layer in with_heads), *(layer.shape.neurons for layer in layers)]
+    output_projections = [layer.output_projection for layer in layers if layer.output_projection is not None]
+    modules = [*output_projections, *(layer.down_projection for layer in layers)]
+    head_counts = [layer.shape.heads for layer in layers if layer.output_projection is not None]
+    unit_counts = [*head_counts, *(layer.shape.neurons for layer in layers)]
     totals = [torch.zeros(count) for count in unit_counts]
     loss = task_loss(problem.task)
     model.eval()

@@ -17,7 +17,7 @@ from deploykit.modeling.heads import EncoderWithHeads, TextHead
 from deploykit.modeling.losses import LOSSES, targets_by_name
 from deploykit.modeling.options import FitOptions
 from deploykit.modeling.problem import Problem, Row, model_inputs, padded_batches, sample
-from deploykit.process_state import threads
+from deploykit.process_state import torch_threads
 from deploykit.tasks import Target
 
 MAX_ROWS = 20_000  # training rows that the heads are fitted to; a linear model hardly gains by more
@@ -51,7 +51,7 @@ def fit_text_heads(
     targets = {name: target for name, target in problem.task.TARGETS.items() if target.output in heads}
     if not targets:
         return
-    with threads(hardware.cpu_limit()):
+    with torch_threads(hardware.cpu_limit()):
         train_rows = sample(problem.train, MAX_ROWS, problem.seed)
         train_states, train_targets = _encode(model, problem, train_rows, list(targets), options)
         validation_rows = problem.rows(problem.validation)

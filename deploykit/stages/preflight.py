@@ -28,7 +28,7 @@ from deploykit.recipe import ExportSection
 from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer, lengthened
 
-ENGINE = "onnxruntime"  # runs the graph of the trial export
+CHECK_ENGINE = "onnxruntime"  # runs the graph of the trial export
 EXPORT_ADVICE = "Choose another model, or stop before the export with --until train."
 MAX_TRIAL_TOKENS = 4096  # of the input in `try_out`; longer ones take minutes
 FLOAT32_BYTES = 4
@@ -186,7 +186,7 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
             checkpoint.save(model, folder)
             task, loaded = predictor.task, checkpoint.load(folder)
             exporter.write_graph(loaded, folder, task.OPTIMUM_TASK, export.opset, task.OUTPUTS)
-            engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE))
+            engine = engines.load(CHECK_ENGINE).load(folder / GRAPH, Execution(engine=CHECK_ENGINE))
             worst = max(parity.difference(predictor, engine, examples).values())
         except Exception as error:  # of any type
             raise ModelError(

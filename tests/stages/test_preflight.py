@@ -107,7 +107,7 @@ def test_a_second_type_of_token_that_the_model_does_not_have_is_refused(base_of,
     told = type(tokenizer)(tokenizer.backend, tokenizer.pad_id, "right", tokenizer.unknown_id, tokenizer.max_tokens)
     preflight.try_out(model, told, base.name, is_pair=False)
     with pytest.raises(ModelError, match=r"fails on an input of 34 tokens"):
-        preflight.try_out(model, told, base.name, pair=True)
+        preflight.try_out(model, told, base.name, is_pair=True)
 
 
 @pytest.mark.parametrize("values", [{"vocab_size": 4_200_000, "hidden_size": 128}, {"intermediate_size": 9_000_000}])

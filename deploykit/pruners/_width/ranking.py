@@ -77,7 +77,7 @@ def counts_by_time(importance: Sequence[Float64], costs: Sequence[Float64], budg
     # Reads the choices backwards: that of the last group for the whole budget, that of the group before for the rest.
     counts, free_cells = [], BUDGET_CELLS
     for best_rows, cells, min_count in reversed(choices):
-        row = int(best_rows[free_cells])
-        counts.append(row + min_count)
-        free_cells -= int(cells[row])
+        best_row = int(best_rows[free_cells])
+        counts.append(best_row + min_count)
+        free_cells -= int(cells[best_row])
     return counts[::-1]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
 
-from deploykit.errors import InputError, extra_missing
+from deploykit.errors import InputError, missing_extra_error
 from deploykit.serving.call import Client
 from deploykit.serving.problems import Problem, retry_after
 
@@ -83,7 +83,7 @@ class Windows:
             from limits.aio import storage, strategies
             from limits.errors import ConfigurationError
         except ImportError as error:
-            raise extra_missing("a service with shared limits", error.name, "redis") from error
+            raise missing_extra_error("a service with shared limits", error.name, "redis") from error
         timeouts: Any = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
         self._item = RateLimitItemPerSecond
         try:
