@@ -32,7 +32,7 @@ class Frozen(BaseModel):
 
 
 class Options(Frozen):
-    """Base class of options of methods and sections; their numbers must be finite."""
+    """Options of a method or a section; numbers in them must be finite."""
 
     # The text below a field becomes its description. Only options have this, because it costs milliseconds per class.
     model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)

@@ -49,6 +49,7 @@ class Deadline(TrainerCallback):  # type: ignore[misc]
         warmup_share = int(warmup * steps) / steps  # in whole steps, as transformers' own schedule
 
         def scale(step: int) -> float:
+            """Returns the factor on the learning rates in a step."""
             progress = max(step / steps, self.used_share())
             if progress < warmup_share:
                 return progress / warmup_share

@@ -59,13 +59,13 @@ class StudentWithTeacher(torch.nn.Module):
 
 
 def distill(
-    small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, options: DistillOptions, work: Path
+    pruned: torch.nn.Module, unpruned: torch.nn.Module, problem: Problem, options: DistillOptions, work: Path
 ) -> list[dict[str, Any]]:
     """Trains a pruned model in place and returns the learning curve.
 
     Args:
-        small: the pruned model.
-        whole: the unpruned model; the problem's `teacher` takes its place if there is one.
+        pruned: the pruned model.
+        unpruned: the unpruned model; the problem's `teacher` takes its place if there is one.
         problem: the training and validation rows.
         options: see `DistillOptions`.
         work: folder for checkpoints.
@@ -73,7 +73,7 @@ def distill(
     task, layers = problem.task, None
     label_loss = task_loss(task)
     if problem.teacher:
-        whole, layers = problem.teacher.model, matching_layers(problem.teacher)
+        unpruned, layers = problem.teacher.model, matching_layers(problem.teacher)
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         if "teacher" not in outputs:  # in evaluation mode
@@ -98,8 +98,8 @@ def distill(
             return value
         return value + (1 - options.soft) * label_loss(outputs, labels, num_items_in_batch)
 
-    curve = fit(StudentWithTeacher(small, whole), problem, options, loss, work)
-    whole.to("cpu")
+    curve = fit(StudentWithTeacher(pruned, unpruned), problem, options, loss, work)
+    unpruned.to("cpu")
     return curve
 
 

@@ -134,6 +134,7 @@ def _stopped_early(checkpoint: Path, metric: str, patience: int | None) -> bool:
 
 
 def _training_arguments(problem: Problem, options: FitOptions, work: Path) -> TrainingArguments:
+    """Translates the options to arguments of the Trainer; it evaluates and saves after each epoch."""
     steps = _steps_per_epoch(problem, options)
     cuda = torch.cuda.is_available()
     return TrainingArguments(
@@ -178,6 +179,7 @@ def uses_bf16(options: FitOptions) -> bool:
 
 
 def _steps_per_epoch(problem: Problem, options: FitOptions) -> int:
+    """Returns the number of optimizer steps in an epoch, the last of which may have fewer rows."""
     return math.ceil(len(problem.train) / (options.batch_size * options.accumulate))
 
 
@@ -200,6 +202,7 @@ def remove_incomplete_checkpoints(work: Path) -> None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
+    """Says whether a checkpoint has a readable `STATE_FILE`, which is written last."""
     try:
         json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

@@ -108,6 +108,7 @@ def _fit_linear_head(
     weight, bias = (torch.zeros_like(tensor, requires_grad=True) for tensor in (head.output.weight, head.output.bias))
 
     def mean_loss(rows: StatesAndTargets) -> torch.Tensor:
+        """Returns the loss of the current weight and bias, without a penalty."""
         states, targets = rows
         summed, count = LOSSES[target.loss](states @ weight.T + bias, targets, weights)
         return summed / torch.as_tensor(count).clamp(min=1)
@@ -117,6 +118,7 @@ def _fit_linear_head(
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
         def closure(optimizer: Any = optimizer, penalty: float = penalty) -> torch.Tensor:
+            """Computes what L-BFGS minimizes, and its gradients; L-BFGS calls it several times in a step."""
             optimizer.zero_grad()
             loss = mean_loss(train) + penalty / 2 * weight.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -27,26 +27,26 @@ class _Stop(Exception):  # noqa: N818  not an error
     """Ends a forward pass as soon as the inputs of a projection are recorded."""
 
 
-def refit(small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, rows: Sequence[Row]) -> None:
+def refit(pruned: torch.nn.Module, unpruned: torch.nn.Module, problem: Problem, rows: Sequence[Row]) -> None:
     """Replaces the output projections of a pruned model in place.
 
     Args:
-        small: a pruned copy of `whole`.
-        whole: the unpruned model, which gives the outputs to fit.
+        pruned: a pruned copy of `unpruned`.
+        unpruned: the unpruned model, which gives the outputs to fit.
         problem: pads the rows.
         rows: the data of the regression, without padding.
     """
     batches = list(padded_batches(problem, rows))
-    projections, whole_projections = _projections(small), _projections(whole)
-    whole_outputs = _record_outputs(whole, whole_projections, batches)
+    projections, unpruned_projections = _projections(pruned), _projections(unpruned)
+    unpruned_outputs = _record_outputs(unpruned, unpruned_projections, batches)
     is_after_pruned = False
     progress = tqdm(projections, desc="refit", disable=None)
-    for projection, source, outputs in zip(progress, whole_projections, whole_outputs, strict=True):
+    for projection, source, outputs in zip(progress, unpruned_projections, unpruned_outputs, strict=True):
         module = projection.module
         # Before the first pruned projection, inputs and outputs are those of the unpruned model.
         is_after_pruned = is_after_pruned or matrix(module).shape != matrix(source.module).shape
         if is_after_pruned:
-            inputs = torch.cat([_record_inputs(small, projection, batch) for batch in batches])
+            inputs = torch.cat([_record_inputs(pruned, projection, batch) for batch in batches])
             bias = 0 if module.bias is None else module.bias.data
             set_matrix(module, ridge(inputs, outputs.float() - bias, matrix(module)))
 

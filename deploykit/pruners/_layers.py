@@ -56,17 +56,19 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
 def _ablation(model: torch.nn.Module, task: Task, batches: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Removes one layer after another, each time the one whose removal does the least damage.
 
-    Yields for each step `gone`, the indices of all layers removed so far, and `damage`, the divergence from the whole
-    model after the removal of each layer that was tried, by its index.
+    Yields for each step `gone`, the indices of all layers removed so far, and `damage`, the divergence from the
+    unpruned model after the removal of each layer that was tried, by its index.
     """
-    whole_logits, removed = target_logits(model, task, batches), list[int]()
+    unpruned_logits, removed = target_logits(model, task, batches), list[int]()
     while candidates := list(_candidates(model, removed)):
         damage = {}
         for layer in tqdm(candidates, desc=f"ablation {len(removed) + 1}", unit="layer", disable=None):
             logits = target_logits(without_layers(model, [*removed, layer]), task, batches)
-            damage[layer] = float(
-                sum(divergence(task.TARGETS[name].loss, logits[name], whole_logits[name]) for name in whole_logits)
+            divergences = (
+                divergence(task.TARGETS[name].loss, logits[name], expected)
+                for name, expected in unpruned_logits.items()
             )
+            damage[layer] = float(sum(divergences))
         chosen = min(damage, key=lambda layer: damage[layer])
         removed = [*removed, chosen]
         log.info("without layer %d: divergence %.4f", chosen, damage[chosen])

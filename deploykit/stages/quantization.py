@@ -99,6 +99,7 @@ def _make_bench(job: Job, base: Predictor, lengths: Lengths) -> Bench:
     before, tokens = job.predictions()["validation"], scoring.count_tokens(base, dataset.validation)
 
     def judge(_: Spec, predictor: Predictor) -> Judged:
+        """Measures a candidate on the validation split, and compares it with the model before this stage."""
         after = scoring.predict(predictor, dataset.validation, "validation")
         outcomes = metrics.Outcomes.of(job.task, base.spec, dataset.validation, after)
         first = metrics.with_intervals(job.task.METRICS[:1], outcomes, seed)

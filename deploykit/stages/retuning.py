@@ -158,11 +158,12 @@ def make_bench(package: Package, folder: Path, options: auto.Options, passed: Ma
     lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(counts)
 
     def judge(spec: Spec, predictor: Predictor) -> Judged:
-        before = passed[spec]
-        if before.metric is None or before.comparison is None:
+        """Returns what was measured where the package was made, if the candidate answers the golden set right here."""
+        candidate = passed[spec]
+        if candidate.metric is None or candidate.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
-        _require_same_decisions(predictor, package, before.comparison)
-        return Judged(metric=before.metric, comparison=before.comparison)
+        _require_same_decisions(predictor, package, candidate.comparison)
+        return Judged(metric=candidate.metric, comparison=candidate.comparison)
 
     return Bench(
         graph=package.graph,

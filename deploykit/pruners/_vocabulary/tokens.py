@@ -115,16 +115,18 @@ def _required_by_unigram(model: Json, tokens: Iterable[str]) -> Iterator[str]:
 
 
 def _reduced_wordpiece(model: Json, new_ids: NewIds) -> Json:
-    """Returns the changed entries of the section `model` for the kept tokens; the same holds for the two below."""
+    """Returns the changed entries of the section `model` of WordPiece for the kept tokens."""
     return {"vocab": {token: new_ids[token] for token in model["vocab"] if token in new_ids}}
 
 
 def _reduced_bpe(model: Json, new_ids: NewIds) -> Json:
+    """Returns the changed entries of the section `model` of BPE for the kept tokens."""
     merges = [pair for pair in model["merges"] if all(token in new_ids for token in (*pair, "".join(pair)))]
     return {**_reduced_wordpiece(model, new_ids), "merges": merges}
 
 
 def _reduced_unigram(model: Json, new_ids: NewIds) -> Json:
+    """Returns the changed entries of the section `model` of Unigram for the kept tokens; ids are their positions."""
     unknown = model["unk_id"]
     return {
         "vocab": [piece for piece in model["vocab"] if piece[0] in new_ids],

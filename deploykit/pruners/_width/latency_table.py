@@ -2,7 +2,7 @@
 
 A narrowed model has at most a certain number of heads, or of blocks of neurons, in every layer. The difference between
 the times of two such models is the cost of the units that only one of them has (Kurtic et al., ZipLM, 2023, section
-3.2). Costs between measured numbers of units are interpolated. All times are shares of the whole model's time.
+3.2). Costs between measured numbers of units are interpolated. All times are shares of the unpruned model's time.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ MEASURED_COUNTS = 5  # how many numbers of heads, and of blocks, are measured; e
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """The time of the units of a layer, as shares of the whole model's time.
+    """The time of the units of a layer, as shares of the unpruned model's time.
 
     Attributes:
         attention: cost of 0, 1, ... heads of a layer beyond its first head; non-decreasing.
@@ -53,7 +53,7 @@ def measure_latency_table(model: torch.nn.Module, measure: Measure) -> LatencyTa
     """Measures the cost of heads and of blocks of neurons.
 
     Args:
-        model: the whole model. Its time is 1 by definition, and the table predicts 1 for it.
+        model: the unpruned model. Its time is 1 by definition, and the table predicts 1 for it.
         measure: times a narrower copy.
     """
     shapes = surgery.shapes(model)
@@ -74,9 +74,9 @@ def unit_costs(unit_counts: Sequence[int], times: Sequence[float]) -> Float64:
     """Returns the cost of 0, 1, ... units of a layer beyond its first unit, `(units + 1,)`.
 
     Args:
-        unit_counts: number of units in each layer of the whole model.
+        unit_counts: number of units in each layer of the unpruned model.
         times: of narrowed models, one for each of `counts_to_measure(unit_counts)` except for the last, which is the
-            whole model's; a narrowed model has at most so many units in each layer.
+            unpruned model's; a narrowed model has at most so many units in each layer.
     """
     counts = counts_to_measure(unit_counts)
     # By noise, a model with fewer units may seem slower. The regression makes the times non-decreasing.

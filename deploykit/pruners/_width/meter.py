@@ -1,4 +1,4 @@
-"""Measures the time of a pruned model in memory as a share of the whole model's time.
+"""Measures the time of a pruned model in memory as a share of the unpruned model's time.
 
 Both models are exported, quantized and run in the same way as in later stages. They run in turn on training rows, so
 that changes of the machine's speed affect both alike.
@@ -29,26 +29,26 @@ from deploykit.recipe import ExportSection
 from deploykit.tokenizer import Batch, Features
 
 Objective = Literal["latency", "throughput"]
-Measure = Callable[[torch.nn.Module], Metric]  # returns the time of a model as a share of the whole model's
-BATCH_TOKENS_TO_TRY = (256, 512, 1024, 2048)  # most padded tokens of a batch; both models use the whole model's fastest
+Measure = Callable[[torch.nn.Module], Metric]  # returns the time of a model as a share of the unpruned model's
+BATCH_TOKENS_TO_TRY = (256, 512, 1024, 2048)  # most padded tokens of a batch; the unpruned model's fastest is taken
 TIMING_S = 3.0  # seconds for timing both models on one workload
 
 
 def relative_timer(
-    whole: torch.nn.Module,
+    unpruned: torch.nn.Module,
     problem: Problem,
     execution: Execution,
     quantizer: str,
     work: Path,
     objective: Objective = "latency",
 ) -> Measure:
-    """Returns a function that times models relative to `whole` and stores each result in `work`.
+    """Returns a function that times models relative to `unpruned` and stores each result in `work`.
 
     A run that was killed and continues reads the stored times. So it chooses the same sizes again, which its
     checkpoints have.
 
     Args:
-        whole: the model whose time is 1.
+        unpruned: the model whose time is 1.
         problem: its training rows are the input.
         execution: how the graphs are run.
         quantizer: name of the quantizer of the graphs.
@@ -57,7 +57,7 @@ def relative_timer(
     """
     file = work / "measured.json"
     measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    reference = _open_engine(whole, problem, execution, quantizer)
+    reference = _open_engine(unpruned, problem, execution, quantizer)
     workloads = (
         single_row_workloads(problem, reference) if objective == "latency" else [mixed_workload(problem, reference)]
     )
@@ -74,19 +74,19 @@ def relative_timer(
     return measure
 
 
-def single_row_workloads(problem: Problem, whole: Engine) -> list[list[Batch]]:
+def single_row_workloads(problem: Problem, unpruned: Engine) -> list[list[Batch]]:
     """Returns workloads of one training row each, at the quantiles `LENGTH_QUANTILES` of their length."""
     rows = sorted((row.features for row in problem.train), key=len)
     chosen = [rows[int(quantile * (len(rows) - 1))] for quantile in LENGTH_QUANTILES]
-    return [[pad_for_engine([row], problem.tokenizer, whole)] for row in chosen]
+    return [[pad_for_engine([row], problem.tokenizer, unpruned)] for row in chosen]
 
 
-def mixed_workload(problem: Problem, whole: Engine) -> list[Batch]:
-    """Returns training rows of all lengths, in batches of the size with which the whole model is fastest."""
+def mixed_workload(problem: Problem, unpruned: Engine) -> list[Batch]:
+    """Returns training rows of all lengths, in batches of the size with which the unpruned model is fastest."""
     order = np.random.default_rng(problem.seed).permutation(len(problem.train))[:MIXED_TEXTS]
     rows = [problem.train[index].features for index in order]
-    workloads = {tokens: _make_batches(problem, rows, tokens, whole) for tokens in BATCH_TOKENS_TO_TRY}
-    calls = {tokens: partial(_run, whole, workload) for tokens, workload in workloads.items()}
+    workloads = {tokens: _make_batches(problem, rows, tokens, unpruned) for tokens in BATCH_TOKENS_TO_TRY}
+    calls = {tokens: partial(_run, unpruned, workload) for tokens, workload in workloads.items()}
     times = timing.in_turn(calls, TIMING_S, burst=1)
     return workloads[min(times, key=lambda tokens: float(np.median(times[tokens])))]
 
@@ -114,22 +114,22 @@ def _open_engine(model: torch.nn.Module, problem: Problem, execution: Execution,
         return engines.load(execution.engine).load(quantized, execution)
 
 
-def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Batch]]) -> Metric:
-    """Returns the time of a pruned model as a share of the whole model's time, with its 95 % bootstrap interval.
+def relative_time(pruned: Engine, unpruned: Engine, workloads: Sequence[Sequence[Batch]]) -> Metric:
+    """Returns the time of a pruned model as a share of the unpruned model's time, with its 95 % bootstrap interval.
 
     It is the median of the ratios of single timings on each workload, averaged over the workloads. Shares of time are
     averaged, and not speedups, because shares are sums over layers, as in the latency table.
 
     Args:
         pruned: the engine of the pruned model.
-        whole: the engine of the whole model.
+        unpruned: the engine of the unpruned model.
         workloads: each is a sequence of batches that are timed together.
     """
     ratios = []
     for workload in workloads:
-        calls = {"pruned": partial(_run, pruned, workload), "whole": partial(_run, whole, workload)}
+        calls = {"pruned": partial(_run, pruned, workload), "unpruned": partial(_run, unpruned, workload)}
         times = timing.in_turn(calls, TIMING_S, burst=timing.BURST if len(workload) == 1 else 1)
-        ratios.append(times["pruned"] / times["whole"])
+        ratios.append(times["pruned"] / times["unpruned"])
     random = np.random.default_rng(0)
     medians = [bootstrap.resample(ratio, bootstrap.median, random) for ratio in ratios]
     low, high = bootstrap.interval(np.mean(medians, axis=0))
@@ -137,5 +137,6 @@ def relative_time(pruned: Engine, whole: Engine, workloads: Sequence[Sequence[Ba
 
 
 def _run(engine: Engine, workload: Sequence[Batch]) -> None:
+    """Runs all batches of a workload once."""
     for batch in workload:
         engine.run(batch)

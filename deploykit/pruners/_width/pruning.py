@@ -100,11 +100,11 @@ def _share_chooser(problem: Problem, options: Options) -> Chooser:
     return lambda model, keep: (keep_by_share(*_importance(model, problem, options), keep), {})
 
 
-def _speedup_chooser(whole: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Chooser:
-    """Measures a latency table, and returns a chooser whose target is a speedup over the whole model."""
+def _speedup_chooser(unpruned: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Chooser:
+    """Measures a latency table, and returns a chooser whose target is a speedup over the unpruned model."""
     execution = Execution(engine=options.engine, precision=options.precision, threads=hardware.cpu_limit())
-    measure = relative_timer(whole, problem, execution, options.quantizer, work, options.objective)
-    table = measure_latency_table(whole, measure)
+    measure = relative_timer(unpruned, problem, execution, options.quantizer, work, options.objective)
+    table = measure_latency_table(unpruned, measure)
     return lambda model, speedup: keep_for_speedup(
         model, *_importance(model, problem, options), table=table, measure=measure, speedup=speedup
     )
@@ -132,7 +132,7 @@ def _require_speedup(kept: Sequence[KeptUnits], speedup: dict[str, Any]) -> None
 def _shrink(
     model: torch.nn.Module,
     kept: Sequence[KeptUnits],
-    whole: torch.nn.Module,
+    unpruned: torch.nn.Module,
     problem: Problem,
     options: Options,
     work: Path,
@@ -142,7 +142,7 @@ def _shrink(
     Args:
         model: the model of the step before.
         kept: what each layer keeps.
-        whole: the unpruned model, to whose outputs the copy is fitted.
+        unpruned: the unpruned model, to whose outputs the copy is fitted.
         problem: the training rows.
         options: of the pruner.
         work: folder for checkpoints.
@@ -150,12 +150,12 @@ def _shrink(
     small = surgery.shrunk(model, kept)
     if options.refit_tokens:
         rows = sample(problem.train, options.calibration_rows, problem.seed)
-        refit(small, whole, problem, first_rows_within(rows, options.refit_tokens))
+        refit(small, unpruned, problem, first_rows_within(rows, options.refit_tokens))
     if not options.distill:
         return small, []
     steps, minutes = options.steps, options.distill.minutes
     step_share = {"epochs": options.distill.epochs / steps, "minutes": minutes and minutes / steps}
-    return small, distill(small, whole, problem, options.distill.model_copy(update=step_share), work)
+    return small, distill(small, unpruned, problem, options.distill.model_copy(update=step_share), work)
 
 
 def _sizes(model: torch.nn.Module) -> list[dict[str, int]]:

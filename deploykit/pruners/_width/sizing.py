@@ -52,7 +52,7 @@ def keep_within_budget(
         heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
         neurons: importance, one array per layer, `(neurons,)`.
         table: the cost of heads and blocks.
-        budget: predicted time of the model, as a share of the whole model's time.
+        budget: predicted time of the model, as a share of the unpruned model's time.
     """
     importance = [*heads, *(block_importance(layer) for layer in neurons)]
     costs = [table.attention] * len(heads) + [table.feed_forward] * len(neurons)
@@ -82,7 +82,7 @@ def keep_for_speedup(
     measure: Measure,
     speedup: float,
 ) -> tuple[list[KeptUnits], dict[str, Any]]:
-    """Keeps the most important heads and neurons with which a model is faster than the whole model by a factor.
+    """Keeps the most important heads and neurons with which a model is faster than the unpruned model by a factor.
 
     The table predicts the time of a choice, and a measurement checks it. If the measured time is too long, or shorter
     than `MIN_TIME_USE` of the wanted time, the budget is corrected by the ratio of the two times, in small steps, and
@@ -94,13 +94,13 @@ def keep_for_speedup(
         neurons: importance, one array per layer, `(neurons,)`.
         table: the cost of heads and blocks.
         measure: times a model.
-        speedup: the factor: the whole model's time divided by that of the pruned model.
+        speedup: the factor: the unpruned model's time divided by that of the pruned model.
 
     Returns:
         The units to keep, and for the manifest the speedup wanted, predicted and measured. Among the tries that are
         fast enough, the slowest is returned, because it keeps the most; if there is none, the fastest try is.
     """
-    tries = list[tuple[list[KeptUnits], Metric]]()  # units and measured time; times are shares of the whole model's
+    tries = list[tuple[list[KeptUnits], Metric]]()  # units and measured time; times are shares of the unpruned model's
     wanted_time = 1 / speedup
     budget = TARGET_TIME_USE * wanted_time
     while len(tries) < MAX_MEASUREMENTS:
