@@ -42,7 +42,7 @@ def available(kind: str) -> tuple[str, ...]:
     """Lists the methods of a kind, sorted.
 
     Args:
-        kind: a key of `FOLDERS`, for example `"pruner"`.
+        kind: a key of `METHOD_FOLDERS`, for example `"pruner"`.
 
     Example:
         >>> available("task")
@@ -57,7 +57,7 @@ def load(kind: str, name: str) -> ModuleType:
     """Imports one method.
 
     Args:
-        kind: a key of `FOLDERS`.
+        kind: a key of `METHOD_FOLDERS`.
         name: a name that `available(kind)` lists.
 
     Raises:

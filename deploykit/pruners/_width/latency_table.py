@@ -5,6 +5,7 @@ the times of two such models is the cost of the units that only one of them has 
 3.2). Costs between measured numbers of units are interpolated. All times are shares of the unpruned model's time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,7 +47,7 @@ def predict_time(table: LatencyTable, sizes: Sequence[Shape]) -> float:
 
 def block_count(neurons: int) -> int:
     """Returns the number of blocks that hold these neurons; the last block may be incomplete."""
-    return -(-neurons // BLOCK_NEURONS)
+    return math.ceil(neurons / BLOCK_NEURONS)
 
 
 def measure_latency_table(model: torch.nn.Module, measure: Measure) -> LatencyTable:
