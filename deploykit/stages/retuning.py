@@ -110,13 +110,10 @@ def passed_before(package: Package, options: auto.Options, cores: int) -> dict[S
     passed: dict[Spec, Candidate] = {}
     for content in package.quantization["candidates"]:
         candidate = Candidate.model_validate(content)
-        is_float = (candidate.graph, candidate.quantizer, candidate.execution.place) == (
-            "exported",
-            "none",
-            BASELINE_PLACE,
-        )
+        baseline = ("exported", "none", BASELINE_PLACE)
+        is_baseline = (candidate.graph, candidate.quantizer, candidate.execution.place) == baseline
         verdicts = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
-        passes = candidate.comparison is not None and (is_float or not gates.failing(limits, verdicts))
+        passes = candidate.comparison is not None and (is_baseline or not gates.failing(limits, verdicts))
         if passes and candidate.execution.place in places:
             for execution in candidate_grid.thread_layouts(candidate.execution, cores, options.objective):
                 passed.setdefault(candidate_grid.spec_of(candidate, execution), candidate)

@@ -43,7 +43,7 @@ def train(job: Job) -> Artifact:
     """
     recipe, task, dataset = job.recipe, job.task, job.dataset()
     base = base_model.resolve(recipe.model, recipe.revision)
-    transformers.set_seed(recipe.seed)  # a new head is drawn when the model is opened
+    transformers.set_seed(recipe.seed)  # for the weights of a new head
     with draft(job.target) as folder:
         reads = tasks.reads(task, recipe.data.columns)
         tokenizer = base_images.save(base, folder, recipe.data.max_tokens, reads)
@@ -54,8 +54,9 @@ def train(job: Job) -> Artifact:
         if recipe.export is not None:
             preflight.try_export(predictor, model, dataset.validation, recipe.export, base.name)
         lengths = data.lengths(dataset, tokenizer)
-        is_cut = any(getattr(row.input, "text_pair", None) is not None for row in dataset.train)
-        _log_data(dataset, lengths, 1 if is_cut else getattr(spec.options, "max_windows", 1))
+        has_pairs = any(getattr(row.input, "text_pair", None) is not None for row in dataset.train)
+        max_windows = 1 if has_pairs else getattr(spec.options, "max_windows", 1)  # pairs of texts are always cut
+        _log_data(dataset, lengths, max_windows)
         _warn_of_unlabelled_heads(predictor, dataset)
         _warn_of_unpredictable_spans(predictor, dataset.train)
         problem = Problem.of(task, spec, tokenizer, dataset.train, dataset.validation, recipe.seed)
@@ -66,7 +67,7 @@ def train(job: Job) -> Artifact:
         _check_predictions(job, predictions, base)
         spec = tuned(task, spec, dataset.validation, predictions["validation"])
         predictor = replace(predictor, spec=spec)
-        table = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
+        test_tables = scoring.describe_test(predictor, dataset, predictions, recipe.seed)
 
         checkpoint.save(model, folder)
         return job.finish(
@@ -75,7 +76,7 @@ def train(job: Job) -> Artifact:
             predictor=predictor,
             predictions=predictions,
             parameters=checkpoint.count_parameters(model),
-            details={"data": dataset.summary, "lengths": lengths, "curve": trained.curve, "test": table},
+            details={"data": dataset.summary, "lengths": lengths, "curve": trained.curve, "test": test_tables},
             facts={
                 "labels": spec.labels,
                 "pair": is_pair,
@@ -177,15 +178,15 @@ def _check_predictions(job: Job, predictions: scoring.Predictions, base: Base) -
         )
 
 
-def _log_data(dataset: data.Dataset, lengths: dict[str, Any], windows: int) -> None:
+def _log_data(dataset: data.Dataset, lengths: dict[str, Any], max_windows: int) -> None:
     """Logs rows, labels and lengths of the splits; warns of long texts and of an unsuitable tokenizer.
 
     Args:
         dataset: all splits.
         lengths: from `data.lengths`, by split.
-        windows: the most windows in which a long text is read; 1: it is cut.
+        max_windows: the most windows in which a long text is read; 1: it is cut.
     """
-    long_text_handling = "cut" if windows == 1 else f"read in up to {windows} windows"
+    long_text_handling = "cut" if max_windows == 1 else f"read in up to {max_windows} windows"
     for name, count in dataset.summary["rows"].items():
         labels = ", ".join(f"{label} {number}" for label, number in dataset.summary["labels"][name].items())
         statistics = ", ".join(f"{key} {lengths[name][key]:.0f}" for key in ("mean", "p50", "p95", "max"))

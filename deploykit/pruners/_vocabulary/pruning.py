@@ -27,24 +27,25 @@ log = logging.getLogger(__name__)
 def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Pruned:
     """Returns a copy of the model with a smaller vocabulary, the matching tokenizer, and how much was saved."""
     texts = [*problem.texts, *(sources.texts(str(options.corpus)) if options.corpus else ())]
-    whole = tokenizers.Tokenizer.from_str(problem.tokenizer.backend.to_str())
-    whole.no_truncation()
-    ids = required_token_ids(whole, used_token_ids(whole, texts) | _fixed_token_ids(model, whole))
-    backend = reduced_tokenizer(whole, ids)
-    require_same_tokens(whole, backend, texts)
+    original = tokenizers.Tokenizer.from_str(problem.tokenizer.backend.to_str())
+    original.no_truncation()
+    ids = required_token_ids(original, used_token_ids(original, texts) | _fixed_token_ids(model, original))
+    reduced = reduced_tokenizer(original, ids)
+    require_same_tokens(original, reduced, texts)
     pruned = surgery.with_tokens(model, ids)
     new_ids = {old: new for new, old in enumerate(ids)}
-    unknown = problem.tokenizer.unknown_id
+    unknown_id = problem.tokenizer.unknown_id
     tokenizer = replace(
         problem.tokenizer,
-        backend=backend,
+        backend=reduced,
         pad_id=new_ids[problem.tokenizer.pad_id],
-        unknown_id=None if unknown is None else new_ids[unknown],
+        unknown_id=None if unknown_id is None else new_ids[unknown_id],
     )
     saved = FLOAT32_BYTES * (checkpoint.count_parameters(model) - checkpoint.count_parameters(pruned))
+    # The share of validation rows whose tokens are all kept, so that they are tokenized as before.
     encoded = problem.task.encode([row.input for row in problem.validation], problem.tokenizer, problem.spec)
     unchanged = np.mean([all(np.isin(window.encoding.ids, ids).all() for window in windows) for windows in encoded])
-    counts = {"tokens": len(ids), "tokens_before": whole.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
+    counts = {"tokens": len(ids), "tokens_before": original.get_vocab_size(), "bytes_saved": saved, "texts": len(texts)}
     log.info("kept %(tokens)d of %(tokens_before)d tokens, which saves %(bytes_saved)d bytes", counts)
     return Pruned(pruned, {**counts, "validation_unchanged": float(unchanged)}, tokenizer, tuple(ids))
 
@@ -55,10 +56,10 @@ def used_token_ids(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> set[i
     return {token_id for encoding in encodings for token_id in encoding.ids}
 
 
-def require_same_tokens(whole: tokenizers.Tokenizer, small: tokenizers.Tokenizer, texts: Sequence[str]) -> None:
+def require_same_tokens(original: tokenizers.Tokenizer, reduced: tokenizers.Tokenizer, texts: Sequence[str]) -> None:
     """Raises a ModelError if two tokenizers give different tokens for one of the texts."""
     for chunk in _chunks(texts):
-        encodings = zip(whole.encode_batch(chunk), small.encode_batch(chunk), strict=True)
+        encodings = zip(original.encode_batch(chunk), reduced.encode_batch(chunk), strict=True)
         for text, (before, after) in zip(chunk, encodings, strict=True):
             if before.tokens != after.tokens:
                 raise ModelError(
@@ -67,7 +68,7 @@ def require_same_tokens(whole: tokenizers.Tokenizer, small: tokenizers.Tokenizer
                 )
 
 
-def _fixed_token_ids(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set[int]:
+def _fixed_token_ids(model: torch.nn.Module, original: tokenizers.Tokenizer) -> set[int]:
     """Returns the ids of tokens that must keep their meaning for the model.
 
     The model's configuration names some of them. If a model counts positions from its padding id, the ids up to this
@@ -77,11 +78,11 @@ def _fixed_token_ids(model: torch.nn.Module, whole: tokenizers.Tokenizer) -> set
         ModelError: the tokenizer has more tokens than the model.
     """
     loaded = cast(Any, model)
-    size, rows = whole.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
+    size, rows = original.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
     if size > rows:
         raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
     configured = surgery.configured_token_ids(model)
-    fixed = {token_id for token_id in configured if whole.id_to_token(token_id) is not None}
+    fixed = {token_id for token_id in configured if original.id_to_token(token_id) is not None}
     if loaded.config.model_type in POSITIONS_AFTER_PADDING:
         fixed |= set(range(loaded.config.pad_token_id + 1))
     return fixed
