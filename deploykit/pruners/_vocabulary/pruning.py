@@ -78,9 +78,9 @@ def _fixed_token_ids(model: torch.nn.Module, original: tokenizers.Tokenizer) -> 
         ModelError: the tokenizer has more tokens than the model.
     """
     loaded = cast(Any, model)
-    size, rows = original.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
-    if size > rows:
-        raise ModelError(f"the tokenizer has {size} tokens and the model {rows}: they do not belong together.")
+    tokens, embeddings = original.get_vocab_size(), loaded.get_input_embeddings().num_embeddings
+    if tokens > embeddings:
+        raise ModelError(f"the tokenizer has {tokens} tokens and the model {embeddings}: they do not belong together.")
     configured = surgery.configured_token_ids(model)
     fixed = {token_id for token_id in configured if original.id_to_token(token_id) is not None}
     if loaded.config.model_type in POSITIONS_AFTER_PADDING:
