@@ -27,11 +27,11 @@ from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 FULL_DISK_ERRNOS = (ENOSPC, EDQUOT)
-SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # that `serve: {extras: ...}` in a recipe can name
+SERVING_EXTRAS = ("jwt", "otel", "presidio", "redis", "sign")  # pip extras that `serve.extras` in a recipe can name
 
 
 class DeploykitError(Exception):
-    """Base of all; `exit_code` is that of the command line."""
+    """Base class of all; `exit_code` is the exit code of the command line."""
 
     exit_code = 3
 
@@ -43,7 +43,7 @@ class GateError(DeploykitError):
 
 
 class EngineError(DeploykitError):
-    """An engine returned an impossible result: not one row per row of the batch."""
+    """An engine returned another number of rows than the batch has."""
 
 
 class GraphError(DeploykitError):
@@ -51,7 +51,7 @@ class GraphError(DeploykitError):
 
 
 class ServiceError(DeploykitError):
-    """A running service refused a request or did not answer; `status` is None if there was no answer."""
+    """A running service refused a request or did not answer; `status` and `request_id` are None without an answer."""
 
     def __init__(self, message: str, status: int | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -92,15 +92,20 @@ class MissingExtraError(InputError):
     """A package of an optional extra is not installed."""
 
 
-def extra_missing(wanted_by: str, package: str | None, extra: str) -> MissingExtraError:
-    """Returns an error that says how to install the extra of a missing package.
+def missing_extra_error(wanted_by: str, package: str | None, extra: str) -> MissingExtraError:
+    """Returns an error that says how to install a missing package.
 
     The command installs from the source, because a package called deploykit in a registry need not be this one.
+
+    Args:
+        wanted_by: who needs the package.
+        package: its name.
+        extra: the pip extra of deploykit that brings it.
     """
-    pinned = f", or in the recipe with `serve: {{extras: [{extra}]}}`, for the package and its image"
+    recipe_advice = f", or in the recipe with `serve: {{extras: [{extra}]}}`, for the package and its image"
     return MissingExtraError(
         f"{wanted_by} needs the package {package!r}, which is not installed. Add it in the directory of deploykit's"
-        f" source: pip install '.[{extra}]'{pinned if extra in SERVING_EXTRAS else ''}"
+        f" source: pip install '.[{extra}]'{recipe_advice if extra in SERVING_EXTRAS else ''}"
     )
 
 
@@ -117,9 +122,9 @@ class StorageError(InputError):
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Tells whether an error, or its cause, means a full disk or an exhausted quota.
+    """Tells whether an error, or one of its causes, means a full disk or an exhausted quota.
 
-    Errors of libraries in other languages have no error number, but contain the system's message.
+    Errors of libraries in other languages have no error number, but their text contains the system's message.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -135,8 +140,8 @@ def storage_errors(path: Path, choice: str = "`output:` in the recipe") -> Itera
     """Turns a full disk and missing permissions into a `StorageError`.
 
     Args:
-        path: what is written, if the error does not name a file.
-        choice: the option that names another place, for the message.
+        path: the file or directory that is written, for an error that names no file.
+        choice: the option with which the user can choose another place, for the message.
 
     Raises:
         StorageError: on ENOSPC, EDQUOT, EACCES, EPERM or EROFS.

@@ -1,7 +1,7 @@
 """Runs the stages of a recipe in order, and skips those whose artifact exists.
 
-A run has a directory of its own, which is locked. The directory of each artifact is named after the stage and the
-beginning of its content key, so a changed recipe adds artifacts and deletes none. A link with the name of the stage
+A run has a directory of its own, which is locked meanwhile. The directory of an artifact is named after its stage and
+the beginning of its content key, so a changed recipe adds artifacts and deletes none. A link with the name of the stage
 points to the newest artifact that passed its gates.
 """
 
@@ -28,8 +28,8 @@ from deploykit.stages import bundle, exporting, packaging, preflight, pruning, q
 from deploykit.stages.context import Job
 from deploykit.stages.run_lock import locked
 
-WORK = ".work"
-COMPUTE: dict[str, Callable[[Job], Artifact]] = {
+WORK_FOLDER = ".work"  # in the directory of the run: checkpoints of unfinished stages
+STAGE_FUNCTIONS: dict[str, Callable[[Job], Artifact]] = {
     "train": training.train,
     "prune": pruning.prune,
     "export": exporting.export,
@@ -40,8 +40,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One stage of a run, and the directory of its artifact."""
+class PlannedStage:
+    """A stage as a run would treat it.
+
+    Attributes:
+        stage: name of the stage.
+        method: name of its method in the recipe.
+        target: the directory of its artifact.
+        key: the content key of its artifact.
+        parent_key: the content key of the artifact before it.
+        would: what a run would do with the stage.
+    """
 
     stage: str
     method: str
@@ -52,26 +61,26 @@ class Planned:
 
     @property
     def finished(self) -> bool:
-        """Whether the artifact exists and is not to be replaced."""
+        """Whether the artifact exists already and will not be made again."""
         return self.would == "be skipped"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A stage that was run or skipped, and the time that this run spent on it."""
+class StageOutcome:
+    """A stage that was run or skipped, and the seconds that this run spent on it."""
 
     artifact: Artifact
     status: Literal["ran", "skipped"]
     seconds: float
 
 
-def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) -> list[Planned]:
-    """Lists the stages of a run without running them, and tells which are finished.
+def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) -> list[PlannedStage]:
+    """Lists the stages of a run, and checks the base model and the data; runs no stage.
 
     Args:
         recipe: of the run.
-        first: this stage and all later ones run again.
-        until: the last stage.
+        first: this stage and all later ones run again, even if they are finished.
+        until: the last stage of the run.
 
     Raises:
         InputError: the base model or the data is missing or cannot be used, or the recipe has no such stage.
@@ -98,9 +107,9 @@ def plan(recipe: Recipe, *, first: str | None = None, until: str | None = None) 
         key = content_key(
             parent=parent, stage=stage, method=method, options=options, data=fingerprint, seed=recipe.seed
         )
-        target = output(recipe) / f"{stage}-{key[:10]}"
+        target = output_folder(recipe) / f"{stage}-{key[:10]}"
         would: Literal["run", "be skipped"] = "be skipped" if is_finished(target) and not run_again else "run"
-        planned.append(Planned(stage, method, target, key, parent, would))
+        planned.append(PlannedStage(stage, method, target, key, parent, would))
         parent = key
     return planned
 
@@ -110,17 +119,17 @@ def _base_fingerprint(recipe: Recipe) -> str:
     base = base_model.resolve(recipe.model, recipe.revision)
     if recipe.prune is not None:
         base_model.require_prunable(base)
-    whole = recipe.export is not None and recipe.prune is None
+    is_exported_whole = recipe.export is not None and recipe.prune is None
     task = tasks.load(recipe.task_name, recipe.task_options())
     reads = tasks.input_kinds(task, recipe.data.columns)
     if recipe.serve.redact and "text" not in reads:
         raise InputError("serve.redact masks personal data in texts, and this model reads images alone. Remove it.")
-    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, whole=whole, reads=reads)
+    preflight.check(base, task.AUTO_CLASS, recipe.data.max_tokens, is_exported_whole=is_exported_whole, reads=reads)
     return base.fingerprint
 
 
 def _key_options(recipe: Recipe, stage: str) -> dict[str, object]:
-    """Returns everything in the recipe that changes the artifact of a stage."""
+    """Returns everything in the recipe that changes the artifact of a stage, for its content key."""
     sections: list[BaseModel] = [recipe.options(stage)]
     if stage == "quantize":
         sections.append(recipe.gates)
@@ -136,7 +145,7 @@ def _key_options(recipe: Recipe, stage: str) -> dict[str, object]:
 
 
 def _with_hashes(content: Any, hashes: Mapping[str, str]) -> Any:
-    """Replaces the paths of files by their hashes, so that the key does not change if a project is moved."""
+    """Replaces the paths of files in nested JSON by their hashes, so that a project can be moved without new keys."""
     if isinstance(content, dict):
         return {name: _with_hashes(value, hashes) for name, value in content.items()}
     if isinstance(content, list):
@@ -144,7 +153,7 @@ def _with_hashes(content: Any, hashes: Mapping[str, str]) -> Any:
     return hashes.get(content, content) if isinstance(content, str) else content
 
 
-def output(recipe: Recipe) -> Path:
+def output_folder(recipe: Recipe) -> Path:
     """Returns the directory of the run."""
     return Path(recipe.output or f"runs/{recipe.name}")
 
@@ -155,8 +164,8 @@ def run(
     first: str | None = None,
     until: str | None = None,
     only: str | None = None,
-    notify: Callable[[Planned, Outcome | None], None] | None = None,
-) -> list[Outcome]:
+    notify: Callable[[PlannedStage, StageOutcome | None], None] | None = None,
+) -> list[StageOutcome]:
     """Runs a recipe; stages whose artifact is finished and undamaged are skipped.
 
     Args:
@@ -177,10 +186,10 @@ def run(
     Example:
         >>> run(recipe.load("recipe.yaml"))[-1].artifact.path  # doctest: +SKIP
     """
-    with locked(output(recipe)), _own_settings():
-        for draft in output(recipe).glob(".*.draft"):  # of a run that was killed
+    with locked(output_folder(recipe)), _process_settings():
+        for draft in output_folder(recipe).glob(".*.draft"):  # left by a run that was killed
             shutil.rmtree(draft, ignore_errors=True)
-        outcomes: list[Outcome] = []
+        outcomes: list[StageOutcome] = []
         task = tasks.load(recipe.task_name, recipe.task_options())
         dataset = cache(lambda: data.load(recipe.data, task, recipe.seed))
         for planned in plan(recipe, first=first, until=until or only):
@@ -191,47 +200,50 @@ def run(
             outcomes.append(_run_stage(recipe, planned, outcomes, dataset))
             if notify:
                 notify(planned, outcomes[-1])
-            report.write(output(recipe), [outcome.artifact for outcome in outcomes], recipe.gates)
+            report.write(output_folder(recipe), [outcome.artifact for outcome in outcomes], recipe.gates)
             _check_gates(recipe, outcomes[-1].artifact)
-            _link(output(recipe) / planned.stage, planned.target)
+            _link(output_folder(recipe) / planned.stage, planned.target)
         return outcomes
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
-    """Sets torch's threads for all stages, silences libraries, and restores the settings that they change."""
+def _process_settings() -> Iterator[None]:
+    """Sets torch's threads and silences libraries for all stages, and restores the caller's settings afterwards."""
     with ExitStack() as settings:
-        settings.enter_context(process_state.threads(hardware.cpu_limit()))
-        settings.enter_context(process_state.environment())
-        settings.enter_context(process_state.draws())
-        settings.enter_context(process_state.quiet("transformers"))
+        settings.enter_context(process_state.torch_threads(hardware.cpu_limit()))
+        settings.enter_context(process_state.restored_environment())
+        settings.enter_context(process_state.restored_random_state())
+        settings.enter_context(process_state.quiet_loggers("transformers"))
         settings.enter_context(process_state.no_progress_bars())
         yield
 
 
-def _run_stage(recipe: Recipe, planned: Planned, outcomes: list[Outcome], dataset: Callable[[], Dataset]) -> Outcome:
+def _run_stage(
+    recipe: Recipe, planned: PlannedStage, outcomes: list[StageOutcome], dataset: Callable[[], Dataset]
+) -> StageOutcome:
+    """Runs a stage unless its artifact is finished; `outcomes` are those of the stages before it."""
     started = time.monotonic()
     parent = outcomes[-1].artifact if outcomes else None
-    artifact = _finished(planned, parent)
+    artifact = _finished_artifact(planned, parent)
     status: Literal["ran", "skipped"] = "skipped"
     if artifact is None:
-        work = output(recipe) / WORK / planned.target.name
-        if is_finished(planned.target):  # run again, from the beginning
+        work = output_folder(recipe) / WORK_FOLDER / planned.target.name
+        if is_finished(planned.target):  # it is made again, and not from checkpoints of before
             shutil.rmtree(work, ignore_errors=True)
         earlier = tuple(outcome.artifact for outcome in outcomes)
         job = Job(
             recipe, planned.stage, parent, planned.target, work, planned.key, planned.parent_key, dataset, earlier
         )
         work.mkdir(parents=True, exist_ok=True)
-        artifact, status = COMPUTE[planned.stage](job), "ran"
+        artifact, status = STAGE_FUNCTIONS[planned.stage](job), "ran"
         shutil.rmtree(work, ignore_errors=True)
     if planned.stage == "package" and recipe.package and recipe.package.store:
-        bundle.store(artifact)
-    return Outcome(artifact, status, round(time.monotonic() - started, 1))
+        bundle.add_to_store(artifact)
+    return StageOutcome(artifact, status, round(time.monotonic() - started, 1))
 
 
-def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
-    """Returns the existing artifact if it was made from this parent; raises ArtifactError if it is damaged."""
+def _finished_artifact(planned: PlannedStage, parent: Artifact | None) -> Artifact | None:
+    """Returns the finished artifact of a stage; None if there is none, or one that was made from another parent."""
     if not planned.finished:
         return None
     artifact = Artifact.load(planned.target)
@@ -240,17 +252,17 @@ def _finished(planned: Planned, parent: Artifact | None) -> Artifact | None:
 
 
 def _check_gates(recipe: Recipe, artifact: Artifact) -> None:
-    """Raises GateError if a gate stops the run after this artifact."""
-    failed = gates.failing(recipe.gates, gates.stored_verdicts(recipe.gates, artifact.manifest.own_details))
-    if failed:
+    """Raises a GateError if a gate stops the run after this artifact."""
+    failures = gates.failing(recipe.gates, gates.stored_verdicts(recipe.gates, artifact.manifest.own_details))
+    if failures:
         raise GateError(
-            f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failed}\n"
+            f"a gate stops {artifact.manifest.stage}, on the validation split:\n{failures}\n"
             f"The artifact is kept in {artifact.path}."
         )
 
 
 def _link(link: Path, target: Path) -> None:
-    """Makes or replaces a symbolic link atomically."""
+    """Makes or replaces a symbolic link to `target`, which is in the same directory, atomically."""
     temporary = link.with_name(f".{link.name}.link")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
@@ -283,4 +295,5 @@ def package(recipe: Recipe) -> Artifact:
 
 
 def _run_only(recipe: Recipe, stage: str) -> Artifact:
+    """Runs one stage and returns its artifact."""
     return run(recipe, only=stage)[-1].artifact

@@ -1,6 +1,6 @@
-"""Context managers that change settings of the whole process and restore those of the caller.
+"""Context managers that change settings of the whole process, and restore the caller's settings at the end.
 
-Log levels, the environment, torch's threads and random numbers exist only once per process, and a program that calls
+Log levels, the environment, torch's threads and random numbers exist only once in a process, and a program that calls
 deploykit uses them for other work, too.
 """
 
@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Limits loggers to errors."""
+def quiet_loggers(*loggers: str) -> Iterator[None]:
+    """Lets loggers of these names log errors only."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -32,29 +32,32 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switches off transformers' progress bars, which would appear between our own lines; downloads keep theirs."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Switches off transformers' progress bars, which would break up lines of deploykit; downloads keep theirs."""
+    were_enabled = transformers_logging.is_progress_bar_enabled()
     _switch_bars(transformers_logging.disable_progress_bar)
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             _switch_bars(transformers_logging.enable_progress_bar)
 
 
 def _switch_bars(switch: Callable[[], None]) -> None:
-    """Calls a function of transformers, which switches the bars of huggingface_hub as well, and restores those."""
-    hub_bars = not are_progress_bars_disabled()
-    with warnings.catch_warnings(action="ignore"):  # given if HF_HUB_DISABLE_PROGRESS_BARS decides
+    """Switches transformers' progress bars by one of its functions, but not those of huggingface_hub.
+
+    The function switches both, so those of huggingface_hub are switched back.
+    """
+    hub_bars_enabled = not are_progress_bars_disabled()
+    with warnings.catch_warnings(action="ignore"):  # huggingface_hub warns if HF_HUB_DISABLE_PROGRESS_BARS is set
         switch()
-        enable_progress_bars() if hub_bars else disable_progress_bars()
+        enable_progress_bars() if hub_bars_enabled else disable_progress_bars()
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Sets the number of torch's threads."""
     before = torch.get_num_threads()
-    if count == before:  # the usual case
+    if count == before:  # the usual case; the call would take time for each batch
         yield
         return
     torch.set_num_threads(count)
@@ -65,8 +68,8 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def environment() -> Iterator[None]:
-    """Restores the environment, which transformers' Trainer changes."""
+def restored_environment() -> Iterator[None]:
+    """Restores the environment variables, which transformers' Trainer changes."""
     before = dict(os.environ)
     try:
         yield
@@ -77,8 +80,8 @@ def environment() -> Iterator[None]:
 
 
 @contextmanager
-def draws() -> Iterator[None]:
-    """Restores the states of the random number generators."""
+def restored_random_state() -> Iterator[None]:
+    """Restores the states of the random number generators of Python, numpy and torch."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -89,8 +92,8 @@ def draws() -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Puts a module and all of its parts into evaluation mode."""
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Puts a module and all its submodules into evaluation mode; changes nothing if the module is in that mode."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False

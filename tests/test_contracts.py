@@ -23,7 +23,7 @@ from deploykit.images.preprocessing import Preprocessing
 from deploykit.modeling import checkpoint
 from deploykit.modeling.losses import LOSSES
 from deploykit.modeling.options import FitOptions
-from deploykit.modeling.problem import Row, collate, inputs
+from deploykit.modeling.problem import Row, collate, model_inputs
 from deploykit.stages import exporting
 from deploykit.tasks import IGNORE_INDEX, Spec, Target
 from deploykit.tokenizer import Features
@@ -38,7 +38,7 @@ PROTOCOLS = {
     "engine": engines.EngineModule,
 }
 WITH_OPTIONS = ("task", "trainer", "pruner", "quantizer")
-METHODS = [(kind, name) for kind in methods.FOLDERS for name in methods.available(kind)]
+METHODS = [(kind, name) for kind in methods.METHOD_FOLDERS for name in methods.available(kind)]
 SMALL = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "bf16": "off"}
 PRUNED = [
     *(found for found in VARIANTS if found[1] == "text-classification"),
@@ -68,7 +68,7 @@ def collate_validation(problem, side=None):
 
 
 def test_every_kind_has_a_protocol_and_at_least_one_method():
-    assert set(PROTOCOLS) == set(methods.FOLDERS) == {kind for kind, _ in METHODS}
+    assert set(PROTOCOLS) == set(methods.METHOD_FOLDERS) == {kind for kind, _ in METHODS}
 
 
 # names, options, documentation
@@ -91,7 +91,7 @@ def test_options_have_defaults_are_frozen_and_come_back_from_json(kind, name):
             setattr(found, field, getattr(found, field))
 
 
-@per_method(*methods.FOLDERS)
+@per_method(*methods.METHOD_FOLDERS)
 def test_a_method_provides_every_name_of_its_protocol(kind, name):
     module, protocol = methods.load(kind, name), PROTOCOLS[kind]
     names = {*get_type_hints(protocol), *(found for found in vars(protocol) if not found.startswith("_"))}
@@ -111,7 +111,7 @@ def test_a_method_provides_every_name_of_its_protocol(kind, name):
             assert list(inspect.signature(getattr(module, found)).parameters) == expected
 
 
-@per_method(*methods.FOLDERS)
+@per_method(*methods.METHOD_FOLDERS)
 def test_a_method_is_documented(kind, name):
     module = methods.load(kind, name)
     assert module.__doc__
@@ -274,7 +274,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     assert made.facts
     assert json.loads(json.dumps(made.facts)) == made.facts
     repeats = name == "layers" and architecture == "albert"  # its one layer stays, and runs less often
-    assert repeats or checkpoint.parameters(made.model) < checkpoint.parameters(whole)
+    assert repeats or checkpoint.count_parameters(made.model) < checkpoint.count_parameters(whole)
     assert all(torch.equal(before[name], tensor) for name, tensor in whole.state_dict().items())
 
     tokenizer = made.tokenizer or problem.tokenizer
@@ -287,7 +287,7 @@ def test_a_pruner_gives_a_smaller_model_that_can_be_saved(
     checkpoint.save(made.model, tmp_path / "saved")
     loaded = checkpoint.load(tmp_path / "saved")
     with torch.inference_mode():
-        one, other = (model.eval()(**inputs(model, batch)).logits for model in (made.model, loaded))
+        one, other = (model.eval()(**model_inputs(model, batch)).logits for model in (made.model, loaded))
     np.testing.assert_allclose(one, other, atol=1e-5)  # attention is computed eagerly in one, and fused in the other
     if task in TASKS and architecture != "t5":
         exporting.write_graph(loaded, tmp_path, tasks.load(task).OPTIMUM_TASK, 18)

@@ -112,7 +112,7 @@ def record(answer):
 TRAINER = '''"""Fine-tunes the head alone."""
 
 from deploykit.modeling.finetuning import fit
-from deploykit.modeling.losses import of_task
+from deploykit.modeling.losses import task_loss
 from deploykit.modeling.options import FitOptions
 from deploykit.trainers import Trained
 
@@ -124,7 +124,7 @@ class Options(FitOptions):
 
 
 def train(model, problem, options, work):
-    return Trained(model, fit(model, problem, options, of_task(problem.task), work))
+    return Trained(model, fit(model, problem, options, task_loss(problem.task), work))
 '''
 QUANTIZER = '''"""Rounds weights to three digits."""
 

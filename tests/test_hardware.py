@@ -70,13 +70,13 @@ def test_features_are_those_that_the_kernel_lists(monkeypatch):
 def test_a_precision_relies_on_those_of_its_features_that_are_here(monkeypatch, precision, expected):
     here = ("avx2", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
     monkeypatch.setattr(hardware, "cpu_features", lambda: here)
-    assert hardware.relied_on(precision) == expected
+    assert hardware.precision_features(precision) == expected
     monkeypatch.setattr(hardware, "cpu_features", lambda: ("avx2",))
-    assert hardware.relied_on(precision) == ()
+    assert hardware.precision_features(precision) == ()
 
 
 def test_all_that_a_precision_may_rely_on_is_looked_for():
-    assert {name for names in hardware.RELIED_ON.values() for name in names} <= set(hardware.CPU_FEATURES)
+    assert {name for names in hardware.PRECISION_FEATURES.values() for name in names} <= set(hardware.CPU_FEATURES)
 
 
 def test_a_machine_without_cpuinfo_has_no_features(monkeypatch):
@@ -96,7 +96,7 @@ def test_the_limit_of_the_own_group_and_of_those_above_it_holds(tmp_path, monkey
     inner = tmp_path / "system.slice" / "train.service"
     inner.mkdir(parents=True)
     (tmp_path / "self").write_text("0::/system.slice/train.service\n")
-    monkeypatch.setattr(hardware, "SELF", tmp_path / "self")
+    monkeypatch.setattr(hardware, "OWN_CGROUP_FILE", tmp_path / "self")
     monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: set(range(16)))
     assert hardware.cpu_limit(tmp_path) == 16
     (inner.parent / "cpu.max").write_text("600000 100000")
@@ -107,13 +107,13 @@ def test_the_limit_of_the_own_group_and_of_those_above_it_holds(tmp_path, monkey
 
 
 def test_waiting_for_a_core_is_read_from_the_kernel_and_never_falls(monkeypatch):
-    before = hardware.waited()
+    before = hardware.thread_wait_s()
     assert before >= 0
-    assert hardware.waited() >= before
+    assert hardware.thread_wait_s() >= before
     monkeypatch.setattr(hardware, "_read", lambda _: "104005 2237010000 1")
-    assert hardware.waited() == pytest.approx(2.23701)
+    assert hardware.thread_wait_s() == pytest.approx(2.23701)
     monkeypatch.setattr(hardware, "_read", lambda _: "")
-    assert hardware.waited() == 0.0
+    assert hardware.thread_wait_s() == 0.0
 
 
 @pytest.mark.parametrize(

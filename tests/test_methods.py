@@ -68,7 +68,7 @@ def test_a_package_that_is_installed_and_broken_is_named_and_our_own_defect_stay
 @pytest.mark.parametrize("name", ["deploykit.nothing", None])
 def test_a_missing_module_of_our_own_stays_a_defect(name):
     error = ModuleNotFoundError("No module", name=name)
-    assert methods.missing_extra(error, "anything") is error
+    assert methods.explain_missing_module(error, "anything") is error
 
 
 def test_options_are_frozen_and_refuse_unknown_keys():
@@ -81,9 +81,9 @@ def test_options_are_frozen_and_refuse_unknown_keys():
         Options().keep = 1
 
 
-@pytest.mark.parametrize("kind", methods.FOLDERS)
+@pytest.mark.parametrize("kind", methods.METHOD_FOLDERS)
 def test_each_file_of_a_folder_is_a_method_and_helpers_are_none(kind):
-    folder = Path(methods.__file__).parent / methods.FOLDERS[kind]
+    folder = Path(methods.__file__).parent / methods.METHOD_FOLDERS[kind]
     names = methods.available(kind)
     assert list(names) == sorted(names) != []
     assert {name.replace("-", "_") for name in names} == {file.stem for file in folder.glob("[!_]*.py")}

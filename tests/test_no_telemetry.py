@@ -89,13 +89,13 @@ def test_what_the_user_has_set_stays():
 @pytest.mark.parametrize("answered", [True, False])
 def test_consent_that_the_user_gave_to_openvino_stays(answered, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delitem(sys.modules, no_telemetry.OPENVINO, raising=False)
+    monkeypatch.delitem(sys.modules, no_telemetry.OPENVINO_TELEMETRY, raising=False)
     if answered:
         (tmp_path / "intel").mkdir()
-        (tmp_path / "intel" / no_telemetry.OPENVINO).write_text("1")
+        (tmp_path / "intel" / no_telemetry.OPENVINO_TELEMETRY).write_text("1")
     no_telemetry.switch_off({})
-    assert (no_telemetry.OPENVINO in sys.modules) is not answered
-    monkeypatch.setitem(sys.modules, no_telemetry.OPENVINO, None)  # so that undoing puts back what was there
+    assert (no_telemetry.OPENVINO_TELEMETRY in sys.modules) is not answered
+    monkeypatch.setitem(sys.modules, no_telemetry.OPENVINO_TELEMETRY, None)  # so that undoing puts back what was there
 
 
 STRANGER = """

@@ -87,7 +87,7 @@ def test_refuses_a_stage_whose_parents_are_missing(tmp_path, tiny_recipe):
 
 def test_refuses_a_directory_in_which_another_run_works(tmp_path, tiny_recipe):
     loaded = recipe.load(tiny_recipe(tmp_path))
-    folder = pipeline.output(loaded)
+    folder = pipeline.output_folder(loaded)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
     )
@@ -102,11 +102,11 @@ def test_refuses_a_directory_in_which_another_run_works(tmp_path, tiny_recipe):
 
 
 def test_a_run_that_ends_in_a_moment_is_waited_for(tmp_path):
-    file = tmp_path / run_lock.LOCK
+    file = tmp_path / run_lock.LOCK_FILE
     file.touch()
     descriptor = os.open(file, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    threading.Timer(run_lock.WAIT_S / 4, os.close, [descriptor]).start()
+    threading.Timer(run_lock.LOCK_TIMEOUT_S / 4, os.close, [descriptor]).start()
     with run_lock.locked(tmp_path):
         assert json.loads(file.read_text()) == {"pid": os.getpid()}
 
@@ -131,7 +131,7 @@ def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, fi
 
     monkeypatch.setattr(timing, "typical_latencies", typical)
     loaded = recipe.load(tiny_recipe(tmp_path))
-    folder = pipeline.output(loaded)
+    folder = pipeline.output_folder(loaded)
     for outcome in finished[2][:3]:
         shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
     outcomes = pipeline.run(loaded)
@@ -148,7 +148,7 @@ def test_all_times_of_a_manifest_are_measured_together(tmp_path, tiny_recipe, fi
 def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished):
     """The pruned model of another run, whose manifest is made to say that it lost a third."""
     loaded = recipe.load(tiny_recipe(tmp_path))
-    folder = pipeline.output(loaded)
+    folder = pipeline.output_folder(loaded)
     for outcome in finished[2][:2]:
         shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
     pruned = folder / finished[2][1].artifact.path.name
@@ -166,7 +166,7 @@ def test_keeps_what_a_gate_stopped_and_names_it(tmp_path, tiny_recipe, finished)
 
 def test_too_few_rows_to_tell_stop_the_run_unless_the_recipe_accepts_them(tmp_path, tiny_recipe, finished):
     path = tiny_recipe(tmp_path)
-    folder = pipeline.output(recipe.load(path))
+    folder = pipeline.output_folder(recipe.load(path))
     for outcome in finished[2][:2]:
         shutil.copytree(outcome.artifact.path, folder / outcome.artifact.path.name)
     manifest = folder / finished[2][1].artifact.path.name / "manifest.json"
@@ -186,7 +186,7 @@ def test_too_few_rows_to_tell_stop_the_run_unless_the_recipe_accepts_them(tmp_pa
 
 def test_does_not_package_what_is_worse_than_the_trained_model(tmp_path, tiny_recipe, finished):
     """Each stage keeps its gate, but together they lose more than the recipe allows."""
-    folder = pipeline.output(recipe.load(tiny_recipe(tmp_path)))
+    folder = pipeline.output_folder(recipe.load(tiny_recipe(tmp_path)))
     shutil.copytree(finished[0] / "runs/tiny", folder, symlinks=True)
     (quantized,) = folder.glob("quantize-*")
     with np.load(quantized / PREDICTIONS) as arrays:
@@ -236,7 +236,7 @@ def test_a_changed_section_reruns_from_its_stage_and_keeps_the_old(finished):
     assert states == dict(zip(STAGES, ["be skipped", "be skipped", "run", "run", "run"], strict=True))
     deploykit.run(changed, until="export")
     assert outcomes[2].artifact.path.is_dir()
-    assert (pipeline.output(loaded) / "export").resolve() != outcomes[2].artifact.path.resolve()
+    assert (pipeline.output_folder(loaded) / "export").resolve() != outcomes[2].artifact.path.resolve()
 
 
 def test_from_makes_again_with_the_same_result(finished):
@@ -319,7 +319,7 @@ def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, ti
     path = tiny_recipe(tmp_path)
     planned = {found.stage: found for found in pipeline.plan(recipe.load(path))}
     before = finished[2][: STAGES.index(stage)]
-    folder = pipeline.output(recipe.load(path))
+    folder = pipeline.output_folder(recipe.load(path))
     folder.mkdir(parents=True)
     for outcome in before:  # what the other run finished before this stage is as good here
         subprocess.run(["cp", "-r", outcome.artifact.path, folder], check=True)
@@ -347,6 +347,6 @@ def test_killed_in_a_stage_it_ends_with_the_same_predictions(stage, tmp_path, ti
 
 def test_lock_survives_a_kill(tmp_path):
     """The system lets go of the lock, so a file that is left behind locks nothing."""
-    (tmp_path / run_lock.LOCK).write_text(json.dumps({"pid": 1}))
-    with run_lock.locked(tmp_path), (tmp_path / run_lock.LOCK).open() as stream, pytest.raises(BlockingIOError):
+    (tmp_path / run_lock.LOCK_FILE).write_text(json.dumps({"pid": 1}))
+    with run_lock.locked(tmp_path), (tmp_path / run_lock.LOCK_FILE).open() as stream, pytest.raises(BlockingIOError):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

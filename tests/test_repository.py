@@ -26,7 +26,7 @@ def canonical(name):
 
 def test_serving_requirements_are_those_that_packages_carry():
     found = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert found == bundle.requirements(bundle.SERVING_PACKAGES)
+    assert found == bundle.pinned_requirements(bundle.SERVING_PACKAGES)
 
 
 def test_serving_requirements_are_among_the_tested_versions():
@@ -49,8 +49,8 @@ def test_only_one_onnxruntime_in_each_extra():
 
 def test_bentofile_takes_what_packages_take():
     content = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
-    assert sorted(content["include"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.SERVED)
-    assert sorted(content["exclude"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.NOT_SERVED)
+    assert sorted(content["include"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.SERVED_PATTERNS)
+    assert sorted(content["exclude"]) == sorted(f"/deploykit/{pattern}" for pattern in bundle.UNSERVED_FILES)
 
 
 def test_shipped_recipes_are_valid(tmp_path):

@@ -22,7 +22,7 @@ from deploykit.artifact import GRAPH, Artifact
 from deploykit.artifact.execution import Execution
 from deploykit.engines import Engine
 from deploykit.evaluation import scoring, timing
-from deploykit.inference.predictor import Predictor, batches, padded
+from deploykit.inference.predictor import Predictor, group_by_length, pad_for_engine
 from deploykit.quantizers import auto
 from deploykit.stages import retuning
 
@@ -61,7 +61,7 @@ def alone(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
     for row in rows:
         calls = {}
         for name, predictor in found.items():
-            batch = padded(predictor.encode([row.input])[0], predictor.tokenizer, predictor.engine)
+            batch = pad_for_engine(predictor.encode([row.input])[0], predictor.tokenizer, predictor.engine)
             calls[name] = lambda run=predictor.engine.run, batch=batch: run(batch)
         for name, samples in timing.time_in_turn(calls, SECONDS / len(rows)).items():
             times[name].append(float(np.median(samples)))
@@ -75,7 +75,8 @@ def together(found: dict[str, Predictor], rows: list[Any]) -> dict[str, Any]:
         features = [part for parts in predictor.encode([row.input for row in rows]) for part in parts]
         for way, groups in ways(name, list(map(len, features)), predictor.engine).items():
             filled = [
-                padded([features[index] for index in group], predictor.tokenizer, predictor.engine) for group in groups
+                pad_for_engine([features[index] for index in group], predictor.tokenizer, predictor.engine)
+                for group in groups
             ]
             calls[name, way] = lambda engine=predictor.engine, filled=filled: run_all(engine, filled)
     rates = {
@@ -92,7 +93,7 @@ def ways(name: str, lengths: list[int], engine: Engine) -> dict[str, list[list[i
     if name.startswith("torch"):
         order = list(range(len(lengths)))
         return {f"{size} as they come": [order[i : i + size] for i in range(0, len(order), size)] for size in (8, 32)}
-    return {f"sorted, {budget} tokens": batches(lengths, budget, engine.shape) for budget in BUDGETS}
+    return {f"sorted, {budget} tokens": group_by_length(lengths, budget, engine.shape) for budget in BUDGETS}
 
 
 def run_all(engine: Engine, filled: list[Any]) -> None:

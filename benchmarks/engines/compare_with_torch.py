@@ -17,7 +17,7 @@ import numpy as np
 from deploykit import hardware
 from deploykit.artifact import Artifact
 from deploykit.inference import golden
-from deploykit.inference.predictor import Predictor, padded
+from deploykit.inference.predictor import Predictor, pad_for_engine
 
 PAUSE_S = 0.002  # lets the other engine's threads go to sleep
 
@@ -35,7 +35,7 @@ def timings(run: Path, threads: int, rounds: int) -> dict[str, np.ndarray]:
     for turn in range(rounds + 1):
         for index, features in enumerate(encoded):
             for name in sorted(predictors, reverse=bool((turn + index) % 2)):
-                batch = padded(features, predictors["torch"].tokenizer, predictors[name].engine)
+                batch = pad_for_engine(features, predictors["torch"].tokenizer, predictors[name].engine)
                 time.sleep(PAUSE_S)
                 start = time.perf_counter()
                 predictors[name].engine.run(batch)

@@ -30,7 +30,7 @@ from deploykit.errors import DeploykitError
 from deploykit.graphs import export
 from deploykit.modeling import checkpoint
 from deploykit.modeling.architectures import is_known
-from deploykit.modeling.surgery import TRANSFORMERS_4, Kept, shapes, shrunk
+from deploykit.modeling.surgery import TRANSFORMERS_4, KeptUnits, shapes, shrunk
 
 Batch = Mapping[str, npt.NDArray[Any]]
 VOCABULARY, PAD, BEGIN, END = 110, 1, 0, 2
@@ -85,7 +85,7 @@ def build(kind: str, uneven: bool) -> Any:
     return shrunk(
         model,
         [
-            Kept(tuple(heads), tuple(neurons)[: size.neurons])
+            KeptUnits(tuple(heads), tuple(neurons)[: size.neurons])
             for (heads, neurons), size in zip(kept, shapes(model), strict=True)
         ],
     )

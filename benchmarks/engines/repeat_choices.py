@@ -20,18 +20,19 @@ from deploykit.evaluation import timing
 from deploykit.quantizers import auto
 from deploykit.selection import choice, measurements, search
 from deploykit.stages import retuning
+from deploykit.stages.opened_package import Package, open_package
 
 NEAR = 0.05  # a choice that is this much slower than the best still holds
 SECONDS = 30.0  # for each fresh measurement
 
 
-def repeat(package: retuning.Package, options: auto.Options, folder: Path) -> dict[str, Any]:
+def repeat(package: Package, options: auto.Options, folder: Path) -> dict[str, Any]:
     """Searches, measures again and returns how far the choice is from the best."""
     os.environ[measurements.FOLDER_VARIABLE] = str(folder / "cache")
     cores = hardware.cpu_limit()
     known = retuning.passed_before(package, options, cores)
-    bench = retuning.bench_of(package, folder / "graphs", options, known)
-    entries, candidates = search.search(retuning.first_specs(package, known, options), bench, options)
+    bench = retuning.make_bench(package, folder / "graphs", options, known)
+    entries, candidates = search.search(retuning.initial_specs(package, known, options), bench, options)
     finalists = [entry for entry in entries if entry.latency]
     opened = {entry.spec.name: bench.open(entry.spec).engine for entry in finalists}
     if options.objective == "throughput":
@@ -66,8 +67,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
-    options = retuning.options(objective=arguments.objective, minutes=arguments.minutes, fallback=False)
-    package, found = retuning.open_package(arguments.package), []
+    options = retuning.parse_options(objective=arguments.objective, minutes=arguments.minutes, fallback=False)
+    package, found = open_package(arguments.package), []
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as folder:
             found.append(repeat(package, options, Path(folder)))

@@ -23,7 +23,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from deploykit import methods, pruners, tasks
 from deploykit.modeling import checkpoint
-from deploykit.modeling.problem import Problem, Row, collate, inputs
+from deploykit.modeling.problem import Problem, Row, collate, model_inputs
 from deploykit.tasks import Example, Spec, TextInput, TextOptions
 from deploykit.tokenizer import Features, Tokenizer
 
@@ -57,7 +57,7 @@ def main() -> None:
                 made = method.prune(model, problem, method.Options(**OPTIONS.get(pruner, {})), Path(folder))
                 seconds = time.monotonic() - started
                 worst = difference(made.model, made.tokenizer or problem.tokenizer, problem.texts, Path(folder))
-            sizes = [checkpoint.parameters(found) for found in (model, made.model)]
+            sizes = [checkpoint.count_parameters(found) for found in (model, made.model)]
             print(f"{name:<10} {pruner:<11} {seconds:>8.0f} {sizes[0]:>12,} {sizes[1]:>12,} {worst:>11.1e}", flush=True)
             if sizes[1] >= sizes[0] or not worst <= TOLERANCE:
                 raise SystemExit(f"{pruner} did not make {name} smaller, or it changes when it is loaded")
@@ -95,7 +95,7 @@ def difference(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, .
     loaded = checkpoint.load(folder, attention=None)
     batch = collate(tokenizer, [Row(Features("", 0, found), found.ids) for found in tokenizer.encode(texts[:8])])
     with torch.inference_mode():
-        one, other = (found.eval()(**inputs(found, batch)).logits for found in (model, loaded))
+        one, other = (found.eval()(**model_inputs(found, batch)).logits for found in (model, loaded))
     return float((one - other).abs().max())
 
 

@@ -30,7 +30,7 @@ from deploykit.tokenizer import Tokenizer
 def variant(base: Recipe, speedup: float, epochs: int) -> Recipe:
     """Returns the recipe with another speedup and recovery; no epochs: one-shot. Its other options of width stay."""
     found = base.prune if isinstance(base.prune, dict) and base.prune["method"] == "width" else {}
-    own = {name: value for name, value in found.items() if name not in width.TARGETS}
+    own = {name: value for name, value in found.items() if name not in width.TARGET_OPTIONS}
     distill = {**(own.get("distill") or {}), "epochs": epochs} if epochs else None
     section = {**own, "method": "width", "speedup": speedup, "distill": distill}
     return base.model_copy(update={"prune": section, "gates": GateSection(max_drop=1)})

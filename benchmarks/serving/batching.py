@@ -29,7 +29,7 @@ import uvloop
 from deploykit import hardware
 from deploykit.artifact import LIBRARY, MANIFEST, SERVICE, TOOL_FILES, Artifact, Manifest, draft, seal
 from deploykit.evaluation import timing
-from deploykit.inference.predictor import Predictor, batches, padded
+from deploykit.inference.predictor import Predictor, group_by_length, pad_for_engine
 from deploykit.serving import launch
 from deploykit.serving.access import keys
 from deploykit.stages import bundle
@@ -167,8 +167,8 @@ def in_process(package: Path, trace: load.Trace) -> Callable[[float], float]:
     windows = [window for found in predictor.encode(inputs) for window in found]
     grouped = {
         budget: [
-            padded([windows[index] for index in rows], predictor.tokenizer, predictor.engine)
-            for rows in batches([len(one) for one in windows], budget, predictor.engine.shape)
+            pad_for_engine([windows[index] for index in rows], predictor.tokenizer, predictor.engine)
+            for rows in group_by_length([len(one) for one in windows], budget, predictor.engine.shape)
         ]
         for budget in BUDGETS
     }

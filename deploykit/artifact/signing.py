@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import PYCACHE, SIGNATURE, STORE_RECORD, Artifact
-from deploykit.errors import ArtifactError, InputError, extra_missing, storage_errors
+from deploykit.errors import ArtifactError, InputError, missing_extra_error, storage_errors
 
 
 def sign(path: Path | str, key: Path, password: str | None = None) -> Artifact:
@@ -105,7 +105,7 @@ def _import_library() -> Any:
     try:
         import model_signing
     except ModuleNotFoundError as error:
-        raise extra_missing("a signature", error.name, "sign") from error
+        raise missing_extra_error("a signature", error.name, "sign") from error
     return model_signing
 
 

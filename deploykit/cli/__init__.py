@@ -42,7 +42,7 @@ def main() -> None:
         if debug:
             err.print_exception()
         if isinstance(error, ModuleNotFoundError):
-            error = methods.missing_extra(error, "this command")
+            error = methods.explain_missing_module(error, "this command")
         if isinstance(error, DeploykitError):
             _fail(str(error), error.exit_code, "gate" if isinstance(error, GateError) else "error")
         if hasattr(error, "format_message"):  # a usage error of click

@@ -77,9 +77,9 @@ def retune(
     Writes a new package, without training.
     """
     import deploykit
-    from deploykit.stages.retuning import options
+    from deploykit.stages.retuning import parse_options
 
-    retuned = deploykit.retune(package, output, options(objective=objective, minutes=minutes, lengths=lengths))
+    retuned = deploykit.retune(package, output, parse_options(objective=objective, minutes=minutes, lengths=lengths))
     out.print(f"package: {shorten_path(retuned.path)}, on {retuned.manifest.execution}", markup=False)
 
 

@@ -11,7 +11,7 @@ from deploykit import hardware, methods
 from deploykit.cli.output import err, out, print_table, shorten_path
 
 if TYPE_CHECKING:
-    from deploykit.pipeline import Outcome, Planned
+    from deploykit.pipeline import PlannedStage, StageOutcome
     from deploykit.recipe import Recipe
 
 app = typer.Typer()
@@ -80,7 +80,9 @@ def init(
 @app.command(name="methods")
 def list_methods() -> None:
     """List the methods that a recipe can name."""
-    rows = [(kind, name, methods.summary(kind, name)) for kind in methods.FOLDERS for name in methods.available(kind)]
+    rows = [
+        (kind, name, methods.summary(kind, name)) for kind in methods.METHOD_FOLDERS for name in methods.available(kind)
+    ]
     print_table(("kind", "method", "what it does"), rows)
 
 
@@ -120,11 +122,11 @@ def _run(recipe: "Recipe", **stages: Any) -> None:
     _print_result(_run_stages(recipe, **stages))
 
 
-def _run_stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
+def _run_stages(recipe: "Recipe", **stages: Any) -> "list[StageOutcome]":
     """Runs a recipe, and prints each stage when it begins and when it ends."""
     from deploykit import pipeline
 
-    def print_progress(planned: "Planned", outcome: "Outcome | None") -> None:
+    def print_progress(planned: "PlannedStage", outcome: "StageOutcome | None") -> None:
         if outcome is not None:
             err.print(f"{planned.stage}: {outcome.status}, {outcome.seconds:.0f} s", markup=False)
         elif not planned.finished:
@@ -133,7 +135,7 @@ def _run_stages(recipe: "Recipe", **stages: Any) -> "list[Outcome]":
     return pipeline.run(recipe, notify=print_progress, **stages)
 
 
-def _print_result(outcomes: "list[Outcome]") -> None:
+def _print_result(outcomes: "list[StageOutcome]") -> None:
     """Prints the table of all stages, and where the last artifact and the report are."""
     from deploykit.report.tables import header, rows
 

@@ -1,6 +1,6 @@
 """Engines, which run models: one file each, with the names of `EngineModule`.
 
-The same object serves evaluation, parity checks, benchmarks and requests.
+Evaluation, parity checks, benchmarks and services all run models through the same objects.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from deploykit import methods
 from deploykit.artifact.execution import Device, Execution, Precision
 from deploykit.errors import EngineError
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, npt.NDArray[Any]]  # by name of the input
 Float32 = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """A loaded model. `run` may be called from as many threads at once as the execution has streams."""
+    """A loaded model. As many threads may call `run` at once as the execution has streams."""
 
     execution: Execution
 
@@ -29,24 +29,28 @@ class Engine(Protocol):
 
         Args:
             batch: the inputs by name, for example `input_ids` and `attention_mask`, int64 of shape `(batch, tokens)`;
-                those that the model does not take are ignored.
+                inputs that the model does not have are ignored.
 
         Returns:
             The outputs by name, for example `logits`, of shape `(batch, labels)` or `(batch, tokens, labels)`.
         """
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
-        """Returns the shape to which a batch of this shape is best padded."""
+        """Returns the rows and tokens to which a batch of this shape is best padded."""
 
 
 class EngineModule(Protocol):
     """The names of a file of this folder.
 
-    `KIND` is the kind of artifact that it opens: `onnx` or `checkpoint`. `PRECISIONS` are the precisions of its
-    arithmetic, each with the CPU features of which it needs one to be fast (none: always fast). `FUSED` says whether
-    it runs the operators of fused graphs; an engine that does not fuses graphs itself. `EXTRA` is the pip extra that it
-    needs, if it is not `train`. A quantizer names the engines that run its graphs well; `QUANTIZERS`, if an engine has
-    it, names quantizers that do not know of it, for example `("none",)`.
+    Attributes:
+        KIND: the kind of artifact that it opens: `onnx` or `checkpoint`.
+        FUSED: whether it runs the operators of fused graphs. An engine that does not run them fuses graphs itself.
+        PRECISIONS: the precisions of its arithmetic, each with CPU features. A precision is fast if the CPU has one of
+            its features, or if it has none to need.
+
+    A file may also have `EXTRA`, the pip extra that the engine needs (default: `train`), and `QUANTIZERS`. A quantizer
+    names the engines that run its graphs well; `QUANTIZERS` names further quantizers that do not know this engine, for
+    example `("none",)`.
     """
 
     KIND: str
@@ -54,7 +58,7 @@ class EngineModule(Protocol):
     PRECISIONS: Mapping[Precision, tuple[str, ...]]
 
     def devices(self) -> tuple[Device, ...]:
-        """Lists the devices of this machine on which it runs models."""
+        """Lists the devices of this machine on which the engine runs models."""
 
     def load(self, model: Path, execution: Execution) -> Engine:
         """Opens a graph's file, or a checkpoint's directory.
@@ -64,14 +68,19 @@ class EngineModule(Protocol):
         """
 
     def versions(self) -> dict[str, Any]:
-        """Returns the versions of its libraries."""
+        """Returns the versions of the engine's libraries by name."""
 
 
-def whole(engine: str, batch: Arrays, outputs: dict[str, Float32]) -> dict[str, Float32]:
-    """Returns the outputs of a batch, if each has as many rows as it; `engine` is named in the message.
+def require_all_rows(engine: str, batch: Arrays, outputs: dict[str, Float32]) -> dict[str, Float32]:
+    """Returns the outputs of a batch if each has as many rows as the batch.
+
+    Args:
+        engine: name of the engine, for the message.
+        batch: the inputs by name.
+        outputs: by name.
 
     Raises:
-        EngineError: there are more rows or fewer.
+        EngineError: an output has more or fewer rows.
     """
     expected = len(next(iter(batch.values())))
     for name, output in outputs.items():
@@ -90,12 +99,12 @@ def load(name: str) -> EngineModule:
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """Returns the names of the arguments of a model's forward pass.
+    """Returns the names of the inputs of a torch model: its own `input_names`, or the arguments of its forward pass.
 
-    Token types only if the configuration has any: GPT-2 would look them up among the words.
+    Token types are left out if the configuration has none, because GPT-2 would look them up among the words.
     """
     if hasattr(model, "input_names"):
         return tuple(model.input_names)
     config = getattr(model, "config", None)
-    typed = config is None or getattr(config, "type_vocab_size", 0) > 0
-    return tuple(name for name in signature(model.forward).parameters if typed or name != "token_type_ids")
+    has_token_types = config is None or getattr(config, "type_vocab_size", 0) > 0
+    return tuple(name for name in signature(model.forward).parameters if has_token_types or name != "token_type_ids")

@@ -1,8 +1,8 @@
 """ONNX Runtime, on the CPU or on an NVIDIA GPU.
 
-Threads do not spin while they wait: a service shares its cores with the tokenizer and the event loop. The option that
-treats denormal numbers as zero is not set: it would change the arithmetic of all other code in the calling thread, and
-OpenVINO then returns no rows on some CPUs.
+Threads do not spin while they wait, because the engine shares its cores with the service's tokenizer and event loop.
+The option that treats denormal numbers as zero is not set, because it would change the arithmetic of all other code in
+the calling thread: OpenVINO then returns no rows on some CPUs.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import onnxruntime
 
 from deploykit import hardware
 from deploykit.artifact.execution import Device, Execution, Precision
-from deploykit.engines import Arrays, Float32, whole
+from deploykit.engines import Arrays, Float32, require_all_rows
 from deploykit.errors import ModelError
 
 EXTRA = "cpu"
@@ -32,7 +32,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = execution.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # errors only
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.execution = execution
         providers = PROVIDERS[execution.device]
@@ -51,7 +51,7 @@ class Session:
     def run(self, batch: Arrays) -> dict[str, Float32]:
         """Runs one padded batch and returns its outputs by name."""
         arrays = self._session.run(self._outputs, {name: batch[name] for name in self._inputs})
-        return whole("onnxruntime", batch, dict(zip(self._outputs, arrays, strict=True)))
+        return require_all_rows("onnxruntime", batch, dict(zip(self._outputs, arrays, strict=True)))
 
     def shape(self, rows: int, tokens: int) -> tuple[int, int]:
         """Returns the same shape: no padding makes a batch faster."""

@@ -24,7 +24,7 @@ from deploykit.artifact.cost import Cost
 from deploykit.engines import Engine
 from deploykit.evaluation import bootstrap
 from deploykit.evaluation.workload import Workload
-from deploykit.inference.predictor import Predictor, padded
+from deploykit.inference.predictor import Predictor, pad_for_engine
 from deploykit.methods import Frozen
 from deploykit.tasks import Example
 from deploykit.tokenizer import Batch
@@ -96,10 +96,12 @@ def typical_latencies(
     calls = {}
     for name, predictor in predictors.items():
         ((first_window, *_),) = predictor.encode([inputs[median_index]])
-        calls[name] = partial(predictor.engine.run, padded([first_window], predictor.tokenizer, predictor.engine))
-    waited, start = hardware.waited(), time.perf_counter()
+        calls[name] = partial(
+            predictor.engine.run, pad_for_engine([first_window], predictor.tokenizer, predictor.engine)
+        )
+    waited, start = hardware.thread_wait_s(), time.perf_counter()
     samples = time_in_turn(calls, TYPICAL_DURATION_S)
-    share = (hardware.waited() - waited) / max(time.perf_counter() - start, 1e-9)
+    share = (hardware.thread_wait_s() - waited) / max(time.perf_counter() - start, 1e-9)
     return {name: float(np.median(times)) for name, times in samples.items()}, share
 
 
@@ -120,7 +122,8 @@ def latencies(
     by_engine: dict[str, dict[str, Latency]] = {name: {} for name in engines}
     for single, text in workload.singles.items():
         calls = {
-            name: partial(engine.run, padded([text], workload.tokenizer, engine)) for name, engine in engines.items()
+            name: partial(engine.run, pad_for_engine([text], workload.tokenizer, engine))
+            for name, engine in engines.items()
         }
         for name, samples in time_in_turn(calls, seconds / len(workload.singles), min_rounds=min_rounds).items():
             by_engine[name][single] = _latency(samples)
@@ -217,12 +220,12 @@ def _time_turn(call: Callable[[], Any], burst_calls: int) -> float:
     time.sleep(PAUSE_S)
     if burst_calls > 1:
         call()
-    waited, start = hardware.waited(), time.perf_counter()
+    waited, start = hardware.thread_wait_s(), time.perf_counter()
     counted = max(1, burst_calls - 1)
     for _ in range(counted):
         call()
     elapsed = time.perf_counter() - start
-    return max(elapsed - (hardware.waited() - waited), 1e-9) * 1000 / counted
+    return max(elapsed - (hardware.thread_wait_s() - waited), 1e-9) * 1000 / counted
 
 
 def _run_batches(engine: Engine, batches: Sequence[Batch], pool: ThreadPoolExecutor) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploykit.engines import Engine
 from deploykit.errors import InputError
 from deploykit.images import AnyTokenizer
-from deploykit.inference.predictor import batches, padded
+from deploykit.inference.predictor import group_by_length, pad_for_engine
 from deploykit.tasks import Arrays
 from deploykit.tokenizer import Batch, Encoding, Features
 
@@ -134,7 +134,7 @@ class Workload:
         """Returns a batch of `rows` texts of `width` tokens each."""
         pool = np.concatenate([text.encoding.ids for text in self.mixed])
         arrays = self.mixed[0].arrays
-        return padded([_cut_text(pool, width, index, arrays) for index in range(rows)], self.tokenizer, engine)
+        return pad_for_engine([_cut_text(pool, width, index, arrays) for index in range(rows)], self.tokenizer, engine)
 
     def subsample(self, share: float) -> "Workload":
         """Returns a workload with a share of the mixed texts, at least one, spread evenly over their lengths."""
@@ -145,8 +145,8 @@ class Workload:
 
     def mixed_batches(self, batch_tokens: int, engine: Engine) -> list[Batch]:
         """Returns the mixed texts in batches of up to `batch_tokens` padded tokens, the short texts first."""
-        groups = batches([len(text) for text in self.mixed], batch_tokens, engine.shape)
-        return [padded([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
+        groups = group_by_length([len(text) for text in self.mixed], batch_tokens, engine.shape)
+        return [pad_for_engine([self.mixed[index] for index in group], self.tokenizer, engine) for group in groups]
 
 
 def build(lengths: Lengths, tokenizer: AnyTokenizer, features: Sequence[Features], seed: int) -> Workload:

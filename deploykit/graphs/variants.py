@@ -123,7 +123,7 @@ def _fuse(model: Any, variant: str) -> Any:
     options.enable_attention = variant in ATTENTION_OPERATORS
     options.use_multi_head_attention = variant == "multi-head"
     try:
-        with process_state.quiet("fusion_attention"):  # which warns about every layer with pruned heads
+        with process_state.quiet_loggers("fusion_attention"):  # which warns about every layer with pruned heads
             fused = optimize_model(model, "bert", optimization_options=options, opt_level=0)
     except Exception as error:  # the tool raises assertions and others on patterns that it matches only in part
         raise GraphError(f"the graph cannot be fused: {error!r}. Use the variant `exported`.") from error

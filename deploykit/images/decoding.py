@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import ImageError, extra_missing
+from deploykit.errors import ImageError, missing_extra_error
 
 MAX_BYTES = 8 * 2**20  # of a file; photographs of 12 megapixels have 3 to 6 MiB
 MAX_PIXELS = 32_000_000  # about 100 MB once decoded; a file of a few kilobytes could hold a thousand times as many
@@ -78,7 +78,7 @@ def decode(data: bytes) -> Any:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
-        raise extra_missing("an image", error.name, "images") from error
+        raise missing_extra_error("an image", error.name, "images") from error
     try:
         image: Any = Image.open(io.BytesIO(data), formats=[_format_of(data)])
         width, height = image.size

@@ -1,8 +1,8 @@
-"""What a machine runs if it cannot run the chosen graph: the float graph, on ONNX Runtime in float32.
+"""Opens the chosen graph of an artifact, or the float graph on ONNX Runtime if this machine cannot run the choice.
 
-A choice is valid for the machine where it was measured. If the CPU lacks features that it relied on, int8 may saturate
-and bfloat16 is emulated; if its engine is missing, nothing runs. The service and `deploykit verify` both load through
-this module, so that they agree; both then replay the golden set.
+A choice is valid for the machine where it was measured. On a CPU that lacks features on which the choice relied, int8
+may saturate and bfloat16 is emulated. Without the chosen engine nothing runs. The service and `deploykit verify` both
+open artifacts here, so that they run the same graph. Both then replay the golden set.
 """
 
 import logging
@@ -21,7 +21,13 @@ logger = logging.getLogger("deploykit.inference.fallback")
 
 @dataclass(frozen=True)
 class Served:
-    """How a graph runs, which one, and why it is not the chosen one (empty: it is)."""
+    """The graph that a machine runs.
+
+    Attributes:
+        execution: how it runs.
+        graph: name of its file.
+        reason: why the chosen graph cannot run here; empty if it is the chosen graph.
+    """
 
     execution: Execution
     graph: str = GRAPH
@@ -29,29 +35,30 @@ class Served:
 
     @property
     def expected(self) -> Literal["predictions", "float_predictions"]:
-        """Which predictions of the golden set it must reproduce."""
+        """The field of the golden set with the predictions that the graph must reproduce."""
         return "float_predictions" if self.reason else "predictions"
 
 
 def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
-    """Opens the chosen graph of an artifact, or else the float graph, with a warning.
+    """Opens the chosen graph of an artifact; if that fails, opens the float graph and logs a warning.
 
     Args:
         artifact: one that holds graphs.
-        cores: for the engine.
+        cores: number of cores for the engine.
 
     Raises:
         ArtifactError: this machine cannot run the chosen graph, and there is no float graph.
     """
-    served = servable(artifact, hardware.cpu_features(), cores)
+    served = choose_graph(artifact, hardware.cpu_features(), cores)
     try:
         predictor = _open(artifact, served)
-    except Exception as error:  # each engine has its own
+    except Exception as error:  # each engine raises errors of its own
         message = " ".join(str(error).split()) or type(error).__name__
-        instead = floating(artifact, cores, f"{served.execution.engine} cannot run {served.graph} here ({message})")
-        if (instead.execution.backend, instead.graph) == (served.execution.backend, served.graph):
-            raise
-        served, predictor = instead, _open(artifact, instead)
+        reason = f"{served.execution.engine} cannot run {served.graph} here ({message})"
+        substitute = choose_float_graph(artifact, cores, reason)
+        if (substitute.execution.backend, substitute.graph) == (served.execution.backend, served.graph):
+            raise  # the substitute is the graph that has just failed
+        served, predictor = substitute, _open(artifact, substitute)
     if served.reason:
         message = "%s: %s runs in its place, on %s in %s. To choose again on this machine: deploykit retune %s"
         execution = served.execution
@@ -59,8 +66,13 @@ def load(artifact: Artifact, cores: int) -> tuple[Predictor, Served]:
     return predictor, served
 
 
-def servable(artifact: Artifact, features: Collection[str], cores: int) -> Served:
-    """Returns what a CPU with these features can run of an artifact: the chosen graph, or the float graph.
+def choose_graph(artifact: Artifact, features: Collection[str], cores: int) -> Served:
+    """Returns the chosen graph of an artifact if a CPU can run it, or else the float graph.
+
+    Args:
+        artifact: one that holds graphs.
+        features: of the CPU, as `hardware.cpu_features` names them.
+        cores: number of cores for the engine.
 
     Raises:
         ArtifactError: the CPU lacks features that the choice relied on, and there is no float graph.
@@ -68,17 +80,19 @@ def servable(artifact: Artifact, features: Collection[str], cores: int) -> Serve
     chosen = artifact.manifest.execution
     missing = [name for name in chosen.features if name not in features]
     if missing:
-        return floating(artifact, cores, f"this CPU lacks {', '.join(missing)}, which the choice of {GRAPH} relied on")
+        return choose_float_graph(
+            artifact, cores, f"this CPU lacks {', '.join(missing)}, which the choice of {GRAPH} relied on"
+        )
     return Served(chosen.with_cores(cores))
 
 
-def floating(artifact: Artifact, cores: int, reason: str) -> Served:
-    """Returns the float graph, or the chosen graph if its weights are in float32; all cores run one call.
+def choose_float_graph(artifact: Artifact, cores: int, reason: str) -> Served:
+    """Returns the float graph of an artifact, which may be the chosen graph, on ONNX Runtime.
 
     Args:
         artifact: one that holds graphs.
-        cores: for the engine.
-        reason: why the chosen graph cannot be run.
+        cores: number of cores for the engine; all of them compute one batch.
+        reason: why the choice cannot run.
 
     Raises:
         ArtifactError: there is no float graph.
@@ -94,4 +108,5 @@ def floating(artifact: Artifact, cores: int, reason: str) -> Served:
 
 
 def _open(artifact: Artifact, served: Served) -> Predictor:
+    """Loads the served graph with its execution."""
     return Predictor.load(artifact, served.execution.threads, served.execution, served.graph)

@@ -1,8 +1,8 @@
-"""The golden set: inputs with verified answers, replayed wherever the artifact runs.
+"""The golden set: inputs with verified predictions, which are predicted again wherever the artifact runs.
 
-`reference` holds the predictions of the model before compression, `predictions` those of the packaged graph, and
-`float_predictions` those of the float graph, if the package carries one. A replay must reproduce those of the graph
-that runs: they may move by `tolerance` (see `tolerance_of`), or by `MIN_TOLERANCE` for the float graph.
+Such a replay must reproduce the predictions of the graph that runs. Those of the packaged graph may move by the
+`tolerance` of the set (see `tolerance_of`), those of the float graph by `MIN_TOLERANCE`. How far a prediction moved is
+the `distance` that its task defines, mostly the largest difference of probabilities.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,29 @@ from deploykit.methods import Frozen
 from deploykit.tasks import Array, Arrays, Prediction, Task, are_same
 from deploykit.tokenizer import lengthen
 
-DEFAULT_TOLERANCE = 0.02  # if the answers of the float graph are not known
-MIN_TOLERANCE, MAX_TOLERANCE = 0.001, 0.1  # above the noise of float32, and small enough to find a wrong model
-TOLERANCE_QUANTILE = 0.9  # of the shifts by quantization
-TOLERANCE_FACTOR = 2.0  # times that quantile
+DEFAULT_TOLERANCE = 0.02  # of golden sets of older formats, which have none
+MIN_TOLERANCE = 0.001  # above the rounding errors of float32
+MAX_TOLERANCE = 0.1  # small enough to notice a wrong model
+TOLERANCE_QUANTILE = 0.9  # of the distances by which quantization moved the predictions
+TOLERANCE_FACTOR = 2.0  # the tolerance is this many times the quantile
 
 
-class Stored(Frozen):
-    """An array in JSON: its shape, its type in numpy's notation, and its values in order, numbers or texts."""
+class StoredArray(Frozen):
+    """An array in JSON.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type in numpy's notation, for example `<f4`.
+        data: its values in C order, numbers or texts.
+    """
 
     shape: list[int]
     dtype: str
     data: list[float | str]
 
     @classmethod
-    def of(cls, array: Array) -> "Stored":
-        """Converts an array of numbers."""
+    def of(cls, array: Array) -> "StoredArray":
+        """Converts an array."""
         return cls(shape=list(array.shape), dtype=array.dtype.str, data=array.reshape(-1).tolist())
 
     @model_validator(mode="after")
@@ -53,11 +60,11 @@ class Stored(Frozen):
         return np.array(self.data).astype(self.dtype).reshape(self.shape)
 
 
-StoredPredictions = dict[str, Stored]  # what the task's `dump` returned
+StoredPredictions = dict[str, StoredArray]  # the arrays that a task's `dump` makes of predictions, by name
 
 
-class _Earlier(Frozen):
-    """The golden set of formats before 4; scores are nested lists, `(units, labels)` of each text."""
+class _GoldenBeforeFormat4(Frozen):
+    """The golden set in formats before 4; `scores` and the like hold a nested list `(units, labels)` for each text."""
 
     texts: list[str]
     pairs: list[str | None]
@@ -70,7 +77,14 @@ class _Earlier(Frozen):
 class Golden(Frozen):
     """Inputs of the task, and the predictions for them.
 
-    `cut` says that long texts were cut before they were predicted, as all were before format 4.
+    Attributes:
+        inputs: as JSON objects.
+        predictions: of the packaged graph.
+        reference: of the model before compression.
+        float_predictions: of the float graph; None in packages of old versions.
+        tolerance: how far the predictions of the packaged graph may move.
+        cut: long texts were cut before they were predicted, as in all formats before 4; otherwise they were read in
+            windows.
     """
 
     inputs: list[dict[str, Any]]
@@ -82,46 +96,47 @@ class Golden(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _reads_the_earlier_form(cls, content: Any) -> Any:
-        """Converts what formats before 4 have."""
+    def _convert_format_before_4(cls, content: Any) -> Any:
+        """Converts the content of a file in a format before 4, and returns any other unchanged."""
         if not isinstance(content, dict) or "texts" not in content:
             return content
-        earlier = _Earlier.model_validate(content)
-        pairs = zip(earlier.texts, earlier.pairs, strict=True)
+        old = _GoldenBeforeFormat4.model_validate(content)
+        pairs = zip(old.texts, old.pairs, strict=True)
         return {
             "inputs": [{"text": text, "text_pair": pair} for text, pair in pairs],
-            "predictions": _stored_rows(earlier.scores),
-            "reference": _stored_rows(earlier.reference),
-            "float_predictions": earlier.float_scores and _stored_rows(earlier.float_scores),
-            "tolerance": earlier.tolerance,
+            "predictions": _scores_to_stored(old.scores),
+            "reference": _scores_to_stored(old.reference),
+            "float_predictions": old.float_scores and _scores_to_stored(old.float_scores),
+            "tolerance": old.tolerance,
             "cut": True,
         }
 
     def items(self, task: Task) -> list[Any]:
-        """Returns the inputs as the task's type."""
+        """Returns the inputs as objects of the task's type `Input`."""
         return [task.Input.model_validate(item) for item in self.inputs]
 
     def predict(self, predictor: Predictor) -> list[Prediction]:
-        """Predicts for the inputs as was done for the set."""
+        """Predicts for the inputs in the same way as when the set was made, with or without windows."""
         if self.cut:
             options = predictor.spec.options.model_copy(update={"max_windows": 1})
             predictor = replace(predictor, spec=replace(predictor.spec, options=options))
         return predictor.predict(self.items(predictor.task))
 
 
-def _stored_rows(rows: list[list[list[float]]]) -> StoredPredictions:
-    arrays = [np.array(row, dtype=np.float32) for row in rows]
+def _scores_to_stored(scores: list[list[list[float]]]) -> StoredPredictions:
+    """Converts scores of formats before 4, `(units, labels)` for each text, to the arrays of a task's `dump`."""
+    arrays = [np.array(text_scores, dtype=np.float32) for text_scores in scores]
     lengths = np.array([len(array) for array in arrays])
-    return stored({"scores": np.concatenate([array for array in arrays if len(array)]), "lengths": lengths})
+    return to_stored({"scores": np.concatenate([array for array in arrays if len(array)]), "lengths": lengths})
 
 
-def stored(arrays: Arrays) -> StoredPredictions:
-    """Converts what the task's `dump` returned for the file."""
-    return {name: Stored.of(array) for name, array in arrays.items()}
+def to_stored(arrays: Arrays) -> StoredPredictions:
+    """Converts the arrays that a task's `dump` made of predictions to JSON."""
+    return {name: StoredArray.of(array) for name, array in arrays.items()}
 
 
-def loaded(predictions: StoredPredictions, task: Task) -> list[Prediction]:
-    """Returns the predictions that `stored` has converted."""
+def from_stored(predictions: StoredPredictions, task: Task) -> list[Prediction]:
+    """Returns the predictions that `to_stored` converted."""
     return task.load({name: array.array() for name, array in predictions.items()})
 
 
@@ -143,41 +158,41 @@ def load(artifact: Artifact) -> Golden:
 
 
 def tolerance_of(task: Task, exact: Sequence[Prediction], predictions: Sequence[Prediction]) -> float:
-    """Returns by how much a prediction may move if the same graph runs on another machine.
+    """Returns how far predictions of a packaged graph may move on another machine.
 
-    Another machine rounds differently, but by less than quantization did: the bound is twice the shift that 90 % of the
-    answers stayed within when the graph was quantized. The largest shift would be too wide a bound: a few undecided
-    answers move by far more than all others.
+    Another machine rounds differently, but the difference is smaller than that by quantization. So the tolerance is
+    twice the distance within which 90 % of the predictions stayed when the graph was quantized. The largest distance
+    would be too wide a tolerance, because a few undecided predictions move by far more than all others.
 
     Args:
         task: measures the distance of two predictions.
         exact: predictions of the float graph.
         predictions: of the packaged graph for the same inputs.
     """
-    shift = TOLERANCE_FACTOR * np.quantile(moved(task, predictions, exact), TOLERANCE_QUANTILE)
-    return float(np.clip(shift, MIN_TOLERANCE, MAX_TOLERANCE))
+    quantile = np.quantile(distances(task, predictions, exact), TOLERANCE_QUANTILE)
+    return float(np.clip(TOLERANCE_FACTOR * quantile, MIN_TOLERANCE, MAX_TOLERANCE))
 
 
 def replay(
     golden: Golden, predictor: Predictor, expected: Literal["predictions", "float_predictions"] = "predictions"
 ) -> None:
-    """Predicts every input of the set again, and runs one of the largest length.
+    """Predicts every input of the set again, and runs an input of the largest length.
 
     Args:
         golden: the set.
         predictor: of the packaged graph, or of the float graph beside it.
-        expected: the predictions that it must reproduce.
+        expected: the field of the set with the predictions that must be reproduced.
 
     Raises:
-        ArtifactError: answers moved (says how many, and the largest shift), or the longest input fails.
+        ArtifactError: predictions moved further than the tolerance, or the longest input fails.
     """
-    before = golden.predictions if expected == "predictions" else golden.float_predictions
+    stored = golden.predictions if expected == "predictions" else golden.float_predictions
     tolerance = golden.tolerance if expected == "predictions" else MIN_TOLERANCE
-    if before is None:
+    if stored is None:
         raise ArtifactError("the golden set holds no answers of the float graph. Package the model again.")
     inputs = golden.items(predictor.task)
-    shifts = moved(predictor.task, golden.predict(predictor), loaded(before, predictor.task))
-    wrong = [index for index, shift in enumerate(shifts) if not shift <= tolerance]  # NaN is wrong too
+    shifts = distances(predictor.task, golden.predict(predictor), from_stored(stored, predictor.task))
+    wrong = [index for index, shift in enumerate(shifts) if not shift <= tolerance]  # so that NaN is wrong, too
     if wrong:
         raise ArtifactError(
             f"{len(wrong)} of {len(shifts)} golden answers moved: a probability shifted by up to {max(shifts):.3f},"
@@ -189,42 +204,47 @@ def replay(
 
 
 def _run_longest(inputs: Sequence[Any], predictor: Predictor) -> None:
-    """Finds a graph with fewer positions than the manifest says, before a client's long text does."""
-    shortest, tokens = min((parts[0] for parts in predictor.encode(inputs)), key=len), predictor.tokenizer.max_tokens
+    """Runs an input of the largest length in the manifest, so that a graph with fewer positions is noticed here.
+
+    Raises:
+        ArtifactError: the graph fails.
+    """
+    tokens = predictor.tokenizer.max_tokens
+    shortest = min((windows[0] for windows in predictor.encode(inputs)), key=len)
     try:
         predictor.run([lengthen(shortest, tokens)])
-    except Exception as error:  # each engine has its own
+    except Exception as error:  # each engine raises errors of its own
         raise ArtifactError(
             f"the graph fails on an input of {tokens} tokens, the most that the manifest names:"
             f" {str(error).splitlines()[0]}. Package the model again, with a smaller data.max_tokens."
         ) from error
 
 
-def moved(task: Task, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> list[float]:
-    """Returns the distance of each prediction from the expected one."""
-    return [task.distance(first, second) for first, second in zip(predictions, expected, strict=True)]
+def distances(task: Task, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> list[float]:
+    """Returns the distance of each prediction from the expected one, as the task defines it."""
+    return [task.distance(one, other) for one, other in zip(predictions, expected, strict=True)]
 
 
-def changed(predictor: Predictor, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> int:
-    """Counts the predictions that decide otherwise than expected, or are not finite.
+def count_changed(predictor: Predictor, predictions: Sequence[Prediction], expected: Sequence[Prediction]) -> int:
+    """Counts the predictions with another decision than expected, for example another label, or with NaN.
 
-    Of tasks without distinct decisions, those that are further away than any tolerance.
+    For tasks without decisions, it counts predictions that are further away than `MAX_TOLERANCE`.
     """
     task, spec = predictor.task, predictor.spec
 
-    def differ(first: Prediction, second: Prediction) -> bool:
-        distance = task.distance(first, second)
-        if "changes" not in task.FIGURES:
+    def differ(one: Prediction, other: Prediction) -> bool:
+        distance = task.distance(one, other)
+        if "changes" not in task.FIGURES:  # a task without decisions
             return not distance <= MAX_TOLERANCE
-        return not np.isfinite(distance) or not are_same(task.decide(first, spec), task.decide(second, spec))
+        return not np.isfinite(distance) or not are_same(task.decide(one, spec), task.decide(other, spec))
 
-    return sum(differ(first, second) for first, second in zip(predictions, expected, strict=True))
+    return sum(differ(one, other) for one, other in zip(predictions, expected, strict=True))
 
 
 def verify(path: Path | str, key: Path | None = None) -> Artifact:
-    """Checks that an artifact is unchanged: every file, and the answers of its golden set, if it has one.
+    """Checks that the files of an artifact are unchanged, and replays its golden set if it has one.
 
-    If this machine cannot run the chosen graph, the float graph is checked, as a service would run it here.
+    If this machine cannot run the chosen graph, the float graph is checked, because a service would run it here.
 
     Args:
         path: its directory.

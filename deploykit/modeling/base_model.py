@@ -1,12 +1,11 @@
-"""Base models: finding one, and opening it with a head for the labels of the data.
+"""Finds a base model, and opens it with a head for the labels of the data.
 
 Only safetensors are read, never pickles, and never code that comes with a model. A model that is used without training
-keeps its own head, whose outputs get the names that the data has for them.
+keeps its own head, and its outputs get the names that the data has for them.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -21,23 +20,27 @@ from safetensors.torch import load_file
 from deploykit import process_state
 from deploykit.artifact import ARCHITECTURE, CONFIG, WEIGHTS, sha256_of
 from deploykit.errors import ModelError
-from deploykit.methods import did_you_mean
 from deploykit.modeling import checkpoint, configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING, architecture_of
-from deploykit.modeling.heads import CONFIG_KEY, Heads, encoder_class, with_heads
-from deploykit.modeling.image_text import TWO_TOWERS, with_head
+from deploykit.modeling.heads import HEADS_KEY, Heads, encoder_class, with_heads
+from deploykit.modeling.image_text import TWO_TOWER_TYPES, with_image_text_head
+from deploykit.modeling.output_labels import name_outputs
 
-PACKAGE = "package://"
-IMAGE_HEADS = ("classifier.", "cls_classifier.")  # of models without a module that is the base model
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weights and tokenizer; no code, no pickles
+PACKAGE_SCHEME = "package://"
+# How names of head weights begin in image models whose class has no module for the encoder.
+IMAGE_HEAD_PREFIXES = ("classifier.", "cls_classifier.")
+FILE_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")  # configuration, weights, tokenizer; no code or pickles
 
 
 @dataclass(frozen=True)
 class Base:
     """A base model on disk.
 
-    `name` is the reference in the recipe. `revision` is the commit on the hub, the version of the package, or empty for
-    a directory. `fingerprint` is a hash of its files.
+    Attributes:
+        folder: the directory of its files.
+        name: the reference in the recipe.
+        revision: the commit on the hub, the version of the package, or empty for a directory.
+        fingerprint: a hash of its files.
     """
 
     folder: Path
@@ -58,45 +61,48 @@ def resolve(reference: str, revision: str | None = None) -> Base:
     """
     if reference.startswith("~"):
         reference = str(Path(reference).expanduser())
-    if reference.startswith(PACKAGE):
-        folder, revision = _in_package(reference)
+    if reference.startswith(PACKAGE_SCHEME):
+        folder, revision = _locate_in_package(reference)
     elif Path(reference).is_dir():
         folder, revision = Path(reference), ""
     elif reference.startswith((".", "/")) or reference.count("/") > 1:
-        raise ModelError(f"the model directory {reference} does not exist. Give a directory, {PACKAGE}… or a hub id.")
+        raise ModelError(
+            f"the model directory {reference} does not exist. Give a directory, {PACKAGE_SCHEME}… or a hub id."
+        )
     else:
-        folder = _from_hub(reference, revision)
-        revision = folder.name  # the hub's cache names it after the commit
+        folder = _download_from_hub(reference, revision)
+        revision = folder.name  # the hub's cache names the directory after the commit
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} is no model directory: expected {CONFIG} and {WEIGHTS}, found"
             f" {', '.join(sorted(file.name for file in folder.iterdir())[:8]) or 'nothing'}."
             " Pickled weights (pytorch_model.bin) are not read: save the model with safe_serialization=True."
         )
-    files = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    files = sorted(file for pattern in FILE_PATTERNS for file in folder.glob(pattern))
     hashes = "\n".join(f"{file.name} {sha256_of(file)}" for file in files)
     return Base(folder, reference, revision, hashlib.sha256(hashes.encode()).hexdigest())
 
 
-def _in_package(reference: str) -> tuple[Path, str]:
-    """Returns a directory inside an installed package, and the package's version."""
-    module, _, inside = reference.removeprefix(PACKAGE).partition("/")
+def _locate_in_package(reference: str) -> tuple[Path, str]:
+    """Returns the directory of `package://MODULE/PATH`, and the version of the package; empty if it has none."""
+    module, _, path = reference.removeprefix(PACKAGE_SCHEME).partition("/")
     spec = find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"{reference}: the package {module!r} is not installed. Install it with pip; its name there is often"
             f" {module.replace('_', '-')!r}."
         )
-    folder = Path(spec.submodule_search_locations[0]) / inside
+    folder = Path(spec.submodule_search_locations[0]) / path
     if not folder.is_dir():
-        raise ModelError(f"{reference}: the package {module!r} has no directory {inside!r}.")
-    names = packages_distributions().get(module, [])
-    return folder, version(names[0]) if names else ""
+        raise ModelError(f"{reference}: the package {module!r} has no directory {path!r}.")
+    distributions = packages_distributions().get(module, [])
+    return folder, version(distributions[0]) if distributions else ""
 
 
-def _from_hub(reference: str, revision: str | None) -> Path:
+def _download_from_hub(reference: str, revision: str | None) -> Path:
+    """Downloads a model unless it is in the hub's cache, and returns its directory there."""
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(FILE_PATTERNS)))
     except Exception as error:  # network, permission and name errors of several libraries
         raise ModelError(
             f"the model {reference!r} is no directory here, and it could not be downloaded from the hub"
@@ -105,7 +111,7 @@ def _from_hub(reference: str, revision: str | None) -> Path:
 
 
 def require_prunable(base: Base) -> None:
-    """Raises a ModelError if no pruner supports a model, before anything is trained."""
+    """Raises a ModelError if no pruner supports a model; called before anything is trained."""
     architecture_of(configuration.read(base.folder, base.name))
 
 
@@ -126,34 +132,34 @@ def open_base(
         labels: names of the outputs, in their order.
         fine_tuned: the head must be in the files; otherwise a new one is initialized.
         pad_id: the tokenizer's padding token, for a model that counts positions from it but does not name it.
-        heads: several of them in place of that of the auto class, which opens the encoder alone.
+        heads: to put on the encoder, as `heads.heads_config` lists them; default: the head of the auto class.
 
     Raises:
         ModelError: the files do not hold such a model, or not with such a head.
     """
     config = configuration.read(base.folder, base.name)
-    own_heads, is_pruned = getattr(config, CONFIG_KEY, None), (base.folder / ARCHITECTURE).is_file()
-    if fine_tuned and own_heads != heads:
+    stored_heads, is_pruned = getattr(config, HEADS_KEY, None), (base.folder / ARCHITECTURE).is_file()
+    if fine_tuned and stored_heads != heads:
         raise ModelError(
             f"{base.name} does not have the heads of this task, with the labels of the data in their order. Train it,"
             " or use a model that this task was trained on."
         )
-    if fine_tuned and (is_pruned or own_heads):
+    if fine_tuned and (is_pruned or stored_heads):
         return checkpoint.load(base.folder, attention=None)
-    if is_pruned or (own_heads and config.model_type in TWO_TOWERS):
-        state, other = (
+    if is_pruned or (stored_heads and config.model_type in TWO_TOWER_TYPES):
+        reason, origin = (
             ("was pruned", "the unpruned model") if is_pruned else ("reads images with texts", "its base model")
         )
         raise ModelError(
-            f"{base.name} {state}, and such a model cannot be fine-tuned again. Start from {other}, or use it as it is"
-            " with train: null."
+            f"{base.name} {reason}, and such a model cannot be fine-tuned again. Start from {origin}, or use it as it"
+            " is with train: null."
         )
     name_outputs(config, labels)
     if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
         config.pad_token_id = pad_id
     try:
-        model_class = encoder_class(config) if heads else class_of(config, auto_class)
-        with process_state.quiet("transformers"):  # it warns of the new head
+        model_class = encoder_class(config) if heads else model_class_of(config, auto_class)
+        with process_state.quiet_loggers("transformers"):  # which warns that the head is new
             model, info = model_class.from_pretrained(
                 base.folder,
                 config=config,
@@ -161,29 +167,29 @@ def open_base(
                 ignore_mismatched_sizes=not fine_tuned,
                 dtype=torch.float32,
                 attn_implementation=checkpoint.fastest_attention(model_class),
-                **checkpoint.SAFE,
+                **checkpoint.SAFE_LOADING,
             )
     except ModelError:
         raise
     except Exception as error:  # transformers raises errors of many types here
-        raise not_loaded(base, auto_class, error) from error
-    _check_weights(base, model, info, headless=not fine_tuned and not heads)
-    if heads and config.model_type in TWO_TOWERS:
-        return with_head(model, heads)
+        raise loading_error(base, auto_class, error) from error
+    _require_all_weights(base, model, info, has_new_head=not fine_tuned and not heads)
+    if heads and config.model_type in TWO_TOWER_TYPES:
+        return with_image_text_head(model, heads)
     if heads:
-        same = [name for name in heads if heads[name] == (own_heads or {}).get(name)]
-        return with_heads(model, heads, _head_weights(base, same))
+        reusable = [name for name in heads if heads[name] == (stored_heads or {}).get(name)]
+        return with_heads(model, heads, _read_head_weights(base, reusable))
     return cast(transformers.PreTrainedModel, model)
 
 
-def _head_weights(base: Base, heads: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Reads the weights of heads, without those of the encoder, from a checkpoint that `checkpoint.save` wrote."""
+def _read_head_weights(base: Base, heads: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Reads the weights of the named heads from a checkpoint that `checkpoint.save` wrote."""
     prefixes = tuple(f"heads.{name}." for name in heads)
-    stored = load_file(base.folder / WEIGHTS) if heads else {}
-    return {name: tensor for name, tensor in stored.items() if name.startswith(prefixes)}
+    weights = load_file(base.folder / WEIGHTS) if heads else {}
+    return {name: tensor for name, tensor in weights.items() if name.startswith(prefixes)}
 
 
-def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:
+def loading_error(base: Base, auto_class: str, error: Exception) -> ModelError:
     """Returns the error for a model that transformers cannot build."""
     return ModelError(
         f"{base.name} cannot be loaded as {auto_class}: {configuration.first_line(error)}."
@@ -191,11 +197,11 @@ def not_loaded(base: Base, auto_class: str, error: Exception) -> ModelError:
     )
 
 
-def class_of(config: Any, auto_class: str) -> Any:
+def model_class_of(config: Any, auto_class: str) -> Any:
     """Returns the model class for a configuration and a task's auto class.
 
     Raises:
-        KeyError: transformers has none.
+        KeyError: transformers has no such class.
     """
     classes = getattr(transformers, auto_class)._model_mapping
     if type(config) not in classes:
@@ -204,28 +210,39 @@ def class_of(config: Any, auto_class: str) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
-def _check_weights(base: Base, model: Any, info: dict[str, Any], *, headless: bool) -> None:
-    """Refuses a model with weights that are missing or of another size, unless they are a new head's or a pooler's.
+def _require_all_weights(base: Base, model: Any, info: dict[str, Any], *, has_new_head: bool) -> None:
+    """Raises a ModelError if the files lack weights, or have them in another size.
 
-    `headless`: a head, which is whatever lies outside the base model, may be missing in the files.
+    The pooler may be missing.
+
+    Args:
+        base: the model on disk.
+        model: the loaded model.
+        info: the loading info that `from_pretrained` returned.
+        has_new_head: weights of the head may be missing, too.
     """
-    mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]  # 5 adds sizes
-    absent = [*(name for name in info["missing_keys"] if "pooler" not in name.split(".")), *mismatched]
-    absent = [name for name in absent if not headless or not _in_head(model, name)]
-    if absent:
+    missing = [name for name in info["missing_keys"] if "pooler" not in name.split(".")]
+    # transformers 5 gives the sizes beside each name
+    mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+    lacking = [name for name in (*missing, *mismatched) if not (has_new_head and _is_head_weight(model, name))]
+    if lacking:
         raise ModelError(
-            f"{base.name} lacks {len(absent)} weights of a {model.config.model_type} model, or has them in another"
-            f" size, first {min(absent, key=_by_layer)}. Check that `task:` and `model:` of the recipe fit together."
+            f"{base.name} lacks {len(lacking)} weights of a {model.config.model_type} model, or has them in another"
+            f" size, first {min(lacking, key=_numeric_sort_key)}."
+            " Check that `task:` and `model:` of the recipe fit together."
         )
 
 
-def _in_head(model: Any, name: str) -> bool:
-    """Says whether a weight lies outside the base model; some classes for images keep its parts beside their head."""
+def _is_head_weight(model: Any, name: str) -> bool:
+    """Says whether a weight belongs to the head: to anything outside the encoder.
+
+    Some image classes have no module for the encoder. There the names of the head's weights are known.
+    """
     prefix = model.base_model_prefix
-    return not name.startswith(f"{prefix}.") if hasattr(model, prefix) else name.startswith(IMAGE_HEADS)
+    return not name.startswith(f"{prefix}.") if hasattr(model, prefix) else name.startswith(IMAGE_HEAD_PREFIXES)
 
 
-def _by_layer(name: str) -> list[str | int]:
+def _numeric_sort_key(name: str) -> list[str | int]:
     """Returns a sort key by which the weights of layer 2 come before those of layer 10."""
     return [int(part) if part.isdecimal() else part for part in name.split(".")]
 
@@ -234,58 +251,3 @@ def labels_of(base: Base) -> tuple[str, ...]:
     """Returns the names that a base model's configuration gives its outputs, in their order."""
     config = configuration.read(base.folder, base.name)
     return tuple(config.id2label[index] for index in range(config.num_labels))
-
-
-def match_labels(own: Sequence[str], data: Sequence[str], renamed: Mapping[str, str], model: str) -> tuple[str, ...]:
-    """Returns the data's names for a model's labels, in the model's order.
-
-    Args:
-        own: the model's labels, in the order of its outputs.
-        data: the labels of the data.
-        renamed: the recipe's `labels`, which maps labels of the model to labels of the data.
-        model: the model's name in messages.
-
-    Raises:
-        ModelError: the two do not have the same labels; names the difference and the nearest labels.
-    """
-    for names, owner, labels in ((renamed.keys(), model, own), (renamed.values(), "the data", data)):
-        for name in names:
-            if name not in labels:
-                nearest = did_you_mean(name, list(labels))
-                raise ModelError(f"labels: {owner} has no label {name!r}{nearest}. It has {', '.join(labels)}.")
-    matched = tuple(renamed.get(label, label) for label in own)
-    repeated = [name for name, count in Counter(matched).items() if count > 1]
-    if repeated:
-        raise ModelError(f"labels: several labels of the model become {repeated[0]!r}. Name each label once.")
-    if set(matched) != set(data):
-        raise ModelError(_mismatch(own, matched, data, model))
-    return matched
-
-
-def _mismatch(own: Sequence[str], matched: Sequence[str], data: Sequence[str], model: str) -> str:
-    only_model = [name for name in matched if name not in data]
-    only_data = [name for name in data if name not in matched]
-    sides = (("model", only_model), ("data", only_data))
-    differences = " ".join(f"Only the {side} has {', '.join(names)}." for side, names in sides if names)
-    advice = "Remove the rows with labels that the model does not have, or choose another model."
-    if only_model and only_data:
-        example = f"{own[matched.index(only_model[0])]}: {only_data[0]}"
-        advice = f"Map labels in the recipe, for example `labels: {{{example}}}`, or choose another model."
-    return f"{model} has the labels {', '.join(own)}, the data has {', '.join(data)}. {differences} {advice}"
-
-
-def reorder_outputs(model: torch.nn.Module, order: Sequence[int]) -> None:
-    """Reorders the outputs of a classifier in place; `order` holds the old index of each new output."""
-    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
-    *_, head = (module for module in linear if module.out_features == len(order))
-    for tensor in (head.weight, head.bias):
-        if tensor is not None:
-            tensor.data = tensor.data[list(order)].clone()
-
-
-def name_outputs(config: Any, labels: Sequence[str]) -> None:
-    """Writes the names of a model's outputs into its configuration, in place; none leaves it as it is."""
-    if not labels:
-        return
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}

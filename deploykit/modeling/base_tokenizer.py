@@ -1,9 +1,9 @@
-"""Saving the tokenizer of a base model without changing it.
+"""Saves the tokenizer of a base model without changing what it does.
 
-`tokenizer.json` is copied byte by byte: transformers would rebuild it as the class that `tokenizer_config.json` names,
-and transformers 5 drops what that class does not have. `tokenizer_config.json` is written anew, with a class that every
-version opens, and without chat templates, which may name files. A model without `tokenizer.json` is converted by
-transformers.
+`tokenizer.json` is copied byte by byte. Transformers would rebuild it as the class that `tokenizer_config.json` names,
+and transformers 5 drops everything that this class does not have. `tokenizer_config.json` is written anew, with a class
+that every version opens, and without chat templates, which may name files. If a model has no `tokenizer.json`,
+transformers converts its vocabulary.
 """
 
 import json
@@ -25,15 +25,15 @@ from deploykit.errors import ModelError
 from deploykit.modeling import configuration
 from deploykit.modeling.architectures import POSITIONS_AFTER_PADDING
 from deploykit.modeling.base_model import Base
-from deploykit.modeling.image_text import TWO_TOWERS
+from deploykit.modeling.image_text import TWO_TOWER_TYPES
 from deploykit.tokenizer import Tokenizer
 
 SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, "*.model")
-DEFAULT_MAX_TOKENS = 512  # if neither the model nor the recipe sets a limit
-UNLIMITED_TOKENS = 1_000_000  # tokenizers without a limit have a larger number than this
+DEFAULT_MAX_TOKENS = 512  # if neither the tokenizer nor the model sets a limit
+UNLIMITED_TOKENS = 1_000_000  # `model_max_length` from this number on means that there is no limit
 
 
 def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
@@ -41,15 +41,15 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
 
     Args:
         base: the model.
-        folder: gets `tokenizer.json` and `tokenizer_config.json`.
-        max_tokens: the recipe's limit; the tokenizer's and the model's hold as well.
+        folder: `tokenizer.json` and `tokenizer_config.json` are written there.
+        max_tokens: the recipe's limit; the lowest of this, the tokenizer's and the model's limit holds.
 
     Raises:
-        ModelError: there is no tokenizer that can be used.
+        ModelError: there is no tokenizer, or it cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config, settings = configuration.read(base.folder, base.name), _settings(base)
-    config = config.text_config if config.model_type in TWO_TOWERS else config
+    config = config.text_config if config.model_type in TWO_TOWER_TYPES else config
     if (base.folder / TOKENIZER).is_file():
         backend = _open(base)
         shutil.copyfile(base.folder / TOKENIZER, folder / TOKENIZER)
@@ -60,13 +60,13 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
         special = {role: token for role, token in converted.special_tokens_map.items() if role in SPECIAL_TOKEN_ROLES}
         settings = {"padding_side": converted.padding_side, **settings}
         (folder / TOKENIZER).write_text(backend.to_str(pretty=True), encoding="utf-8")
-    typed = (getattr(config, "type_vocab_size", 0) or 0) > 1
+    has_token_types = (getattr(config, "type_vocab_size", 0) or 0) > 1
     limit = _max_tokens(config, settings, backend.token_to_id(special.get("pad_token", "")))
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": limit,
         "padding_side": settings.get("padding_side") or "right",
-        "model_input_names": ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
+        "model_input_names": ["input_ids", *(["token_type_ids"] if has_token_types else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **special,
     }
@@ -75,7 +75,7 @@ def save(base: Base, folder: Path, max_tokens: int | None = None) -> Tokenizer:
 
 
 def _settings(base: Base) -> dict[str, Any]:
-    """Reads the settings of the tokenizer; older models have their special tokens in a file of their own."""
+    """Reads the settings of the tokenizer, from both files in which models have their special tokens."""
     settings: dict[str, Any] = {}
     for file in (SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG):
         if (base.folder / file).is_file():
@@ -85,6 +85,7 @@ def _settings(base: Base) -> dict[str, Any]:
 
 
 def _open(base: Base) -> tokenizers.Tokenizer:
+    """Opens `tokenizer.json`; raises a ModelError if the installed library cannot read it."""
     try:
         return tokenizers.Tokenizer.from_file(str(base.folder / TOKENIZER))
     except Exception as error:  # the library raises plain Exception
@@ -98,7 +99,14 @@ def _open(base: Base) -> tokenizers.Tokenizer:
 def _special_tokens(
     base: Base, settings: Mapping[str, Any], backend: tokenizers.Tokenizer, config: Any
 ) -> dict[str, str]:
-    """Returns the special tokens by role: from the settings, the tokenizer's class or the model's configuration."""
+    """Returns the special tokens by role.
+
+    They come from the settings, or else from the tokenizer's class. The padding token may also come from the model's
+    configuration.
+
+    Raises:
+        ModelError: there is no padding token.
+    """
     defaults = _class_defaults(settings.get("tokenizer_class"), config.model_type)
     special = {}
     for role in SPECIAL_TOKEN_ROLES:
@@ -118,9 +126,12 @@ def _special_tokens(
 
 
 def _class_defaults(class_name: object, model_type: str) -> dict[str, Any]:
-    """Returns the special tokens that are defaults in the constructor of a tokenizer class of transformers."""
+    """Returns the special tokens by role that a tokenizer class of transformers has as defaults of its constructor.
+
+    The class is `class_name`, or else the one that transformers uses for the type of model.
+    """
     classes = TOKENIZER_MAPPING_NAMES.get(model_type) or ()
-    names = [class_name, *(classes if isinstance(classes, tuple) else [classes])]
+    names = [class_name, *(classes if isinstance(classes, tuple) else [classes])]  # transformers 4 has tuples
     for name in [name for name in names if isinstance(name, str)]:
         for variant in (name, f"{name.removesuffix('Fast')}Fast"):
             parameters = signature(getattr(transformers, variant, object).__init__).parameters
@@ -131,26 +142,35 @@ def _class_defaults(class_name: object, model_type: str) -> dict[str, Any]:
 
 
 def _max_tokens(config: Any, settings: Mapping[str, Any], pad_id: int | None) -> int:
-    """Returns the maximum number of tokens that both the tokenizer and the model's positions allow."""
+    """Returns the most tokens that both the tokenizer and the model's positions allow."""
     limits = [settings.get("model_max_length")]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        offset = pad_id if config.pad_token_id is None else config.pad_token_id
-        limits.append(positions - ((offset or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0))
+        if config.model_type in POSITIONS_AFTER_PADDING:  # their first token has the position after the padding's id
+            padding_id = pad_id if config.pad_token_id is None else config.pad_token_id
+            positions -= (padding_id or 0) + 1
+        limits.append(positions)
     usable = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < UNLIMITED_TOKENS]
     return min(usable, default=DEFAULT_MAX_TOKENS)
 
 
 def _convert(base: Base, settings: Mapping[str, Any], model_type: str) -> Any:
-    """Converts a tokenizer without `tokenizer.json`, in a directory that holds only its vocabulary and settings."""
+    """Returns the fast tokenizer that transformers makes from a vocabulary.
+
+    This happens in a temporary directory without any file that could name code.
+
+    Raises:
+        ModelError: there is no vocabulary, or transformers cannot convert it.
+    """
     files = sorted(file for pattern in VOCABULARY_FILES for file in base.folder.glob(pattern))
     if not {file.name for file in files} - {ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE}:
         raise ModelError(
             f"{base.name} has no tokenizer: expected {TOKENIZER}, or a vocabulary such as vocab.txt or spm.model."
             " Copy the files of the tokenizer beside the model's."
         )
+    # Settings with these endings may name files anywhere on the disk.
     safe = {key: value for key, value in settings.items() if not key.endswith(("_file", "_files", "chat_template"))}
-    if isinstance(safe.get("extra_special_tokens"), list):  # as transformers 5 writes it
+    if isinstance(safe.get("extra_special_tokens"), list):  # the name in transformers 5
         safe["additional_special_tokens"] = safe.pop("extra_special_tokens")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,22 +183,23 @@ def _convert(base: Base, settings: Mapping[str, Any], model_type: str) -> Any:
                 name, use_fast=True, trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # of many types, also for a missing library
-            raise _not_converted(base, error) from error
+            raise _conversion_error(base, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{base.name} has no fast tokenizer ({TOKENIZER}), and transformers cannot make one.")
     return tokenizer
 
 
-def _not_converted(base: Base, error: Exception) -> ModelError:
-    pieces = sorted(file.name for file in base.folder.glob("*.model"))
-    if pieces and not all(map(_is_installed, ("sentencepiece", "google.protobuf"))):
+def _conversion_error(base: Base, error: Exception) -> ModelError:
+    """Returns the error for a vocabulary that transformers cannot convert."""
+    sentencepiece_files = sorted(file.name for file in base.folder.glob("*.model"))
+    if sentencepiece_files and not all(map(_is_installed, ("sentencepiece", "google.protobuf"))):
         return ModelError(
-            f"{base.name} has its tokenizer as a SentencePiece model only ({pieces[0]}), and reading it needs"
-            " packages that are not installed: pip install sentencepiece protobuf"
+            f"{base.name} has its tokenizer as a SentencePiece model only ({sentencepiece_files[0]}), and reading it"
+            " needs packages that are not installed: pip install sentencepiece protobuf"
         )
-    if pieces:
+    if sentencepiece_files:
         return ModelError(
-            f"{base.name} has no {TOKENIZER}, and its {pieces[0]} cannot be read as a SentencePiece model."
+            f"{base.name} has no {TOKENIZER}, and its {sentencepiece_files[0]} cannot be read as a SentencePiece model."
             " Download the model again, or save its tokenizer in the fast form."
         )
     return ModelError(

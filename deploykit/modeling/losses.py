@@ -1,6 +1,7 @@
-"""Losses, and the checks that weights, losses and logits are finite: the stage where NaN first appears must stop.
+"""Losses of tasks, and checks that weights, losses and logits are finite.
 
-Later steps would hide it: the argmax of NaN logits is the first label, whose share of the rows looks like an accuracy.
+The stage in which NaN first appears must stop, because later steps would hide it: the argmax of NaN logits is the first
+label, and the share of rows with this label looks like an accuracy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +14,18 @@ from torch.nn import functional
 from deploykit.errors import ModelError
 from deploykit.tasks import IGNORE_INDEX, Arrays, Prediction, Target, Task
 
-Loss = Callable[..., torch.Tensor]  # loss(outputs, labels, num_items_in_batch) -> scalar
-# Largest absolute logit on the validation split; a trained model that exceeds it has diverged, and its stage stops.
-# Pruned models, and models used without training, may exceed it: if parity fails in their export stage, its error
-# blames float32, which is too coarse for `export.tolerance` at such values, and not the graph.
+# A loss takes the model's outputs, the labels and `num_items_in_batch`, and returns a scalar. The last argument is the
+# number of targets of a whole step; None: that of the batch.
+Loss = Callable[..., torch.Tensor]
+# The largest absolute logit that a trained model may have on the validation split. Beyond it training has diverged, and
+# the stage stops. Pruned models, and models that are used without training, may exceed it. If their graph then differs
+# from torch by more than `export.tolerance`, the message blames float32, which is too coarse for such logits.
 MAX_LOGIT = 1000.0
-ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."
+DIVERGENCE_ADVICE = "Lower learning_rate; if it is low already, set bf16: off, or look for the rows that cause it."
 
 
-def of_task(task: Task, weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
-    """Returns the loss of a task: the sum of the losses of its targets.
+def task_loss(task: Task, weights: torch.Tensor | None = None, smoothing: float = 0.0) -> Loss:
+    """Returns the loss function of a task, which adds the mean losses of its targets.
 
     Args:
         task: names the loss of each of its `TARGETS`.
@@ -32,20 +35,26 @@ def of_task(task: Task, weights: torch.Tensor | None = None, smoothing: float = 
     """
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        named = by_name(task, labels)
-        total = torch.zeros((), device=next(iter(named.values())).device)
+        targets = targets_by_name(task, labels)
+        total = torch.zeros((), device=next(iter(targets.values())).device)
         for name, target in task.TARGETS.items():
-            summed, count = LOSSES[target.loss](outputs[target.output], named[name], weights, smoothing)
-            if num_items_in_batch is not None:  # of a step of several batches
+            loss_sum, count = LOSSES[target.loss](outputs[target.output], targets[name], weights, smoothing)
+            if num_items_in_batch is not None:
                 count = torch.as_tensor(num_items_in_batch, device=total.device)
-            total = total + summed / count.clamp(min=1)  # a batch may hold no target
+            total = total + loss_sum / count.clamp(min=1)  # a batch may hold no target
         return total
 
     return loss
 
 
-def by_name(task: Task, labels: Any) -> dict[str, torch.Tensor]:
-    """Returns the targets of a batch by name; a single target is a tensor, so that the Trainer can count it."""
+def targets_by_name(task: Task, labels: Any) -> dict[str, torch.Tensor]:
+    """Returns the targets of a batch by name.
+
+    Args:
+        task: names its `TARGETS`.
+        labels: a dict of tensors by name, or one tensor if the task has one target; the Trainer counts the targets of a
+            tensor.
+    """
     return labels if isinstance(labels, dict) else {next(iter(task.TARGETS)): labels}
 
 
@@ -60,7 +69,7 @@ def cross_entropy(
         weights: of the labels; default: all equal.
         smoothing: share of the probability that is spread over all labels.
     """
-    summed = functional.cross_entropy(
+    loss_sum = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         targets.reshape(-1),
         weight=None if weights is None else weights.to(logits.device),
@@ -68,7 +77,7 @@ def cross_entropy(
         label_smoothing=smoothing,
         reduction="sum",
     )
-    return summed, (targets != IGNORE_INDEX).sum()
+    return loss_sum, (targets != IGNORE_INDEX).sum()
 
 
 def binary_cross_entropy(
@@ -78,30 +87,41 @@ def binary_cross_entropy(
 
     Args:
         logits: `(..., labels)`.
-        targets: 0 or 1 for each, or probabilities; the same shape, NaN where there is none.
-        weights: of the labels that are 1; default: all equal.
-        smoothing: how far targets are moved towards one half.
+        targets: 0, 1 or a probability for each logit; NaN where there is no target.
+        weights: of each label where its target is 1; default: all equal.
+        smoothing: share by which targets are moved towards one half.
     """
-    exist = ~targets.isnan()
-    smooth = targets.float().nan_to_num() * (1 - smoothing) + smoothing / 2
+    is_present = ~targets.isnan()
+    smoothed = targets.float().nan_to_num() * (1 - smoothing) + smoothing / 2
     weights = None if weights is None else weights.to(logits.device)
-    losses = functional.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="none")
-    return (losses * exist).sum(), exist.sum()
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), smoothed, pos_weight=weights, reduction="none")
+    return (losses * is_present).sum(), is_present.sum()
 
 
 def squared_error(logits: torch.Tensor, targets: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the summed squared error of numbers of the same shape, and how many there are; NaN is none."""
-    exist = ~targets.isnan()
+    """Returns the summed squared error and the number of targets.
+
+    Args:
+        logits: the predicted numbers, as many as targets.
+        targets: NaN where there is no target.
+    """
+    is_present = ~targets.isnan()
     errors = (logits.float().reshape(targets.shape) - targets.float().nan_to_num()) ** 2
-    return (errors * exist).sum(), exist.sum()
+    return (errors * is_present).sum(), is_present.sum()
 
 
-def is_learned(target: Target, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Returns which rows of an output, `(..., labels)`, have a target, `(...)`."""
+def has_target(target: Target, targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Returns a mask of the rows of an output that have a target, `(...)`.
+
+    Args:
+        target: names the loss.
+        targets: `(...)`, or `(..., labels)` if each label has a target of its own.
+        logits: `(..., labels)`.
+    """
     if target.loss == "cross_entropy":
         return targets != IGNORE_INDEX
-    missing = targets.isnan()
-    return ~(missing.any(dim=-1) if missing.dim() == logits.dim() else missing)
+    is_missing = targets.isnan()
+    return ~(is_missing.any(dim=-1) if is_missing.dim() == logits.dim() else is_missing)
 
 
 LOSSES = {
@@ -112,40 +132,48 @@ LOSSES = {
 
 
 def divergence(loss: str, student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Returns how far a student's logits are from its teacher's, averaged over rows, as the loss of the task has it.
+    """Returns how far a student's logits are from its teacher's, as a mean over rows.
+
+    It depends on the loss of the task: `T^2 KL(teacher || student)` for cross-entropy, the same with each label as a
+    row of its own for binary cross-entropy, and the squared difference for the squared error.
 
     Args:
-        loss: a key of `LOSSES`: for cross-entropy `T^2 KL(teacher || student)`, for binary cross-entropy the same of
-            each label, and for the squared error the squared difference.
+        loss: a key of `LOSSES`.
         student: logits `(rows, labels)`.
-        teacher: the same shape.
-        temperature: of both models' logits.
+        teacher: logits of the same shape.
+        temperature: T, by which the logits of both models are divided; not used for the squared error.
     """
-    first, second = student.float() / temperature, teacher.float() / temperature
     if loss == "squared_error":
         return functional.mse_loss(student.float(), teacher.float())
-    if loss == "binary_cross_entropy":
-        first, second = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (first, second))
-        shape = (-1, 2)
-        first, second = first.reshape(shape), second.reshape(shape)
-    predicted, expected = (functional.log_softmax(logits, dim=-1) for logits in (first, second))
-    return functional.kl_div(predicted, expected, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = student.float() / temperature, teacher.float() / temperature
+    if loss == "binary_cross_entropy":  # softmax of a logit and 0 is the sigmoid of the logit
+        student, teacher = (
+            torch.stack([logits, torch.zeros_like(logits)], dim=-1).reshape(-1, 2) for logits in (student, teacher)
+        )
+    actual, expected = (functional.log_softmax(logits, dim=-1) for logits in (student, teacher))
+    return functional.kl_div(actual, expected, reduction="batchmean", log_target=True) * temperature**2
 
 
-def checked(loss: Loss, when: Callable[[], str]) -> Loss:
-    """Returns a loss that raises a ModelError if it is not finite; `when` names the step for the message."""
+def with_finite_check(loss: Loss, describe_step: Callable[[], str]) -> Loss:
+    """Returns a loss that raises a ModelError in training if its value is NaN or infinite.
 
-    def run(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+    Args:
+        loss: computes the value.
+        describe_step: says for the message at which step training is.
+    """
+
+    def checked_loss(outputs: Any, labels: Any, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         value = loss(outputs, labels, num_items_in_batch)
-        if value.requires_grad and not torch.isfinite(value):  # in training; `quality` checks logits of evaluation
-            raise ModelError(f"the loss is {value.item():g} {when()}: training diverged. {ADVICE}")
+        # Only in training; in evaluation, `validation_metrics` checks the logits.
+        if value.requires_grad and not torch.isfinite(value):
+            raise ModelError(f"the loss is {value.item():g} {describe_step()}: training diverged. {DIVERGENCE_ADVICE}")
         return value
 
-    return run
+    return checked_loss
 
 
-def require_weights(model: torch.nn.Module, name: str) -> None:
-    """Raises a ModelError for the first parameter of a model with NaN or infinite weights."""
+def require_finite_weights(model: torch.nn.Module, name: str) -> None:
+    """Raises a ModelError if a parameter of the model `name` has NaN or infinite weights."""
     for parameter, values in model.named_parameters():
         if count := values.numel() - int(torch.isfinite(values).sum()):
             raise ModelError(
@@ -154,8 +182,8 @@ def require_weights(model: torch.nn.Module, name: str) -> None:
             )
 
 
-def require_finite(task: Task, predictions: Mapping[str, Sequence[Prediction]], name: str) -> None:
-    """Raises a ModelError if predictions, by split, hold NaN or infinite numbers."""
+def require_finite_predictions(task: Task, predictions: Mapping[str, Sequence[Prediction]], name: str) -> None:
+    """Raises a ModelError if the predictions of the model `name`, by split, hold NaN or infinite numbers."""
     for split, rows in predictions.items():
         if count := sum(not are_finite(task.dump([row])) for row in rows):
             raise ModelError(
@@ -169,7 +197,7 @@ def are_finite(arrays: Arrays) -> bool:
     return all(np.isfinite(array).all() for array in arrays.values() if np.issubdtype(array.dtype, np.floating))
 
 
-def largest(arrays: Arrays) -> float:
+def max_magnitude(arrays: Arrays) -> float:
     """Returns the largest absolute value of the floating-point arrays of predictions; 0 if there is none."""
     logits = (array for array in arrays.values() if np.issubdtype(array.dtype, np.floating))
     return max((float(np.abs(array).max(initial=0.0)) for array in logits), default=0.0)

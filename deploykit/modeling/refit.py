@@ -1,9 +1,10 @@
 """Refits the output projections of a pruned model to the outputs of the unpruned one.
 
-For a projection with kept inputs `H` (tokens, kept) and the unpruned model's outputs `Y` (tokens, hidden), the new
-weights minimize `|H W' + b - Y|^2 + penalty |W' - W|^2`: ridge regression towards the kept weights. Layers are refitted
-in order, each on its inputs in the pruned model, so that later layers correct the errors of earlier ones. Kwon et al.
-(2022, section 4.3) fit one factor per unit; a matrix is more general.
+For a projection with the weights `W`, the bias `b`, kept inputs `H` (tokens, kept) and the unpruned model's outputs `Y`
+(tokens, hidden), the new weights `W'` minimize `|H W' + b - Y|^2 + penalty |W' - W|^2`. This is ridge regression
+towards the weights that pruning kept. Projections are refitted in the order in which they run, each on its inputs in
+the pruned model, so that later ones correct the errors of earlier ones. Kwon et al. (2022, section 4.3) fit one factor
+per unit; a matrix is more general.
 """
 
 from collections.abc import Sequence
@@ -15,60 +16,70 @@ import torch
 from tqdm import tqdm
 
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import SHIFT, Problem, Row, inputs, padded
+from deploykit.modeling.problem import SHIFT_METHOD, Problem, Row, model_inputs, padded_batches
 from deploykit.modeling.surgery import Linear, matrix, set_matrix
 from deploykit.tasks import IGNORE_INDEX
 
-PENALTY = 0.1  # relative to the mean square of the inputs
+RELATIVE_PENALTY = 0.1  # default penalty, as a share of the mean diagonal of the inputs' Gram matrix
 
 
 class _Stop(Exception):  # noqa: N818  not an error
-    """Ends a forward pass once the module of interest has its inputs."""
+    """Ends a forward pass as soon as the inputs of a projection are recorded."""
 
 
-def refit(small: torch.nn.Module, whole: torch.nn.Module, problem: Problem, rows: Sequence[Row]) -> None:
-    """Replaces the output projections of `small`, the pruned copy of `whole`, in place; padding is left out."""
-    data = list(padded(problem, rows))
-    projections, sources = _projections(small), _projections(whole)
-    targets = _outputs(whole, sources, data)
-    changed = False
+def refit(pruned: torch.nn.Module, unpruned: torch.nn.Module, problem: Problem, rows: Sequence[Row]) -> None:
+    """Replaces the output projections of a pruned model in place.
+
+    Args:
+        pruned: a pruned copy of `unpruned`.
+        unpruned: the unpruned model, which gives the outputs to fit.
+        problem: pads the rows.
+        rows: the data of the regression, without padding.
+    """
+    batches = list(padded_batches(problem, rows))
+    projections, unpruned_projections = _projections(pruned), _projections(unpruned)
+    unpruned_outputs = _record_outputs(unpruned, unpruned_projections, batches)
+    is_after_pruned = False
     progress = tqdm(projections, desc="refit", disable=None)
-    for projection, source, target in zip(progress, sources, targets, strict=True):
+    for projection, source, outputs in zip(progress, unpruned_projections, unpruned_outputs, strict=True):
         module = projection.module
-        changed = changed or matrix(module).shape != matrix(source.module).shape
-        if changed:  # before the first pruned projection, inputs and outputs are those of the unpruned model
-            states = torch.cat([_inputs(small, projection, batch) for batch in data])
+        # Before the first pruned projection, inputs and outputs are those of the unpruned model.
+        is_after_pruned = is_after_pruned or matrix(module).shape != matrix(source.module).shape
+        if is_after_pruned:
+            inputs = torch.cat([_record_inputs(pruned, projection, batch) for batch in batches])
             bias = 0 if module.bias is None else module.bias.data
-            set_matrix(module, ridge(states, target.float() - bias, matrix(module)))
+            set_matrix(module, ridge(inputs, outputs.float() - bias, matrix(module)))
 
 
 class _Projection(NamedTuple):
-    """An output projection of an attention or a feed-forward; `runs` in each forward pass."""
+    """The output projection of an attention or of a feed-forward."""
 
     module: Linear
-    runs: int
-    reads_targets: bool  # in the decoder of a model that writes a text after reading another
+    runs: int  # how often it runs in a forward pass
+    reads_targets: bool  # whether it is in the decoder of an encoder-decoder model, whose inputs are the targets
 
 
 def _projections(model: torch.nn.Module) -> list[_Projection]:
     """Returns the output projections in the order in which they run."""
-    encoder_layers = surgery.depths(model)[0] if hasattr(model, SHIFT) else inf
+    encoder_layers = surgery.depths(model)[0] if hasattr(model, SHIFT_METHOD) else inf
     return [
-        _Projection(module, layer.repeats, index >= encoder_layers)
+        _Projection(module, layer.runs, index >= encoder_layers)
         for index, layer in enumerate(surgery.layers(model))
-        for module in (layer.projection, layer.down)
+        for module in (layer.output_projection, layer.down_projection)
         if module is not None
     ]
 
 
-def ridge(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, penalty: float = PENALTY) -> torch.Tensor:
-    """Returns the new weights, `(hidden, kept)`, in closed form.
+def ridge(
+    inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, penalty: float = RELATIVE_PENALTY
+) -> torch.Tensor:
+    """Returns the weights of the ridge regression, `(hidden, kept)`, in closed form.
 
     Args:
         inputs: `(tokens, kept)`.
         outputs: `(tokens, hidden)`, without the bias.
         weight: `(hidden, kept)`; the solution is pulled towards it.
-        penalty: relative to the mean diagonal of the inputs' Gram matrix.
+        penalty: as a share of the mean diagonal of the inputs' Gram matrix.
     """
     inputs, outputs = inputs.double(), outputs.double()
     gram = inputs.T @ inputs
@@ -80,8 +91,13 @@ def ridge(inputs: torch.Tensor, outputs: torch.Tensor, weight: torch.Tensor, pen
 
 
 @torch.inference_mode()
-def _outputs(model: torch.nn.Module, projections: Sequence[_Projection], data: Sequence[Any]) -> list[torch.Tensor]:
-    """Returns the outputs of each projection without padding, `(tokens, hidden)`, in bfloat16 to halve the memory."""
+def _record_outputs(
+    model: torch.nn.Module, projections: Sequence[_Projection], data: Sequence[Any]
+) -> list[torch.Tensor]:
+    """Returns the outputs of each projection without padding, `(tokens, hidden)`, in bfloat16, which halves the memory.
+
+    Those of a projection that runs several times in a forward pass come one run after another in each batch.
+    """
     outputs: list[list[torch.Tensor]] = [[] for _ in projections]
     for batch in tqdm(data, desc="targets", unit="batch", disable=None):
         with ExitStack() as hooks:
@@ -91,36 +107,36 @@ def _outputs(model: torch.nn.Module, projections: Sequence[_Projection], data: S
                     lambda _, __, output, rows=rows, mask=mask: rows.append(output[mask].bfloat16())
                 )
                 hooks.callback(hook.remove)
-            model(**inputs(model, batch))
+            model(**model_inputs(model, batch))
     return [torch.cat(rows) for rows in outputs]
 
 
 @torch.inference_mode()
-def _inputs(model: torch.nn.Module, projection: _Projection, batch: Any) -> torch.Tensor:
-    """Returns the inputs of a projection in all its runs without padding, `(tokens, kept)`."""
-    arrays: list[torch.Tensor] = []
+def _record_inputs(model: torch.nn.Module, projection: _Projection, batch: Any) -> torch.Tensor:
+    """Returns the inputs of a projection without padding, `(tokens, kept)`, those of all its runs one after another."""
+    recorded: list[torch.Tensor] = []
     mask = _mask(batch, projection)
 
     def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        arrays.append(arguments[0][mask])
-        if len(arrays) == projection.runs:
+        recorded.append(arguments[0][mask])
+        if len(recorded) == projection.runs:
             raise _Stop
 
     handle = projection.module.register_forward_pre_hook(hook)
     try:
-        model(**inputs(model, batch))
+        model(**model_inputs(model, batch))
     except _Stop:
         pass
     finally:
         handle.remove()
-    return torch.cat(arrays)
+    return torch.cat(recorded)
 
 
 def _mask(batch: Any, projection: _Projection) -> torch.Tensor:
-    """Returns which positions of a projection's inputs are not padding, `(batch, positions)`.
+    """Returns a mask of the positions of a projection's inputs that are not padding, `(batch, positions)`.
 
-    The decoder of a model that writes a text after reading another has one position for each target, whose padding is
-    `IGNORE_INDEX`; every other stack has one for each input token.
+    The decoder of an encoder-decoder model has a position for each target, and its padding is `IGNORE_INDEX`.
+    Every other stack has a position for each input token.
     """
     if projection.reads_targets:
         return torch.as_tensor(batch["labels"] != IGNORE_INDEX)

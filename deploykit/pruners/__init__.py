@@ -1,4 +1,4 @@
-"""Pruners: methods to remove parts of a model. One file each: `Options` and `prune`."""
+"""Pruners, which remove parts of a model: one file each, with the names of `Pruner`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The smaller model and the facts for the manifest.
+    """The result of a pruner.
 
-    If tokens were removed, `tokenizer` is the new tokenizer and `tokens` are the old ids of the kept tokens. If layers
-    were removed, `layers` are the indices of the kept layers.
+    Attributes:
+        model: the smaller model.
+        facts: for the manifest.
+        tokenizer: the new tokenizer if tokens were removed.
+        tokens: the old ids of the kept tokens if tokens were removed.
+        layers: the old indices of the kept layers if layers were removed.
     """
 
     model: torch.nn.Module
@@ -35,12 +39,12 @@ class Pruned:
 
 
 class Pruner(Protocol):
-    """What a file of this folder provides."""
+    """The names of a file of this folder."""
 
     Options: type[BaseModel]
 
     def prune(self, model: torch.nn.Module, problem: Problem, options: Any, work: Path) -> Pruned:
-        """Returns a smaller copy of the model; `work` is for checkpoints."""
+        """Returns a smaller copy of the model; `work` is a folder for checkpoints and measurements."""
 
 
 def load(name: str) -> Pruner:

@@ -1,9 +1,9 @@
 """Removes whole layers one by one, each time the layer whose removal does the least damage.
 
-A layer's position does not show whether a task needs it, so each layer is tried: the damage of its removal is the
-divergence of the logits from the unpruned model's on calibration rows. After each removal the remaining layers are
-tried again, because layers compensate for each other. Divergence needs no labels and reacts before any prediction
-changes, while accuracy on a few hundred rows stays the same. It is also the loss that distillation minimizes.
+The position of a layer does not show whether a task needs it, so the removal of each layer is tried. Its damage is the
+divergence of the logits on calibration rows from those of the unpruned model. After each removal the remaining layers
+are tried again, because layers compensate for each other. The divergence needs no labels, and it changes before
+accuracy on a few hundred rows does. It is also the loss that distillation minimizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from deploykit.methods import Options as Base
+from deploykit.methods import Options as BaseOptions
 from deploykit.modeling.options import DistillOptions
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploykit.pruners import Pruned
 
 
-class Options(Base):
+class Options(BaseOptions):
     """How many layers are removed, and how the model is trained afterwards. Without `keep`, `max_drop` is 0.01."""
 
     keep: int | None = Field(default=None, ge=1)

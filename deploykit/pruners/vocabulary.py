@@ -1,8 +1,8 @@
 """Removes the tokens that a corpus does not use, with their rows of the embedding and of an output layer.
 
 The tokens of the corpus, special and added tokens, single characters and bytes are kept. So the corpus is tokenized as
-before, which is verified, while other texts may become more tokens. The layers do not change: this saves bytes and
-memory, but time only in an output layer over the vocabulary.
+before, which is verified; other texts may become more tokens. The layers do not change, so this saves disk space and
+memory. It saves time only in an output layer over the vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.methods import Options as Base
+from deploykit.methods import Options as BaseOptions
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deploykit.pruners import Pruned
 
 
-class Options(Base):
+class Options(BaseOptions):
     """Which texts must be tokenized as before, besides those of the training split."""
 
     corpus: Path | None = None

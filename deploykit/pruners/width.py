@@ -1,9 +1,9 @@
 """Removes attention heads and feed-forward neurons, starting with the least important ones of the whole model.
 
-Importance is Fisher information on calibration rows. The target is a share of all heads and neurons to keep, or a
-speedup, for which a latency table measured on this machine says what heads and neurons cost. The output projections are
-then refitted by least squares to the outputs of the unpruned model, which may train the pruned one afterwards
-(distillation). Matrices become smaller, so that every engine gains.
+Importance is Fisher information on calibration rows. The target is a share of all heads and neurons to keep, a speedup,
+or a largest loss of the metric. For the last two, a latency table measured on this machine says how much time heads and
+neurons take. After the pruning, the output projections are refitted by least squares to the outputs of the unpruned
+model, which may also train the pruned one (distillation). Matrices become smaller, so that every engine becomes faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from deploykit import engines
 from deploykit.artifact.execution import Precision
-from deploykit.methods import Options as Base
+from deploykit.methods import Options as BaseOptions
 from deploykit.modeling.options import DistillOptions
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from deploykit.modeling.problem import Problem
     from deploykit.pruners import Pruned
 
-TARGETS = ("keep", "speedup", "max_drop")
-DEFAULT_KEEP = 0.75
+TARGET_OPTIONS = ("keep", "speedup", "max_drop")  # of which a recipe sets one
+DEFAULT_KEEP = 0.75  # the target if the recipe sets none
 
 
-class Options(Base):
+class Options(BaseOptions):
     """One target (`keep`, `speedup` or `max_drop`; default `keep: 0.75`), and how the pruned model is trained.
 
     A speedup is measured on the graph of `quantizer`, in `engine` at `precision`, for `objective`.
@@ -64,7 +64,7 @@ class Options(Base):
     @model_validator(mode="before")
     @classmethod
     def _has_a_target(cls, values: Any) -> Any:
-        missing = isinstance(values, dict) and all(values.get(name) is None for name in TARGETS)
+        missing = isinstance(values, dict) and all(values.get(name) is None for name in TARGET_OPTIONS)
         return {**values, "keep": DEFAULT_KEEP} if missing else values
 
     @field_validator("speedup")
@@ -76,7 +76,7 @@ class Options(Base):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        targets = [f"{name}: {value:g}" for name in TARGETS if (value := getattr(self, name)) is not None]
+        targets = [f"{name}: {value:g}" for name in TARGET_OPTIONS if (value := getattr(self, name)) is not None]
         if len(targets) > 1:
             raise ValueError(f"takes one target, got {', '.join(targets)}. Leave all but one out.")
         if self.minutes is not None and self.max_drop is None:

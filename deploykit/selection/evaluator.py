@@ -140,7 +140,10 @@ class Bench:
         shutil.copy(chosen, folder / GRAPH)
         if chosen != self.graph:
             shutil.copy(self.graph, folder / FLOAT_GRAPH)
-        relied_on = {*hardware.relied_on(kept.precision), *hardware.relied_on(kept.execution.precision)}
+        relied_on = {
+            *hardware.precision_features(kept.precision),
+            *hardware.precision_features(kept.execution.precision),
+        }
         execution = kept.execution.model_copy(update={"features": tuple(sorted(relied_on))})
         return with_engine(self.base, folder / GRAPH, execution)
 

@@ -1,4 +1,4 @@
-"""What a stage works on, and how it evaluates and seals the artifact that it made. Shared by the five stages."""
+"""The job of a stage: what it works on, and how it evaluates and seals the artifact that it made."""
 
 import logging
 import shutil
@@ -39,10 +39,15 @@ from deploykit.inference.predictor import Predictor
 from deploykit.recipe import Recipe
 
 log = logging.getLogger(__name__)
-BUSY = "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
-REFERENCE = "reference."  # prefix of the trained model's predictions, which every later artifact carries
-INHERITED = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
-LIBRARIES = (
+BUSY_WARNING = (
+    "other processes held the cores for %.0f %% of the time of measuring p50: measure again on a quiet machine"
+)
+# All artifacts carry the trained model's predictions beside their own; this comes before the names of their splits.
+REFERENCE_PREFIX = "reference."
+# Fields of the manifest that a stage takes from its parent, unless it changes them.
+INHERITED_FIELDS = {"labels", "pair", "max_tokens", "base_model", "base_revision", "weights_precision"}
+# Packages whose versions the manifest records.
+RECORDED_LIBRARIES = (
     *("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "onnx"),
     *("onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "bentoml", "pillow"),
 )
@@ -52,9 +57,17 @@ LIBRARIES = (
 class Job:
     """One stage of one run.
 
-    `parent` is the artifact that the stage starts from (None for the first), `target` the directory to write, and
-    `work` a directory that survives a killed run. `dataset` loads the labelled data on its first call, and `earlier`
-    are the artifacts of all stages before this one, in order.
+    Attributes:
+        recipe: of the run.
+        stage: name of the stage.
+        parent: the artifact that the stage starts from; None for the first stage.
+        target: the directory of the new artifact.
+        work: a directory for checkpoints and the like, which survives a killed run.
+        key: the content key of the new artifact.
+        parent_key: the content key of the parent; for the first stage, a key of the base model.
+        dataset: loads the labelled data on its first call.
+        earlier: the artifacts of all stages before this one, in order.
+        started: when the stage began, on the clock `time.monotonic`.
     """
 
     recipe: Recipe
@@ -69,39 +82,44 @@ class Job:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def source(self) -> Artifact:
-        """The parent of a stage that must have one."""
+    def required_parent(self) -> Artifact:
+        """The parent; raises a RuntimeError in the first stage, which has none."""
         if self.parent is None:
             raise RuntimeError(f"the stage {self.stage} has no parent")
         return self.parent
 
     @property
     def task(self) -> tasks.Task:
-        """The recipe's task."""
+        """The recipe's task, with its options."""
         return tasks.load(self.recipe.task_name, self.recipe.task_options())
 
     def tokenizer(self) -> AnyTokenizer:
         """Loads the parent's tokenizer."""
-        return load_tokenizer(self.source.path, self.source.manifest.max_tokens)
+        return load_tokenizer(self.required_parent.path, self.required_parent.manifest.max_tokens)
 
     def spec(self) -> tasks.Spec:
-        """Returns the labels and the options of the parent's task."""
-        return tasks.spec_of(self.source.manifest)
+        """Returns the labels and the task's options that the parent's manifest holds."""
+        return tasks.spec_of(self.required_parent.manifest)
 
     def torch_predictor(self, model: torch.nn.Module, tokenizer: AnyTokenizer, spec: tasks.Spec) -> Predictor:
-        """Returns a predictor of a torch model on all cores."""
+        """Returns a predictor that runs a torch model on all cores."""
         engine = TorchModel(model, Execution(engine="torch", threads=hardware.cpu_limit()))
         return Predictor(self.task, spec, tokenizer, engine)
 
     def predictions(self) -> dict[str, list[tasks.Prediction]]:
-        """Reads the parent's predictions, by split."""
-        return scoring.load_stored(self.source, self.task)
+        """Reads the parent's predictions, by split; those of the trained model have `REFERENCE_PREFIX`."""
+        return scoring.load_stored(self.required_parent, self.task)
 
-    def copy(self, folder: Path, *names: str) -> None:
-        """Copies the parent's configuration, its tokenizer and the named files into a draft, if it has them."""
+    def copy_files(self, folder: Path, *names: str) -> None:
+        """Copies the parent's configuration and tokenizer, and files with these names, as far as the parent has them.
+
+        Args:
+            folder: the draft of the new artifact.
+            names: of further files.
+        """
         for name in (CONFIG, GENERATION, ARCHITECTURE, *TOKENIZER_FILES, *names):
-            if self.source.file(name).is_file():
-                shutil.copy(self.source.file(name), folder / name)
+            if self.required_parent.file(name).is_file():
+                shutil.copy(self.required_parent.file(name), folder / name)
 
     def finish(
         self,
@@ -120,19 +138,21 @@ class Job:
         Args:
             folder: the draft, complete except for the predictions.
             kind: of the artifact.
-            predictor: the model, which is timed.
-            predictions: for the validation and test splits.
+            predictor: runs the model of the artifact; its time is measured.
+            predictions: of the model, for the validation and test splits.
             parameters: number of weights.
-            details: of this stage, for the manifest.
-            facts: manifest fields that differ from the parent's; the first stage gives all of them.
-            cost: the measured cost of batches, if there is one.
+            details: the entry of this stage in the manifest's `details`.
+            facts: those of `INHERITED_FIELDS` that differ from the parent's; the first stage gives all of them.
+            cost: the measured cost of batches, if it was measured.
         """
         parent, recipe = self.parent.manifest if self.parent else None, self.recipe
-        inherited = parent.model_dump(include=INHERITED) if parent else {"weights_precision": "float32"}
+        inherited = parent.model_dump(include=INHERITED_FIELDS) if parent else {"weights_precision": "float32"}
         fields = {**inherited, **(facts or {})}
-        own = {name: self.task.dump(rows) for name, rows in predictions.items()}
-        reference = self.reference() or {f"{REFERENCE}{name}": arrays for name, arrays in own.items()}
-        save_predictions(folder, {**own, **reference})
+        arrays_by_split = {split: self.task.dump(rows) for split, rows in predictions.items()}
+        reference = self._reference_arrays() or {
+            f"{REFERENCE_PREFIX}{split}": arrays for split, arrays in arrays_by_split.items()
+        }
+        save_predictions(folder, {**arrays_by_split, **reference})
         history = self._history(
             predictor,
             parameters=parameters,
@@ -143,7 +163,7 @@ class Job:
             folder,
             self.target,
             **fields,
-            **stamp(),
+            **provenance_fields(),
             kind=kind,
             name=recipe.name,
             task=recipe.task_name,
@@ -163,39 +183,46 @@ class Job:
         )
 
     def _history(self, predictor: Predictor, **measured: Any) -> list[Step]:
-        """Returns the steps so far and this stage's, with times from one measurement by `timing.typical_latencies`."""
+        """Returns the entries of the manifest's history: those of earlier stages, and one of this stage.
+
+        The models of all stages are timed together, so that their times can be compared; see `timing`.
+
+        Args:
+            predictor: runs the model of this stage.
+            measured: further fields of this stage's entry.
+        """
         cores, rows = hardware.cpu_limit(), self.dataset().validation
         predictors = {artifact.manifest.stage: Predictor.load(artifact, cores) for artifact in self.earlier}
-        times, waited = timing.typical_latencies({**predictors, self.stage: predictor}, rows)
-        if waited > BUSY_SHARE:
-            log.warning(BUSY, 100 * waited)
+        times_ms, waited_share = timing.typical_latencies({**predictors, self.stage: predictor}, rows)
+        if waited_share > BUSY_SHARE:
+            log.warning(BUSY_WARNING, 100 * waited_share)
         earlier = [
-            step.model_copy(update={"p50_ms": times[step.stage], "waited_share": waited})
-            if step.stage in times
+            step.model_copy(update={"p50_ms": times_ms[step.stage], "waited_share": waited_share})
+            if step.stage in times_ms
             else step
             for step in (self.parent.manifest.history if self.parent else ())
         ]
-        own = Step(
+        current = Step(
             stage=self.stage,
             method=self.recipe.method(self.stage),
             key=self.key,
             seconds=round(time.monotonic() - self.started, 1),
-            p50_ms=times[self.stage],
-            waited_share=waited,
+            p50_ms=times_ms[self.stage],
+            waited_share=waited_share,
             **measured,
         )
-        return [*earlier, own]
+        return [*earlier, current]
 
-    def reference(self) -> dict[str, Any]:
-        """Returns the trained model's predictions as arrays, which the parent carries; empty in the first stage."""
+    def _reference_arrays(self) -> dict[str, Any]:
+        """Returns the trained model's predictions, which the parent carries, as arrays; empty in the first stage."""
         splits = load_predictions(self.parent) if self.parent else {}
-        return {name: arrays for name, arrays in splits.items() if name.startswith(REFERENCE)}
+        return {name: arrays for name, arrays in splits.items() if name.startswith(REFERENCE_PREFIX)}
 
 
-def stamp() -> dict[str, Any]:
-    """Returns the manifest fields that say where, with what and when an artifact is made."""
+def provenance_fields() -> dict[str, Any]:
+    """Returns the manifest's fields `hardware`, `versions` and `created` for an artifact that is made now."""
     versions = {"deploykit": __version__}
-    for name in LIBRARIES:
+    for name in RECORDED_LIBRARIES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Explains the loss of a quantized graph: the damage of each MatMul, and the cost of keeping the worst in float."""
+"""Explains the loss by quantization: the damage of each MatMul, and what it costs to keep the worst in float."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -16,16 +16,19 @@ from deploykit.selection.candidates import Spec
 from deploykit.selection.evaluator import Bench
 from deploykit.selection.sensitivity import Damage
 from deploykit.stages import retuning
-from deploykit.stages.retuning import Package
+from deploykit.stages.opened_package import Package, open_package
 
-TIMING_S = 10.0  # for all graphs together
+TIMING_S = 10.0  # seconds for timing all graphs together
 
 
 class Price(Frozen):
-    """The cost of a graph whose `kept` worst MatMuls are in float.
+    """What a graph costs whose worst MatMuls stay in float.
 
-    `changed` counts the golden texts whose prediction differs from the float graph's, and `latency` is of one text of
-    median length, in milliseconds.
+    Attributes:
+        kept: how many MatMuls stay in float.
+        bytes: size of the graph.
+        changed: how many golden texts get another prediction than from the float graph.
+        latency: of one text, in milliseconds.
     """
 
     kept: int
@@ -36,7 +39,14 @@ class Price(Frozen):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The name of the candidate, the number of golden texts, the damages (worst first) and the prices of repairs."""
+    """The damage of quantizing each MatMul, and the prices of keeping the worst ones in float.
+
+    Attributes:
+        name: of the quantized candidate.
+        texts: number of golden texts.
+        damages: of the MatMuls, worst first.
+        prices: of graphs with more and more MatMuls in float, beginning with none.
+    """
 
     name: str
     texts: int
@@ -59,46 +69,46 @@ def explain_quantization(path: Path | str, quantizer: str | None = None) -> Expl
         >>> explain_quantization("runs/movie-reviews/package").damages[0].node  # doctest: +SKIP
         '/bert/encoder/layer.3/output/dense/MatMul'
     """
-    package = retuning.open_package(path)
+    package = open_package(path)
     spec = candidates.spec_of(package.kept, package.base.engine.execution)
     if quantizer or spec.quantizer == "none":
         spec = replace(spec, graph="exported", quantizer=quantizer or "dynamic", options=(), float_nodes=())
     if spec.quantizer in ("none", "auto"):
         raise InputError(f"the quantizer `{spec.quantizer}` quantizes no MatMul itself. Name another one.")
     with tempfile.TemporaryDirectory() as folder:
-        bench = retuning.bench_of(package, Path(folder), auto.Options(), {})
+        bench = retuning.make_bench(package, Path(folder), auto.Options(), {})
         method = quantizers.load(spec.quantizer)
         options = method.Options.model_validate(dict(spec.options))
         damages = sensitivity.rank(bench.variant(spec.graph), method, options, bench.calibration, Path(folder))
-        float_nodes = [(), *(tuple(sorted(nodes)) for nodes in sensitivity.groups(damages))]
-        prices = _prices([replace(spec, float_nodes=nodes) for nodes in float_nodes], bench, package)
+        kept_nodes = [(), *(tuple(sorted(nodes)) for nodes in sensitivity.groups(damages))]
+        prices = _measure_prices([replace(spec, float_nodes=nodes) for nodes in kept_nodes], bench, package)
         return Explanation(replace(spec, float_nodes=()).name, len(package.golden.inputs), damages, prices)
 
 
-def _prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
+def _measure_prices(specs: list[Spec], bench: Bench, package: Package) -> list[Price]:
     """Measures the size, the prediction changes and the latency of each graph."""
     predictors = [bench.open(spec) for spec in specs]
-    name, text = next(iter(bench.workload.singles.items()))
+    length_name, text = next(iter(bench.workload.singles.items()))  # the latency is measured on this text only
     engines = {str(index): predictor.engine for index, predictor in enumerate(predictors)}
-    latencies = timing.latencies(engines, replace(bench.workload, singles={name: text}), TIMING_S)
+    latencies = timing.latencies(engines, replace(bench.workload, singles={length_name: text}), TIMING_S)
     return [
         Price(
             kept=len(spec.float_nodes),
             bytes=bench.file(spec).stat().st_size,
-            changed=golden.changed(predictor, package.golden.predict(predictor), package.float_predictions),
-            latency=latencies[str(index)][name],
+            changed=golden.count_changed(predictor, package.golden.predict(predictor), package.float_predictions),
+            latency=latencies[str(index)][length_name],
         )
         for index, (spec, predictor) in enumerate(zip(specs, predictors, strict=True))
     ]
 
 
 def damage_rows(explanation: Explanation) -> list[tuple[str, ...]]:
-    """Returns a table row per MatMul: name, squared error over the logits' variance, and signal-to-noise ratio."""
+    """Returns a table row for each MatMul: its name, its relative squared error, and the same in decibels."""
     return [(entry.node, f"{entry.error:.2e}", f"{entry.decibels:.1f} dB") for entry in explanation.damages]
 
 
 def price_rows(explanation: Explanation) -> list[tuple[str, ...]]:
-    """Returns a table row per graph; in the first graph all MatMuls are quantized."""
+    """Returns a table row for each graph: what stays in float, the bytes, the changed answers and the latency."""
     return [
         (
             f"the worst {price.kept}" if price.kept else "none",

@@ -1,7 +1,7 @@
-"""Checks of a base model before it is trained, so that hours of work do not end at the export.
+"""Checks of a base model before it is trained, so that hours of training do not end in a failed export.
 
-`check` needs only the files and takes a second or two; every plan includes it. The trials run the model once before the
-first step: on its longest input, and through the exporter.
+`check` needs only the files and takes a second or two; every plan of a run includes it. `try_out` and `try_export` need
+the model in memory: they run it on its longest input, and export it.
 """
 
 import tempfile
@@ -21,32 +21,32 @@ from deploykit.errors import ModelError
 from deploykit.evaluation import parity
 from deploykit.graphs import export as exporter
 from deploykit.images import AnyTokenizer, ImageTokenizer
-from deploykit.inference.predictor import Predictor, collated
+from deploykit.inference.predictor import Predictor, pad_in_batches
 from deploykit.modeling import base_images, base_model, checkpoint, configuration
 from deploykit.modeling.base_model import Base
 from deploykit.recipe import ExportSection
 from deploykit.tasks import Example
 from deploykit.tokenizer import Tokenizer, lengthen
 
-ENGINE = "onnxruntime"
-ADVICE = "Choose another model, or stop before the export with --until train."
-MAX_TRIAL_TOKENS = 4096  # longer inputs take minutes
-FLOAT_BYTES = 4
-LARGEST_GRAPH_BYTES = 2**31  # the limit of protobuf, and so of an ONNX file
-WEIGHTS_SHARE = 0.99  # of a graph's bytes
-TEXT_ALONE = frozenset({"text"})  # of what an input consists for most tasks
+CHECK_ENGINE = "onnxruntime"  # runs the graph of the trial export
+EXPORT_ADVICE = "Choose another model, or stop before the export with --until train."
+MAX_TRIAL_TOKENS = 4096  # of the input in `try_out`; longer ones take minutes
+FLOAT32_BYTES = 4
+MAX_GRAPH_BYTES = 2**31  # protobuf's limit for a message, and so for an ONNX file
+MAX_WEIGHTS_SHARE = 0.99  # of the bytes of a graph; the rest is left for its nodes
+TEXT_ONLY = frozenset({"text"})  # what an input consists of, for most tasks
 
 
 def check(
-    base: Base, auto_class: str, max_tokens: int | None, *, whole: bool, reads: frozenset[str] = TEXT_ALONE
+    base: Base, auto_class: str, max_tokens: int | None, *, is_exported_whole: bool, reads: frozenset[str] = TEXT_ONLY
 ) -> None:
     """Raises a ModelError if a base model's files show that the run will fail.
 
     Args:
         base: the model.
         auto_class: the task's auto class in transformers.
-        max_tokens: the recipe's limit.
-        whole: the model is exported in its full size, without pruning.
+        max_tokens: the recipe's limit of tokens.
+        is_exported_whole: the recipe exports the model without pruning it.
         reads: what an input consists of: `image`, `text` or both.
     """
     config = configuration.read(base.folder, base.name)
@@ -57,45 +57,53 @@ def check(
     embeddings = getattr(config.text_config if len(reads) > 1 else config, "vocab_size", None)
     if text and isinstance(embeddings, int):
         require_embeddings(text, embeddings, base.name)
-    if whole:
+    if is_exported_whole:
         require_one_file(parameters, base.name)
 
 
 def require_embeddings(tokenizer: Tokenizer, embeddings: int, name: str) -> None:
-    """Raises a ModelError if a tokenizer has tokens beyond a model's number of embeddings."""
-    beyond = {number: token for token, number in tokenizer.backend.get_vocab().items() if number >= embeddings}
-    if beyond:
+    """Raises a ModelError if the tokenizer of the model `name` has tokens without an embedding.
+
+    Args:
+        tokenizer: of the model.
+        embeddings: how many embeddings the model has.
+        name: of the model in messages.
+    """
+    vocabulary = tokenizer.backend.get_vocab()
+    lacking = {token_id: token for token, token_id in vocabulary.items() if token_id >= embeddings}
+    if lacking:
         raise ModelError(
-            f"{name} has a tokenizer with the token {beyond[min(beyond)]!r} at {min(beyond)}, and embeddings for"
-            f" {embeddings} tokens only ({len(beyond)} tokens have none). Call"
-            f" resize_token_embeddings({max(beyond) + 1}) on the model and save it, or remove the tokens from the"
+            f"{name} has a tokenizer with the token {lacking[min(lacking)]!r} at {min(lacking)}, and embeddings for"
+            f" {embeddings} tokens only ({len(lacking)} tokens have none). Call"
+            f" resize_token_embeddings({max(lacking) + 1}) on the model and save it, or remove the tokens from the"
             " tokenizer."
         )
 
 
 def require_one_file(parameters: int, name: str) -> None:
-    """Raises a ModelError if a model has too many weights for one ONNX file."""
-    if parameters * FLOAT_BYTES > LARGEST_GRAPH_BYTES * WEIGHTS_SHARE:
+    """Raises a ModelError if the model `name` has too many weights for one ONNX file."""
+    weights_bytes = parameters * FLOAT32_BYTES
+    if weights_bytes > MAX_GRAPH_BYTES * MAX_WEIGHTS_SHARE:
         raise ModelError(
-            f"{name} has {parameters * FLOAT_BYTES / 1e9:.2f} GB of weights in float32, and graphs of 2 GB and more are"
-            " not supported. Choose a smaller model, or stop before the export with --until train."
+            f"{name} has {weights_bytes / 1e9:.2f} GB of weights in float32, and graphs of 2 GB and more are not"
+            " supported. Choose a smaller model, or stop before the export with --until train."
         )
 
 
 def _count_parameters(base: Base, auto_class: str, config: Any) -> int:
     """Counts the weights of a model with the task's head, without allocating them."""
     if (base.folder / ARCHITECTURE).is_file():
-        return stored(base.folder)
+        return count_stored_parameters(base.folder)
     try:
         with torch.device("meta"):
-            model_class = base_model.class_of(config, auto_class)
-            return checkpoint.parameters(model_class._from_config(config, attn_implementation="eager"))
+            model_class = base_model.model_class_of(config, auto_class)
+            return checkpoint.count_parameters(model_class._from_config(config, attn_implementation="eager"))
     except Exception as error:  # transformers raises errors of many types here
-        raise base_model.not_loaded(base, auto_class, error) from error
+        raise base_model.loading_error(base, auto_class, error) from error
 
 
-def stored(folder: Path) -> int:
-    """Counts the weights in a model's safetensors files, by their headers."""
+def count_stored_parameters(folder: Path) -> int:
+    """Counts the weights in a model's safetensors files; only the headers are read."""
     count = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="np") as tensors:
@@ -103,34 +111,41 @@ def stored(folder: Path) -> int:
     return count
 
 
-def try_out(model: Any, tokenizer: AnyTokenizer, name: str, *, pair: bool) -> None:
-    """Runs a model once on the longest input that it may get, with the last token and all token types.
+def try_out(model: Any, tokenizer: AnyTokenizer, name: str, *, is_pair: bool) -> None:
+    """Runs a model once on the longest input that it may get, with the largest token id and all token types.
+
+    Args:
+        model: the model in memory.
+        tokenizer: of the model.
+        name: of the model in messages.
+        is_pair: an input consists of two texts, the second one with another token type.
 
     Raises:
-        ModelError: the model, which messages call `name`, fails.
+        ModelError: the model fails.
     """
     if isinstance(tokenizer, ImageTokenizer):
         _try_image(model, tokenizer, name)
         return
     require_embeddings(tokenizer, model.get_input_embeddings().num_embeddings, name)
-    tokens, last = min(tokenizer.max_tokens, MAX_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
-    types = torch.zeros(1, tokens, dtype=torch.long)
-    types[:, tokens // 2 :] = int(pair and tokenizer.uses_type_ids)
+    tokens, largest_id = min(tokenizer.max_tokens, MAX_TRIAL_TOKENS), max(tokenizer.backend.get_vocab().values())
+    token_types = torch.zeros(1, tokens, dtype=torch.long)
+    token_types[:, tokens // 2 :] = int(is_pair and tokenizer.uses_type_ids)
     batch = {
-        "input_ids": torch.full((1, tokens), last),
+        "input_ids": torch.full((1, tokens), largest_id),
         "attention_mask": torch.ones(1, tokens, dtype=torch.long),
-        "token_type_ids": types,
+        "token_type_ids": token_types,
     }
-    if isinstance(end := getattr(model.config, "eos_token_id", None), int) and end <= last:
-        batch["input_ids"][:, -1] = end  # some models classify a text by the state at its end token
+    end_id = getattr(model.config, "eos_token_id", None)
+    if isinstance(end_id, int) and end_id <= largest_id:
+        batch["input_ids"][:, -1] = end_id  # some models classify a text by the state at its end token
     advice = "Set data.max_tokens to what the model supports, or check that its tokenizer belongs to it."
     _run_once(model, batch, f"{name} fails on an input of {tokens} tokens, the longest that it may get", advice)
 
 
 def _try_image(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
-    """Runs a model once on a blank image, with a text of full length if it reads texts."""
+    """Runs a model once on a blank image, with a text of full length if the model also reads texts."""
     longest = lengthen(tokenizer.blank_features(), tokenizer.max_tokens)
-    (batch,) = collated([longest], tokenizer, 1)
+    (batch,) = pad_in_batches([longest], tokenizer, 1)
     height, width = tokenizer.preprocessing.size
     tensors = {key: torch.from_numpy(array) for key, array in batch.items()}
     problem = f"{name} fails on an image of {height} x {width} pixels, to which its {PREPROCESSOR} resizes all images"
@@ -138,6 +153,7 @@ def _try_image(model: Any, tokenizer: ImageTokenizer, name: str) -> None:
 
 
 def _run_once(model: Any, batch: dict[str, torch.Tensor], problem: str, advice: str) -> None:
+    """Runs a batch in evaluation mode; raises a ModelError of the `problem` and the `advice` if the model fails."""
     training = model.training
     try:
         with torch.inference_mode():
@@ -149,12 +165,12 @@ def _run_once(model: Any, batch: dict[str, torch.Tensor], problem: str, advice: 
 
 
 def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], export: ExportSection, name: str) -> None:
-    """Exports a model before it is trained, unless models of its type are known to work.
+    """Exports a model before it is trained, unless its type is known to work.
 
     Args:
-        predictor: of the model.
-        model: the same in memory; is not changed.
-        examples: texts on which the graph is compared with the model.
+        predictor: runs the model.
+        model: the model in memory; is not changed.
+        examples: inputs on which the graph is compared with the model.
         export: the recipe's section.
         name: of the model in messages.
 
@@ -170,15 +186,15 @@ def try_export(predictor: Predictor, model: Any, examples: Sequence[Example], ex
             checkpoint.save(model, folder)
             task, loaded = predictor.task, checkpoint.load(folder)
             exporter.write_graph(loaded, folder, task.OPTIMUM_TASK, export.opset, task.OUTPUTS)
-            engine = engines.load(ENGINE).load(folder / GRAPH, Execution(engine=ENGINE))
+            engine = engines.load(CHECK_ENGINE).load(folder / GRAPH, Execution(engine=CHECK_ENGINE))
             worst = max(parity.difference(predictor, engine, examples).values())
         except Exception as error:  # of any type
             raise ModelError(
                 f"{name} cannot be exported to ONNX: models of type {model_type!r} fail with {type(error).__name__}:"
-                f" {configuration.first_line(error)}. {ADVICE}"
+                f" {configuration.first_line(error)}. {EXPORT_ADVICE}"
             ) from error
     if not worst <= export.tolerance:
         raise ModelError(
             f"{name} cannot be exported to ONNX: the graph of this {model_type!r} model differs from torch by"
-            f" {worst:.2e}, allowed {export.tolerance:.0e}. {ADVICE}"
+            f" {worst:.2e}, allowed {export.tolerance:.0e}. {EXPORT_ADVICE}"
         )

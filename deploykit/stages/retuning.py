@@ -1,14 +1,13 @@
-"""Chooses again on another machine, from what a package carries: no labelled data and no training.
+"""Chooses again among the candidates of a package, on another machine, without labelled data or training.
 
-Gates were evaluated where the package was made, and their verdicts stand. Only combinations of graph, quantizer, engine
-and precision that passed them are tried here, and each must answer the golden set as it did there.
+Gates were evaluated where the package was made, and their verdicts hold here. Only combinations of graph, quantizer,
+engine and precision that passed the gates are tried. Each must answer the golden set here as it did there.
 """
 
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ from deploykit.evaluation.comparison import Comparison
 from deploykit.evaluation.gates import Verdict
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference import golden
-from deploykit.inference.golden import Golden
-from deploykit.inference.predictor import Predictor, collated
+from deploykit.inference.predictor import Predictor, pad_in_batches
 from deploykit.quantizers import auto
 from deploykit.recipe import GateSection
 from deploykit.selection import candidates as candidate_grid
@@ -45,64 +43,13 @@ from deploykit.selection.candidates import Spec
 from deploykit.selection.choice import Candidate
 from deploykit.selection.evaluator import Bench, Evaluation
 from deploykit.stages import bundle
-from deploykit.stages.context import stamp
-from deploykit.tasks import Prediction
+from deploykit.stages.context import provenance_fields
+from deploykit.stages.opened_package import Package, open_package
 
 log = logging.getLogger(__name__)
-BASE = Execution().backend  # of the float graph, with which all others are compared
-MIN_PROBABILITY = 1e-3  # if the changes of golden answers are less likely than this, the machine computes wrong answers
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package to choose from: its golden set, its float graph and a predictor of that graph, on all cores."""
-
-    artifact: Artifact
-    golden: Golden
-    graph: Path
-    base: Predictor
-
-    @property
-    def inputs(self) -> list[Any]:
-        """The inputs of the golden set."""
-        return self.golden.items(self.base.task)
-
-    @property
-    def float_predictions(self) -> list[Prediction]:
-        """The float graph's predictions for them."""
-        return golden.loaded(self.golden.float_predictions or {}, self.base.task)
-
-    @property
-    def quantization(self) -> dict[str, Any]:
-        """The details of the stage `quantize`, measured where the package was made."""
-        details: dict[str, Any] = self.artifact.manifest.details["quantize"]
-        return details
-
-    @property
-    def kept(self) -> Candidate:
-        """The candidate that runs at present."""
-        candidates = self.artifact.manifest.details.get("retune", self.quantization)["candidates"]
-        return next(Candidate.model_validate(candidate) for candidate in candidates if candidate["kept"])
-
-
-def open_package(path: Path | str) -> Package:
-    """Opens a package and checks that its float graph gives the golden answers on this machine.
-
-    Raises:
-        InputError: the artifact is no package, or one without candidates.
-        ArtifactError: it is damaged or carries no float graph.
-    """
-    artifact, cores = Artifact.load(path), hardware.cpu_limit()
-    if artifact.manifest.kind != "package" or not artifact.manifest.details.get("quantize", {}).get("candidates"):
-        raise InputError(f"{path} is no package with measured candidates. Give one that a recipe has made.")
-    artifact.verify()
-    graph = FLOAT_GRAPH if artifact.file(FLOAT_GRAPH).is_file() else GRAPH
-    base = Predictor.load(artifact, cores, Execution(threads=cores), graph)
-    package = Package(artifact, golden.load(artifact), artifact.file(graph), base)
-    if graph == GRAPH and (package.kept.graph, package.kept.quantizer) != ("exported", "none"):
-        raise ArtifactError(f"{path} carries no float graph to choose from. Package it with package.float_graph: true.")
-    golden.replay(package.golden, base, "float_predictions")
-    return package
+BASELINE_PLACE = Execution().backend  # engine, device and precision of the float graph as the baseline
+MIN_P_VALUE = 1e-3  # of as many changed golden answers; below it, this machine computes something else
+CALIBRATION_BATCH_ROWS = 8  # golden rows in a batch for quantizers that measure activations
 
 
 def retune(path: Path | str, output: Path | str | None = None, options: auto.Options | None = None) -> Artifact:
@@ -110,7 +57,7 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
 
     Args:
         path: of a package that carries its float graph.
-        output: directory to write; default: beside the package, with `-retuned` at the end of its name.
+        output: the directory of the new package; default: beside the package, with `-retuned` at the end of its name.
         options: of the search.
 
     Raises:
@@ -129,21 +76,21 @@ def retune(path: Path | str, output: Path | str | None = None, options: auto.Opt
     package = open_package(path)
     with tempfile.TemporaryDirectory() as folder:
         passed = passed_before(package, options, hardware.cpu_limit())
-        bench = bench_of(package, Path(folder), options, passed)
-        specs = first_specs(package, passed, options)
+        bench = make_bench(package, Path(folder), options, passed)
+        specs = initial_specs(package, passed, options)
         entries, candidates = search.search(specs, bench, options.model_copy(update={"fallback": False}))
         for candidate in candidates:
             log.info("%s: %s", candidate.name, candidate.reason)
         for entry, candidate in zip(entries, candidates, strict=True):
             if candidate.kept:
-                return _write(package, target, bench, entry.spec, candidates)
+                return _write_package(package, target, bench, entry.spec, candidates)
     raise GateError(
         "no candidate of this package passes on this machine; the reasons are above. Run its recipe here: with labelled"
         " data, it can try more."
     )
 
 
-def options(**values: Any) -> auto.Options:
+def parse_options(**values: Any) -> auto.Options:
     """Returns the options of a search.
 
     Raises:
@@ -157,88 +104,131 @@ def options(**values: Any) -> auto.Options:
 
 
 def passed_before(package: Package, options: auto.Options, cores: int) -> dict[Spec, Candidate]:
-    """Returns the candidates that passed every gate where the package was made and can run here, by their specs here.
+    """Returns the candidates that passed every gate where the package was made, and can run here.
 
     The float graph is always included, as the baseline. Latency gates are ignored, because this machine may be faster.
+
+    Args:
+        package: names the candidates and their verdicts.
+        options: of the search.
+        cores: of this machine.
+
+    Returns:
+        The candidates by their specs on this machine, one spec for each thread layout.
     """
     limits = GateSection.model_validate(package.quantization["gates"])
     places = {spec.execution.backend for spec in candidate_grid.specs(options, cores, hardware.cpu_features())}
     passed: dict[Spec, Candidate] = {}
     for content in package.quantization["candidates"]:
         candidate = Candidate.model_validate(content)
-        is_float = (candidate.graph, candidate.quantizer, candidate.execution.backend) == ("exported", "none", BASE)
+        baseline = ("exported", "none", BASELINE_PLACE)
+        is_baseline = (candidate.graph, candidate.quantizer, candidate.execution.backend) == baseline
         verdicts = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
-        passes = candidate.comparison is not None and (is_float or not gates.failing(limits, verdicts))
+        passes = candidate.comparison is not None and (is_baseline or not gates.failing(limits, verdicts))
         if passes and candidate.execution.backend in places:
             for execution in candidate_grid.thread_layouts(candidate.execution, cores, options.objective):
                 passed.setdefault(candidate_grid.spec_of(candidate, execution), candidate)
     return passed
 
 
-def first_specs(package: Package, passed: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
-    """Returns the specs to begin with: the float graph, and each other candidate with its likelier thread layout."""
-    execution, objective = package.base.engine.execution, options.objective
-    layouts = candidate_grid.thread_layouts
-    likely = (spec for spec in passed if spec.execution == layouts(spec.execution, execution.threads, objective)[0])
-    return list(dict.fromkeys((Spec(execution=execution), *likely)))
+def initial_specs(package: Package, passed: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
+    """Returns the specs to begin the search with: the float graph, and each candidate in its likeliest thread layout.
+
+    Args:
+        package: names the float graph.
+        passed: from `passed_before`.
+        options: of the search.
+    """
+    execution = package.base.engine.execution
+
+    def is_likeliest(spec: Spec) -> bool:
+        layouts = candidate_grid.thread_layouts(spec.execution, execution.threads, options.objective)
+        return spec.execution == layouts[0]
+
+    return list(dict.fromkeys((Spec(execution=execution), *filter(is_likeliest, passed))))
 
 
-def bench_of(package: Package, folder: Path, options: auto.Options, passed: Mapping[Spec, Candidate]) -> Bench:
-    """Returns the bench of a search with the package's lengths, unless the options name others, and its golden set.
+def make_bench(package: Package, folder: Path, options: auto.Options, passed: Mapping[Spec, Candidate]) -> Bench:
+    """Returns the bench that makes, judges and times the candidates of a search.
 
-    A candidate whose golden answers are right keeps the metric and comparison that it had in `passed`.
+    Texts are those of the golden set. A candidate that answers them right keeps the metric and the comparison that it
+    has in `passed`.
+
+    Args:
+        package: the opened package.
+        folder: for the graphs of candidates.
+        options: of the search. They may name lengths of texts; default: those that the package was measured with.
+        passed: from `passed_before`.
     """
     base, inputs = package.base, package.inputs
-    features = sorted((part for parts in base.encode(inputs) for part in parts), key=len)
+    features = sorted((window for windows in base.encode(inputs) for window in windows), key=len)
     counts = package.quantization["lengths"]
     lengths = Lengths.read(options.lengths) if options.lengths else Lengths.from_counts(counts)
 
     def evaluate(spec: Spec, predictor: Predictor) -> Evaluation:
-        before = passed[spec]
-        if before.metric is None or before.comparison is None:
+        """Returns what was measured where the package was made, if the candidate answers the golden set right here."""
+        candidate = passed[spec]
+        if candidate.metric is None or candidate.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
-        _require_alike(predictor, package, before.comparison)
-        return Evaluation(metric=before.metric, comparison=before.comparison)
+        _require_same_decisions(predictor, package, candidate.comparison)
+        return Evaluation(metric=candidate.metric, comparison=candidate.comparison)
 
     return Bench(
         graph=package.graph,
         base=base,
         folder=folder,
         workload=workload.build(lengths, base.tokenizer, features, package.artifact.manifest.seed),
-        calibration=collated(features, base.tokenizer, 8),
+        calibration=pad_in_batches(features, base.tokenizer, CALIBRATION_BATCH_ROWS),
         evaluate=evaluate,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
         data=package.artifact.digest,
     )
 
 
-def _require_alike(predictor: Predictor, package: Package, before: Comparison) -> None:
-    """Compares the share of changed golden answers here with the share of changed rows where the package was made.
+def _require_same_decisions(predictor: Predictor, package: Package, before: Comparison) -> None:
+    """Tests whether quantization changes more golden answers here than rows where the package was made.
+
+    Args:
+        predictor: of the candidate, on this machine.
+        package: has the float graph's answers to compare with.
+        before: of the candidate with the float graph, where the package was made.
 
     Raises:
         ArtifactError: so many changes are improbable, so this machine computes something else.
     """
-    exact = package.float_predictions
-    changed = golden.changed(predictor, package.golden.predict(predictor), exact)
+    float_predictions = package.float_predictions
+    changed = golden.count_changed(predictor, package.golden.predict(predictor), float_predictions)
+    total = len(float_predictions)
     flips = before.flips or Metric(value=0, low=0, high=0)
-    expected = min(1.0, max(flips.high, 3 / before.rows))  # for 0 of n, the 95 % bound is 3 / n
-    if binomtest(changed, len(exact), expected, alternative="greater").pvalue < MIN_PROBABILITY:
+    max_share = min(1.0, max(flips.high, 3 / before.rows))  # 3 / n is the 95 % bound if 0 of n rows changed
+    if binomtest(changed, total, max_share, alternative="greater").pvalue < MIN_P_VALUE:
         raise ArtifactError(
-            f"{changed} of {len(exact)} golden answers change on this machine, compared with"
+            f"{changed} of {total} golden answers change on this machine, compared with"
             f" {flips.value:.1%} where the package was made"
         )
 
 
-def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]) -> Artifact:
-    artifact, manifest, questions = package.artifact, package.artifact.manifest, package.golden
+def _write_package(
+    package: Package, target: Path, bench: Bench, spec: Spec, candidates: Sequence[Candidate]
+) -> Artifact:
+    """Writes the new package: the kept candidate's graph, its golden predictions, and the changed manifest.
+
+    Args:
+        package: the package to start from.
+        target: the directory of the new package.
+        bench: makes the graph.
+        spec: of the kept candidate.
+        candidates: all that were tried.
+    """
+    artifact, manifest = package.artifact, package.artifact.manifest
     kept = next(candidate for candidate in candidates if candidate.kept)
     with draft(target) as folder:
-        _copy(artifact, folder)
+        _copy_files(artifact, folder)
         predictor = bench.write(folder, spec, kept)
-        task, predictions = predictor.task, questions.predict(predictor)
+        task, predictions = predictor.task, package.golden.predict(predictor)
         tolerance = golden.tolerance_of(task, package.float_predictions, predictions)
-        answers = {"predictions": golden.stored(task.dump(predictions)), "tolerance": tolerance}
-        golden.save(folder, questions.model_copy(update=answers))
+        answers = {"predictions": golden.to_stored(task.dump(predictions)), "tolerance": tolerance}
+        golden.save(folder, package.golden.model_copy(update=answers))
         changes: dict[str, Any] = {
             "key": content_key(
                 parent=manifest.key,
@@ -254,20 +244,20 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
             "weights_precision": kept.precision,
             "cost": timing.fit_cost(predictor.engine, bench.workload),
             "details": {**manifest.details, "retune": {"candidates": [c.model_dump(mode="json") for c in candidates]}},
-            **stamp(),
+            **provenance_fields(),
         }
-        own = manifest.details["package"]
+        packaging_details = manifest.details["package"]
         bundle.write(
             folder,
             manifest,
             changes["key"],
-            bundle.packages(kept.execution.engine, manifest.serve, task),
+            bundle.additional_packages(kept.execution.engine, manifest.serve, task),
             f"{kept.name} (chosen again on {hardware.cpu_name()}; the figures are those of: {package.kept.name})",
-            Comparison.model_validate(own["comparison"]),
-            [Verdict.model_validate(verdict) for verdict in own["verdicts"]],
+            Comparison.model_validate(packaging_details["comparison"]),
+            [Verdict.model_validate(verdict) for verdict in packaging_details["verdicts"]],
         )
-        unchanged = set(Manifest.model_fields) - {"format_version", "files"}
-        sealed = seal(folder, target, **{**{name: getattr(manifest, name) for name in unchanged}, **changes})
+        field_names = set(Manifest.model_fields) - {"format_version", "files"}  # `seal` sets these two
+        sealed = seal(folder, target, **{**{name: getattr(manifest, name) for name in field_names}, **changes})
     if artifact.file(SIGNATURE).is_file():
         log.warning(
             "%s is not signed: the signature of %s is of other files. Sign it with: deploykit sign %s --key"
@@ -277,7 +267,7 @@ def _write(package: Package, target: Path, bench: Bench, spec: Spec, candidates:
     return sealed
 
 
-def _copy(artifact: Artifact, folder: Path) -> None:
+def _copy_files(artifact: Artifact, folder: Path) -> None:
     """Copies a package without its graphs, its copy of deploykit and its signature."""
     for name in artifact.manifest.files:
         if name not in (GRAPH, FLOAT_GRAPH) and not name.startswith(f"{LIBRARY}/"):

@@ -11,21 +11,24 @@ from typing import IO
 
 from deploykit.errors import BusyError, storage_errors
 
-LOCK = ".lock"
-WAIT_S = 2.0  # the system may take this long to end all processes of a run that was just killed
+LOCK_FILE = ".lock"
+LOCK_TIMEOUT_S = 2.0  # ending all processes of a run that was just killed may take this long
+LOCK_ATTEMPTS = 20  # spread evenly over the timeout
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks a run's directory; the system releases the lock when the process ends, even if it is killed.
+    """Locks a run's directory, which is made if it does not exist.
+
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises:
         BusyError: another process holds the lock.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("a+", encoding="utf-8") as stream:
-            if not _lock(stream):
+        with (folder / LOCK_FILE).open("a+", encoding="utf-8") as stream:
+            if not _try_to_lock(stream):
                 stream.seek(0)
                 raise BusyError(
                     f"another run{_holder(stream.read())} is working in {folder}."
@@ -37,19 +40,20 @@ def locked(folder: Path) -> Iterator[None]:
             yield
 
 
-def _lock(stream: IO[str]) -> bool:
-    """Tries to lock a file for `WAIT_S` seconds, and says whether it succeeded."""
-    for _ in range(20):
+def _try_to_lock(stream: IO[str]) -> bool:
+    """Tries to lock a file until `LOCK_TIMEOUT_S` seconds are over, and says whether it succeeded."""
+    for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(WAIT_S / 20)
+            time.sleep(LOCK_TIMEOUT_S / LOCK_ATTEMPTS)
         else:
             return True
     return False
 
 
 def _holder(content: str) -> str:
+    """Returns for a message which process holds the lock, from the content of its file; empty if that is damaged."""
     try:
         return f" (process {json.loads(content)['pid']})"
     except (ValueError, KeyError):

@@ -39,12 +39,12 @@ class Options(FitOptions):
 def train(model: torch.nn.Module, problem: Problem, options: Options, work: Path) -> Trained:
     """Fits all weights to the training rows, and returns the model of the best epoch."""
     from deploykit.modeling.finetuning import fit, newest_checkpoint
-    from deploykit.modeling.losses import of_task
+    from deploykit.modeling.losses import task_loss
     from deploykit.modeling.probing import fit_text_heads
     from deploykit.modeling.problem import balanced_weights
 
     weights = balanced_weights(problem) if options.class_weights else None
-    loss = of_task(problem.task, weights, options.label_smoothing)
+    loss = task_loss(problem.task, weights, options.label_smoothing)
     if options.head_first and not newest_checkpoint(work):
         fit_text_heads(model, problem, options, weights)
     return Trained(model, fit(model, problem, options, loss, work))

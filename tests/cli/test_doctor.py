@@ -105,8 +105,8 @@ def test_where_all_is_well_there_is_no_advice(look):
 
 
 def test_every_extra_of_a_method_is_known():
-    every = [(kind, name) for kind in methods.FOLDERS for name in methods.available(kind)]
-    assert {methods.extra(*method) for method in every} <= set(doctor.PURPOSE_OF_EXTRA)
+    every = [(kind, name) for kind in methods.METHOD_FOLDERS for name in methods.available(kind)]
+    assert {methods.required_extra(*method) for method in every} <= set(doctor.PURPOSE_OF_EXTRA)
     assert Path(doctor.__file__).is_file()
 
 

@@ -82,7 +82,7 @@ def test_precision_threads_and_streams_are_those_asked_for(graph, precision, mon
     assert compiled.get_property(properties.inference_num_threads) == 2
     assert not compiled.get_property(hint.enable_cpu_pinning)
     if precision == "float32" or set(engine.PRECISIONS[precision]) & set(hardware.cpu_features()):
-        assert compiled.get_property(hint.inference_precision) == engine.TYPES[precision]
+        assert compiled.get_property(hint.inference_precision) == engine.OPENVINO_TYPES[precision]
 
 
 def test_the_folder_loads_it_by_name_and_it_names_its_version():

@@ -19,7 +19,7 @@ def clock(monkeypatch):
     """Milliseconds pass, and are waited for a core, only when `clock(milliseconds, waited)` is called."""
     now = {"ms": 0.0, "waited": 500.0}
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now["ms"] / 1000)
-    monkeypatch.setattr(timing.hardware, "waited", lambda: now["waited"] / 1000)
+    monkeypatch.setattr(timing.hardware, "thread_wait_s", lambda: now["waited"] / 1000)
     monkeypatch.setattr(timing.time, "sleep", lambda _: None)
 
     def passes(milliseconds, waited=0.0):

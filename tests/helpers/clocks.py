@@ -10,7 +10,7 @@ def additive(head, block, fixed=0.0):
 
     def measure(model):
         sizes = surgery.shapes(model)
-        total = fixed + sum(head * size.heads + block * latency_table.blocks(size.neurons) for size in sizes)
+        total = fixed + sum(head * size.heads + block * latency_table.block_count(size.neurons) for size in sizes)
         return Metric(value=total, low=total * 0.9, high=total * 1.1)
 
     return measure

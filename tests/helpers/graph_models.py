@@ -34,10 +34,10 @@ def signal_to_noise(graph, quantized, batches):
 def uneven_graph(tiny_encoder, tmp_path_factory):
     """`uneven_graph(kind="bert", task=...) -> Path` of an exported graph."""
     from deploykit.modeling import surgery
-    from deploykit.modeling.surgery import Kept
+    from deploykit.modeling.surgery import KeptUnits
     from deploykit.stages import exporting
 
-    kept = [Kept(heads, tuple(neurons)) for heads, neurons in UNEVEN]
+    kept = [KeptUnits(heads, tuple(neurons)) for heads, neurons in UNEVEN]
 
     @cache
     def build(kind="bert", task="text-classification"):

@@ -71,7 +71,7 @@ def tiny_encoder(tokenizer):
         import transformers
 
         labels = LABELS.get(task, LABELS["text-classification"])
-        depth = {name: layers for stack in ARCHITECTURES[kind].stacks for name in stack.depth}
+        depth = {name: layers for stack in ARCHITECTURES[kind].stacks for name in stack.depth_settings}
         settings = transformers.AutoConfig.for_model(
             kind,
             **{**SIZES, **OWN_SIZES.get(kind, {}), **depth, **config},
@@ -94,7 +94,7 @@ def tiny_encoder(tokenizer):
 
 @pytest.fixture
 def reading_again(monkeypatch):
-    """Lets `quality` evaluate models that write: the decoder reads the text again, one place later."""
+    """Lets `validation_metrics` evaluate models that write: the decoder reads the text again, one place later."""
     import torch
 
     from deploykit.engines.torch import TorchModel
@@ -103,7 +103,7 @@ def reading_again(monkeypatch):
     class Repeating(TorchModel):
         def __init__(self, model, execution):
             super().__init__(model, execution)
-            self._shifted = getattr(model, problem.SHIFT, None)
+            self._shifted = getattr(model, problem.SHIFT_METHOD, None)
 
         def run(self, batch):
             if self._shifted:
@@ -194,7 +194,7 @@ def uneven(model):
 
     choices = cycle([((0, 3), range(0, 128, 2)), ((2,), (*range(5, 37), 127)), ((0, 1, 2, 3), range(100))])
     return [
-        surgery.Kept(heads if size.heads else (), tuple(neurons))
+        surgery.KeptUnits(heads if size.heads else (), tuple(neurons))
         for size, (heads, neurons) in zip(surgery.shapes(model), choices, strict=False)
     ]
 
@@ -209,13 +209,13 @@ def logits_of(tokenizer):
     def run(model):
         import torch
 
-        from deploykit.modeling.problem import inputs
+        from deploykit.modeling.problem import model_inputs
 
         found = []
         for encoding in tokenizer.encode(TEXTS):
             batch = {name: torch.from_numpy(array) for name, array in tokenizer.collate([encoding]).items()}
             with torch.inference_mode():
-                found.append(model(**inputs(model, {**batch, "labels": batch["input_ids"]})).logits[0].numpy())
+                found.append(model(**model_inputs(model, {**batch, "labels": batch["input_ids"]})).logits[0].numpy())
         return found
 
     return run

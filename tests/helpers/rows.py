@@ -24,6 +24,6 @@ def inputs_of(texts, pairs=None):
 def classification_loss(weights=None, smoothing=0.0):
     """The loss of both tasks that classify, of outputs with `logits`."""
     from deploykit import tasks
-    from deploykit.modeling.losses import of_task
+    from deploykit.modeling.losses import task_loss
 
-    return of_task(tasks.load("text-classification"), weights, smoothing)
+    return task_loss(tasks.load("text-classification"), weights, smoothing)

@@ -46,7 +46,7 @@ def test_nothing_to_fall_back_to(made):
         r" fall back to\. Use a machine like the one where it was chosen, or run the recipe on this one\.$"
     )
     with pytest.raises(ArtifactError, match=message):
-        fallback.servable(found, ("avx2",), 2)
+        fallback.choose_graph(found, ("avx2",), 2)
     with pytest.raises(ArtifactError, match=message):
         fallback.load(found, 2)
 
@@ -68,13 +68,13 @@ def test_a_float_graph_that_fails_too_says_so(made, caplog):
 
 
 def test_what_was_chosen_runs_where_nothing_is_missing(made):
-    found = fallback.servable(made(ELSEWHERE), ("avx2", "avx1024", "amx_int8"), 3)
+    found = fallback.choose_graph(made(ELSEWHERE), ("avx2", "avx1024", "amx_int8"), 3)
     assert found == Served(ELSEWHERE.model_copy(update={"streams": 3}), GRAPH, "")
     assert found.expected == "predictions"
 
 
 def test_the_float_graph_gets_all_cores_in_one_call(made):
-    found = fallback.servable(made(ELSEWHERE), ("avx2",), 3)
+    found = fallback.choose_graph(made(ELSEWHERE), ("avx2",), 3)
     reason = "this CPU lacks avx1024, which the choice of model.onnx relied on"
     assert found == Served(Execution(threads=3), FLOAT_GRAPH, reason)
     assert found.expected == "float_predictions"
@@ -82,7 +82,7 @@ def test_the_float_graph_gets_all_cores_in_one_call(made):
 
 def test_bfloat16_on_the_float_graph_itself_becomes_float32(made):
     chosen = Execution(engine="openvino", precision="bfloat16", features=("avx512_bf16", "amx_bf16"))
-    found = fallback.servable(made(chosen, floating=False), ("avx512_bf16",), 2)
+    found = fallback.choose_graph(made(chosen, floating=False), ("avx512_bf16",), 2)
     assert (found.execution, found.graph) == (Execution(threads=2), GRAPH)
     assert found.reason.startswith("this CPU lacks amx_bf16,")
 

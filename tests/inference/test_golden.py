@@ -32,14 +32,14 @@ def predictor(found):
 @pytest.fixture
 def answers(predictor):
     inputs = inputs_of(TEXTS)
-    predictions = golden.stored(TEXT.dump(predictor.predict(inputs)))
+    predictions = golden.to_stored(TEXT.dump(predictor.predict(inputs)))
     return Golden(inputs=[item.model_dump() for item in inputs], predictions=predictions, reference=predictions)
 
 
 def shifted(answers, index, amount):
-    predictions = [row.copy() for row in golden.loaded(answers.predictions, TEXT)]
+    predictions = [row.copy() for row in golden.from_stored(answers.predictions, TEXT)]
     predictions[index][0][0] += amount
-    return answers.model_copy(update={"predictions": golden.stored(TEXT.dump(predictions))})
+    return answers.model_copy(update={"predictions": golden.to_stored(TEXT.dump(predictions))})
 
 
 def test_an_artifact_without_a_golden_set_is_refused(found):
@@ -87,7 +87,7 @@ def test_answers_that_are_not_numbers_moved(answers, predictor):
 
 def test_answers_of_another_shape_moved(answers, predictor):
     predictions = [np.zeros((1, 3), dtype=np.float32)] * 3
-    other = answers.model_copy(update={"predictions": golden.stored(TEXT.dump(predictions))})
+    other = answers.model_copy(update={"predictions": golden.to_stored(TEXT.dump(predictions))})
     with pytest.raises(ArtifactError, match=r"^3 of 3 golden answers moved: a probability shifted by up to inf"):
         golden.replay(other, predictor)
 
@@ -108,7 +108,7 @@ def test_verify_asks_the_float_graph_where_the_choice_cannot_run(
     tmp_path, tiny_artifact, tiny_graph, answers, seed, caplog
 ):
     other = tiny_artifact(tmp_path / "other", lambda folder: tiny_graph(folder / GRAPH, seed=7))
-    exact = golden.stored(TEXT.dump(Predictor.load(other, 1).predict(TEXTS)))
+    exact = golden.to_stored(TEXT.dump(Predictor.load(other, 1).predict(TEXTS)))
 
     def fill(folder):
         tiny_graph(folder / FLOAT_GRAPH, seed=seed)
@@ -133,9 +133,9 @@ def test_the_same_answers_pass_after_a_round_trip(found, answers, predictor):
 def test_predictions_keep_every_bit(found):
     task, random = tasks.load("token-classification"), np.random.default_rng(0)
     predictions = [random.normal(size=(count, 3)).astype(np.float32) for count in (2, 0, 4)]
-    stored = golden.stored(task.dump(predictions))
+    stored = golden.to_stored(task.dump(predictions))
     golden.save(found.path, Golden(inputs=[], predictions=stored, reference=stored))
-    for one, other in zip(golden.loaded(golden.load(found).predictions, task), predictions, strict=True):
+    for one, other in zip(golden.from_stored(golden.load(found).predictions, task), predictions, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
 
 
@@ -148,8 +148,8 @@ def test_the_earlier_form_is_read(found, predictor):
         found.file("golden.json").write_text(json.dumps({**content, **more}))
         read = golden.load(found)
         assert read.items(TEXT) == inputs_of(texts, pairs)
-        assert [row.tolist() for row in golden.loaded(read.predictions, TEXT)] == scores
-        assert [row.tolist() for row in golden.loaded(read.reference, TEXT)] == content["reference"]
+        assert [row.tolist() for row in golden.from_stored(read.predictions, TEXT)] == scores
+        assert [row.tolist() for row in golden.from_stored(read.reference, TEXT)] == content["reference"]
         assert (read.tolerance, read.float_predictions is None) == (0.05, not more.get("float_scores"))
         golden.save(found.path, read)
         assert golden.load(found) == read
@@ -164,7 +164,7 @@ def test_units_of_the_earlier_form_come_back(found):
     rows = [[[0.0, 1.0, 2.0]] * 2, [], [[3.0, 4.0, 5.0]]]
     content = {"texts": ["a b", " ", "c"], "pairs": [None] * 3, "scores": rows, "reference": rows}
     found.file("golden.json").write_text(json.dumps(content))
-    loaded = golden.loaded(golden.load(found).predictions, tasks.load("token-classification"))
+    loaded = golden.from_stored(golden.load(found).predictions, tasks.load("token-classification"))
     assert [row.shape for row in loaded] == [(2, 3), (0, 3), (1, 3)]
     assert loaded[0].tolist() == rows[0]
 
@@ -187,7 +187,7 @@ def test_a_graph_with_fewer_positions_than_the_manifest_says_is_found(answers, p
 def test_long_texts_are_replayed_in_windows(predictor):
     inputs = inputs_of([f"{one} " * 60 + f"{other} " * 90 for one, other in pairwise(" ".join(TEXTS).split())])
     assert {len(windows) for windows in predictor.encode(inputs)} == {3}
-    predictions = golden.stored(TEXT.dump(predictor.predict(inputs)))
+    predictions = golden.to_stored(TEXT.dump(predictor.predict(inputs)))
     found = Golden(inputs=[item.model_dump() for item in inputs], predictions=predictions, reference=predictions)
     golden.replay(found, predictor)
     with pytest.raises(ArtifactError, match=r" golden answers moved"):
@@ -203,7 +203,7 @@ def test_a_shift_within_the_tolerance_passes(answers, predictor):
 def test_a_shift_is_the_largest_of_a_probability():
     one = [np.array([[0.0, 0.0], [0.0, 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
     other = [np.array([[5.0, 5.0], [np.log(3), 0.0]], dtype=np.float32), np.zeros((0, 2), dtype=np.float32)]
-    assert golden.moved(TEXT, one, other) == pytest.approx([0.25, 0.0])
+    assert golden.distances(TEXT, one, other) == pytest.approx([0.25, 0.0])
 
 
 # the tolerance
@@ -255,7 +255,7 @@ def test_long_texts_of_the_earlier_form_are_replayed_as_they_were_predicted(pred
     texts = ["film " * 60 + "plot " * 90, "a film"]
     options = predictor.spec.options.model_copy(update={"max_windows": 1})
     cut = replace(predictor, spec=replace(predictor.spec, options=options)).predict(inputs_of(texts))
-    assert golden.moved(TEXT, predictor.predict(inputs_of(texts)), cut)[0] > 0.01  # in windows it is another answer
+    assert golden.distances(TEXT, predictor.predict(inputs_of(texts)), cut)[0] > 0.01  # in windows it is another answer
     scores = [row.tolist() for row in cut]
     earlier = Golden.model_validate({"texts": texts, "pairs": [None] * 2, "scores": scores, "reference": scores})
     golden.replay(earlier, predictor)

@@ -11,7 +11,7 @@ from rows import inputs_of, spec_of
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ArtifactError, MethodError, ModelError
 from deploykit.inference import predictor as module
-from deploykit.inference.predictor import Predictor, batches
+from deploykit.inference.predictor import Predictor, group_by_length
 
 LABELS = ("O", "B-NAME", "I-NAME")
 
@@ -224,15 +224,18 @@ def test_a_progress_bar_sees_every_batch(predictor):
     ],
 )
 def test_batches(lengths, expected):
-    assert batches(lengths, 8) == expected
+    assert group_by_length(lengths, 8) == expected
 
 
 def test_batches_take_as_many_rows_as_the_engine_takes_without_more():
     def by_fours(rows, tokens):
         return -(-rows // 4) * 4, -(-tokens // 8) * 8
 
-    assert list(map(len, batches([5] * 23, 100, by_fours))) == [11, 12]  # the first one is filled to 12
-    assert list(map(len, batches([5] * 8 + [9] * 4, 96, by_fours))) == [8, 4]  # at 16 tokens, eight were too many
+    assert list(map(len, group_by_length([5] * 23, 100, by_fours))) == [11, 12]  # the first one is filled to 12
+    assert list(map(len, group_by_length([5] * 8 + [9] * 4, 96, by_fours))) == [
+        8,
+        4,
+    ]  # at 16 tokens, eight were too many
 
 
 def test_streams_share_the_work_and_answers_keep_their_order(found, sentences):

@@ -11,7 +11,8 @@ from deploykit import tasks
 from deploykit.artifact import CONFIG, Artifact
 from deploykit.errors import ModelError, RecipeError
 from deploykit.inference.predictor import Predictor
-from deploykit.modeling import base_model, checkpoint
+from deploykit.modeling import checkpoint
+from deploykit.modeling.output_labels import match_labels, reorder_outputs
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 HEADS = [(kind, task) for kind, task in VARIANTS if task in TASKS]
@@ -22,14 +23,14 @@ HEADS = [(kind, task) for kind, task in VARIANTS if task in TASKS]
 
 def test_equal_sets_of_labels_keep_the_order_of_the_model():
     own = ["positive", "negative"]
-    assert base_model.match_labels(own, ["negative", "positive"], {}, "m") == ("positive", "negative")
+    assert match_labels(own, ["negative", "positive"], {}, "m") == ("positive", "negative")
 
 
 def test_a_map_renames_the_labels_of_the_model():
     names = {"LABEL_0": "positive", "LABEL_1": "negative"}
     own = ["LABEL_0", "LABEL_1"]
-    assert base_model.match_labels(own, ["negative", "positive"], names, "m") == ("positive", "negative")
-    assert base_model.match_labels(["LABEL_0", "neg"], ["neg", "pos"], {"LABEL_0": "pos"}, "m") == ("pos", "neg")
+    assert match_labels(own, ["negative", "positive"], names, "m") == ("positive", "negative")
+    assert match_labels(["LABEL_0", "neg"], ["neg", "pos"], {"LABEL_0": "pos"}, "m") == ("pos", "neg")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_map_renames_the_labels_of_the_model():
 )
 def test_labels_that_do_not_fit_are_refused_with_the_nearest_names(own, data, names, message):
     with pytest.raises(ModelError, match=message) as caught:
-        base_model.match_labels(own, data, names, "m")
+        match_labels(own, data, names, "m")
     assert caught.value.exit_code == 2
 
 
@@ -89,7 +90,7 @@ def test_outputs_are_put_into_another_order(kind, task, tiny_encoder, logits_of)
     model = tiny_encoder(kind, task)
     before, count = logits_of(model), len(model.config.id2label)
     order = [*range(1, count), 0]
-    base_model.reorder_outputs(model, order)
+    reorder_outputs(model, order)
     for one, other in zip(before, logits_of(model), strict=True):
         np.testing.assert_allclose(one[..., order], other, atol=1e-5)
 
@@ -99,7 +100,7 @@ def test_outputs_are_put_into_another_order(kind, task, tiny_encoder, logits_of)
 
 def saved(model, folder, tokenizer_folder, names, order):
     """Saves a model whose outputs stand in another order, under other names."""
-    base_model.reorder_outputs(model, order)
+    reorder_outputs(model, order)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     checkpoint.save(model, folder)

@@ -11,9 +11,9 @@ from models import ENCODERS, LABELS, TASKS, VARIANTS, uneven
 
 from deploykit.errors import ModelError
 from deploykit.modeling import base_model, base_tokenizer, checkpoint, surgery
-from deploykit.modeling.surgery import Kept, Shape
+from deploykit.modeling.surgery import KeptUnits, Shape
 
-KEPT = (Kept(heads=(1,), neurons=tuple(range(64))), Kept(heads=(0, 2, 3), neurons=tuple(range(128))))
+KEPT = (KeptUnits(heads=(1,), neurons=tuple(range(64))), KeptUnits(heads=(0, 2, 3), neurons=tuple(range(128))))
 AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -280,7 +280,7 @@ def test_sizes_are_written_a_layer_each(tmp_path, tiny_encoder):
 @pytest.mark.parametrize(("kind", "task"), VARIANTS)
 def test_uneven_layers_some_of_which_went_come_back_to_the_last_bit(kind, task, tmp_path, tiny_encoder, logits_of):
     whole = tiny_encoder(kind, task, layers=3)
-    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [1])
+    small = surgery.without_layers(surgery.shrunk(whole, uneven(whole)), [1])
     checkpoint.save(small, tmp_path)
     loaded = checkpoint.load(tmp_path)
     assert not loaded.training
@@ -296,8 +296,8 @@ def test_a_gated_t5_with_an_output_layer_of_its_own_comes_back_to_the_last_bit(t
     """As of version 1.1; the first version of T5, which all other tests use, has neither."""
     settings = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     whole = tiny_encoder("t5", "text2text-generation", layers=3, **settings)
-    assert {len(layer.ups) for layer in surgery.layers(whole)} == {2}
-    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [0, 4])
+    assert {len(layer.up_projections) for layer in surgery.layers(whole)} == {2}
+    small = surgery.without_layers(surgery.shrunk(whole, uneven(whole)), [0, 4])
     few = surgery.with_tokens(small, range(100))
     for index, model in enumerate((small, few)):
         checkpoint.save(model, tmp_path / str(index))
@@ -312,7 +312,7 @@ def test_a_gated_t5_with_an_output_layer_of_its_own_comes_back_to_the_last_bit(t
 @pytest.mark.parametrize(("kind", "task"), [found for found in VARIANTS if "generation" in found[1]])
 def test_a_model_that_writes_text_writes_the_same_after_it_was_loaded(kind, task, tmp_path, tiny_encoder):
     whole = tiny_encoder(kind, task, layers=3)
-    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [0])
+    small = surgery.without_layers(surgery.shrunk(whole, uneven(whole)), [0])
     small.generation_config.update(max_new_tokens=9, bad_words_ids=[[40]], eos_token_id=None, do_sample=False)
     checkpoint.save(small, tmp_path)
     prompt = {"input_ids": torch.tensor([[2, 41, 42, 3]]), "attention_mask": torch.ones(1, 4, dtype=int)}
@@ -324,12 +324,12 @@ def test_a_model_that_writes_text_writes_the_same_after_it_was_loaded(kind, task
 def plainly(folder, task):
     """Opens a model with transformers alone."""
     found = getattr(transformers, AUTO[task]).from_pretrained(folder, attn_implementation="eager").eval()
-    return checkpoint.copied(found)
+    return checkpoint.copy_out_of_mapped_file(found)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_model_with_fewer_layers_opens_with_plain_transformers(kind, tmp_path, tiny_encoder, logits_of):
-    small = surgery.without(tiny_encoder(kind, layers=3), [0])
+    small = surgery.without_layers(tiny_encoder(kind, layers=3), [0])
     checkpoint.save(small, tmp_path)
     assert not (tmp_path / "deploykit_arch.json").exists()
     plain = plainly(tmp_path, "text-classification")
@@ -386,7 +386,7 @@ def test_parameters_are_those_on_disk(tmp_path, tiny_encoder):
     small = surgery.shrunk(tiny_encoder("electra"), KEPT)
     checkpoint.save(small, tmp_path)
     stored = checkpoint.load_file(tmp_path / "model.safetensors")
-    assert checkpoint.parameters(small) == sum(tensor.numel() for tensor in stored.values())
+    assert checkpoint.count_parameters(small) == sum(tensor.numel() for tensor in stored.values())
 
 
 def test_an_encoder_of_another_size_is_refused_though_a_new_head_is_made(base):

@@ -33,7 +33,7 @@ def ways(base, target):
         "open": lambda: base_model.open_base(base, AUTO, ("negative", "positive"), fine_tuned=False),
         "open fine-tuned": lambda: base_model.open_base(base, AUTO, ("negative", "positive"), fine_tuned=True),
         "tokenizer": lambda: base_tokenizer.save(base, target),
-        "plan": lambda: preflight.check(base, AUTO, None, whole=True),
+        "plan": lambda: preflight.check(base, AUTO, None, is_exported_whole=True),
         "load": lambda: checkpoint.load(base.folder),
     }
 
@@ -81,7 +81,7 @@ def marking(folder, class_name, parent):
 def test_what_is_no_configuration_is_refused_before_anything_is_opened(content, message, base, tmp_path):
     (base.folder / "config.json").write_text(content)
     with pytest.raises(ModelError, match=message) as caught:
-        preflight.check(base, AUTO, None, whole=True)
+        preflight.check(base, AUTO, None, is_exported_whole=True)
     assert caught.value.exit_code == 2
 
 
@@ -284,7 +284,7 @@ def test_what_has_no_words_in_the_older_version_is_refused(kind, written, key, b
 def test_a_decoder_deeper_than_its_encoder_of_an_older_checkpoint_still_writes(tmp_path, tiny_encoder):
     from deploykit.modeling import surgery
 
-    small = surgery.without(tiny_encoder("t5", "text2text-generation", layers=3), [0])
+    small = surgery.without_layers(tiny_encoder("t5", "text2text-generation", layers=3), [0])
     small.generation_config.update(max_new_tokens=5, eos_token_id=None, do_sample=False)
     checkpoint.save(small, tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())

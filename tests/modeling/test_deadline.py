@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_has_only_the_rest_of_the_time(clock, tiny_encoder
 
     with pytest.raises(KilledError):
         fit(tiny_encoder(), problem_of(count=64), options, dies, tmp_path)
-    assert (tmp_path / "checkpoint-4" / callbacks.SECONDS).read_text() == "40.0"
+    assert (tmp_path / "checkpoint-4" / callbacks.USED_TIME_FILE).read_text() == "40.0"
 
     clock["now"] += 10_000  # while it is dead
     loss, calls = ticking(clock, seconds=10)
@@ -102,5 +102,5 @@ def test_a_fit_whose_time_is_over_is_not_gone_on_with(clock, tiny_encoder, probl
 @pytest.mark.parametrize("content", [None, "", "12."])
 def test_a_checkpoint_whose_time_was_not_written_down_has_used_none(content, clock, tmp_path):
     if content is not None:
-        (tmp_path / callbacks.SECONDS).write_text(content)
-    assert Deadline(1, tmp_path).share() == (0.2 if content == "12." else 0.0)
+        (tmp_path / callbacks.USED_TIME_FILE).write_text(content)
+    assert Deadline(1, tmp_path).used_share() == (0.2 if content == "12." else 0.0)

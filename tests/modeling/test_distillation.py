@@ -67,7 +67,7 @@ def test_the_hidden_error_compares_the_layers_that_it_is_told():
 @pytest.mark.usefixtures("reading_again")
 def test_models_of_every_make_can_be_taught(kind, task, tiny_encoder, problem_of, tmp_path):
     whole, problem = tiny_encoder(kind, task, layers=3), problem_of(task, 40)
-    small = surgery.without(whole, [1])
+    small = surgery.without_layers(whole, [1])
     depth = sum(surgery.depths(whole))
     problem = replace(problem, teacher=Teacher(whole, tuple(index for index in range(depth) if index != 1)))
     options = DistillOptions(epochs=8, learning_rate=2e-3, batch_size=8, bf16="off", soft=1.0)
@@ -143,7 +143,7 @@ def test_a_head_without_rows_in_a_batch_adds_nothing(tiny_encoder, problem_of, t
         return {f"{name}/logits": torch.randn(4, 3, requires_grad=True) for name in heads}
 
     student = {**outputs(0), "hidden": hidden, "teacher": outputs(1), "teacher_hidden": hidden}
-    student["real"] = torch.ones(4, 2, dtype=torch.bool)
+    student["is_token"] = torch.ones(4, 2, dtype=torch.bool)
     none, some = torch.full((4,), IGNORE_INDEX), torch.tensor([0, 1, 2, 0])
     both, first, second = (
         loss(student, {"mood/labels": mood, "topic/labels": topic})

@@ -16,9 +16,9 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import finetuning
 from deploykit.modeling.finetuning import fit
-from deploykit.modeling.losses import of_task
+from deploykit.modeling.losses import task_loss
 from deploykit.modeling.options import FitOptions
-from deploykit.modeling.problem import Problem, collate, first_metric, inputs
+from deploykit.modeling.problem import Problem, collate, first_metric, model_inputs
 from deploykit.tasks import IGNORE_INDEX
 from deploykit.tokenizer import Tokenizer
 
@@ -58,6 +58,7 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_removed(content, tmp_path
         if state_file is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state_file)
     assert finetuning.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    finetuning.remove_incomplete_checkpoints(tmp_path)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
@@ -135,14 +136,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
 
 
 def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of, monkeypatch):
-    judge, weights = finetuning.quality, []
+    judge, weights = finetuning.validation_metrics, []
     model, quality = tiny_encoder(), iter([0.5, 0.9, 0.7])
 
     def staged(*arguments):
         weights.append(state(model))
         return {**judge(*arguments), "accuracy": next(quality)}
 
-    monkeypatch.setattr(finetuning, "quality", staged)
+    monkeypatch.setattr(finetuning, "validation_metrics", staged)
     fit(model, problem_of(count=48), FitOptions(epochs=3, **QUICK), classification_loss(), tmp_path)
     assert not same(weights[1], weights[2])
     assert same(state(model), weights[1])
@@ -208,7 +209,7 @@ def test_the_metric_of_the_history_is_that_of_the_model(task, fitted, problem_of
     problem = problem_of(task)
     with torch.inference_mode():
         batch = collate(problem, problem.rows(problem.validation))
-        best = model(**inputs(model, batch)).logits.argmax(-1)
+        best = model(**model_inputs(model, batch)).logits.argmax(-1)
     shown = batch["labels"] != IGNORE_INDEX
     accuracy = (best == batch["labels"])[shown].double().mean().item()
     first = problem.task.METRICS[0]
@@ -298,8 +299,8 @@ def pieces(row):
 def test_a_model_gets_only_the_inputs_that_it_takes(tiny_encoder, problem_of):
     batch = collate(problem_of(), problem_of().train[:2])
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
-    assert set(inputs(tiny_encoder("distilbert"), batch)) == {"input_ids", "attention_mask"}
-    assert set(inputs(tiny_encoder("bert"), batch)) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert set(model_inputs(tiny_encoder("distilbert"), batch)) == {"input_ids", "attention_mask"}
+    assert set(model_inputs(tiny_encoder("bert"), batch)) == {"input_ids", "attention_mask", "token_type_ids"}
 
 
 # the loss
@@ -358,14 +359,14 @@ def test_the_batches_of_a_step_share_its_loss(task, tmp_path, tiny_encoder, prob
     problem = replace(problem_of(count=16), task=tasks.load(task), validation=())
     steps = FitOptions(accumulate=4, bf16="off")
     with pytest.raises(KilledError):
-        fit(tiny_encoder(), problem, steps, of_task(problem.task), tmp_path)
+        fit(tiny_encoder(), problem, steps, task_loss(problem.task), tmp_path)
     outputs = {target.output: torch.randn(8, 5, requires_grad=True) for target in problem.task.TARGETS.values()}
     labels = {name: torch.randint(0, 5, (8,)) for name in problem.task.TARGETS}
     labels = labels if len(labels) > 1 else labels["labels"]
     share = captured["compute_loss_func"](outputs, labels, torch.tensor(32) if len(outputs) == 1 else None)
-    torch.testing.assert_close(4 * share, of_task(problem.task)(outputs, labels))
+    torch.testing.assert_close(4 * share, task_loss(problem.task)(outputs, labels))
     with torch.no_grad():  # in evaluation there are no steps
         torch.testing.assert_close(
             captured["compute_loss_func"]({name: array.detach() for name, array in outputs.items()}, labels),
-            of_task(problem.task)(outputs, labels),
+            task_loss(problem.task)(outputs, labels),
         )

@@ -16,7 +16,7 @@ from deploykit.graphs.export import write_graph
 from deploykit.modeling import base_model, checkpoint, surgery
 from deploykit.modeling.base_model import Base
 from deploykit.modeling.heads import EncoderWithHeads, heads_config
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,7 +116,7 @@ def test_pairs_are_scored_in_their_order_by_a_biaffine_product(base_of):
 def test_pruned_models_are_saved_with_their_sizes(kind, base_of, tmp_path):
     model = opened(base_of(kind))
     small = surgery.shrunk(
-        model, [Kept(tuple(range(min(2, size.heads))), tuple(range(100))) for size in surgery.shapes(model)]
+        model, [KeptUnits(tuple(range(min(2, size.heads))), tuple(range(100))) for size in surgery.shapes(model)]
     )
     batch = batch_of(small)
     checkpoint.save(small, tmp_path / "small")
@@ -124,10 +124,10 @@ def test_pruned_models_are_saved_with_their_sizes(kind, base_of, tmp_path):
     with torch.inference_mode():
         for name, output in small.eval()(**batch).items():
             np.testing.assert_allclose(output, again(**batch)[name], atol=1e-5)
-    fewer = surgery.without(model, [0])
+    fewer = surgery.without_layers(model, [0])
     assert len(surgery.depths(fewer)) == 1
-    assert checkpoint.parameters(fewer) < checkpoint.parameters(model) or kind == "albert"
-    ids = sorted({*range(10), *surgery.token_ids(model)})
+    assert checkpoint.count_parameters(fewer) < checkpoint.count_parameters(model) or kind == "albert"
+    ids = sorted({*range(10), *surgery.configured_token_ids(model)})
     cut = surgery.with_tokens(model, ids)
     assert cut.get_input_embeddings().num_embeddings == len(ids)
 

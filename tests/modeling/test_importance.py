@@ -12,7 +12,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def brute_force(model, row):
     """The squared gradient of one row's loss by a mask on each head and neuron: sum of input times its gradient."""
-    found, parts = {}, [part for layer in surgery.layers(model) for part in (layer.projection, layer.down)]
+    found, parts = (
+        {},
+        [part for layer in surgery.layers(model) for part in (layer.output_projection, layer.down_projection)],
+    )
     hooks = []
     for part in parts:
 
@@ -55,9 +58,9 @@ def test_a_head_that_does_nothing_is_worth_nothing(tiny_encoder, problem_of):
     heads, neurons = importance.importance(model, problem_of(), problem_of().train[:8])
     assert (heads[0][1], neurons[1][5]) == (0, 0)
     assert (np.delete(heads[0], 1) > 0).all()
-    kept = sizing.keep_share(heads, neurons, 0.99)
+    kept = sizing.keep_by_share(heads, neurons, 0.99)
     assert kept[0].heads == (0, 1, 2, 3)
-    assert sizing.keep_share(heads, neurons, 7 / 8)[0].heads == (0, 2, 3)
+    assert sizing.keep_by_share(heads, neurons, 7 / 8)[0].heads == (0, 2, 3)
 
 
 def test_importance_leaves_the_model_as_it_was(tiny_encoder, problem_of, logits_of):

@@ -176,6 +176,6 @@ def test_scores_that_are_no_numbers_are_not_judged(tmp_path, tiny_recipe, tiny_m
 def test_the_learning_curve_shows_no_loss_that_was_hidden(tmp_path, tiny_encoder, problem_of):
     curve = fit(tiny_encoder(), problem_of(count=32), FitOptions(**QUICK), classification_loss(), tmp_path)
     assert all(np.isfinite(point["loss"]) for point in curve)
-    arguments = finetuning._arguments(problem_of(count=32), FitOptions(**QUICK), tmp_path)
+    arguments = finetuning._training_arguments(problem_of(count=32), FitOptions(**QUICK), tmp_path)
     assert arguments.logging_nan_inf_filter is False
     assert json.dumps(curve)

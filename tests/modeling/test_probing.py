@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from deploykit import tasks
 from deploykit.modeling import probing
 from deploykit.modeling.heads import EncoderWithHeads, TextHead, heads_config, with_heads
-from deploykit.modeling.losses import of_task
+from deploykit.modeling.losses import task_loss
 from deploykit.modeling.options import FitOptions
-from deploykit.modeling.problem import inputs, padded, quality
+from deploykit.modeling.problem import model_inputs, padded_batches, validation_metrics
 from deploykit.tasks import Target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,20 +30,20 @@ def encoder(tiny_encoder, problem_of):
 
 
 def mean_loss(model, problem):
-    loss, sums = of_task(problem.task), []
-    for batch in padded(problem, problem.train):
+    loss, sums = task_loss(problem.task), []
+    for batch in padded_batches(problem, problem.train):
         with torch.inference_mode():
-            sums.append(loss(model.eval()(**inputs(model, batch)), batch["labels"]) * len(batch["labels"]))
+            sums.append(loss(model.eval()(**model_inputs(model, batch)), batch["labels"]) * len(batch["labels"]))
     return float(sum(sums)) / len(problem.train)
 
 
 def test_the_head_standardizes_states_and_fits_the_training_rows(encoder, problem_of):
     problem = problem_of()
-    before = mean_loss(encoder, problem), quality(encoder, problem, "before")["accuracy"]
+    before = mean_loss(encoder, problem), validation_metrics(encoder, problem, "before")["accuracy"]
     weights = {name: tensor.clone() for name, tensor in encoder.base_model.state_dict().items()}
     probing.fit_text_heads(encoder, problem, OPTIONS)
     assert mean_loss(encoder, problem) < 0.8 * before[0]
-    assert quality(encoder, problem, "after")["accuracy"] > before[1]
+    assert validation_metrics(encoder, problem, "after")["accuracy"] > before[1]
     assert all(torch.equal(tensor, encoder.base_model.state_dict()[name]) for name, tensor in weights.items())
 
     seen = []
@@ -66,7 +66,7 @@ def test_a_model_of_transformers_is_left_as_it_is(tiny_encoder, problem_of):
 def test_the_regression_finds_the_optimum_that_others_find(loss, monkeypatch):
     """The penalty is on weights alone; scikit-learn sums losses, and `C` divides them."""
     draws, strength, rows = np.random.default_rng(0), 0.1, 300
-    monkeypatch.setattr(probing, "STRENGTHS", (strength,))
+    monkeypatch.setattr(probing, "PENALTIES", (strength,))
     states = draws.normal(size=(rows, 6)).astype(np.float32)
     noisy = states @ draws.normal(size=(6, 3)) + draws.normal(size=(rows, 3))
     if loss == "cross_entropy":
@@ -77,7 +77,7 @@ def test_the_regression_finds_the_optimum_that_others_find(loss, monkeypatch):
         targets, other = (noisy[:, :2] > 0).astype(np.float32), None
     head = TextHead(6, {"cross_entropy": 3, "squared_error": 1, "binary_cross_entropy": 2}[loss])
     split = torch.from_numpy(states), torch.from_numpy(targets)
-    weight, bias, value = probing._regression(head, Target("logits", loss), split, split, None)
+    weight, bias, value = probing._fit_linear_head(head, Target("logits", loss), split, split, None)
     if other is not None:
         other.fit(states, targets)
         np.testing.assert_allclose(weight, np.atleast_2d(other.coef_), atol=2e-3)
@@ -96,12 +96,12 @@ def test_a_strength_is_chosen_by_validation_rows():
     targets = (states[:, 0] + torch.from_numpy(draws.normal(size=140)) > 0).long()
     train, validation = ((states[part], targets[part]) for part in (slice(40), slice(40, None)))
     head, target = TextHead(100, 2), Target("logits", "cross_entropy")
-    _, _, value = probing._regression(head, target, train, validation, None)
+    _, _, value = probing._fit_linear_head(head, target, train, validation, None)
     losses = {}
-    for strength in probing.STRENGTHS:
+    for strength in probing.PENALTIES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(probing, "STRENGTHS", (strength,))
-            losses[strength] = probing._regression(head, target, train, validation, None)[2]
+            patch.setattr(probing, "PENALTIES", (strength,))
+            losses[strength] = probing._fit_linear_head(head, target, train, validation, None)[2]
     assert value == pytest.approx(min(losses.values()), rel=0.05)
     assert max(losses.values()) > 1.5 * value
 
@@ -120,4 +120,4 @@ def test_rows_without_a_target_are_not_counted(tiny_encoder, problem_of):
     probing.fit_text_heads(model, replace(problem, train=missing), OPTIONS)
     assert isinstance(model, EncoderWithHeads)
     assert torch.equal(before, model.heads["names/logits"].output.weight)
-    assert quality(model, problem, "after")["accuracy"] > 0.5
+    assert validation_metrics(model, problem, "after")["accuracy"] > 0.5

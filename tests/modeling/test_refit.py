@@ -7,8 +7,8 @@ import torch
 from models import TASKS
 
 from deploykit.modeling import refit, surgery
-from deploykit.modeling.problem import padded
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.problem import padded_batches
+from deploykit.modeling.surgery import KeptUnits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,10 @@ def test_inputs_that_are_all_zero_leave_the_weights():
 
 def outputs(model, problem, rows):
     """What every output projection puts out for the real tokens of rows."""
-    return [array.float() for array in refit._outputs(model, refit._projections(model), list(padded(problem, rows)))]
+    return [
+        array.float()
+        for array in refit._record_outputs(model, refit._projections(model), list(padded_batches(problem, rows)))
+    ]
 
 
 def test_a_decoder_is_refitted_to_its_targets_even_if_they_are_padded_like_the_source(
@@ -70,7 +73,7 @@ def test_a_refit_reduces_the_error_of_every_output_that_was_cut(task, fitted, pr
     whole, _ = fitted(task)
     problem = problem_of(task)
     rows = problem.train[:60]
-    kept = [Kept((0, 1, 2, 3), tuple(range(128))), Kept((1,), tuple(range(64)))]
+    kept = [KeptUnits((0, 1, 2, 3), tuple(range(128))), KeptUnits((1,), tuple(range(64)))]
     small = surgery.shrunk(whole, kept)
     refitted = deepcopy(small)
     refit.refit(refitted, whole, problem, rows)
@@ -93,7 +96,7 @@ def test_a_refit_of_a_model_that_was_not_cut_changes_nothing(tiny_encoder, probl
 
 def test_a_refit_leaves_no_hooks(tiny_encoder, problem_of, tokenizer):
     whole = tiny_encoder()
-    small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
+    small = surgery.shrunk(whole, [KeptUnits((0,), tuple(range(64)))] * 2)
     refit.refit(small, whole, problem_of(), problem_of().train[:8])
     assert not any(part._forward_hooks or part._forward_pre_hooks for one in (whole, small) for part in one.modules())
 

@@ -8,9 +8,9 @@ from models import SEPARATE, TASKS, VARIANTS, uneven
 
 from deploykit import engines
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept, Shape, matrix, set_matrix
+from deploykit.modeling.surgery import KeptUnits, Shape, matrix, set_matrix
 
-KEPT = (Kept(heads=(0, 3), neurons=tuple(range(0, 128, 2))), Kept(heads=(2,), neurons=(*range(5, 37), 127)))
+KEPT = (KeptUnits(heads=(0, 3), neurons=tuple(range(0, 128, 2))), KeptUnits(heads=(2,), neurons=(*range(5, 37), 127)))
 RESIDUAL = {"gpt2": ("c_proj",), "llama": ("o_proj", "down_proj"), "t5": ("o", "wo")}  # all that a layer adds
 
 variants = pytest.mark.parametrize(("kind", "task"), VARIANTS)
@@ -41,10 +41,12 @@ def muted(model, kept):
     whole = deepcopy(model)
     for layer, keep in zip(surgery.layers(whole), kept, strict=True):
         gone = [neuron for neuron in range(128) if neuron not in keep.neurons]
-        set_matrix(layer.down, matrix(layer.down).index_fill(1, torch.tensor(gone), 0))
-        if layer.projection is not None:
+        set_matrix(layer.down_projection, matrix(layer.down_projection).index_fill(1, torch.tensor(gone), 0))
+        if layer.output_projection is not None:
             gone = [column for column in range(32) if column // 8 not in keep.heads]
-            set_matrix(layer.projection, matrix(layer.projection).index_fill(1, torch.tensor(gone, dtype=int), 0))
+            set_matrix(
+                layer.output_projection, matrix(layer.output_projection).index_fill(1, torch.tensor(gone, dtype=int), 0)
+            )
     return whole
 
 
@@ -88,8 +90,10 @@ def test_weights_get_physically_smaller(kind, task, tiny_encoder):
         0  # query, key and value lose rows with their bias, the projection loses columns; ups lose rows, down columns
     )
     for layer, keep in zip(surgery.layers(model), kept, strict=True):
-        neurons, inputs = 128 - len(keep.neurons), 32 + (layer.ups[0].bias is not None)
-        lost += neurons * (len(layer.ups) * inputs + 32) + 8 * (layer.shape.heads - len(keep.heads)) * (3 * 33 + 32)
+        neurons, inputs = 128 - len(keep.neurons), 32 + (layer.up_projections[0].bias is not None)
+        lost += neurons * (len(layer.up_projections) * inputs + 32) + 8 * (layer.shape.heads - len(keep.heads)) * (
+            3 * 33 + 32
+        )
     count = [sum(parameter.numel() for parameter in found.parameters()) for found in (model, small)]
     assert count[0] - count[1] == lost > 0
     for one, other in zip(model.parameters(), small.parameters(), strict=True):
@@ -105,14 +109,18 @@ def test_keeping_everything_changes_nothing(kind, task, tiny_encoder, logits_of)
 
 @variants
 def test_every_part_of_a_shrunk_model_can_learn(kind, task, tiny_encoder, tokenizer):
-    from deploykit.modeling.problem import inputs
+    from deploykit.modeling.problem import model_inputs
 
     model = tiny_encoder(kind, task)
     small = surgery.shrunk(model, uneven(model))
     batch = {name: torch.from_numpy(array) for name, array in tokenizer.collate(tokenizer.encode(["the film"])).items()}
-    small(**inputs(small, {**batch, "labels": batch["input_ids"]})).logits.square().sum().backward()
+    small(**model_inputs(small, {**batch, "labels": batch["input_ids"]})).logits.square().sum().backward()
     for layer in surgery.layers(small):
-        parts = [*layer.ups, layer.down, *([layer.query, layer.value] if layer.shape.heads else [])]
+        parts = [
+            *layer.up_projections,
+            layer.down_projection,
+            *([layer.query, layer.value] if layer.shape.heads else []),
+        ]
         assert all(float(part.weight.grad.abs().sum()) > 0 for part in parts)
 
 
@@ -127,7 +135,7 @@ def test_resized_gives_the_sizes_asked_for(tiny_encoder):
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_matrices_are_outputs_by_inputs_however_they_are_stored(kind, tiny_encoder):
     (layer, _) = surgery.layers(tiny_encoder(kind))
-    for linear, shape in ((layer.ups[0], (128, 32)), (layer.down, (32, 128))):
+    for linear, shape in ((layer.up_projections[0], (128, 32)), (layer.down_projection, (32, 128))):
         states, before = torch.randn(3, shape[1]), matrix(linear).clone()
         assert before.shape == shape
         torch.testing.assert_close(linear(states), states @ before.T + linear.bias)
@@ -138,8 +146,8 @@ def test_matrices_are_outputs_by_inputs_however_they_are_stored(kind, tiny_encod
 
 def test_a_shared_layer_stands_for_all_its_repetitions(tiny_encoder):
     (layer,) = surgery.layers(tiny_encoder("albert", layers=5))
-    assert layer.repeats == 5
-    assert {layer.repeats for layer in surgery.layers(tiny_encoder("bert", layers=5))} == {1}
+    assert layer.runs == 5
+    assert {layer.runs for layer in surgery.layers(tiny_encoder("bert", layers=5))} == {1}
 
 
 # fewer layers
@@ -147,7 +155,7 @@ def test_a_shared_layer_stands_for_all_its_repetitions(tiny_encoder):
 
 def test_the_last_layer_of_a_stack_stays(tiny_encoder):
     with pytest.raises(ValueError, match=r"at least one layer of decoder\.block must stay, got \[2, 3\] to remove"):
-        surgery.without(tiny_encoder("t5", "text2text-generation"), [2, 3])
+        surgery.without_layers(tiny_encoder("t5", "text2text-generation"), [2, 3])
 
 
 @variants
@@ -156,12 +164,12 @@ def test_a_layer_that_goes_takes_its_weights_and_the_others_keep_theirs(kind, ta
     before, depths = logits_of(model), surgery.depths(model)
     assert depths == [3] * len(depths)
     for gone in ([0], [1], [0, 2], *([[1, 4]] if len(depths) == 2 else [])):
-        small = surgery.without(model, gone)
+        small = surgery.without_layers(model, gone)
         stay = [index for index in range(sum(depths)) if index not in gone]
         if kind != "albert":
             old, new = surgery.layers(model), surgery.layers(small)
             for one, other in zip([old[index] for index in stay], new, strict=True):
-                assert torch.equal(matrix(one.down), matrix(other.down))
+                assert torch.equal(matrix(one.down_projection), matrix(other.down_projection))
         assert sum(surgery.depths(small)) == len(stay)
         assert max(np.abs(a - b).max() for a, b in zip(logits_of(small), before, strict=True)) > 1e-3
         assert type(small) is type(model)
@@ -185,15 +193,15 @@ def test_without_a_layer_is_as_if_it_added_nothing(kind, task, gone, tiny_encode
                     if getattr(module, "bias", None) is not None:
                         module.bias.data.zero_()
         start += len(layers)
-    for one, other in zip(logits_of(silent), logits_of(surgery.without(model, gone)), strict=True):
+    for one, other in zip(logits_of(silent), logits_of(surgery.without_layers(model, gone)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_without_a_repetition_a_shared_layer_runs_less_often(tiny_encoder, logits_of):
     model = tiny_encoder("albert", layers=5)
-    small = surgery.without(model, [0, 3])
+    small = surgery.without_layers(model, [0, 3])
     count = []
-    surgery.layers(small)[0].down.register_forward_hook(lambda *_: count.append(1))
+    surgery.layers(small)[0].down_projection.register_forward_hook(lambda *_: count.append(1))
     expected = deepcopy(model)
     expected.config.num_hidden_layers = 3
     assert equal(logits_of(small), logits_of(expected))
@@ -202,7 +210,7 @@ def test_without_a_repetition_a_shared_layer_runs_less_often(tiny_encoder, logit
 
 @pytest.mark.parametrize(("kind", "task"), [found for found in VARIANTS if "generation" in found[1]])
 def test_a_model_with_fewer_layers_writes_the_same_with_and_without_a_cache(kind, task, tiny_encoder):
-    small = surgery.without(tiny_encoder(kind, task, layers=3), [1])
+    small = surgery.without_layers(tiny_encoder(kind, task, layers=3), [1])
     prompt = {"input_ids": torch.tensor([[2, 40, 41, 3]]), "attention_mask": torch.ones(1, 4, dtype=int)}
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     texts = [small.generate(**prompt, **settings, use_cache=cached) for cached in (True, False)]
@@ -217,7 +225,7 @@ TOKENS = [0, 1, 2, 3, *range(5, 110, 3)]
 
 @variants
 def test_fewer_tokens_give_the_same_answers_about_those_that_stay(kind, task, tiny_encoder):
-    from deploykit.modeling.problem import inputs
+    from deploykit.modeling.problem import model_inputs
 
     model = tiny_encoder(kind, task)
     model = surgery.shrunk(model, uneven(model))
@@ -225,7 +233,7 @@ def test_fewer_tokens_give_the_same_answers_about_those_that_stay(kind, task, ti
     ids = torch.tensor([[2, 8, 11, 20, 107, 3], [2, 101, 5, 3, 0, 0]])
     few = torch.tensor([[TOKENS.index(token) for token in row] for row in ids.tolist()])
     one, other = (
-        found(**inputs(found, {"input_ids": given, "attention_mask": (ids != 0).long(), "labels": given})).logits
+        found(**model_inputs(found, {"input_ids": given, "attention_mask": (ids != 0).long(), "labels": given})).logits
         for found, given in ((model, ids), (small, few))
     )
     assert torch.equal(one[..., TOKENS] if "generation" in task else one, other)
@@ -239,7 +247,7 @@ def test_tokens_that_the_configurations_name_get_their_new_numbers(tiny_encoder)
     model = tiny_encoder("marian", "text2text-generation", pad_token_id=50, decoder_start_token_id=50)
     model.generation_config.bad_words_ids = [[50], [7, 8]]
     model.generation_config.suppress_tokens = [9]
-    assert surgery.token_ids(model) == {2, 3, 50, 7, 8, 9}
+    assert surgery.configured_token_ids(model) == {2, 3, 50, 7, 8, 9}
     small = surgery.with_tokens(model, [2, 3, 7, 8, 9, 50])
     assert (small.config.pad_token_id, small.config.decoder_start_token_id, small.config.eos_token_id) == (5, 5, 1)
     assert small.config.decoder_vocab_size == small.config.vocab_size == 6

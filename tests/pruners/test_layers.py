@@ -13,7 +13,7 @@ from deploykit.evaluation import scoring
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
 from deploykit.modeling.losses import divergence
-from deploykit.modeling.problem import Teacher, first_metric, padded
+from deploykit.modeling.problem import Teacher, first_metric, padded_batches
 from deploykit.pruners import _layers, layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,7 +87,7 @@ def test_the_damage_of_every_candidate_is_reported_and_correct(tiny_encoder, pro
     batch = problem.tokenizer.collate([row.features.encoding for row in problem.train])
     for step, before in ((first, []), (second, first["gone"])):
         for layer, damage in step["damage"].items():
-            small = TorchModel(surgery.without(model, [*before, int(layer)]), Execution(engine="torch"))
+            small = TorchModel(surgery.without_layers(model, [*before, int(layer)]), Execution(engine="torch"))
             logits = [torch.from_numpy(engine.run(batch)["logits"]) for engine in (small, whole)]
             assert damage == pytest.approx(float(divergence("cross_entropy", *logits)), rel=1e-3)
         assert min(step["damage"], key=step["damage"].get) == str(step["gone"][-1])
@@ -124,7 +124,7 @@ def test_idle_layers_are_removed_by_default(tiny_encoder, problem_of, tmp_path):
     whole, problem = silenced(tiny_encoder("gpt2", layers=4), [0, 2]), problem_of(count=40)
     pruned = layers.prune(whole, problem, layers.Options(), tmp_path)
     assert set(pruned.facts["gone"][:2]) == {0, 2}
-    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - _layers.MAX_DROP
+    assert first_metric(pruned.model, problem) >= first_metric(whole, problem) - _layers.DEFAULT_MAX_DROP
 
 
 # recovery
@@ -146,8 +146,8 @@ def test_distillation_brings_a_shallower_model_closer_to_its_teacher(fitted, pro
     loss = []
     for index, distill in enumerate((None, RECOVERY)):
         pruned = layers.prune(whole, problem, layers.Options(keep=1, distill=distill), tmp_path / f"{index}")
-        data = list(padded(problem, problem.rows(problem.validation)))
-        models = [_layers.logits(model, problem.task, data)["labels"] for model in (pruned.model, whole)]
+        data = list(padded_batches(problem, problem.rows(problem.validation)))
+        models = [_layers.target_logits(model, problem.task, data)["labels"] for model in (pruned.model, whole)]
         loss.append(float(divergence("cross_entropy", *models)))
     assert loss[1] < 0.7 * loss[0]
     assert [point["epoch"] for point in pruned.facts["curve"] if point["split"] == "validation"] == [1, 2]

@@ -6,7 +6,7 @@ import pytest
 from deploykit.artifact.execution import Execution
 from deploykit.errors import ModelError
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.pruners._width import meter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,18 +75,18 @@ def test_the_interval_holds_the_share_and_is_wider_where_times_scatter(timed):
 def test_single_rows_have_typical_lengths(problem_of):
     problem = problem_of()
     lengths = sorted(len(row.features.encoding) for row in problem.train)
-    shapes = [batch["input_ids"].shape for (batch,) in meter.single_rows(problem, Engine())]
+    shapes = [batch["input_ids"].shape for (batch,) in meter.single_row_workloads(problem, Engine())]
     assert shapes == [(1, lengths[int(at * (len(lengths) - 1))]) for at in (0.5, 0.1, 0.95)]
 
 
 def test_mixed_rows_are_batched_as_the_whole_model_runs_fastest(problem_of, monkeypatch):
-    monkeypatch.setattr(meter, "BATCH_TOKENS", (8, 32, 64))
-    seconds = dict(zip(meter.BATCH_TOKENS, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
+    monkeypatch.setattr(meter, "BATCH_TOKENS_TO_TRY", (8, 32, 64))
+    seconds = dict(zip(meter.BATCH_TOKENS_TO_TRY, ([3.0, 9.0, 3.0], [2.0, 2.0, 9.0], [2.5, 2.5, 1.0]), strict=True))
     monkeypatch.setattr(
         meter.timing, "time_in_turn", lambda calls, *_, burst_calls: {name: np.array(seconds[name]) for name in calls}
     )
     problem = problem_of(count=300)
-    workload = meter.mixed_rows(problem, Engine())
+    workload = meter.mixed_workload(problem, Engine())
     rows = [batch["attention_mask"].sum(axis=1) for batch in workload]
     assert sum(map(len, rows)) == meter.MIXED_TEXTS
     assert len(workload) > 1
@@ -108,7 +108,7 @@ def test_a_model_is_timed_as_it_would_serve_and_only_once(objective, tiny_encode
     monkeypatch.setattr(meter, "relative_time", relative_time)
     monkeypatch.setattr(meter, "TIMING_S", 0.0)
     whole, problem = tiny_encoder(), problem_of()
-    small = surgery.shrunk(whole, [Kept((0,), tuple(range(64)))] * 2)
+    small = surgery.shrunk(whole, [KeptUnits((0,), tuple(range(64)))] * 2)
     measure = meter.relative_timer(whole, problem, Execution(threads=1), "none", tmp_path / "work", objective)
     share = measure(small)
     assert 0 < share.low <= share.value <= share.high

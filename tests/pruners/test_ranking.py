@@ -8,14 +8,14 @@ from deploykit.pruners._width import ranking
 
 def test_blocks_of_neurons_are_ordered_by_importance_and_the_last_may_be_short():
     importance = np.random.default_rng(0).random(150)
-    blocks, ordered = ranking.in_blocks(importance), np.sort(importance)[::-1]
+    blocks, ordered = ranking.block_importance(importance), np.sort(importance)[::-1]
     np.testing.assert_allclose(blocks, [ordered[:64].sum(), ordered[64:128].sum(), ordered[128:].sum()])
 
 
 def test_the_best_units_are_named_in_order_and_of_equals_the_first():
-    assert ranking.best(np.array([1.0, 5.0, 5.0, 0.0, 5.0]), 3) == (1, 2, 4)
-    assert ranking.best(np.ones(4), 2) == (0, 1)
-    assert ranking.best(np.zeros(0), 0) == ()
+    assert ranking.most_important(np.array([1.0, 5.0, 5.0, 0.0, 5.0]), 3) == (1, 2, 4)
+    assert ranking.most_important(np.ones(4), 2) == (0, 1)
+    assert ranking.most_important(np.zeros(0), 0) == ()
 
 
 # by share
@@ -26,7 +26,7 @@ def test_the_best_units_are_named_in_order_and_of_equals_the_first():
 def test_the_best_of_all_groups_stay_and_one_of_each(keep, seed):
     rng = np.random.default_rng(seed)
     importance = [rng.random(size) * scale for size, scale in ((12, 1), (12, 1e-6), (6, 100), (0, 1))]
-    counts = ranking.by_share(importance, keep)
+    counts = ranking.counts_by_share(importance, keep)
     assert sum(counts) == max(3, round(keep * 30))
     assert min(counts[:3]) >= 1
     assert counts[3] == 0
@@ -37,7 +37,7 @@ def test_the_best_of_all_groups_stay_and_one_of_each(keep, seed):
 
 
 def test_equal_importance_is_decided_the_same_way_every_time():
-    assert ranking.by_share([np.ones(4), np.ones(4)], 0.5) == [3, 1]
+    assert ranking.counts_by_share([np.ones(4), np.ones(4)], 0.5) == [3, 1]
 
 
 # by time
@@ -64,7 +64,7 @@ def test_no_choice_within_the_budget_has_a_higher_importance(seed):
     importance = [rng.random(size) * rng.choice([0.1, 1, 10]) for size in sizes]
     costs = [np.cumsum([0, *rng.integers(0, 9, size)]).astype(float) for size in sizes]  # not convex
     for budget in (1, 4, 8, 16, 32, 64):  # in whole cells
-        counts = ranking.by_time(importance, costs, budget)
+        counts = ranking.counts_by_time(importance, costs, budget)
         assert spent(costs, counts) <= budget
         kept = sum(np.sort(row)[::-1][:count].sum() for row, count in zip(importance, counts, strict=True))
         assert kept == pytest.approx(brute_force(importance, costs, budget), rel=1e-12)
@@ -76,7 +76,7 @@ def test_the_budget_is_nearly_used_and_a_larger_one_never_keeps_less():
     costs = [np.cumsum([0, *rng.random(24)]) for _ in importance]
     whole, before = spent(costs, [24] * 12), -1.0
     for budget in np.linspace(0, 1, 21) * whole:
-        counts = ranking.by_time(importance, costs, budget)
+        counts = ranking.counts_by_time(importance, costs, budget)
         kept = sum(np.sort(row)[::-1][:count].sum() for row, count in zip(importance, counts, strict=True))
         assert budget - 1.0 <= spent(costs, counts) <= budget + 1e-9  # no unit costs more than 1
         assert kept >= before
@@ -88,23 +88,23 @@ def test_one_unit_of_each_group_stays_without_any_budget():
     importance = [np.ones(3), np.ones(2), np.zeros(0)]
     costs = [np.array([0.0, 5, 6, 7]), np.array([0.0, 5, 6]), np.zeros(1)]
     for budget in (-1.0, 0.0, 0.9):
-        assert ranking.by_time(importance, costs, budget) == [1, 1, 0]
-    assert ranking.by_time(importance, costs, 1.0) in ([2, 1, 0], [1, 2, 0])
-    assert ranking.by_time(importance, costs, 4.0) == [3, 2, 0]
+        assert ranking.counts_by_time(importance, costs, budget) == [1, 1, 0]
+    assert ranking.counts_by_time(importance, costs, 1.0) in ([2, 1, 0], [1, 2, 0])
+    assert ranking.counts_by_time(importance, costs, 4.0) == [3, 2, 0]
 
 
 def test_free_units_stay_and_costly_units_without_importance_are_removed():
     free, dear = np.array([0.0, 2, 2, 2]), np.array([0.0, 2, 3, 4])
-    assert ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 0) == [3, 1]
-    assert ranking.by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 9) == [3, 1]
+    assert ranking.counts_by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 0) == [3, 1]
+    assert ranking.counts_by_time([np.ones(3), np.array([1.0, 0, 0])], [free, dear], 9) == [3, 1]
 
 
 def test_a_cheap_unit_is_preferred_to_an_expensive_one_of_the_same_importance():
     importance = [np.ones(5), np.ones(5)]
     costs = [np.arange(6.0), np.arange(6.0) * 4]
-    assert ranking.by_time(importance, costs, 4) == [5, 1]
-    assert ranking.by_time(importance, costs, 8) == [5, 2]
+    assert ranking.counts_by_time(importance, costs, 4) == [5, 1]
+    assert ranking.counts_by_time(importance, costs, 8) == [5, 2]
 
 
 def test_a_cost_table_may_be_longer_than_a_pruned_layer():
-    assert ranking.by_time([np.ones(2)], [np.arange(9.0)], 99) == [2]
+    assert ranking.counts_by_time([np.ones(2)], [np.arange(9.0)], 99) == [2]

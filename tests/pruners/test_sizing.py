@@ -27,7 +27,7 @@ def shapes(kept):
 def test_neurons_are_kept_in_multiples_of_64(keep):
     rng = np.random.default_rng(0)
     neurons = [rng.random(1536) * scale for scale in (1, 0.01, 3)]
-    kept = sizing.keep_share([rng.random(12) for _ in neurons], neurons, keep)
+    kept = sizing.keep_by_share([rng.random(12) for _ in neurons], neurons, keep)
     assert {len(layer.neurons) % 64 for layer in kept} == {0}
     assert min(len(layer.neurons) for layer in kept) >= 64
     assert sum(len(layer.neurons) for layer in kept) == 64 * max(3, round(keep * 72))
@@ -38,9 +38,9 @@ def test_neurons_are_kept_in_multiples_of_64(keep):
 
 
 def test_layers_without_heads_keep_none():
-    kept = sizing.keep_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
+    kept = sizing.keep_by_share([np.zeros(0), RNG.random(4)], NEURONS, 0.5)
     assert [len(layer.heads) for layer in kept] == [0, 2]
-    kept = sizing.keep_within([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
+    kept = sizing.keep_within_budget([np.zeros(0), np.zeros(0)], NEURONS, replace(TABLE, attention=np.zeros(1)), 1.0)
     assert shapes(kept) == [Shape(0, 128)] * 2
 
 
@@ -49,8 +49,8 @@ def test_layers_without_heads_keep_none():
 
 @pytest.mark.parametrize("budget", [0.62, 0.7, 0.8, 0.9])
 def test_the_best_units_stay_within_the_time(budget):
-    kept = sizing.keep_within(HEADS, NEURONS, TABLE, budget)
-    assert budget - 0.03 <= latency_table.predicted_time(TABLE, shapes(kept)) <= budget
+    kept = sizing.keep_within_budget(HEADS, NEURONS, TABLE, budget)
+    assert budget - 0.03 <= latency_table.predict_time(TABLE, shapes(kept)) <= budget
     for layer, heads, neurons in zip(kept, HEADS, NEURONS, strict=True):
         assert set(layer.heads) == set(np.argsort(-heads)[: len(layer.heads)].tolist())
         assert set(layer.neurons) == set(np.argsort(-neurons)[: len(layer.neurons)].tolist())
@@ -59,8 +59,8 @@ def test_the_best_units_stay_within_the_time(budget):
 def test_the_time_decides_between_heads_and_neurons():
     heads, neurons = [np.ones(4)] * 2, [np.full(128, 1 / 64)] * 2  # a head is as important as a block
     expensive = replace(TABLE, attention=TABLE.attention * 5)
-    assert shapes(sizing.keep_within(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
-    assert shapes(sizing.keep_within(heads, neurons, expensive, 0.82)) == [Shape(1, 128)] * 2
+    assert shapes(sizing.keep_within_budget(heads, neurons, TABLE, 0.8)) == [Shape(4, 64)] * 2
+    assert shapes(sizing.keep_within_budget(heads, neurons, expensive, 0.82)) == [Shape(1, 128)] * 2
 
 
 # a speedup
@@ -91,7 +91,7 @@ def test_a_correct_prediction_is_accepted_at_once(tiny_encoder):
     spy = Spy(additive(0.03, 0.1, 0.36))
     kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.23)
     assert spy.seen == [shapes(kept)]
-    share = latency_table.predicted_time(TABLE, shapes(kept))
+    share = latency_table.predict_time(TABLE, shapes(kept))
     assert 0.97 / 1.23 <= share <= 1 / 1.23
     result = facts["speedup"]
     assert (result["wanted"], result["predicted"]) == (1.23, pytest.approx(1 / share))
@@ -103,7 +103,7 @@ def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast
     spy = Spy(slower(1.1))
     kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.25)
     assert 2 <= len(spy.seen) <= sizing.MAX_MEASUREMENTS
-    times = [latency_table.predicted_time(TABLE, sizes) for sizes in spy.seen]
+    times = [latency_table.predict_time(TABLE, sizes) for sizes in spy.seen]
     assert times[0] <= 0.8 < times[0] * 1.1
     assert times[-1] * 1.1 <= 0.8
     assert facts["speedup"]["measured"]["value"] >= 1.25
@@ -114,9 +114,9 @@ def test_a_model_that_is_slower_than_predicted_is_made_narrower_until_it_is_fast
 def test_a_model_that_is_faster_than_predicted_keeps_more_units(tiny_encoder):
     spy = Spy(slower(0.85))
     kept, facts = sizing.keep_for_speedup(tiny_encoder(), HEADS, NEURONS, TABLE, spy, speedup=1.35)
-    times = [latency_table.predicted_time(TABLE, sizes) for sizes in spy.seen]
+    times = [latency_table.predict_time(TABLE, sizes) for sizes in spy.seen]
     assert times[-1] > times[0]
-    assert latency_table.predicted_time(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
+    assert latency_table.predict_time(TABLE, shapes(kept)) == max(time for time in times if time * 0.85 <= 1 / 1.35)
     assert facts["speedup"]["measured"]["value"] >= 1.35
 
 
@@ -127,8 +127,8 @@ def test_a_disturbed_measurement_changes_the_budget_little_and_logs_a_warning(va
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["other processes disturbed the measurement; run it again on an idle machine"]
     for tries, sizes in enumerate(spy.seen):
-        budget = 0.8 * sizing.TARGET_BUDGET_USE * (1.05 if value < 1 else 0.95) ** tries
-        assert sizes == shapes(sizing.keep_within(HEADS, NEURONS, TABLE, budget))
+        budget = 0.8 * sizing.TARGET_TIME_USE * (1.05 if value < 1 else 0.95) ** tries
+        assert sizes == shapes(sizing.keep_within_budget(HEADS, NEURONS, TABLE, budget))
 
 
 def test_if_no_model_is_fast_enough_the_fastest_is_returned(tiny_encoder):

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from deploykit.errors import ModelError
-from deploykit.pruners._vocabulary.tokens import necessary, reduced
+from deploykit.pruners._vocabulary.tokens import reduced_tokenizer, required_token_ids
 
 WORDS = ("wonderful", "story", "stories", "storytelling", "told", "teller", "untold", "wonder", "wondering", "full")
 ELSEWHERE = ("quantum", "mechanics", "mechanical", "quarks", "quartz", "quarters", "equations", "equals", "measures")
@@ -91,8 +91,8 @@ def pair(request):
     whole = BUILDERS[request.param]([*CORPUS, *OTHERS])
     whole.add_tokens([AddedToken("<extra>", normalized=False)])
     used = {token for encoding in whole.encode_batch(CORPUS) for token in encoding.ids}
-    ids = necessary(whole, used)
-    return Pair(request.param, whole, reduced(whole, ids), ids)
+    ids = required_token_ids(whole, used)
+    return Pair(request.param, whole, reduced_tokenizer(whole, ids), ids)
 
 
 # refusals
@@ -112,7 +112,7 @@ def test_other_kinds_of_tokenizers_are_refused(model, kind):
         " Leave out the vocabulary step\\.$"
     )
     with pytest.raises(ModelError, match=message):
-        necessary(Tokenizer(model), {0})
+        required_token_ids(Tokenizer(model), {0})
 
 
 def test_added_tokens_that_would_get_other_numbers_are_refused():
@@ -120,7 +120,7 @@ def test_added_tokens_that_would_get_other_numbers_are_refused():
     whole = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
     whole.add_special_tokens(["[X]", "[Y]"])
     with pytest.raises(ModelError, match=r"^the added tokens of this tokenizer cannot be renumbered\."):
-        reduced(whole, [0, 1, 4, 3])
+        reduced_tokenizer(whole, [0, 1, 4, 3])
 
 
 # kept tokens
@@ -170,8 +170,8 @@ def test_tokens_keep_their_order_and_leave_no_gap(pair):
 
 def test_a_reduced_tokenizer_can_be_reduced_again(pair):
     used = {token for encoding in pair.small.encode_batch(CORPUS[:3]) for token in encoding.ids}
-    few = necessary(pair.small, used)
-    again = reduced(pair.small, few)
+    few = required_token_ids(pair.small, used)
+    again = reduced_tokenizer(pair.small, few)
     assert len(few) <= len(pair.ids)
     assert [encoding.tokens for encoding in again.encode_batch(CORPUS[:3])] == [
         encoding.tokens for encoding in pair.whole.encode_batch(CORPUS[:3])
@@ -179,7 +179,7 @@ def test_a_reduced_tokenizer_can_be_reduced_again(pair):
 
 
 def test_keeping_everything_gives_the_same_tokenizer(pair):
-    same = reduced(pair.whole, range(pair.whole.get_vocab_size()))
+    same = reduced_tokenizer(pair.whole, range(pair.whole.get_vocab_size()))
     contents = [
         json.loads(backend.to_str(), parse_float=lambda digits: round(float(digits), 9))
         for backend in (pair.whole, same)
@@ -193,7 +193,7 @@ def test_keeping_everything_gives_the_same_tokenizer(pair):
 def test_bpe_keeps_intermediate_tokens():
     """`told` is merged from `to` and `ld`, so they stay although no text of the corpus contains them as tokens."""
     whole = byte_level(CORPUS)
-    small = reduced(whole, necessary(whole, {whole.token_to_id("told")}))
+    small = reduced_tokenizer(whole, required_token_ids(whole, {whole.token_to_id("told")}))
     assert json.loads(small.to_str())["model"]["merges"] == [["t", "o"], ["l", "d"], ["to", "ld"]]
     assert len(json.loads(whole.to_str())["model"]["merges"]) > 30
     assert small.encode("told", add_special_tokens=False).tokens == ["told"]
@@ -203,8 +203,8 @@ def test_the_score_of_the_unknown_token_stays():
     """Unigram derives it from the lowest score, so the token with that score stays although no text uses it."""
     pieces = [("cc", -4.0), ("▁", -1.0), ("a", -2.0), ("▁a", -3.5), ("bb", -9.0), ("<unk>", 0.0)]
     whole = Tokenizer(models.Unigram(pieces, unk_id=5))
-    assert necessary(whole, {2}) == [1, 2, 4, 5]
-    small = reduced(whole, necessary(whole, {2}))
+    assert required_token_ids(whole, {2}) == [1, 2, 4, 5]
+    small = reduced_tokenizer(whole, required_token_ids(whole, {2}))
     assert json.loads(small.to_str())["model"]["unk_id"] == 3
     for text in ("a", "▁aé▁a", "éa", "a☃☃a"):  # with the same score, the unknown token is chosen as before
         assert small.encode(text).tokens == whole.encode(text).tokens

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from deploykit.errors import DataError, ModelError
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.problem import inputs
+from deploykit.modeling.problem import model_inputs
 from deploykit.pruners import vocabulary
 from deploykit.pruners._vocabulary import pruning
-from deploykit.pruners._vocabulary.tokens import necessary, reduced
+from deploykit.pruners._vocabulary.tokens import reduced_tokenizer, required_token_ids
 from deploykit.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def tokens_of(tokenizer, text):
 def logits_of(model, tokenizer, texts):
     batch = {name: torch.from_numpy(array) for name, array in tokenizer.collate(tokenizer.encode(texts)).items()}
     with torch.inference_mode():
-        return model.eval()(**inputs(model, batch)).logits
+        return model.eval()(**model_inputs(model, batch)).logits
 
 
 def same_answers(whole, problem, pruned):
@@ -64,15 +64,15 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_encoder, problem_of, tmp_p
 
 def test_a_text_that_would_be_tokenized_differently_is_refused_and_named(problem_of):
     whole = problem_of().tokenizer.backend
-    used = pruning.used(whole, ["the film"])
-    small = reduced(whole, necessary(whole, used))
-    pruning.verify(whole, small, ["the film"])
+    used = pruning.used_token_ids(whole, ["the film"])
+    small = reduced_tokenizer(whole, required_token_ids(whole, used))
+    pruning.require_same_tokens(whole, small, ["the film"])
     message = (
         r"^with the reduced vocabulary 'the story' is tokenized as \['\[CLS\]', 'the', 's', .*,"
         r" not as \['\[CLS\]', 'the', 'story'"
     )
     with pytest.raises(ModelError, match=message):
-        pruning.verify(whole, small, ["the film", "the story"])
+        pruning.require_same_tokens(whole, small, ["the film", "the story"])
 
 
 # results
@@ -94,7 +94,7 @@ def test_what_was_saved_is_reported(tiny_encoder, problem_of, tmp_path):
     before, after = problem.tokenizer.backend.get_vocab_size(), pruned.tokenizer.backend.get_vocab_size()
     assert after < before
     saved = 4 * 32 * (before - after)  # rows of the embedding, 32 columns of 4 bytes
-    assert saved == 4 * (checkpoint.parameters(whole) - checkpoint.parameters(pruned.model))
+    assert saved == 4 * (checkpoint.count_parameters(whole) - checkpoint.count_parameters(pruned.model))
     same = [
         tokens_of(pruned.tokenizer, text) == tokens_of(problem.tokenizer, text)
         for text in (row.input.text for row in problem.validation)

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from deploykit import recipe
 from deploykit.artifact import Metric
 from deploykit.errors import ModelError, RecipeError
-from deploykit.inference.predictor import collated
+from deploykit.inference.predictor import pad_in_batches
 from deploykit.modeling import surgery
-from deploykit.modeling.problem import inputs, sample, within
+from deploykit.modeling.problem import first_rows_within, model_inputs, sample
 from deploykit.modeling.surgery import Shape
 from deploykit.pruners import width
 from deploykit.pruners._width import meter, pruning
@@ -30,10 +30,10 @@ def prune(*arguments):
 
 def far(model, whole, rows, tokenizer):
     """The root mean square difference of two models' logits."""
-    (batch,) = collated([row.features for row in rows], tokenizer, len(rows))
+    (batch,) = pad_in_batches([row.features for row in rows], tokenizer, len(rows))
     batch = {name: torch.from_numpy(array) for name, array in batch.items()}
     with torch.inference_mode():
-        one, other = (found.eval()(**inputs(found, batch)).logits for found in (model, whole))
+        one, other = (found.eval()(**model_inputs(found, batch)).logits for found in (model, whole))
     shown = batch["attention_mask"].bool() if one.ndim == 3 else slice(None)
     return float((one - other)[shown].square().mean().sqrt())
 
@@ -105,9 +105,9 @@ def test_calibration_rows_are_drawn_once_and_the_same_for_a_seed(problem_of):
     assert [id(row) for row in drawn] != [id(row) for row in sample(rows, 50, 4)]
     assert len(sample(rows, 10**6, 0)) == len(rows)
     lengths = np.cumsum([len(row.features.encoding) for row in drawn])
-    assert within(drawn, int(lengths[9])) == drawn[:10]
-    assert within(drawn, int(lengths[9]) - 1) == drawn[:9]
-    assert within(drawn, 1) == drawn[:1]
+    assert first_rows_within(drawn, int(lengths[9])) == drawn[:10]
+    assert first_rows_within(drawn, int(lengths[9]) - 1) == drawn[:9]
+    assert first_rows_within(drawn, 1) == drawn[:1]
 
 
 # the whole method

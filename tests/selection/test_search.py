@@ -18,7 +18,7 @@ from deploykit.evaluation import timing, workload
 from deploykit.evaluation.comparison import compare
 from deploykit.evaluation.workload import Lengths
 from deploykit.graphs import variants
-from deploykit.inference.predictor import Predictor, collated
+from deploykit.inference.predictor import Predictor, pad_in_batches
 from deploykit.quantizers import auto, dynamic
 from deploykit.recipe import GateSection
 from deploykit.selection import candidates as candidate_grid
@@ -66,7 +66,7 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
         base=predictor,
         folder=tmp_path / "graphs",
         workload=workload.build(Lengths.from_counts({5: 1, 9: 2}), predictor.tokenizer, features, 0),
-        calibration=collated(features[:16], predictor.tokenizer, 8),
+        calibration=pad_in_batches(features[:16], predictor.tokenizer, 8),
         evaluate=evaluate,
         gates=LIMITS,
         data="d",

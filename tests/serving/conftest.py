@@ -65,7 +65,7 @@ def write_package(folder, manifest, inputs=None):
 
     def answers(*how):
         predictor = Predictor.load(made, 1, *how)
-        return golden.stored(predictor.task.dump(predictor.predict(inputs)))
+        return golden.to_stored(predictor.task.dump(predictor.predict(inputs)))
 
     exact = answers(Execution(), artifact.FLOAT_GRAPH if made.file(artifact.FLOAT_GRAPH).is_file() else artifact.GRAPH)
     questions, own = [item.model_dump(mode="json") for item in inputs], answers()

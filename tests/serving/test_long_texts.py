@@ -91,7 +91,7 @@ def test_evaluation_golden_set_and_service_agree_on_a_long_text(serve, long_pack
     rows = tuple(Example(part, None) for part in (short, item, short))  # beside others, as in an evaluation
     evaluated = scoring.predict_all(predictor, Dataset(rows, rows, rows, spec.labels, {}))
     stored = golden.load(package)
-    verified = golden.loaded(stored.predictions, task)[-1]
+    verified = golden.from_stored(stored.predictions, task)[-1]
     for other in (evaluated["validation"][1], evaluated["test"][1], verified, stored.predict(predictor)[-1]):
         assert are_same(task.decide(other, spec), task.decide(alone, spec)) or name == "regression"
         assert task.distance(other, alone) <= TOLERANCE

@@ -102,7 +102,7 @@ def test_a_bento_carries_the_signature(signed, pair, tmp_path):
 
 def test_what_the_model_store_holds_is_signed_with_the_package(signed, pair):
     (signed / SIGNATURE).unlink()
-    tag = bundle.store(Artifact.load(signed))
+    tag = bundle.add_to_store(Artifact.load(signed))
     stored = Artifact.load(bentoml.models.get(tag).path)
     with pytest.raises(ArtifactError, match="not signed"):
         signing.check(stored, pair[1])

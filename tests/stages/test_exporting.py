@@ -14,13 +14,13 @@ from deploykit.engines.torch import TorchModel
 from deploykit.errors import GateError, ModelError
 from deploykit.graphs import export
 from deploykit.modeling import checkpoint, surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.quantizers import static
 from deploykit.stages import exporting, preflight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KEPT = (Kept(heads=(0, 2, 3), neurons=tuple(range(64))), Kept(heads=(1,), neurons=tuple(range(128))))
+KEPT = (KeptUnits(heads=(0, 2, 3), neurons=tuple(range(64))), KeptUnits(heads=(1,), neurons=tuple(range(128))))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
     manifest = found.manifest
     assert (manifest.kind, manifest.stage, manifest.execution.engine) == ("onnx", "export", "onnxruntime")
     assert manifest.labels == parent.manifest.labels
-    assert manifest.step.parameters == checkpoint.parameters(small)
+    assert manifest.step.parameters == checkpoint.count_parameters(small)
     assert manifest.step.bytes == found.file("model.onnx").stat().st_size
     assert [step.stage for step in manifest.history] == ["train", "export"]
     assert "model.safetensors" not in manifest.files
@@ -100,7 +100,7 @@ def test_the_artifact_holds_a_graph_with_the_parents_answers(task, tmp_path, tin
 
 
 def test_a_model_that_does_not_fit_one_file_is_refused_before_it_is_exported(job, monkeypatch):
-    monkeypatch.setattr(preflight, "LARGEST_GRAPH_BYTES", 1000)
+    monkeypatch.setattr(preflight, "MAX_GRAPH_BYTES", 1000)
     monkeypatch.setattr(exporting, "write_graph", lambda *_: pytest.fail("it was exported"))
     with pytest.raises(ModelError, match=r"GB of weights in float32, and graphs of 2 GB and more are not supported"):
         exporting.export(job)
@@ -122,7 +122,7 @@ def test_every_type_of_model_is_exported_with_parity_on_every_shape(kind, task, 
 @pytest.mark.parametrize("kind", [*ENCODERS, "gpt2", "llama"])
 def test_uneven_layers_some_of_which_went_are_exported_with_parity(kind, tiny_encoder, tmp_path):
     whole = tiny_encoder(kind, layers=3)
-    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [1])
+    small = surgery.without_layers(surgery.shrunk(whole, uneven(whole)), [1])
     exporting.write_graph(small, tmp_path, "text-classification", 18)
     session = engines.load("onnxruntime").load(tmp_path / "model.onnx", Execution())
     for batch in batches():
@@ -130,13 +130,13 @@ def test_uneven_layers_some_of_which_went_are_exported_with_parity(kind, tiny_en
             TorchModel(small, Execution(engine="torch")).run(batch)["logits"], session.run(batch)["logits"], atol=1e-5
         )
     weights = onnx.load(tmp_path / "model.onnx").graph.initializer
-    assert sum(numpy_helper.to_array(found).nbytes for found in weights) < 1.2 * 4 * checkpoint.parameters(small)
+    assert sum(numpy_helper.to_array(found).nbytes for found in weights) < 1.2 * 4 * checkpoint.count_parameters(small)
 
 
 @pytest.mark.parametrize("kind", ["marian", "t5"])
 def test_an_uneven_model_of_two_stacks_is_exported_with_parity(kind, tiny_encoder, tmp_path):
     whole = tiny_encoder(kind, "text2text-generation", layers=3)
-    small = surgery.without(surgery.shrunk(whole, uneven(whole)), [0, 4])
+    small = surgery.without_layers(surgery.shrunk(whole, uneven(whole)), [0, 4])
     exporting.write_graph(small, tmp_path, "text2text-generation", 18)
     encoder, decoder = (
         onnxruntime.InferenceSession(tmp_path / f"{name}_model.onnx") for name in ("encoder", "decoder")
@@ -262,7 +262,7 @@ def test_a_graph_takes_what_a_batch_holds_and_no_default_of_the_forward_pass(kin
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
 def test_heads_of_each_layer_are_constants_of_the_graph(kind, tiny_encoder, tmp_path):
-    kept = [Kept(heads, tuple(range(64))) for heads in ((0, 2, 3), (1,))][: 1 if kind == "albert" else 2]
+    kept = [KeptUnits(heads, tuple(range(64))) for heads in ((0, 2, 3), (1,))][: 1 if kind == "albert" else 2]
     export.write_graph(surgery.shrunk(tiny_encoder(kind), kept), tmp_path, "text-classification", 18)
     from deploykit.graphs import matmuls, variants
 

@@ -20,7 +20,7 @@ from deploykit.evaluation.comparison import Comparison
 from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.quantizers import dynamic
 from deploykit.stages import bundle, exporting, packaging
 
@@ -38,7 +38,7 @@ def packaged(tmp_path_factory, tiny_encoder, sealed_checkpoint, job_of):
 
     def build(task="text-classification"):
         if task not in made:
-            kept = [Kept((0, 2), tuple(range(64))), Kept((1,), tuple(range(128)))]
+            kept = [KeptUnits((0, 2), tuple(range(64))), KeptUnits((1,), tuple(range(128)))]
             small = surgery.shrunk(tiny_encoder(task=task), kept)
             parent = sealed_checkpoint(tmp_path_factory.mktemp("train") / "train", small, task)
             graph = exporting.export(job_of("export", parent, task))
@@ -69,13 +69,13 @@ def imported(file):
 
 
 def test_nothing_heavy_is_pinned():
-    names = {line.partition("==")[0] for line in bundle.requirements(bundle.SERVING_PACKAGES)}
+    names = {line.partition("==")[0] for line in bundle.pinned_requirements(bundle.SERVING_PACKAGES)}
     assert names & set(HEAVY) == set()
     assert not [name for name in names if name.startswith(("nvidia-cu", "cuda"))]
 
 
 def test_everything_is_pinned_once_to_what_is_installed_here():
-    lines = bundle.requirements(bundle.SERVING_PACKAGES)
+    lines = bundle.pinned_requirements(bundle.SERVING_PACKAGES)
     names = [line.partition("==")[0] for line in lines]
     assert lines == sorted(lines)
     assert len(names) == len(set(names))
@@ -87,18 +87,21 @@ def test_everything_is_pinned_once_to_what_is_installed_here():
 
 def test_nothing_is_pinned_without_a_runtime():
     with pytest.raises(MissingExtraError, match=r"pip install '\.\[cpu\]'"):
-        bundle.requirements(("numpy",))
+        bundle.pinned_requirements(("numpy",))
 
 
 def test_a_package_that_is_not_installed_is_left_out():
-    found = bundle.requirements(("no-such-package-at-all", "onnxruntime"))
-    assert found == bundle.requirements(("onnxruntime",))
+    found = bundle.pinned_requirements(("no-such-package-at-all", "onnxruntime"))
+    assert found == bundle.pinned_requirements(("onnxruntime",))
 
 
 def test_extras_are_pinned_with_what_they_pull_in_and_nothing_else():
-    assert bundle.members(["jwt", "redis"]) == ["pyjwt[crypto]", "limits", "redis"]
-    assert bundle.members([]) == []
-    names = {line.partition("==")[0] for line in bundle.requirements(["onnxruntime", *bundle.members(["redis"])])}
+    assert bundle.packages_of_extras(["jwt", "redis"]) == ["pyjwt[crypto]", "limits", "redis"]
+    assert bundle.packages_of_extras([]) == []
+    names = {
+        line.partition("==")[0]
+        for line in bundle.pinned_requirements(["onnxruntime", *bundle.packages_of_extras(["redis"])])
+    }
     assert {"limits", "redis", "deprecated"} <= names
     assert "pyjwt" not in names
 
@@ -111,14 +114,14 @@ def test_an_extra_that_is_not_installed_has_no_version_to_pin(monkeypatch):
     with pytest.raises(
         MissingExtraError, match=r"`extras: \[otel\]` needs .*'opentelemetry-.*pip install '\.\[otel\]'"
     ):
-        bundle.members(["otel"])
+        bundle.packages_of_extras(["otel"])
 
 
 # the library inside a package
 
 
 def test_every_pattern_finds_files_and_nothing_heavy_is_among_them():
-    assert all(list(ROOT.glob(pattern)) for pattern in bundle.SERVED)
+    assert all(list(ROOT.glob(pattern)) for pattern in bundle.SERVED_PATTERNS)
     names = {file.relative_to(ROOT).as_posix() for file in bundle.served_files()}
     assert {
         "__init__.py",
@@ -159,7 +162,7 @@ def test_the_copied_library_serves_by_itself(packaged, tmp_path):
 
 
 def test_the_hash_follows_the_content_and_the_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "ROOT", tmp_path)
+    monkeypatch.setattr(bundle, "PACKAGE_ROOT", tmp_path)
     (tmp_path / "serving").mkdir()
     (tmp_path / "errors.py").write_text("one")
     first = bundle.library_hash()
@@ -210,7 +213,7 @@ def test_a_package_holds_all_that_serving_needs_and_is_intact(task, packaged):
     assert not [name for name in names if name.endswith((".safetensors", ".bin", ".pkl", ".pt"))]
     assert (found.manifest.kind, found.manifest.serve.timeout_s) == ("package", 3.0)
     pinned = found.file("requirements.txt").read_text().splitlines()
-    assert pinned == bundle.requirements([*bundle.SERVING_PACKAGES, "pyjwt[crypto]"])
+    assert pinned == bundle.pinned_requirements([*bundle.SERVING_PACKAGES, "pyjwt[crypto]"])
     assert {"pyjwt", "cryptography"} <= {line.partition("==")[0] for line in pinned}
 
 
@@ -270,7 +273,7 @@ def test_the_golden_set_is_of_all_lengths_with_both_models_answers(task, package
     assert found.tolerance == golden.MIN_TOLERANCE
     module = tasks.load(task)
     reference = module.load(load_predictions(graph)["reference.validation"])
-    for text, prediction in zip(texts, golden.loaded(found.reference, module), strict=True):
+    for text, prediction in zip(texts, golden.from_stored(found.reference, module), strict=True):
         np.testing.assert_allclose(prediction, reference[of_rows.index(text)], rtol=1e-6)
 
 
@@ -291,7 +294,7 @@ def test_a_float_graph_that_is_carried_gives_its_answers_and_the_tolerance(packa
     task, inputs = served.task, found.items(served.task)
     answers = [floating.predict(inputs), served.predict(inputs)]
     assert found.tolerance == golden.tolerance_of(task, *answers)
-    assert max(golden.moved(task, *answers)) > 0
+    assert max(golden.distances(task, *answers)) > 0
 
     options["package"]["float_graph"] = False
     package = packaging.package(job_of("package", Artifact(both, manifest), **options))
@@ -332,5 +335,5 @@ def test_a_label_with_a_bar_does_not_break_the_table_of_the_card(packaged):
     _, package = packaged()
     manifest = package.manifest.model_copy(update={"labels": ("yes|no", "two\nlines")})
     compared = Comparison.model_validate(package.manifest.own_details["comparison"])
-    assert "\n| labels | yes\\|no, two lines |\n" in bundle.card(manifest, "a|b", compared, ())
-    assert "\n| runs as | a\\|b |\n" in bundle.card(manifest, "a|b", compared, ())
+    assert "\n| labels | yes\\|no, two lines |\n" in bundle.model_card(manifest, "a|b", compared, ())
+    assert "\n| runs as | a\\|b |\n" in bundle.model_card(manifest, "a|b", compared, ())

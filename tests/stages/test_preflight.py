@@ -59,10 +59,10 @@ def edit(base, **values):
 
 def tried(base, folder, *, pair=False, max_tokens=None):
     """Opens a base model as the stage train does and tries it out."""
-    preflight.check(base, AUTO, max_tokens, whole=True)
+    preflight.check(base, AUTO, max_tokens, is_exported_whole=True)
     tokenizer = base_tokenizer.save(base, folder / "out", max_tokens)
     model = base_model.open_base(base, AUTO, LABELS, fine_tuned=True, pad_id=tokenizer.pad_id)
-    preflight.try_out(model, tokenizer, base.name, pair=pair)
+    preflight.try_out(model, tokenizer, base.name, is_pair=pair)
     return model, tokenizer
 
 
@@ -81,14 +81,14 @@ def test_a_token_without_an_embedding_is_refused(base_of, tmp_path, tokenizer):
         rf" Call resize_token_embeddings\({count + 1}\) on the model and save it"
     )
     with pytest.raises(ModelError, match=message) as caught:
-        preflight.check(base, AUTO, None, whole=True)
+        preflight.check(base, AUTO, None, is_exported_whole=True)
     assert caught.value.exit_code == 2
     model, tokenizer = (
         base_model.open_base(base, AUTO, LABELS, fine_tuned=True),
         base_tokenizer.save(base, tmp_path / "out"),
     )
     with pytest.raises(ModelError, match=message):
-        preflight.try_out(model, tokenizer, base.name, pair=False)
+        preflight.try_out(model, tokenizer, base.name, is_pair=False)
 
 
 def test_a_text_that_is_longer_than_the_positions_is_refused(base_of, tokenizer):
@@ -97,7 +97,7 @@ def test_a_text_that_is_longer_than_the_positions_is_refused(base_of, tokenizer)
     with pytest.raises(
         ModelError, match=r"fails on an input of 64 tokens, the longest .* Set data\.max_tokens to what"
     ):
-        preflight.try_out(model, tokenizer, base.name, pair=False)
+        preflight.try_out(model, tokenizer, base.name, is_pair=False)
     assert not model.training
 
 
@@ -105,9 +105,9 @@ def test_a_second_type_of_token_that_the_model_does_not_have_is_refused(base_of,
     base = base_of(type_vocab_size=1)
     model, tokenizer = tried(base, tmp_path, pair=True)  # which tells none apart
     told = type(tokenizer)(tokenizer.backend, tokenizer.pad_id, "right", tokenizer.unknown_id, tokenizer.max_tokens)
-    preflight.try_out(model, told, base.name, pair=False)
+    preflight.try_out(model, told, base.name, is_pair=False)
     with pytest.raises(ModelError, match=r"fails on an input of 34 tokens"):
-        preflight.try_out(model, told, base.name, pair=True)
+        preflight.try_out(model, told, base.name, is_pair=True)
 
 
 @pytest.mark.parametrize("values", [{"vocab_size": 4_200_000, "hidden_size": 128}, {"intermediate_size": 9_000_000}])
@@ -115,23 +115,23 @@ def test_a_model_that_does_not_fit_one_file_is_refused_without_being_made(values
     base = base_of()
     edit(base, **values)
     with pytest.raises(ModelError, match=r"has 2\.\d\d GB of weights in float32, and graphs of 2 GB and more are not"):
-        preflight.check(base, AUTO, None, whole=True)
-    preflight.check(base, AUTO, None, whole=False)
+        preflight.check(base, AUTO, None, is_exported_whole=True)
+    preflight.check(base, AUTO, None, is_exported_whole=False)
 
 
 def test_a_model_of_another_kind_than_the_task_is_refused(base_of):
     base = base_of()
     edit(base, model_type="marian", d_model=32)
     with pytest.raises(ModelError, match=rf"cannot be loaded as {AUTO}: .*'marian' have no such head.* Check that"):
-        preflight.check(base, AUTO, None, whole=True)
+        preflight.check(base, AUTO, None, is_exported_whole=True)
 
 
 def test_a_pruned_model_is_counted_by_its_files(base_of):
     base = base_of()
     (base.folder / "deploykit_arch.json").write_text("{}")
     stored = checkpoint.load_file(base.folder / "model.safetensors")
-    assert preflight.stored(base.folder) == sum(tensor.numel() for tensor in stored.values())
-    preflight.check(base, AUTO, None, whole=True)
+    assert preflight.count_stored_parameters(base.folder) == sum(tensor.numel() for tensor in stored.values())
+    preflight.check(base, AUTO, None, is_exported_whole=True)
 
 
 @pytest.mark.parametrize("train", [None, {"method": "full", "epochs": 1}])

@@ -10,7 +10,7 @@ from deploykit.artifact.cost import Cost
 from deploykit.evaluation.workload import Lengths
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.stages import exporting, quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ def cache(monkeypatch, tmp_path):
 @pytest.fixture(scope="module", params=TASKS)
 def graph(request, tmp_path_factory, fitted, sealed_checkpoint, job_of):
     """An exported artifact of a model that has learned its task."""
-    small = surgery.shrunk(fitted(request.param)[0], [Kept((0, 1, 2), tuple(range(128)))] * 2)
+    small = surgery.shrunk(fitted(request.param)[0], [KeptUnits((0, 1, 2), tuple(range(128)))] * 2)
     parent = sealed_checkpoint(tmp_path_factory.mktemp("train") / "train", small, request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting.hardware, "cpu_limit", lambda: 1)
@@ -145,7 +145,9 @@ def test_a_copy_that_is_slower_is_not_kept_however_good(graph, job, clock):
 
 def test_a_copy_that_is_faster_and_as_good_is_kept_beside_the_float_graph(graph, job, clock, monkeypatch):
     clock(2.0, 1.0)
-    monkeypatch.setattr(hardware, "relied_on", lambda precision: ("avx512_vnni",) if precision == "int8" else ())
+    monkeypatch.setattr(
+        hardware, "precision_features", lambda precision: ("avx512_vnni",) if precision == "int8" else ()
+    )
     made = quantization.quantize(job(gates={"max_drop": 0.2, "inconclusive": "accept"}))
     found = Artifact.load(made.path)
     found.verify()
@@ -204,7 +206,7 @@ def test_auto_measures_for_real_and_keeps_what_it_says(graph, job):
 
 def test_lengths_come_from_a_page_of_metrics_where_the_recipe_names_one(tmp_path, graph, job, tokenizer):
     rows, base = job().dataset(), Predictor.load(graph, 1)
-    counted = quantization.lengths(None, rows, base)
+    counted = quantization.lengths_to_measure(None, rows, base)
     texts = [row.input.text for row in rows.train]
     assert counted.quantile(1.0) == max(len(found) for found in tokenizer.encode(texts))
     page = tmp_path / "metrics.txt"
@@ -213,4 +215,4 @@ def test_lengths_come_from_a_page_of_metrics_where_the_recipe_names_one(tmp_path
         'deploykit_input_tokens_bucket{le="8"} 0\ndeploykit_input_tokens_bucket{le="32"} 5\n'
         'deploykit_input_tokens_bucket{le="+Inf"} 5\ndeploykit_input_tokens_count 5\ndeploykit_input_tokens_sum 99\n'
     )
-    assert quantization.lengths(page, rows, base) == Lengths((17,), (1.0,))
+    assert quantization.lengths_to_measure(page, rows, base) == Lengths((17,), (1.0,))

@@ -16,10 +16,11 @@ from deploykit.errors import ArtifactError, GateError, InputError
 from deploykit.inference import golden
 from deploykit.inference.predictor import Predictor
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
+from deploykit.modeling.surgery import KeptUnits
 from deploykit.quantizers import auto
 from deploykit.selection import evaluator
 from deploykit.stages import bundle, explanation, exporting, packaging, quantization, retuning
+from deploykit.stages.opened_package import open_package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOAT, DYNAMIC, STATIC = ("float32", "dynamic int8", "static int8")
@@ -57,7 +58,7 @@ def made(tmp_path_factory, fitted, sealed_checkpoint, job_of):
         patch.setenv("DEPLOYKIT_CACHE", str(folder / "cache"))
         patch.setattr(exporting.hardware, "cpu_limit", lambda: 1)
         set_clock(patch, float32=4.0, dynamic=1.0, static=2.0)
-        small = surgery.shrunk(fitted("text-classification")[0], [Kept((0, 1, 2), tuple(range(128)))] * 2)
+        small = surgery.shrunk(fitted("text-classification")[0], [KeptUnits((0, 1, 2), tuple(range(128)))] * 2)
         parent = sealed_checkpoint(folder / "train", small)
         gates = {"max_drop": 0.2, "inconclusive": "accept"}
         graph = quantization.quantize(
@@ -98,7 +99,7 @@ def test_a_package_without_its_float_graph_is_refused(package):
 
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(InputError, match=r"minutes: Input should be greater than 0, got -1\."):
-        retuning.options(minutes=-1)
+        retuning.parse_options(minutes=-1)
 
 
 def test_on_another_machine_another_candidate_is_kept_and_the_package_is_whole(package, clock):
@@ -120,9 +121,11 @@ def test_on_another_machine_another_candidate_is_kept_and_the_package_is_whole(p
     asked = golden.load(again)
     predictor = Predictor.load(again, 1)
     served = predictor.predict(asked.items(predictor.task))
-    np.testing.assert_allclose(served, golden.loaded(asked.predictions, predictor.task), atol=1e-4)
+    np.testing.assert_allclose(served, golden.from_stored(asked.predictions, predictor.task), atol=1e-4)
     assert asked.float_predictions == golden.load(package).float_predictions
-    assert set(bundle.requirements(bundle.SERVING_PACKAGES)) == set(again.file("requirements.txt").read_text().split())
+    assert set(bundle.pinned_requirements(bundle.SERVING_PACKAGES)) == set(
+        again.file("requirements.txt").read_text().split()
+    )
 
 
 def test_the_code_is_a_fresh_copy_and_a_signature_stays_behind(package, clock, caplog):
@@ -142,7 +145,7 @@ def test_the_code_is_a_fresh_copy_and_a_signature_stays_behind(package, clock, c
     rewrite(package, record)
     clock(float32=4.0, dynamic=8.0, static=1.0)
     found = retuning.retune(package.path, options=auto.Options(engines=("onnxruntime",)))
-    fresh = {file.relative_to(bundle.ROOT).as_posix(): file.read_bytes() for file in bundle.served_files()}
+    fresh = {file.relative_to(bundle.PACKAGE_ROOT).as_posix(): file.read_bytes() for file in bundle.served_files()}
     files = [file for file in found.file(artifact.LIBRARY).rglob("*") if file.is_file()]
     assert {file.relative_to(found.file(artifact.LIBRARY)).as_posix(): file.read_bytes() for file in files} == fresh
     assert not found.file(artifact.SIGNATURE).exists()
@@ -171,7 +174,7 @@ def test_what_broke_a_gate_where_it_was_made_is_not_tried(package, clock):
 
     rewrite(package, break_static)
     clock(float32=4.0, dynamic=2.0, static=1.0)
-    known = retuning.passed_before(retuning.open_package(package.path), auto.Options(engines=("onnxruntime",)), 1)
+    known = retuning.passed_before(open_package(package.path), auto.Options(engines=("onnxruntime",)), 1)
     assert {spec.quantizer for spec in known} == {"none", "dynamic"}
 
 
@@ -252,7 +255,7 @@ def test_an_explanation_ranks_every_matmul_and_prices_growing_groups(package, cl
     predictor = Predictor.load(package, 1)
     inputs = golden.load(package).items(predictor.task)
     exact = Predictor.load(package, 1, Execution(), FLOAT_GRAPH).predict(inputs)
-    assert result.prices[0].changed == golden.changed(predictor, predictor.predict(inputs), exact)
+    assert result.prices[0].changed == golden.count_changed(predictor, predictor.predict(inputs), exact)
     assert len(explanation.damage_rows(result)) == 12
     assert explanation.price_rows(result)[1][0] == "the worst 1"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.modeling.losses import MAX_LOGIT, largest
+from deploykit.modeling.losses import MAX_LOGIT, max_magnitude
 from deploykit.tasks import Spec
 from deploykit.tasks import question_answering as task
 from deploykit.tasks.question_answering import Input, Prediction
@@ -239,9 +239,9 @@ def test_predictions_come_back_from_their_arrays():
 
 def test_offsets_of_answers_are_no_logits():
     far = Prediction("a", 3.0, 1.0, 0.9, 70, 5000, 5001)
-    assert largest(task.dump([far])) == 3.0
+    assert max_magnitude(task.dump([far])) == 3.0
     empty = decoded_empty(5000)
-    assert largest(task.dump([empty])) < MAX_LOGIT
+    assert max_magnitude(task.dump([empty])) < MAX_LOGIT
 
 
 def decoded_empty(length):

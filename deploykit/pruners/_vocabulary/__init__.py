@@ -1,1 +1,1 @@
-"""How the vocabulary is reduced."""
+"""Helpers of the vocabulary pruner: reducing a tokenizer, and a model along with it."""

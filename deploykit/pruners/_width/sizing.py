@@ -9,38 +9,69 @@ import torch
 
 from deploykit.artifact import Metric
 from deploykit.modeling import surgery
-from deploykit.modeling.surgery import Kept
-from deploykit.pruners._width.latency_table import LatencyTable, predicted_time
+from deploykit.modeling.surgery import KeptUnits
+from deploykit.pruners._width.latency_table import LatencyTable, predict_time
 from deploykit.pruners._width.meter import Measure
-from deploykit.pruners._width.ranking import BLOCK_NEURONS, Float64, best, by_share, by_time, in_blocks
+from deploykit.pruners._width.ranking import (
+    BLOCK_NEURONS,
+    Float64,
+    block_importance,
+    counts_by_share,
+    counts_by_time,
+    most_important,
+)
 
-MAX_MEASUREMENTS = 4  # of one choice; each exports and times a model
-MIN_BUDGET_USE = 0.97  # a model that takes less of the time budget could keep more heads and neurons
-TARGET_BUDGET_USE = (1 + MIN_BUDGET_USE) / 2  # the middle, so that noise in either direction stays in the range
-MAX_BUDGET_STEP = 0.05  # relative change per try: the table is nearly right, while one measurement may be disturbed
+MAX_MEASUREMENTS = 4  # tries for one speedup; each exports and times a model
+MIN_TIME_USE = 0.97  # of the wanted time; a faster model could keep more heads and neurons
+TARGET_TIME_USE = (1 + MIN_TIME_USE) / 2  # the middle of the allowed range, so that noise rarely leads out of it
+MAX_BUDGET_CHANGE = 0.05  # relative, per try; the table is nearly right, and a single measurement may be disturbed
 MAX_INTERVAL_SHARE = 0.2  # of the speedup; a wider interval means that other processes disturbed the measurement
 log = logging.getLogger(__name__)
 
 
-def keep_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[Kept]:
-    """Keeps the best share of the heads of all layers together, and of the blocks of neurons; see `keep_for_speedup`.
+def keep_by_share(heads: Sequence[Float64], neurons: Sequence[Float64], keep: float) -> list[KeptUnits]:
+    """Keeps the most important share of the heads of all layers together, and of the blocks of neurons.
 
     At least one head and one block stay in each layer.
+
+    Args:
+        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
+        neurons: importance, one array per layer, `(neurons,)`.
+        keep: the share.
     """
-    return _kept(heads, neurons, [*by_share(heads, keep), *by_share([in_blocks(row) for row in neurons], keep)])
+    blocks = [block_importance(layer) for layer in neurons]
+    return _kept_units(heads, neurons, [*counts_by_share(heads, keep), *counts_by_share(blocks, keep)])
 
 
-def keep_within(heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float) -> list[Kept]:
-    """Keeps the heads and neurons with the highest total importance within a budget, as share of the full time."""
-    importance = [*heads, *(in_blocks(row) for row in neurons)]
+def keep_within_budget(
+    heads: Sequence[Float64], neurons: Sequence[Float64], table: LatencyTable, budget: float
+) -> list[KeptUnits]:
+    """Keeps the heads and neurons with the highest total importance within a time budget.
+
+    Args:
+        heads: importance, one array per layer, `(heads,)`; empty if heads cannot be removed.
+        neurons: importance, one array per layer, `(neurons,)`.
+        table: the cost of heads and blocks.
+        budget: predicted time of the model, as a share of the unpruned model's time.
+    """
+    importance = [*heads, *(block_importance(layer) for layer in neurons)]
     costs = [table.attention] * len(heads) + [table.feed_forward] * len(neurons)
-    return _kept(heads, neurons, by_time(importance, costs, budget - table.fixed))
+    return _kept_units(heads, neurons, counts_by_time(importance, costs, budget - table.fixed))
 
 
-def _kept(heads: Sequence[Float64], neurons: Sequence[Float64], counts: Sequence[int]) -> list[Kept]:
-    """Turns counts (heads of each layer, then blocks of each layer) into the indices that each layer keeps."""
-    layers = zip(heads, neurons, counts[: len(heads)], counts[len(heads) :], strict=True)
-    return [Kept(best(h, count), best(n, blocks * BLOCK_NEURONS)) for h, n, count, blocks in layers]
+def _kept_units(heads: Sequence[Float64], neurons: Sequence[Float64], counts: Sequence[int]) -> list[KeptUnits]:
+    """Returns the indices of the units that each layer keeps.
+
+    Args:
+        heads: importance, one array per layer.
+        neurons: importance, one array per layer.
+        counts: how many heads each layer keeps, and then how many blocks of neurons each layer keeps.
+    """
+    head_counts, block_counts = counts[: len(heads)], counts[len(heads) :]
+    return [
+        KeptUnits(most_important(layer_heads, count), most_important(layer_neurons, blocks * BLOCK_NEURONS))
+        for layer_heads, layer_neurons, count, blocks in zip(heads, neurons, head_counts, block_counts, strict=True)
+    ]
 
 
 def keep_for_speedup(
@@ -50,11 +81,12 @@ def keep_for_speedup(
     table: LatencyTable,
     measure: Measure,
     speedup: float,
-) -> tuple[list[Kept], dict[str, Any]]:
-    """Keeps the most important heads and neurons of a model that must be this many times as fast as the whole model.
+) -> tuple[list[KeptUnits], dict[str, Any]]:
+    """Keeps the most important heads and neurons with which a model is faster than the unpruned model by a factor.
 
-    The table predicts the time of a choice, and a measurement checks it. If the measured time is not within the range,
-    the budget is corrected by the ratio, in small steps, and the choice is repeated.
+    The table predicts the time of a choice, and a measurement checks it. If the measured time is too long, or shorter
+    than `MIN_TIME_USE` of the wanted time, the budget is corrected by the ratio of the two times, in small steps, and
+    the choice is repeated.
 
     Args:
         model: the model to prune, which may have been pruned before.
@@ -62,23 +94,29 @@ def keep_for_speedup(
         neurons: importance, one array per layer, `(neurons,)`.
         table: the cost of heads and blocks.
         measure: times a model.
-        speedup: over the whole model.
+        speedup: the factor: the unpruned model's time divided by that of the pruned model.
 
     Returns:
-        The units to keep, and the facts: the speedup wanted, predicted and measured. If all tries are too slow, the
-        fastest is returned; otherwise the slowest of those that are fast enough, because it keeps the most.
+        The units to keep, and for the manifest the speedup wanted, predicted and measured. Among the tries that are
+        fast enough, the slowest is returned, because it keeps the most; if there is none, the fastest try is.
     """
-    tries = list[tuple[list[Kept], Metric]]()
-    wanted = 1 / speedup
-    budget = TARGET_BUDGET_USE * wanted
-    while len(tries) < MAX_MEASUREMENTS and not (tries and MIN_BUDGET_USE * wanted <= tries[-1][1].value <= wanted):
-        kept = keep_within(heads, neurons, table, budget)
-        tries.append((kept, measure(surgery.shrunk(model, kept))))
-        budget *= np.clip(TARGET_BUDGET_USE * wanted / tries[-1][1].value, 1 - MAX_BUDGET_STEP, 1 + MAX_BUDGET_STEP)
-    fast = [entry for entry in tries if entry[1].value <= wanted]
-    kept, share = max(fast or tries, key=lambda entry: entry[1].value if fast else -entry[1].value)
-    measured = Metric(value=1 / share.value, low=1 / share.high, high=1 / share.low)
-    predicted = 1 / predicted_time(table, [surgery.Shape(len(layer.heads), len(layer.neurons)) for layer in kept])
+    tries = list[tuple[list[KeptUnits], Metric]]()  # units and measured time; times are shares of the unpruned model's
+    wanted_time = 1 / speedup
+    budget = TARGET_TIME_USE * wanted_time
+    while len(tries) < MAX_MEASUREMENTS:
+        kept = keep_within_budget(heads, neurons, table, budget)
+        time = measure(surgery.shrunk(model, kept))
+        tries.append((kept, time))
+        if MIN_TIME_USE * wanted_time <= time.value <= wanted_time:
+            break
+        budget *= np.clip(TARGET_TIME_USE * wanted_time / time.value, 1 - MAX_BUDGET_CHANGE, 1 + MAX_BUDGET_CHANGE)
+    fast_enough = [(kept, time) for kept, time in tries if time.value <= wanted_time]
+    if fast_enough:
+        kept, time = max(fast_enough, key=lambda entry: entry[1].value)
+    else:
+        kept, time = min(tries, key=lambda entry: entry[1].value)
+    measured = Metric(value=1 / time.value, low=1 / time.high, high=1 / time.low)
+    predicted = 1 / predict_time(table, [surgery.Shape(len(layer.heads), len(layer.neurons)) for layer in kept])
     if measured.high - measured.low > MAX_INTERVAL_SHARE * measured.value:
         log.warning("other processes disturbed the measurement; run it again on an idle machine")
     log.info("speedup: %.3g wanted, %.3g predicted, %.3g measured", speedup, predicted, measured.value)

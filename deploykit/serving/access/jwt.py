@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deploykit.errors import InputError, extra_missing
+from deploykit.errors import InputError, missing_extra_error
 from deploykit.serving.access import check
 from deploykit.serving.access.check import Refusal
 from deploykit.serving.access.jwks import KeySet, RemoteKeySet
@@ -48,7 +48,7 @@ class TokenChecker:
         try:
             import jwt
         except ImportError as error:
-            raise extra_missing("a service with tokens", error.name, "jwt") from error
+            raise missing_extra_error("a service with tokens", error.name, "jwt") from error
         self._jwt: Any = jwt
         self._source, self._issuer, self._audience, self._limits = jwks, issuer, audience, limits
         self._key_set: WatchedFile[KeySet] | RemoteKeySet

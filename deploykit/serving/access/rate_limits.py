@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
 
-from deploykit.errors import InputError, extra_missing
+from deploykit.errors import InputError, missing_extra_error
 from deploykit.serving.call import Client
 from deploykit.serving.problems import Problem, retry_after_header
 
@@ -84,7 +84,7 @@ class RedisWindows:
             from limits.aio import storage, strategies
             from limits.errors import ConfigurationError
         except ImportError as error:
-            raise extra_missing("a service with shared limits", error.name, "redis") from error
+            raise missing_extra_error("a service with shared limits", error.name, "redis") from error
         timeouts: Any = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
         self._make_item = RateLimitItemPerSecond
         try:

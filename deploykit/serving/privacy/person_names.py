@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import InputError, extra_missing
+from deploykit.errors import InputError, missing_extra_error
 from deploykit.serving.settings import Settings
 
 PERSON_ENTITY = "PERSON"  # as Presidio calls names of people
@@ -66,7 +66,7 @@ def require_model(settings: Settings) -> None:
     if model is None:
         return
     if find_spec("presidio_analyzer") is None or find_spec("spacy") is None:
-        raise extra_missing("the recipe's redact_names", "presidio-analyzer", "presidio")
+        raise missing_extra_error("the recipe's redact_names", "presidio-analyzer", "presidio")
     if not (Path(model).is_dir() or (model.isidentifier() and find_spec(model))):
         raise InputError(
             f"the recipe's redact_names wants the spaCy model {model!r}, which is not installed here."

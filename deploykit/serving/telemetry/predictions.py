@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit import tasks
 from deploykit.artifact import Manifest
-from deploykit.inference.drift import Drift, Feature
+from deploykit.inference.drift import Distribution, Drift
 from deploykit.serving.telemetry.metrics import DRIFT_FEATURES, Metrics
 from deploykit.tasks import Prediction
 from deploykit.tokenizer import Encoding
@@ -32,7 +32,7 @@ class PredictionStatistics:
     def __init__(self, metrics: Metrics, manifest: Manifest) -> None:
         self._metrics, self._task, self._spec = metrics, tasks.task_of(manifest), tasks.spec_of(manifest)
         reference = manifest.details.get("package", {}).get("reference", {})
-        features = {name: Feature.model_validate(reference[name]) for name in DRIFT_FEATURES if name in reference}
+        features = {name: Distribution.model_validate(reference[name]) for name in DRIFT_FEATURES if name in reference}
         self._drift = Drift(features)
         self._predictions: list[Prediction] = []
         self._encodings: list[Encoding] = []
@@ -61,12 +61,12 @@ class PredictionStatistics:
     def _count(self, predictions: Sequence[Prediction], encodings: Sequence[Encoding]) -> None:
         """Counts predictions and texts in the metrics, and adds them to the distributions of drift."""
         self._metrics.count_texts(encodings)
-        self._drift.see("length", list(map(len, encodings)))
+        self._drift.count("length", list(map(len, encodings)))
         observed = self._task.observe(predictions, self._spec)
         if not len(observed.labels):
             return
         units = observed.units[observed.units > 0]
         weights = 1 / np.repeat(units, units)  # the units of a text count as one text
-        self._drift.see("label", observed.labels, weights)
-        self._drift.see("confidence", observed.confidences, weights)
+        self._drift.count("label", observed.labels, weights)
+        self._drift.count("confidence", observed.confidences, weights)
         self._metrics.count_predictions(tasks.observed_labels(self._task, self._spec), observed)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from deploykit.errors import extra_missing
+from deploykit.errors import missing_extra_error
 from deploykit.serving.call import Call
 
 KNOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are recorded as `_OTHER`
@@ -38,7 +38,7 @@ class TraceSender:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise extra_missing("a service with traces", error.name, "otel") from error
+            raise missing_extra_error("a service with traces", error.name, "otel") from error
         resource = Resource.create({"service.name": name, "service.version": version})
         self._provider = TracerProvider(
             resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
