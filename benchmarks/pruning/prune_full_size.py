@@ -86,7 +86,9 @@ def made_up(vocabulary: int, rows: int, *, writes: bool) -> Problem:
     problem = Problem.of(task, spec, tokenizer, examples, examples[:8], seed=0)
     if not writes:
         return problem
-    return replace(problem, train=tuple(replace(row, target=row.features.encoding.ids) for row in problem.train))
+    return replace(
+        problem, train=tuple(replace(row, targets={"labels": row.features.encoding.ids}) for row in problem.train)
+    )
 
 
 def difference(model: torch.nn.Module, tokenizer: Tokenizer, texts: tuple[str, ...], folder: Path) -> float:

@@ -152,14 +152,14 @@ def test_the_model_is_left_at_its_best_epoch(tmp_path, tiny_encoder, problem_of,
 def test_among_epochs_with_the_same_metric_the_one_with_the_lowest_loss_is_kept(
     tmp_path, tiny_encoder, problem_of, monkeypatch
 ):
-    judge, weights = finetuning.quality, []
+    judge, weights = finetuning.validation_metrics, []
     model = tiny_encoder()
 
     def staged(*arguments):
         weights.append(state(model))
         return {**judge(*arguments), "accuracy": 0.9}
 
-    monkeypatch.setattr(finetuning, "quality", staged)
+    monkeypatch.setattr(finetuning, "validation_metrics", staged)
     curve = fit(model, problem_of(count=48), FitOptions(epochs=4, **QUICK), classification_loss(), tmp_path)
     losses = [point["loss"] for point in curve if point["split"] == "validation"]
     best = losses.index(min(losses))

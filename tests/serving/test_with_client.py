@@ -65,5 +65,5 @@ def test_what_clients_say_of_answers_becomes_labelled_rows(recording_package, tm
         {"text": "a great film", "label": first.label},
         {"text": "ask xxxx@xxxx.xxxxxxx", "label": wrong},
     ]
-    assert (found.records.total(), found.corrected.total(), found.right.total()) == (3, 2, 1)
+    assert (found.prediction_counts.total(), found.judged_counts.total(), found.correct_counts.total()) == (3, 2, 1)
     assert not [file for file in folder.iterdir() if b"@mail" in file.read_bytes()]
