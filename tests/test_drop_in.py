@@ -179,7 +179,7 @@ from deploykit.serving import launch
 package = Path(sys.argv[1])
 assert str(deploykit.__file__).startswith(sys.argv[2]), deploykit.__file__
 with launch.running_service(package, keys=None, environ={**os.environ, "DEPLOYKIT_AUTH": "off"}) as url:
-    body = json.dumps({"inputs": [{"body": "stop it !"}, {"body": "good night"}]}).encode()
+    body = json.dumps({"inputs": [{"body": "this story !"}, {"body": "this story ."}]}).encode()
     request = urllib.request.Request(url + "/v1/predict", body, {"content-type": "application/json"})
     print(urllib.request.urlopen(request).read().decode())
 """

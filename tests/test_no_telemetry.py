@@ -103,9 +103,9 @@ import os, sys
 from deploykit import no_telemetry
 os.setgid(54321)
 os.setuid(54321)
-del sys.modules[no_telemetry.OPENVINO]
+del sys.modules[no_telemetry.OPENVINO_TELEMETRY]
 no_telemetry.switch_off()
-print(no_telemetry.OPENVINO in sys.modules)
+print(no_telemetry.OPENVINO_TELEMETRY in sys.modules)
 """
 
 

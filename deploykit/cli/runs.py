@@ -117,12 +117,12 @@ def _load_recipe(path: Path, overrides: list[str] | None) -> "Recipe":
     return recipe.load(path, overrides or ())
 
 
-def _run(recipe: "Recipe", **stages: Any) -> None:
-    """Runs the stages that the arguments of `pipeline.run` select, and prints the result."""
-    _print_result(_run_stages(recipe, **stages))
+def _run(recipe: "Recipe", **selection: Any) -> None:
+    """Runs stages and prints the result; `selection` is `first`, `until` or `only` of `pipeline.run`."""
+    _print_result(_run_stages(recipe, **selection))
 
 
-def _run_stages(recipe: "Recipe", **stages: Any) -> "list[StageOutcome]":
+def _run_stages(recipe: "Recipe", **selection: Any) -> "list[StageOutcome]":
     """Runs a recipe, and prints each stage when it begins and when it ends."""
     from deploykit import pipeline
 
@@ -132,7 +132,7 @@ def _run_stages(recipe: "Recipe", **stages: Any) -> "list[StageOutcome]":
         elif not planned.finished:
             err.print(f"{planned.stage} ({planned.method}) …", markup=False)
 
-    return pipeline.run(recipe, notify=print_progress, **stages)
+    return pipeline.run(recipe, notify=print_progress, **selection)
 
 
 def _print_result(outcomes: "list[StageOutcome]") -> None:

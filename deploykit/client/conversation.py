@@ -127,7 +127,7 @@ class Conversation:
                 request = httpx.Request("POST", self._url + path, json=body, headers=headers, extensions=limits)
             except UnicodeEncodeError as error:
                 raise InputError(
-                    f"a text holds what is no character: {error}. Replace half surrogates in it."
+                    f"a text cannot be encoded as UTF-8: {error}. Remove its unpaired surrogates."
                 ) from None
             outcome = yield request
             if isinstance(outcome, httpx.Response) and outcome.status_code == 200:
@@ -173,7 +173,7 @@ def _read_answer(response: httpx.Response, read: Callable[[httpx.Response], T], 
         return read(response)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServiceError(
-            f"{url} answered, and not as a deploykit service does ({type(error).__name__}): {response.text[:200]!r}."
+            f"{url} answered, but not as a deploykit service does ({type(error).__name__}): {response.text[:200]!r}."
             " Is this its address?",
             response.status_code,
             response.headers.get("x-request-id"),

@@ -28,8 +28,8 @@ class BrokenRow:
 class Table:
     """The content of a source.
 
-    `place_unit` says what the numbers of places count: lines of a file, or rows, both from 1. `columns` may lack
-    columns that only broken rows have. `warnings` are sentences about content that was not read.
+    `place_unit` says whether the place of a row is the number of its line or of the row; both start at 1. Columns that
+    only broken rows have may be missing from `columns`. `warnings` are sentences about content that was not read.
     """
 
     name: str

@@ -81,9 +81,14 @@ def _read_number(file: Path) -> float:
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """A progress bar over the steps; it is not shown if the output is no terminal."""
+    """A progress bar over the steps; it is not shown if the output is no terminal.
 
-    def __init__(self) -> None:
+    Args:
+        metric: name of the metric to show after each epoch.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -95,10 +100,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._bar.update(state.global_step - self._bar.n)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Logs the metric that decides which epoch is best, and shows it in the bar."""
-        value = metrics[f"eval_{args.metric_for_best_model}"]
-        log.info("epoch %.0f: validation %s %.4f", state.epoch, args.metric_for_best_model, value)
-        self._bar.set_postfix({args.metric_for_best_model: f"{value:.4f}"})
+        """Logs the metric, and shows it in the bar."""
+        value = metrics[f"eval_{self._metric}"]
+        log.info("epoch %.0f: validation %s %.4f", state.epoch, self._metric, value)
+        self._bar.set_postfix({self._metric: f"{value:.4f}"})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes the bar."""

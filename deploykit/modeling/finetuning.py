@@ -126,7 +126,7 @@ def _fit(model: torch.nn.Module, problem: Problem, options: FitOptions, loss: Lo
             model, problem, f"after epoch {trainer.state.epoch:g}, {rate_text}"
         ),
         optimizers=(optimizer, deadline.schedule(optimizer, steps, options.warmup) if deadline else None),
-        callbacks=[Progress(), *early_stopping, *([deadline] if deadline else [])],
+        callbacks=[Progress(problem.task.METRICS[0]), *early_stopping, *([deadline] if deadline else [])],
     )
     trainer.metric = problem.task.METRICS[0]
     trainer.remove_callback(PrinterCallback)

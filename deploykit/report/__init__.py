@@ -93,7 +93,7 @@ def facts(artifacts: Sequence[Artifact], limits: GateSection) -> dict[str, Any]:
 
 
 def _timing_note(step: Step) -> str:
-    """Says how the times of the stages were measured, with a warning if other processes disturbed that."""
+    """Says how the latencies of the stages' models were measured, with a warning if other processes disturbed that."""
     warning = (
         f", while other processes used the cores for {step.waited_share:.0%} of the time: measure again on a quiet"
         " machine before you rely on them"

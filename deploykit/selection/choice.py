@@ -1,4 +1,4 @@
-"""Chooses the candidate that is kept: the best at the objective among those that pass every gate.
+"""Chooses the candidate that is kept: the best by the objective among those that pass every gate.
 
 These are pure functions on measurements; `search` measures. The float graph is always one of the candidates.
 """
@@ -60,7 +60,7 @@ class Candidate(Frozen):
 
 
 def cost(candidate: Candidate, objective: Objective) -> float:
-    """Returns what the objective minimizes: milliseconds per text, or bytes for the objective `size`.
+    """Returns whby the objective minimizes: milliseconds per text, or bytes for the objective `size`.
 
     For latency, it is the geometric mean of the median times of short, medium and long texts, so that each length has
     the same weight.

@@ -26,8 +26,8 @@ from deploykit.selection.candidates import Spec, installed_engines
 from deploykit.selection.choice import Candidate
 
 SCREENING_SAMPLE_S = 0.2  # about how long the float graph takes for the mixed texts of the screening
-# How candidates are made and timed; part of the keys of measurements, so a change makes older ones unused.
-PROTOCOL = "padded as in use, weights of 7 bits without VNNI"
+# Part of the keys of cached measurements. Change the text whenever candidates are made or timed in another way.
+MEASUREMENT_VERSION = "padded as in use, weights of 7 bits without VNNI"
 
 
 class Evaluation(Frozen):
@@ -49,12 +49,12 @@ class Bench:
     Attributes:
         graph: the exported float graph.
         base: its predictor on all cores.
-        folder: for graphs that are written.
+        folder: where the graphs of candidates are written.
         workload: the texts to time.
         calibration: padded batches of training rows, for quantizers.
         evaluate: evaluates a candidate, given its predictor.
-        gates: of the recipe.
-        data: a hash of the rows that `evaluate` uses.
+        gates: the section `gates` of the recipe.
+        data_key: identifies the rows that `evaluate` uses: the key of the stage before, or the package's digest.
     """
 
     graph: Path
@@ -64,7 +64,7 @@ class Bench:
     calibration: Sequence[Batch]
     evaluate: Callable[[Spec, Predictor], Evaluation]
     gates: GateSection
-    data: str
+    data_key: str
 
     @cached_property
     def key(self) -> str:
@@ -72,11 +72,13 @@ class Bench:
         names = ("cpu", "cores", "cpu_features", "gpus")
         machine = {name: value for name, value in hardware.describe().items() if name in names}
         versions = [engines.load(name).versions() for name in installed_engines()]
-        return measurements.key_of(PROTOCOL, sha256_of(self.graph), self.data, self.workload.key, machine, versions)
+        return measurements.key_of(
+            MEASUREMENT_VERSION, sha256_of(self.graph), self.data_key, self.workload.key, machine, versions
+        )
 
     @cached_property
     def screening_workload(self) -> Workload:
-        """The workload with so few of its mixed texts that the float graph takes `SCREENING_SAMPLE_S` seconds."""
+        """A part of the workload, whose mixed texts take the float graph about `SCREENING_SAMPLE_S` seconds."""
         start = time.perf_counter()
         for batch in self.workload.mixed_batches(self.base.engine.execution.batch_tokens, self.base.engine):
             self.base.engine.run(batch)

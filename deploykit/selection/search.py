@@ -44,7 +44,7 @@ COMPARED_QUANTITIES = {"latency": "latency", "throughput": "time per text", "siz
 
 
 def search(specs: Sequence[Spec], bench: Bench, options: Options) -> tuple[list[Entry], list[Candidate]]:
-    """Searches for the best candidate at the objective that passes every gate; `specs` begin with the float graph.
+    """Searches for the best candidate by the objective that passes every gate; `specs` begin with the float graph.
 
     Returns:
         The entries, and the same as candidates. One candidate is kept, or none if none passes. The order is that of

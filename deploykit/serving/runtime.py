@@ -39,7 +39,9 @@ from deploykit.tokenizer import join_windows
 
 GAUGE_UPDATE_PERIOD_S = 5.0  # between two updates of the gauges by their thread
 RETRY_NOT_READY_S = 10  # header Retry-After of requests that come before the service is ready
-TOKENIZER_THREADS_VARIABLE = "TOKENIZERS_PARALLELISM"  # whether the library tokenizers starts threads of its own
+TOKENIZER_THREADS_VARIABLE = (
+    "TOKENIZERS_PARALLELISM"  # environment variable: whether the library `tokenizers` starts threads of its own
+)
 
 logger = logging.getLogger("deploykit.serving")
 

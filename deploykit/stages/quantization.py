@@ -116,7 +116,7 @@ def _make_bench(job: Job, base: Predictor, lengths: Lengths) -> Bench:
         calibration=calibration_batches(dataset, base, seed),
         evaluate=evaluate,
         gates=job.recipe.gates,
-        data=job.parent_key,
+        data_key=job.parent_key,
     )
 
 

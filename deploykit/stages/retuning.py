@@ -47,8 +47,8 @@ from deploykit.stages.context import provenance_fields
 from deploykit.stages.opened_package import Package, open_package
 
 log = logging.getLogger(__name__)
-BASELINE_PLACE = Execution().backend  # engine, device and precision of the float graph as the baseline
-MIN_P_VALUE = 1e-3  # of as many changed golden answers; below it, this machine computes something else
+BASELINE_BACKEND = Execution().backend  # engine, device and precision of the float graph as the baseline
+MIN_P_VALUE = 1e-3  # of the binomial test on the number of changed golden answers; a lower one refuses the candidate
 CALIBRATION_BATCH_ROWS = 8  # golden rows in a batch for quantizers that measure activations
 
 
@@ -121,7 +121,7 @@ def passed_before(package: Package, options: auto.Options, cores: int) -> dict[S
     passed: dict[Spec, Candidate] = {}
     for content in package.quantization["candidates"]:
         candidate = Candidate.model_validate(content)
-        baseline = ("exported", "none", BASELINE_PLACE)
+        baseline = ("exported", "none", BASELINE_BACKEND)
         is_baseline = (candidate.graph, candidate.quantizer, candidate.execution.backend) == baseline
         verdicts = [verdict for verdict in candidate.verdicts if verdict.gate != "max_p95_ms"]
         passes = candidate.comparison is not None and (is_baseline or not gates.failing(limits, verdicts))
@@ -132,20 +132,22 @@ def passed_before(package: Package, options: auto.Options, cores: int) -> dict[S
 
 
 def initial_specs(package: Package, passed: Mapping[Spec, Candidate], options: auto.Options) -> list[Spec]:
-    """Returns the specs to begin the search with: the float graph, and each candidate in its likeliest thread layout.
+    """Returns the specs to begin the search with: the float graph and all candidates, each in one thread layout.
+
+    Of a candidate's two thread layouts, this is the one that is expected to be faster.
 
     Args:
-        package: names the float graph.
+        package: its float graph runs on all cores, which decides the layouts.
         passed: from `passed_before`.
         options: of the search.
     """
     execution = package.base.engine.execution
 
-    def is_likeliest(spec: Spec) -> bool:
+    def is_in_preferred_layout(spec: Spec) -> bool:
         layouts = candidate_grid.thread_layouts(spec.execution, execution.threads, options.objective)
         return spec.execution == layouts[0]
 
-    return list(dict.fromkeys((Spec(execution=execution), *filter(is_likeliest, passed))))
+    return list(dict.fromkeys((Spec(execution=execution), *filter(is_in_preferred_layout, passed))))
 
 
 def make_bench(package: Package, folder: Path, options: auto.Options, passed: Mapping[Spec, Candidate]) -> Bench:
@@ -170,7 +172,7 @@ def make_bench(package: Package, folder: Path, options: auto.Options, passed: Ma
         candidate = passed[spec]
         if candidate.metric is None or candidate.comparison is None:
             raise RuntimeError("a candidate that passed its gates has no metric")
-        _require_same_decisions(predictor, package, candidate.comparison)
+        _require_plausible_changes(predictor, package, candidate.comparison)
         return Evaluation(metric=candidate.metric, comparison=candidate.comparison)
 
     return Bench(
@@ -181,12 +183,12 @@ def make_bench(package: Package, folder: Path, options: auto.Options, passed: Ma
         calibration=pad_in_batches(features, base.tokenizer, CALIBRATION_BATCH_ROWS),
         evaluate=evaluate,
         gates=GateSection.model_validate(package.quantization["gates"]).model_copy(update={"max_p95_ms": None}),
-        data=package.artifact.digest,
+        data_key=package.artifact.digest,
     )
 
 
-def _require_same_decisions(predictor: Predictor, package: Package, before: Comparison) -> None:
-    """Tests whether quantization changes more golden answers here than rows where the package was made.
+def _require_plausible_changes(predictor: Predictor, package: Package, before: Comparison) -> None:
+    """Raises an error if many more golden answers change on this machine than rows did where the package was made.
 
     Args:
         predictor: of the candidate, on this machine.

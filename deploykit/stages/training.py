@@ -218,11 +218,13 @@ def _warn_of_unlabelled_heads(predictor: Predictor, dataset: data.Dataset) -> No
 
 def _warn_of_unpredictable_spans(predictor: Predictor, training: Sequence[Example]) -> None:
     """Warns of spans that do not begin and end at the borders of tokens, if the task has spans."""
-    inexpressible = getattr(predictor.task, "inexpressible", None)
-    if inexpressible is None:
+    misaligned_spans = getattr(predictor.task, "misaligned_spans", None)
+    if misaligned_spans is None:
         return
     rows = zip(training, predictor.encode([example.input for example in training]), strict=True)
-    found = [(example, span) for example, windows in rows for span in inexpressible(example, windows, predictor.spec)]
+    found = [
+        (example, span) for example, windows in rows for span in misaligned_spans(example, windows, predictor.spec)
+    ]
     if found:
         example, span = found[0]
         log.warning(

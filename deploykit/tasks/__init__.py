@@ -93,7 +93,7 @@ class OptionalMembers(Protocol):
         """Returns the input with the gold result of the task's first step, so that only the second is measured."""
 
     def item_labels(self, spec: Spec) -> tuple[str, ...]:
-        """Lists the labels that items may have."""
+        """Lists all labels with which a tuple of `items` may begin."""
 
     def golden_input(self, item: Any, tokenizer: Any) -> Any:
         """Returns a smaller input with the same predictions, which the golden set stores instead."""

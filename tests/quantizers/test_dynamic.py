@@ -40,7 +40,7 @@ def test_a_result_that_misses_a_product_is_refused(variant, variant_graph, tmp_p
 
 
 def test_a_table_that_was_not_quantized_is_refused(exported_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(dynamic, "_largest_table", lambda model: ["/bert/embeddings/Gather"])  # of a shape
+    monkeypatch.setattr(dynamic, "_largest_table_lookups", lambda model: ["/bert/embeddings/Gather"])  # of a shape
     with pytest.raises(DeploykitError, match=r"the embedding table was not quantized.*embeddings: false"):
         dynamic.quantize(exported_of("bert") / "model.onnx", dynamic.Options(embeddings=True), tmp_path / "model.onnx")
 

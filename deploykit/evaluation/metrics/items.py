@@ -22,7 +22,7 @@ class MicroF1:
         return float(self.statistic(outcomes)(np.ones((1, len(outcomes))))[0])
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes the metric from the right, true and predicted items of drawn rows."""
+        """Returns a function that computes the metric of resampled rows from their right, true and predicted items."""
         labels, counts = count_items(outcomes)
         over_labels = counts @ np.repeat(np.eye(3), len(labels), axis=0)  # (rows, 3): right, true, predicted
         return statistic_of_sums(over_labels, lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
@@ -59,7 +59,7 @@ class SpanF1:
         return float(self.statistic(outcomes)(np.ones((1, len(outcomes))))[0])
 
     def statistic(self, outcomes: Outcomes) -> Statistic:
-        """Computes the metric from the right, true and predicted items of drawn rows."""
+        """Returns a function that computes the metric of resampled rows from their right, true and predicted items."""
         true, predicted = (
             [set(outcomes.task.spans(row, outcomes.spec)) for row in rows]
             for rows in (outcomes.gold, outcomes.decisions)

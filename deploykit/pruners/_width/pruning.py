@@ -27,7 +27,7 @@ from deploykit.pruners._width.sizing import keep_by_share, keep_for_speedup
 from deploykit.pruners.width import Options
 
 SPEEDUP_PER_STEP = 1.2  # factor on the speedup from each step of a search to the next
-METRIC_ROUNDING = 1e-9  # a metric that is lower than the limit by less than this is equal to it
+METRIC_TOLERANCE = 1e-9  # a metric that is below the limit by less than this passes: it is a rounding error
 log = logging.getLogger(__name__)
 # Takes a model and a target: a share of this model, or a speedup over the unpruned model. Returns what each layer
 # keeps, and facts for the manifest.
@@ -38,7 +38,7 @@ def prune(model: torch.nn.Module, problem: Problem, options: Options, work: Path
     """Returns a narrower copy of the model, the sizes of its layers, and the measurements.
 
     Raises:
-        ModelError: the speedup is out of reach, or such a model cannot be timed.
+        ModelError: the speedup is out of reach, or the model cannot be timed because it exports as several graphs.
     """
     choose = _share_chooser(problem, options) if options.keep else _speedup_chooser(model, problem, options, work)
     if options.max_drop is not None:
@@ -77,7 +77,7 @@ def _search(
         metric = first_metric(small.eval(), problem)
         tried.append({**step_facts["speedup"], "metric": metric})
         log.info("search: %s", tried[-1])
-        if metric < min_metric - METRIC_ROUNDING:
+        if metric < min_metric - METRIC_TOLERANCE:
             break
         best, facts, curve = small, step_facts, [*curve, *step_curve]
         now = time.monotonic()

@@ -15,7 +15,7 @@ from deploykit.serving.access.watched_file import WatchedFile
 from deploykit.serving.call import LIMIT_NAMES, Client, Scope
 
 KEY_PATTERN = re.compile(r"dk_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")  # id and secret
-POLL_S = 1.0  # at most so often, a running service checks whether the file has changed
+POLL_S = 1.0  # seconds between two checks whether the file has changed, at least
 
 
 @dataclass(frozen=True)

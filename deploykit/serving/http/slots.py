@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from deploykit.serving.problems import Problem, retry_after_header
 
-# The hard limit is this times the number of slots: the second half is a reserve for clients below their share.
+# The hard limit is this times the number of slots. Between the two, only clients below their share are let in.
 HARD_LIMIT_RATIO = 2
 
 

@@ -25,7 +25,7 @@ from deploykit.tasks import Arrays
 from deploykit.tokenizer import Features
 
 MAX_CANDIDATES = 1024  # waiting texts that are considered for one batch: bounds the time on the event loop
-MIN_LEARNED_ESTIMATE_SHARE = 0.1  # of the longest allowed wait: from shorter estimated waits nothing is learned
+MIN_LEARNED_ESTIMATE_SHARE = 0.1  # of the longest allowed wait; shorter estimates do not correct the estimator
 # The hard limit of the queue is this times `queue_tokens`. Between the two limits, only clients below their fair share
 # are admitted.
 HARD_LIMIT_RATIO = 2
