@@ -203,7 +203,7 @@ def test_an_answer_that_drips_is_not_waited_for_to_its_end(predict, played):
 def test_an_answer_of_another_server_is_told_apart(predict, played, content):
     url, seen = played((200, {"x-request-id": "r1"}, content if content is not None else b"null"))
     with pytest.raises(
-        ServiceError, match=r"answered, and not as a deploykit service does .* Is this its address"
+        ServiceError, match=r"answered, but not as a deploykit service does .* Is this its address"
     ) as e:
         predict(url)
     assert (e.value.status, e.value.request_id, len(seen)) == (200, "r1", 1)
@@ -249,7 +249,9 @@ def test_what_is_no_address_is_refused_at_once(predict, url):
         predict(url)
 
 
-@pytest.mark.parametrize(("texts", "message"), [("text", "texts are a list"), (["a\ud800"], "Replace half surrogates")])
+@pytest.mark.parametrize(
+    ("texts", "message"), [("text", "texts are a list"), (["a\ud800"], "Remove its unpaired surrogates")]
+)
 def test_what_is_no_text_is_refused_at_once(predict, texts, message):
     with pytest.raises(InputError, match=message):
         predict("http://127.0.0.1:9", texts=texts)

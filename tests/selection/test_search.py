@@ -69,7 +69,7 @@ def bench(base, dataset_of, tmp_path, monkeypatch):
         calibration=pad_in_batches(features[:16], predictor.tokenizer, 8),
         evaluate=evaluate,
         gates=LIMITS,
-        data="d",
+        data_key="d",
     )
     object.__setattr__(found, "drops", bench_drops)
     object.__setattr__(found, "judged", judged)

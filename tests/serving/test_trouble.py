@@ -205,7 +205,7 @@ def test_requests_under_load_are_answered_or_never_taken_when_a_service_is_stopp
         assert process.wait(30) == 0
         ended.set()
     assert seen.count(200) > 20
-    assert set(seen) <= {200, 503, ConnectionRefusedError, ConnectionResetError}
+    assert set(seen) <= {200, 503, ConnectionRefusedError, ConnectionResetError, BrokenPipeError}
     assert seen.count(ConnectionResetError) <= 4  # that were not taken yet when the socket was closed
 
 
