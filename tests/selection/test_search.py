@@ -160,7 +160,7 @@ def test_what_is_timed_is_judged_again_where_it_runs_otherwise(bench, gate, time
 
 def replace_key(bench):
     """The same bench on other data."""
-    return Bench(**{**{name: getattr(bench, name) for name in Bench.__dataclass_fields__}, "data": "other"})
+    return Bench(**{**{name: getattr(bench, name) for name in Bench.__dataclass_fields__}, "data_key": "other"})
 
 
 def test_another_machine_measures_anew(bench, monkeypatch):
