@@ -139,21 +139,14 @@ def open_base(
     """
     config = configuration.read(base.folder, base.name)
     stored_heads, is_pruned = getattr(config, HEADS_KEY, None), (base.folder / ARCHITECTURE).is_file()
-    if fine_tuned and stored_heads != heads:
-        raise ModelError(
-            f"{base.name} does not have the heads of this task, with the labels of the data in their order. Train it,"
-            " or use a model that this task was trained on."
-        )
-    if fine_tuned and (is_pruned or stored_heads):
-        return checkpoint.load(base.folder, attention=None)
-    if is_pruned or (stored_heads and config.model_type in TWO_TOWER_TYPES):
-        reason, origin = (
-            ("was pruned", "the unpruned model") if is_pruned else ("reads images with texts", "its base model")
-        )
-        raise ModelError(
-            f"{base.name} {reason}, and such a model cannot be fine-tuned again. Start from {origin}, or use it as it"
-            " is with train: null."
-        )
+    if fine_tuned:
+        _require_heads(base, stored_heads, heads)
+        if is_pruned or stored_heads:
+            return checkpoint.load(base.folder, attention=None)
+    elif is_pruned:
+        raise _retraining_error(base, "was pruned", "the unpruned model")
+    elif stored_heads and config.model_type in TWO_TOWER_TYPES:
+        raise _retraining_error(base, "reads images with texts", "its base model")
     name_outputs(config, labels)
     if config.model_type in POSITIONS_AFTER_PADDING and config.pad_token_id is None:
         config.pad_token_id = pad_id
@@ -180,6 +173,23 @@ def open_base(
         reusable = [name for name in heads if heads[name] == (stored_heads or {}).get(name)]
         return with_heads(model, heads, _read_head_weights(base, reusable))
     return cast(transformers.PreTrainedModel, model)
+
+
+def _require_heads(base: Base, stored_heads: Heads | None, heads: Heads | None) -> None:
+    """Raises a ModelError if a fine-tuned model has other heads than the task needs."""
+    if stored_heads != heads:
+        raise ModelError(
+            f"{base.name} does not have the heads of this task, with the labels of the data in their order. Train it,"
+            " or use a model that this task was trained on."
+        )
+
+
+def _retraining_error(base: Base, reason: str, origin: str) -> ModelError:
+    """Returns the error for a model that cannot be trained again, with the model to start from instead."""
+    return ModelError(
+        f"{base.name} {reason}, and such a model cannot be fine-tuned again. Start from {origin}, or use it as it is"
+        " with train: null."
+    )
 
 
 def _read_head_weights(base: Base, heads: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -102,9 +102,8 @@ def open_model(job: Job, base: Base, tokenizer: AnyTokenizer) -> tuple[transform
     spec = _spec(job, labels, base, fine_tuned=fine_tuned)
     output_names = stored_labels or getattr(task, "OUTPUT_NAMES", ())
     head_labels = task.output_labels(spec) if hasattr(task, "output_labels") else None
-    if (
-        isinstance(tokenizer, ImageTokenizer) and tokenizer.text_tokenizer
-    ):  # transformers has no class for an image with a text
+    # transformers has no class for an image with a text
+    if isinstance(tokenizer, ImageTokenizer) and tokenizer.text_tokenizer:
         head_labels = {"logits": output_names}
     is_pooled = task.AUTO_CLASS == SEQUENCE_CLASSIFIER and _is_pooled(job, base, fine_tuned=fine_tuned)
     if is_pooled:
